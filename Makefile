@@ -1,0 +1,60 @@
+# `make demo`, `make test` and `make test-full` need nothing but make and Python 3.11+.
+# Everything is installed by pip into .venv; a repeated call installs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# No request for the newest version: the type checker is pinned in pyproject.toml.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full lint format types layers pytest pytest-slow clean
+.NOTPARALLEL:  # two pip processes must not write one environment
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo  ## train, kill at random moments, resume, compare bit for bit
+	$(BIN)/python demo/demo.py
+
+test: lint types layers pytest  ## all checks but the slow ones
+
+test-full: test demo pytest-slow  ## `make test`, the demo, and the slow tests
+
+lint: $(VENV)/.dev  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## let ruff fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev  ## pyright
+	$(BIN)/pyright
+
+layers: $(VENV)/.dev  ## import-linter: imports go down only
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.dev  ## the quick tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+pytest-slow: $(VENV)/.dev  ## the slow tests, the built wheel among them
+	$(BIN)/python -m pytest -n 2 -m slow
+
+clean:  ## remove what the targets made, .venv too
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+		"Holdfast needs Python 3.11 or newer; try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[examples]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[examples,dev]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,111 @@
+"""The program around the commands: one way out for results, errors and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+
+import holdfast
+from holdfast.cli.ls import ls
+from holdfast.cli.prune import prune
+from holdfast.cli.render import print_json, shown
+from holdfast.cli.restore import restore
+from holdfast.cli.show import show
+from holdfast.cli.verify import verify
+from holdfast.errors import HoldfastError
+
+# As a shell reports them: 128 + the signal's number.
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="Run 'holdfast COMMAND --help' for examples.",
+)
+@click.version_option(holdfast.__version__, prog_name="holdfast", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Look at runs and their checkpoints, check them, restore and prune them.
+
+    A checkpoint is named by a reference: runs/mnist (the latest),
+    runs/mnist@41200 (a step), runs/mnist@best:val_loss, runs/mnist@a-tag, or
+    runs/mnist@9f3c (the start of an id).
+    """
+
+
+for command in (ls, show, verify, restore, prune):
+    cli.add_command(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit status. Raises only what is a bug of ours."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape instead of a traceback.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    try:
+        with _escaped_warnings():
+            status = cli.main(words, prog_name="holdfast", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        return _fail(as_json, error.format_message(), _help_for(error), error.exit_code)
+    except HoldfastError as error:
+        return _fail(as_json, error.message, error.hint, error.exit_code)
+    except BrokenPipeError:
+        # The reader (`| head`) has enough. Python would complain again at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(as_json, f"{error.strerror or error}{where}", "", 1)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(as_json, "interrupted", "", INTERRUPTED)
+
+
+def _fail(as_json: bool, message: str, hint: str, exit_code: int) -> int:
+    if as_json:
+        print_json({"ok": False, "error": message, "hint": hint, "exit_code": exit_code})
+    else:
+        print(f"Error: {_lines(message)}", file=sys.stderr)
+        if hint:
+            print(f"Hint: {_lines(hint)}", file=sys.stderr)
+    return exit_code
+
+
+def _lines(text: str) -> str:
+    return "\n  ".join(shown(line) for line in text.splitlines())
+
+
+def _help_for(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"See '{context.command_path if context else 'holdfast'} --help'."
+
+
+class _Escaped(logging.Handler):
+    """Warnings of the library, such as damage it found, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "Warning" if record.levelno < logging.ERROR else "Damage"
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{kind}: {_lines(record.getMessage())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _escaped_warnings() -> Iterator[None]:
+    """Without it Python's last-resort handler would print messages as they are."""
+    logger = logging.getLogger("holdfast")
+    handler = _Escaped(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

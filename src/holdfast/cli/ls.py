@@ -1,0 +1,171 @@
+"""`holdfast ls`: a run's checkpoints, or the runs of a folder."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from holdfast.cli.options import json_option, no_checkpoint, opened, whole_run
+from holdfast.cli.render import (
+    Column,
+    checkpoint_json,
+    metric_text,
+    plural,
+    print_json,
+    shown,
+    table,
+    terminal_width,
+)
+from holdfast.cli.runs import find_runs
+from holdfast.core.address import short_ids
+from holdfast.core.units import format_ago, format_size
+from holdfast.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from holdfast.manager import CheckpointInfo
+
+# A metric's column: wider titles are cut, so that several fit beside the rest.
+_METRIC_WIDTH = 10
+_OTHER_COLUMNS = 52
+"""STEP to NEW, and ID, as wide as they usually are, with gaps."""
+_NOTES = 16
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  holdfast ls runs/mnist
+  holdfast ls runs                 # several runs: one line each
+  holdfast ls runs/mnist --metric val_loss
+  holdfast ls runs/mnist --json"""
+)
+@click.argument("address", metavar="RUN|FOLDER", default=".")
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME", help="Show this metric (repeatable)."
+)
+@json_option
+def ls(address: str, metrics: tuple[str, ...], as_json: bool) -> None:
+    """List a run's checkpoints, newest first, or the runs below a folder.
+
+    SIZE is the whole state; NEW is what was written for it, the rest is shared with
+    other checkpoints.
+    """
+    address = whole_run(address)
+    with opened(address) as run:
+        infos = run.checkpoints()[::-1]
+        finished = run.finished if infos else False
+    if infos:
+        if as_json:
+            rows = [checkpoint_json(info) for info in infos]
+            print_json({"ok": True, "run": address, "finished": finished, "checkpoints": rows})
+        else:
+            print(checkpoints_text(infos, metrics, time.time()))
+        return
+    runs = [_summary(found) for found in find_runs(address)]
+    if not runs or [found["run"] for found in runs] == [address]:
+        raise no_checkpoint(address)
+    if as_json:
+        print_json({"ok": True, "folder": address, "runs": runs})
+    else:
+        print(runs_text(runs, time.time()))
+
+
+def checkpoints_text(
+    infos: Sequence[CheckpointInfo],
+    wanted: Sequence[str],
+    now_s: float,
+    width: int | None = None,
+) -> str:
+    """The table of `infos`, and a line about metrics that found no room."""
+    width = terminal_width() if width is None else width
+    counts = Counter(name for info in infos for name in info.metrics)
+    names = list(wanted) or sorted(counts, key=lambda name: (-counts[name], name))
+    has_notes = any(info.tags or info.pinned or info.note for info in infos)
+    room = max(1, (width - _OTHER_COLUMNS - _NOTES * has_notes) // (_METRIC_WIDTH + 2))
+    chosen, left = names[:room], names[room:]
+    ids = short_ids([info.id for info in infos])
+    rows = [
+        [
+            f"{info.step:,}",
+            format_ago(now_s - info.time_s),
+            format_size(info.nbytes),
+            format_size(info.new_bytes),
+            *(metric_text(info.metrics[m]) if m in info.metrics else "" for m in chosen),
+            note_text(info),
+            ids[info.id],
+        ]
+        for info in infos
+    ]
+    columns = [
+        Column("STEP", right=True),
+        Column("SAVED"),
+        Column("SIZE", right=True),
+        Column("NEW", right=True),
+        *(Column(_title(name), right=True) for name in chosen),
+        Column("TAGS/NOTE", elastic=True),
+        Column("ID"),
+    ]
+    text = table(columns, rows, width)
+    if left:
+        text += f"\nalso logged: {', '.join(shown(name) for name in left[:8])}"
+        text += f" and {len(left) - 8} more" if len(left) > 8 else ""
+        text += " (--metric NAME)"
+    return text
+
+
+def _title(metric: str) -> str:
+    """The end of a long name says more than its start: `eval/…/val_loss`."""
+    name = shown(metric)
+    return name if len(name) <= _METRIC_WIDTH else "…" + name[-(_METRIC_WIDTH - 1) :]
+
+
+def note_text(info: CheckpointInfo) -> str:
+    """Tags and pin, and in brackets what caused the save."""
+    marks = ", ".join([*info.tags, *(["pinned"] if info.pinned else [])])
+    note = f"({info.note})" if info.note else ""
+    return f"{marks} {note}".strip()
+
+
+def _summary(address: str) -> dict[str, Any]:
+    """One run of several. A damaged one does not hide the others."""
+    try:
+        with opened(address) as run:
+            infos = run.checkpoints()
+            finished = run.finished if infos else False
+    except HoldfastError as error:
+        return {"run": address, "error": error.message, "exit_code": error.exit_code}
+    latest = checkpoint_json(infos[-1]) if infos else None
+    return {"run": address, "checkpoints": len(infos), "finished": finished, "latest": latest}
+
+
+def runs_text(runs: Sequence[dict[str, Any]], now_s: float, width: int | None = None) -> str:
+    """The table of runs."""
+    rows: list[list[str]] = []
+    for run in runs:
+        if "error" in run:
+            rows.append([run["run"], "", "", "", "", run["error"]])
+            continue
+        latest = run["latest"]
+        rows.append(
+            [
+                run["run"],
+                str(run["checkpoints"]),
+                f"{latest['step']:,}" if latest else "",
+                format_ago(now_s - latest["time_s"]) if latest and latest["saved"] else "",
+                format_size(latest["nbytes"]) if latest else "",
+                "finished" if run["finished"] else "",
+            ]
+        )
+    columns = [
+        Column("RUN", elastic=True),
+        Column("KEPT", right=True),
+        Column("STEP", right=True),
+        Column("SAVED"),
+        Column("SIZE", right=True),
+        Column("STATE", elastic=True),
+    ]
+    return f"{table(columns, rows, width)}\n{plural(len(runs), 'run')}"

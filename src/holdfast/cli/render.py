@@ -1,0 +1,176 @@
+"""From values to text: tables that fit the terminal, JSON of one shape, escapes.
+
+Tags, metric names, leaf paths and notes come from a store, which anyone may have
+written: whatever is not printable is shown as an escape and never reaches the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.manager.info import CheckpointInfo
+
+WIDTH = 80
+_WIDEST = 160
+_GAP = "  "
+
+
+def shown(text: str) -> str:
+    r"""`text` with control, format (bidi, zero width) and other unprintable characters escaped.
+
+    >>> shown("a\x1b[31mb\u202ec")
+    'a\\x1b[31mb\\u202ec'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+# -- tables -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. An `elastic` one is cut first when the table is too wide."""
+
+    title: str
+    right: bool = False
+    elastic: bool = False
+
+
+def terminal_width() -> int:
+    """Columns to use: the terminal's, or 80 where there is none."""
+    if not sys.stdout.isatty():
+        return WIDTH
+    return max(40, min(_WIDEST, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None
+) -> str:
+    """`rows` under `columns`' titles, each cell escaped, no line wider than `width`.
+
+    Columns that are empty in every row are left out.
+    """
+    width = terminal_width() if width is None else width
+    used = [i for i in range(len(columns)) if not rows or any(row[i] for row in rows)]
+    columns = [columns[i] for i in used]
+    cells = [[shown(column.title) for column in columns]]
+    cells += [[shown(row[i]) for i in used] for row in rows]
+    widths = [max(_cells(row[i]) for row in cells) for i in range(len(columns))]
+    spare = width - len(_GAP) * (len(columns) - 1)
+    while sum(widths) > spare:
+        # Cut the widest elastic column; where they are narrow already, any other.
+        elastic = [i for i, c in enumerate(columns) if c.elastic and widths[i] > 8]
+        widest = max(elastic or range(len(columns)), key=lambda i: widths[i])
+        if widths[widest] <= 1:
+            break
+        widths[widest] -= 1
+    return "\n".join(
+        _GAP.join(
+            _fit(cell, width, column.right)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _cells(text: str) -> int:
+    """Columns that `text` takes: East Asian wide ones two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_char_cells, text))
+
+
+def _char_cells(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _fit(text: str, width: int, right: bool) -> str:
+    if _cells(text) > width:
+        text = cut(text, width)
+    padding = " " * (width - _cells(text))
+    return padding + text if right else text + padding
+
+
+def cut(text: str, width: int) -> str:
+    """The start of `text`, with "…" where more would follow, in at most `width` columns."""
+    if _cells(text) <= width:
+        return text
+    kept, taken = 0, 0
+    for char in text:
+        taken += _char_cells(char)
+        if taken > width - 1:
+            break
+        kept += 1
+    return text[:kept] + "…"
+
+
+# -- values -------------------------------------------------------------------
+
+
+def saved_at(time_s: float) -> str | None:
+    """ISO 8601 in UTC; None if a store claims a time that no calendar has."""
+    try:
+        return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def metric_text(value: float) -> str:
+    """
+    >>> metric_text(0.23109), metric_text(float("nan"))
+    ('0.2311', 'nan')
+    """
+    return f"{value:.4g}"
+
+
+def checkpoint_json(info: CheckpointInfo) -> dict[str, Any]:
+    """A checkpoint as every command's JSON shows it."""
+    return {
+        "ref": info.ref,
+        "id": info.id,
+        "step": info.step,
+        "ordinal": info.ordinal,
+        "time_s": info.time_s if math.isfinite(info.time_s) else None,
+        "saved": saved_at(info.time_s),
+        "nbytes": info.nbytes,
+        "new_bytes": info.new_bytes,
+        "metrics": {k: v for k, v in info.metrics.items() if math.isfinite(v)},
+        "odd_metrics": {k: str(v) for k, v in info.metrics.items() if not math.isfinite(v)},
+        "tags": list(info.tags),
+        "pinned": info.pinned,
+        "note": info.note,
+        "pickled": info.pickled,
+    }
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, in ASCII, so that no terminal obeys what is in it."""
+    text = json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False, default=str)
+    print(text.replace("\x7f", "\\u007f"))  # DEL is ASCII, and JSON does not escape it
+
+
+def plural(number: int, noun: str) -> str:
+    """
+    >>> plural(1, "checkpoint"), plural(1200, "checkpoint")
+    ('1 checkpoint', '1,200 checkpoints')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

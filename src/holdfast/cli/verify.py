@@ -1,0 +1,94 @@
+"""`holdfast verify`: read every byte and compare it with its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.options import json_option, no_checkpoint, opened, selector_of
+from holdfast.cli.render import Column, checkpoint_json, plural, print_json, shown, table
+from holdfast.core.address import parse_reference, short_ids
+from holdfast.core.units import format_size
+from holdfast.errors import CorruptionError
+
+if TYPE_CHECKING:
+    from holdfast.manager.info import Verification
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  holdfast verify runs/mnist            # every checkpoint
+  holdfast verify runs/mnist@latest     # one of them
+  holdfast verify runs/mnist --json
+\b
+Exit status: 0 all intact, 4 damage found, 10 nothing there."""
+)
+@click.argument("reference", metavar="RUN|REF")
+@json_option
+def verify(reference: str, as_json: bool) -> int:
+    """Read every byte of a run's checkpoints, or of one, and check its digest.
+
+    Damage is reported with the leaf or the file that has it. Nothing is changed.
+    """
+    wanted = parse_reference(reference)
+    with opened(wanted.address) as run:
+        results = run.verify(selector_of(wanted) if wanted.explicit else None)
+    if not results:
+        raise no_checkpoint(wanted.address)
+    damaged = [result for result in results if not result.ok]
+    error = _damage(wanted.address, results) if damaged else None
+    if as_json:
+        failed = {"error": error.message, "hint": error.hint, "exit_code": 4} if error else {}
+        rows = [
+            {
+                **checkpoint_json(result.info),
+                "intact": result.ok,
+                "problems": list(result.problems),
+                "bytes_read": result.bytes_read,
+            }
+            for result in results
+        ]
+        print_json({"ok": error is None, **failed, "run": wanted.address, "checkpoints": rows})
+        return 4 if error else 0
+    print(results_text(results))
+    if error:
+        raise error
+    print(f"{plural(len(results), 'checkpoint')} verified, all intact.")
+    return 0
+
+
+def results_text(results: Sequence[Verification], width: int | None = None) -> str:
+    """A line for each checkpoint; below a damaged one, what is wrong with it."""
+    ids = short_ids([result.info.id for result in results])
+    rows = [
+        [
+            f"{result.info.step:,}",
+            ids[result.info.id],
+            format_size(result.bytes_read),
+            "intact" if result.ok else "DAMAGED",
+        ]
+        for result in results
+    ]
+    columns = [Column("STEP", right=True), Column("ID"), Column("READ", right=True), Column("STATE")]
+    title, *lines = table(columns, rows, width).split("\n")
+    text = [title]
+    for line, result in zip(lines, results, strict=True):
+        # Whole, even where they are longer than the terminal is wide: they are to be copied.
+        text += [line, *(f"    {shown(problem)}" for problem in result.problems)]
+    return "\n".join(text)
+
+
+def _damage(address: str, results: Sequence[Verification]) -> CorruptionError:
+    intact = [result.info for result in results if result.ok]
+    bad = len(results) - len(intact)
+    verb = "is" if bad == 1 else "are"
+    return CorruptionError(
+        f"{bad} of {plural(len(results), 'checkpoint')} in {address} {verb} damaged",
+        hint=f"The newest intact one of these is {intact[-1].ref}: "
+        f"holdfast restore {intact[-1].ref} DIR"
+        if intact
+        else "None of these is intact. Look for other checkpoints, or a copy of the run.",
+    )

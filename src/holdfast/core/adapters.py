@@ -1,0 +1,167 @@
+"""How values become leaves and come back: the contract between tree and frameworks.
+
+Capture: `Encoder.encode(value, path)` returns a JSON node; arrays and tensors in it
+are registered as leaves, whose bytes the saver asks for through `LeafSource`.
+
+Restore: `Decoder.decode(node, target, path)` walks the same node. Nothing live is
+changed while it walks: bytes that are to come are *requested* with a `Destination`
+and live objects are updated by *finishers*, which run only after the whole structure
+was accepted and every requested byte was verified and delivered.
+
+A framework adapter is an object with the verbs of `Adapter`; the frameworks are
+never imported by this package: `holdfast.<name>` is imported when a value or a tag
+of that framework turns up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from holdfast.core.types import Node
+
+
+class LeafSource(Protocol):
+    """Where a leaf's bytes come from while a save is captured."""
+
+    @property
+    def dtype(self) -> str:
+        """Safetensors dtype of the stored bytes."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def streamed(self) -> bool:
+        """True: too large to hold (a file); read in the background, in order, and
+        `close` tells whether it stayed unchanged. False: copied at once."""
+        ...
+
+    def copy_range(self, offset: int, into: memoryview) -> None:
+        """Fill `into` with the leaf's C-order little-endian bytes from `offset` on."""
+        ...
+
+    def close(self) -> None:
+        """Called once after the last read. Raises StateError if the bytes changed
+        since the leaf was captured (streamed sources)."""
+        ...
+
+
+class Destination(Protocol):
+    """Where a leaf's verified bytes go."""
+
+    def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
+        """Store `data` (C-order bytes) as the box at `start`. From any thread;
+        boxes of one leaf do not overlap."""
+        ...
+
+
+class Encoder(Protocol):
+    """Builds the tree of one save."""
+
+    allow_pickle: bool
+
+    def encode(self, value: object, path: str) -> Node:
+        """The node of any supported value. Raises UnsupportedValue with the path."""
+        ...
+
+    def leaf(self, source: LeafSource, path: str) -> int:
+        """Register a leaf; its index, to be put in a node under "leaf"."""
+        ...
+
+    def alias(self, key: Hashable, keep: object) -> dict[str, Any]:
+        """A memo that all nodes of this save share, for aliasing: one dict per `key`.
+
+        `keep` is held until the capture ends, so that an `id()` in `key` stays
+        unique. An adapter puts what it needs to recognise shared memory there.
+        """
+        ...
+
+    def note_pickle(self) -> None:
+        """Mark the checkpoint as holding pickled values."""
+        ...
+
+
+class Decoder(Protocol):
+    """Accepts or refuses one checkpoint's tree, then fills it in."""
+
+    allow_pickle: bool
+
+    def decode(self, node: Node, target: object, path: str) -> Any:
+        """The value of `node`; into `target` where that is a live object or
+        container (and returned as the same object), else a new value. New arrays
+        hold their bytes only after the restore is done. `NOTHING` = no target."""
+        ...
+
+    def spec(self, leaf: int) -> tuple[str, tuple[int, ...]]:
+        """(safetensors dtype, shape) of a leaf. Checked: an allocation of this size
+        is backed by as many stored bytes."""
+        ...
+
+    def request(self, leaf: int, destination: Destination) -> None:
+        """Ask for a leaf's bytes."""
+        ...
+
+    def finish(self, action: Callable[[], None]) -> None:
+        """Run `action` after every byte arrived, in the order of these calls."""
+        ...
+
+    def alias(self, key: Hashable) -> dict[str, Any]:
+        """As Encoder.alias: one dict per `key` for the whole restore."""
+        ...
+
+    def missing(self, path: str, what: str = "") -> None:
+        """The live objects need `path`, the checkpoint lacks it."""
+        ...
+
+    def unexpected(self, path: str, what: str = "") -> None:
+        """The checkpoint has `path`, the live objects do not."""
+        ...
+
+    def changed(self, path: str, saved: str, live: str) -> None:
+        """Shape or dtype differ: `saved` and `live` like "bfloat16[4096, 1024]"."""
+        ...
+
+
+class Nothing:
+    """The type of `NOTHING`."""
+
+    def __repr__(self) -> str:
+        return "NOTHING"
+
+
+NOTHING = Nothing()
+"""No live target: decode to a new value."""
+
+
+class Adapter(Protocol):
+    """What `holdfast.<framework>` offers as its module attribute `adapter`."""
+
+    name: str
+    """Tags of its nodes start with `<name>.`."""
+
+    def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
+        """The node of `value`, or None if the type is not this adapter's."""
+        ...
+
+    def decode(self, node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:
+        """The value of a node with one of this adapter's tags."""
+        ...
+
+    def is_live(self, value: object) -> bool:
+        """Whether `value` is restored in place (a tensor, a module), so that the
+        checkpoint lacking it is an error and not simply a shorter container."""
+        ...
+
+    def capture_rng(self) -> dict[str, object]:
+        """States of every generator the framework owns, as a tree of plain values
+        and arrays. Forces no device synchronisation beyond reading them."""
+        ...
+
+    def apply_rng(self, states: dict[str, Any]) -> None:
+        """Set them. Devices that are gone are left out with a warning."""
+        ...

@@ -1,0 +1,325 @@
+"""References: how one checkpoint is named, in code and on the command line.
+
+    runs/mnist                 the latest (the newest commit)
+    runs/mnist@latest          the same
+    runs/mnist@best            the best by the run's own metric
+    runs/mnist@best:val_loss   the lowest val_loss
+    runs/mnist@best:acc:max    the highest acc
+    runs/mnist@41200           step 41,200 (its newest commit)
+    runs/mnist@gold            a tag
+    runs/mnist@9f3c            an id, by 4 or more of its first characters
+
+Only the last `@` of the last path segment separates: `/home/a@b/run` and
+`s3://key@host` are whole addresses. A folder whose own name has an `@` is written
+with a slash at the end: `runs/a@b/`, `runs/a@b/@latest`.
+
+A number is always a step, never an id: when a step is gone, `@41200` is an error and
+not another checkpoint whose id starts so. `short_id` gives ids that are no numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from holdfast.core.records import Record
+from holdfast.core.retention import Mode, looks_higher_better, ordered, ranking, split_metric
+from holdfast.errors import BadAddress, CheckpointNotFound
+
+SELECTORS = "@latest, @best, @best:metric[:max|:min], @<step>, @<tag> or @<id prefix>"
+SHORTEST_ID = 4
+_ID_PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST_ID},64}}")
+# Thousands may be grouped, since that is how we print steps.
+_STEP = re.compile(r"[0-9]{1,18}|[0-9]{1,3}(?:[,_][0-9]{3}){1,5}")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)(.*)", re.DOTALL)
+_RESERVED = frozenset({"latest", "newest", "oldest", "last", "first", "none", "all"})
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest commit: after going back to an earlier step, not the highest step."""
+
+    def __str__(self) -> str:
+        return "latest"
+
+
+@dataclass(frozen=True)
+class BestBy:
+    """The best by a metric; None where the reference leaves it to the run."""
+
+    metric: str | None = None
+    mode: Mode | None = None
+
+    def __str__(self) -> str:
+        return ":".join(["best", *filter(None, (self.metric, self.mode))])
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """The newest commit at a step."""
+
+    step: int
+
+    def __str__(self) -> str:
+        return str(self.step)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tag, or else the start of an id."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Selector: TypeAlias = Latest | BestBy | AtStep | Named
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run's address and which of its checkpoints is meant."""
+
+    address: str
+    selector: Selector
+    explicit: bool = True
+    """Whether there was an `@`: a command about whole runs takes "no @" as all."""
+
+    def __str__(self) -> str:
+        return f"{self.address}@{self.selector}"
+
+
+# -- parsing ------------------------------------------------------------------
+
+
+def parse_reference(text: str) -> Reference:
+    """The reference that `text` writes down. Raises BadAddress.
+
+    >>> parse_reference("s3://b/x@best:val_loss")
+    Reference(address='s3://b/x', selector=BestBy(metric='val_loss', mode=None), explicit=True)
+    """
+    start, end = _last_segment(text)
+    at = text.rfind("@", start, end)
+    if at < 0:
+        return Reference(_address(text, text), Latest(), explicit=False)
+    address = _address(text[:at], text)
+    try:
+        return Reference(address, parse_selector(text[at + 1 :]))
+    except BadAddress as error:
+        raise BadAddress(
+            f"{text!r}: {error.message}",
+            hint=f"{error.hint} If the folder's own name has an '@', end it with '/'.",
+        ) from error
+
+
+def _last_segment(text: str) -> tuple[int, int]:
+    """Where the last path segment of `text` starts and ends."""
+    start = 0
+    if match := _SCHEME.fullmatch(text):
+        scheme, authority, _ = match.groups()
+        start = len(scheme) + 3
+        # The authority of a URL may hold credentials (key@host); memory:// has none,
+        # there the first segment is a name like any other.
+        if scheme.lower() != "memory":
+            start += len(authority)
+    return max(start, text.rfind("/", start) + 1), len(text)
+
+
+def _address(address: str, text: str) -> str:
+    if "\0" in address:
+        raise BadAddress(f"{text!r} has a NUL character in it")
+    match = _SCHEME.fullmatch(address)
+    root, path = (address[: match.start(3)], match[3]) if match else ("", address)
+    if not match and address.startswith("/"):
+        root, path = "/", address[1:]
+    path = path.rstrip("/")
+    if not root + path:
+        raise BadAddress(f"{text!r} names no run", hint="Write runs/mnist or runs/mnist@latest.")
+    return root + path
+
+
+def parse_selector(text: str | int | None) -> Selector:
+    """What follows the `@`, or a step; None is the latest. Raises BadAddress.
+
+    >>> parse_selector("41,200"), parse_selector("best:acc:max")
+    (AtStep(step=41200), BestBy(metric='acc', mode='max'))
+    """
+    if text is None:
+        return Latest()
+    if isinstance(text, bool) or not isinstance(text, int | str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadAddress(f"{text!r} names no checkpoint", hint=f"Write {SELECTORS}.")
+    if isinstance(text, int):
+        if text < 0:
+            raise BadAddress(f"{text} is not a step: steps are counted from 0")
+        return AtStep(text)
+    text = text.removeprefix("@")
+    if text == "latest":
+        return Latest()
+    if text == "best":
+        return BestBy()
+    if text.startswith("best:"):
+        try:
+            metric, mode = split_metric(text.removeprefix("best:"))
+        except ValueError as error:
+            raise BadAddress(
+                f"cannot read '@{text}': {error}", hint=f"Write {SELECTORS}."
+            ) from error
+        if not metric:
+            raise BadAddress(f"'@{text}' names no metric", hint="Write @best:val_loss.")
+        return BestBy(metric, mode)
+    if _STEP.fullmatch(text):
+        return AtStep(int(re.sub("[,_]", "", text)))
+    if _TAG.fullmatch(text) and not text.isdigit():
+        return Named(text)
+    raise BadAddress(f"'@{text}' names no checkpoint", hint=f"Write {SELECTORS}.")
+
+
+def validate_tag(name: str) -> str:
+    """`name` itself if it can be a tag. Raises BadAddress.
+
+    Whatever else a reference may say is no tag: a step, an id, "latest", "best…".
+    """
+
+    def refused(reason: str) -> BadAddress:
+        return BadAddress(
+            f"{name!r} cannot be a tag: {reason}",
+            hint="Use letters, digits and . _ + - (64 at most), e.g. 'paper-v1'.",
+        )
+
+    if not _TAG.fullmatch(name):
+        raise refused("it is empty, too long, or has characters that a reference cannot hold")
+    lower = name.lower()
+    if _STEP.fullmatch(name):
+        raise refused("it would be read as a step")
+    if lower in _RESERVED or lower.startswith("best"):
+        raise refused("that name is kept for references")
+    if _ID_PREFIX.fullmatch(lower):
+        raise refused("it would be read as the start of an id (letters a-f and digits only)")
+    return name
+
+
+# -- selecting ----------------------------------------------------------------
+
+
+def select(
+    records: Sequence[Record],
+    selector: Selector,
+    default_best: tuple[str, Mode] | None = None,
+) -> Record:
+    """The one of `records` that `selector` names.
+
+    `default_best` is (metric, mode) of the run's own `best` rule: what "@best" means,
+    and the mode of "@best:metric" for that metric. Without it "@best" takes the only
+    metric there is. Raises CheckpointNotFound, which names what exists; BadAddress if
+    it must be said which metric, or whether higher is better.
+
+    The message holds tags and metric names as they were stored.
+    """
+    run = ordered(records)
+    if not run:
+        raise CheckpointNotFound("the run has no checkpoint")
+    match selector:
+        case Latest():
+            return max(run, key=lambda record: record.ordinal)
+        case AtStep(step):
+            found = [record for record in run if record.step == step]
+            if not found:
+                raise CheckpointNotFound(f"no checkpoint at step {step:,}", hint=available(run))
+            return found[-1]
+        case BestBy(metric, mode):
+            return _select_best(run, metric, mode, default_best)
+        case Named(name):
+            return _select_named(run, name)
+
+
+def _select_best(
+    run: Sequence[Record],
+    metric: str | None,
+    mode: Mode | None,
+    default_best: tuple[str, Mode] | None,
+) -> Record:
+    names = sorted({name for record in run for name in record.metrics})
+    if metric is None:
+        if default_best is not None:
+            metric, mode = default_best
+        elif len(names) == 1:
+            metric = names[0]
+        elif not names:
+            raise CheckpointNotFound("no checkpoint has a metric", hint=available(run))
+        else:
+            raise BadAddress(
+                "'@best' does not say by which metric", hint=f"Logged: {_some(names)}."
+            )
+    if mode is None and default_best is not None and default_best[0] == metric:
+        mode = default_best[1]
+    if mode is None:
+        if looks_higher_better(metric):
+            raise BadAddress(
+                f"'@best:{metric}' does not say whether higher or lower is better",
+                hint=f"Write @best:{metric}:max or @best:{metric}:min.",
+            )
+        mode = "min"
+    best = ranking(run, metric, mode)
+    if not best:
+        raise CheckpointNotFound(
+            f"no checkpoint has a finite metric {metric!r}", hint=available(run)
+        )
+    return best[0]
+
+
+def _select_named(run: Sequence[Record], name: str) -> Record:
+    tagged = [record for record in run if name in record.tags]
+    if tagged:
+        return tagged[-1]
+    if not _ID_PREFIX.fullmatch(name.lower()):
+        raise CheckpointNotFound(f"no checkpoint has the tag {name!r}", hint=available(run))
+    found = [record for record in run if record.id.startswith(name.lower())]
+    if not found:
+        raise CheckpointNotFound(
+            f"no checkpoint has the tag or an id that starts with {name!r}", hint=available(run)
+        )
+    if len(found) > 1:
+        ids = ", ".join(f"{short_id(r, run)} (step {r.step:,})" for r in found[:4])
+        raise CheckpointNotFound(
+            f"{len(found)} ids start with {name!r}", hint=f"Write more of it: {ids}."
+        )
+    return found[0]
+
+
+def available(records: Sequence[Record]) -> str:
+    """What a reference could have said, in one line."""
+    run = ordered(records)
+    steps = list(dict.fromkeys(f"{record.step:,}" for record in run))
+    parts = [f"There are steps {_some(steps, newest=True)}"]
+    if tags := sorted({tag for record in run for tag in record.tags}):
+        parts.append(f"tags {_some(tags)}")
+    if names := sorted({name for record in run for name in record.metrics}):
+        parts.append(f"metrics {_some(names)}")
+    return "; ".join(parts) + "."
+
+
+def _some(words: Sequence[str], *, newest: bool = False) -> str:
+    """Up to eight of `words`; of steps the newest, which people mean most often."""
+    if len(words) <= 8:
+        return ", ".join(words)
+    if newest:
+        return ", ".join([words[0], "…", *words[-6:]])
+    return ", ".join([*words[:7], f"… ({len(words)} in all)"])
+
+
+def short_id(record: Record, records: Sequence[Record], *, shortest: int = 8) -> str:
+    """The shortest start of `record`'s id that names it among `records` in a reference.
+
+    Never all digits, which would be read as a step, and at least `shortest` long.
+    """
+    length = shortest
+    while length < len(record.id) and (
+        record.id[:length].isdigit()
+        or sum(other.id.startswith(record.id[:length]) for other in records) > 1
+    ):
+        length += 1
+    return record.id[:length]

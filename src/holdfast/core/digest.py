@@ -1,0 +1,24 @@
+"""Digests. BLAKE3 proves bytes; xxh3 only says "unchanged in this process"."""
+
+from __future__ import annotations
+
+from blake3 import blake3
+from xxhash import xxh3_128_digest
+
+from holdfast.core.types import Buffer
+
+DIGEST_HEX_LENGTH = 64
+
+
+def digest(data: Buffer) -> str:
+    """The BLAKE3 digest (256 bit, lower-case hex) of `data`. Releases the GIL.
+
+    >>> digest(b"")[:16]
+    'af1349b9f5f9a1a6'
+    """
+    return blake3(data).hexdigest()
+
+
+def fingerprint(data: Buffer) -> bytes:
+    """A fast 128-bit fingerprint; never stored, never proof against an adversary."""
+    return xxh3_128_digest(data)

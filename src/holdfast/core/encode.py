@@ -1,0 +1,541 @@
+"""Capture: values to a tree of nodes and leaves (the grammar is in `core.tree`)."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+
+from holdfast.core import arrays, classes, files, frameworks, generators, values
+from holdfast.core.adapters import LeafSource
+from holdfast.core.sharing import Layout, SharedMemory
+from holdfast.core.types import Node
+from holdfast.errors import StateError, UnsupportedValue
+
+FACTORIES: dict[str, Any] = {
+    "None": None,
+    **{kind.__name__: kind for kind in (list, dict, set, int, float, str, bool, tuple, bytes)},
+    "frozenset": frozenset,
+    "bytearray": bytearray,
+    "deque": deque,
+    "Counter": Counter,
+    "OrderedDict": OrderedDict,
+}
+"""What a defaultdict's factory may be: callables that do nothing but make a value."""
+
+_IN_PROGRESS = object()  # memo of a container that is being encoded: meeting it is a cycle
+
+_HINT = (
+    "Track it as an object with state_dict() and load_state_dict(), convert it to "
+    "plain values or arrays, or pass allow_pickle=True."
+)
+
+
+@dataclass(frozen=True)
+class CapturedLeaf:
+    """A leaf of a save, and where its bytes come from."""
+
+    path: str
+    source: LeafSource
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One encoded tree."""
+
+    tree: Node
+    leaves: list[CapturedLeaf]
+    pickled: bool
+
+
+class TreeEncoder:
+    """Builds the nodes and leaves of one save; see `adapters.Encoder`.
+
+    Several trees may be encoded one after another (state, then runtime): they share
+    leaves. A tree is final only when the last one was encoded. Nothing is read from
+    the arrays here: their sources must be copied before they change.
+    """
+
+    def __init__(self, *, allow_pickle: bool = False) -> None:
+        self.allow_pickle = allow_pickle
+        self.pickled = False
+        self.leaves: list[CapturedLeaf] = []
+        self._taken: dict[str, int] = {}
+        self._depth = 0
+        # id -> node of each container of the current tree; all values met are kept
+        # alive, temporary ones too (state_dict()), so that no id is used twice.
+        self._memo: dict[int, Any] = {}
+        self._kept: list[object] = []
+        self._ids = 0
+        self._aliases: dict[Hashable, dict[str, Any]] = {}
+        self._files = files.OpenFiles()
+        self._inline = 0
+        self._types: dict[type, Callable[[Any, str], Node]] = {
+            type(None): _itself,
+            bool: _itself,
+            int: _int,
+            float: _float,
+            str: self._str,
+            list: self._list,
+            dict: self._dict,
+            tuple: self._tuple,
+            complex: _complex,
+            bytes: self._bytes,
+            bytearray: self._bytearray,
+            set: self._set,
+            frozenset: self._frozenset,
+            deque: self._deque,
+            OrderedDict: self._dict,
+            defaultdict: self._dict,
+            Counter: self._dict,
+            range: _range,
+            slice: self._slice,
+            type(Ellipsis): _ellipsis,
+            np.ndarray: self._array,
+            np.memmap: self._array,
+            files.File: self._file,
+            files.Directory: self._directory,
+            **dict.fromkeys(values.PATH_TYPES, _path),
+            **dict.fromkeys(values.TIME_TYPES, values.encode_time),
+            **dict.fromkeys(generators.TYPES, self._generator),
+        }
+
+    # -- the contract of adapters.Encoder ------------------------------------------
+
+    def encode(self, value: object, path: str) -> Node:
+        if self._depth == 0:
+            self._memo.clear()
+            self._ids = 0
+        return self._encode(value, path)
+
+    def leaf(self, source: LeafSource, path: str) -> int:
+        count = self._taken.get(path, 0) + 1
+        self._taken[path] = count
+        if count > 1:
+            unique = f"{path}#{count}"
+            while unique in self._taken:  # a key that itself ends in "#2"
+                count += 1
+                unique = f"{path}#{count}"
+            self._taken[path] = count
+            self._taken[unique] = 1
+            path = unique
+        self.leaves.append(CapturedLeaf(path, source))
+        return len(self.leaves) - 1
+
+    def alias(self, key: Hashable, keep: object) -> dict[str, Any]:
+        memo = self._aliases.get(key)
+        if memo is None:
+            memo = self._aliases[key] = {}
+            self._kept.append(keep)
+        return memo
+
+    def note_pickle(self) -> None:
+        self.pickled = True
+
+    def close(self) -> None:
+        """Close every source. For a capture that is given up."""
+        for leaf in self.leaves:
+            try:
+                leaf.source.close()
+            except StateError:
+                pass  # it changed; nobody will read it
+        self._files.close()
+
+    # -- dispatch -------------------------------------------------------------------
+
+    def _encode(self, value: object, path: str) -> Node:
+        handler = self._types.get(type(value))
+        if handler is not None:
+            return handler(value, path)
+        return self._encode_other(value, path)
+
+    def _encode_other(self, value: object, path: str) -> Node:
+        kind = type(value)
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        if isinstance(value, np.generic):
+            return self._scalar(value, path)
+        adapter = frameworks.adapter_for_value(value)
+        if adapter is not None:
+            self._enter(value, path)
+            node = adapter.encode(value, path, self)
+            self._leave(value, node if isinstance(node, dict) else None)
+            if node is not None:
+                return node
+        if not isinstance(value, type):
+            if callable(getattr(value, "state_dict", None)):
+                return self._object(value, path)
+            if isinstance(value, enum.Enum):
+                return self._enum(value, path)
+            if classes.is_namedtuple(kind):
+                return self._namedtuple(cast("tuple[Any, ...]", value), path)
+            if classes.is_dataclass(kind):
+                return self._dataclass(value, path)
+        if self.allow_pickle:
+            return self._pickle(value, path)
+        raise self._unsupported(value, path)
+
+    def _unsupported(self, value: object, path: str) -> UnsupportedValue:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        if isinstance(value, np.ma.MaskedArray):
+            hint = "Save its .data and .mask as two arrays."
+        elif isinstance(value, dict | list | tuple | set):
+            hint = "Convert it to a plain container, or pass allow_pickle=True."
+        elif isinstance(value, files.StoredFile | files.StoredDirectory):
+            hint = "Write it with .copy_to(path) and save holdfast.File(path)."
+        else:
+            hint = _HINT
+        return UnsupportedValue(path, f"value of type {kind}", hint=hint)
+
+    # -- containers -------------------------------------------------------------------
+
+    def _enter(self, value: object, path: str) -> None:
+        self._depth += 1
+        if self._depth > values.MAX_DEPTH:
+            self._depth = 0
+            raise StateError(
+                f"cannot save {path[:200]!r}: it is nested more than {values.MAX_DEPTH} levels deep",
+                hint="Store deep structures flat, for example as a list with indices.",
+            )
+        self._memo[id(value)] = _IN_PROGRESS
+        self._kept.append(value)
+
+    def _leave(self, value: object, node: Node) -> None:
+        self._depth -= 1
+        if node is None:
+            del self._memo[id(value)]
+        else:
+            self._memo[id(value)] = node
+
+    def _reference(self, node: Any, path: str) -> Node:
+        """A second occurrence of a container; its first node is given an id."""
+        if node is _IN_PROGRESS:
+            self._depth = 0
+            raise StateError(
+                f"cannot save {path!r}: it contains itself",
+                hint="Break the cycle: store an index or a key instead of the object.",
+            )
+        if isinstance(node, list):
+            items = cast(list[Node], node)
+            marker = cast(Any, items[0]) if items else None
+            if not (isinstance(marker, dict) and cast(dict[str, Any], marker).get("!") == "id"):
+                self._ids += 1
+                marker = {"!": "id", "v": self._ids}
+                items.insert(0, marker)
+            return {"!": "ref", "v": cast(dict[str, Any], marker)["v"]}
+        tagged = cast(dict[str, Node], node)
+        if "id" not in tagged:
+            self._ids += 1
+            tagged["id"] = self._ids
+        return {"!": "ref", "v": tagged["id"]}
+
+    def _list(self, value: list[Any], path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        self._enter(value, path)
+        node: list[Node] = []
+        for index, item in enumerate(value):
+            node.append(self._encode(item, f"{path}/{index}"))  # noqa: PERF401: grows while encoding
+        self._leave(value, node)
+        return node
+
+    def _items(self, value: Any, path: str) -> list[Node]:
+        return [self._encode(item, f"{path}/{index}") for index, item in enumerate(value)]
+
+    def _key(self, key: object, path: str) -> Node:
+        if type(key) is str:
+            return values.encode_str(key)
+        self._inline += 1
+        node = self._encode(key, f"{path}/<key {_label(key)}>")
+        self._inline -= 1
+        return node
+
+    def _pairs(self, value: Mapping[Any, Any], path: str) -> list[Node]:
+        types = self._types
+        pairs: list[Node] = []
+        for key, item in value.items():
+            name = key if type(key) is str else _label(key)
+            inner = f"{path}/{name}" if path else name
+            handler = types.get(type(item))
+            node = handler(item, inner) if handler else self._encode_other(item, inner)
+            pairs.append([self._key(key, path), node])
+        return pairs
+
+    def _dict(self, value: dict[Any, Any], path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        self._enter(value, path)
+        node: dict[str, Node] = {"!": "dict"}
+        if type(value) is OrderedDict:
+            node["!"] = "odict"
+            attributes = cast(dict[str, Any], value.__dict__)
+            if attributes:  # state_dict()._metadata
+                node["attrs"] = {"!": "dict", "v": self._pairs(attributes, path)}
+        elif type(value) is defaultdict:
+            node["!"] = "defaultdict"
+            node["factory"] = self._factory(value.default_factory, path)
+        elif type(value) is Counter:
+            node["!"] = "counter"
+        node["v"] = self._pairs(value, path)
+        self._leave(value, node)
+        return node
+
+    def _factory(self, factory: object, path: str) -> str:
+        for name, allowed in FACTORIES.items():
+            if factory is allowed:
+                return name
+        raise UnsupportedValue(
+            path,
+            f"defaultdict whose factory is {factory!r}",
+            hint=f"Use one of {', '.join(FACTORIES)}, or convert it to a dict.",
+        )
+
+    def _tuple(self, value: tuple[Any, ...], path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        self._enter(value, path)
+        node: dict[str, Node] = {"!": "tuple", "v": self._items(value, path)}
+        # Flat tuples are values, often constants shared by chance ((0.9, 0.999)).
+        # Others are remembered: their items keep their identity, and t = (t, t)
+        # thirty times over stays small.
+        nested = any(isinstance(item, dict | list) for item in node["v"])
+        self._leave(value, node if nested else None)
+        return node
+
+    def _set(self, value: set[Any], path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        return self._set_node("set", value, path)
+
+    def _frozenset(self, value: frozenset[Any], path: str) -> Node:
+        return self._set_node("frozenset", value, path)
+
+    def _set_node(self, tag: str, value: Any, path: str) -> Node:
+        """Items in the order of their JSON: hash order differs between processes."""
+        self._enter(value, path)
+        self._inline += 1
+        nodes = [self._encode(item, f"{path}/<item>") for item in value]
+        self._inline -= 1
+        node: dict[str, Node] = {"!": tag, "v": sorted(nodes, key=msgspec.json.encode)}
+        self._leave(value, node if tag == "set" else None)
+        return node
+
+    def _deque(self, value: deque[Any], path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        self._enter(value, path)
+        node: dict[str, Node] = {"!": "deque", "v": self._items(value, path)}
+        if value.maxlen is not None:
+            node["maxlen"] = value.maxlen
+        self._leave(value, node)
+        return node
+
+    def _slice(self, value: slice, path: str) -> Node:
+        return {"!": "slice", "v": self._items((value.start, value.stop, value.step), path)}
+
+    # -- strings and bytes ----------------------------------------------------------------
+
+    def _str(self, value: str, path: str) -> Node:
+        if len(value) <= values.MAX_INLINE_BYTES or self._inline:
+            return values.encode_str(value)
+        return {"!": "str", "leaf": self.leaf(arrays.BytesSource(values.utf8(value)), path)}
+
+    def _bytes(self, value: bytes, path: str) -> Node:
+        if len(value) <= values.MAX_INLINE_BYTES or self._inline:
+            return {"!": "bytes", "b64": values.b64(value)}
+        return {"!": "bytes", "leaf": self.leaf(arrays.BytesSource(value), path)}
+
+    def _bytearray(self, value: bytearray, path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        # A copy: a view would forbid the caller to resize it until the save is done.
+        node = cast(dict[str, Node], self._bytes(bytes(value), path))
+        node["!"] = "bytearray"
+        self._kept.append(value)
+        self._memo[id(value)] = node
+        return node
+
+    # -- NumPy ------------------------------------------------------------------------------
+
+    def _array(self, value: arrays.Array, path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        dtype = value.dtype
+        node: dict[str, Node] = {"!": "array", "dtype": arrays.dtype_node(dtype, path)}
+        if not value.flags.c_contiguous:
+            order = arrays.dense_order(value.shape, value.strides, dtype.itemsize)
+            if order and order != sorted(order):
+                node["order"] = order
+        base: Any = value
+        while isinstance(base, np.ndarray) and base.base is not None:
+            base = base.base
+        if isinstance(base, memoryview):
+            base = base.obj
+        memo = self.alias(("numpy", id(base)), base)
+        shared = memo.get("shared")
+        if shared is None:
+            shared = memo["shared"] = SharedMemory(_memory_between)
+        layout = Layout(
+            value.__array_interface__["data"][0],
+            value.shape,
+            value.strides,
+            dtype.itemsize,
+            dtype.str if dtype.names is None else msgspec.json.encode(node["dtype"]),
+        )
+        shared.place(self, layout, node, lambda: arrays.ArraySource(value), path)
+        self._kept.append(value)
+        self._memo[id(value)] = node
+        return node
+
+    def _scalar(self, value: np.generic, path: str) -> Node:
+        if type(value) is np.str_:
+            return {"!": "npstr", "v": self._str(str(value), path)}
+        if type(value) is np.bytes_:
+            return {"!": "npbytes", "v": self._bytes(bytes(value), path)}
+        array = np.asarray(value)
+        node: dict[str, Node] = {"!": "scalar", "dtype": arrays.dtype_node(array.dtype, path)}
+        if type(value) is not array.dtype.type:
+            raise self._unsupported(value, path)
+        return {**node, "b64": values.b64(arrays.scalar_bytes(array))}
+
+    # -- objects ------------------------------------------------------------------------------
+
+    def _object(self, value: Any, path: str) -> Node:
+        if not callable(getattr(value, "load_state_dict", None)):
+            raise UnsupportedValue(
+                path,
+                f"{type(value).__qualname__} with state_dict() but no load_state_dict()",
+                hint="Give it load_state_dict(state), or save value.state_dict() itself.",
+            )
+        self._enter(value, path)
+        node: dict[str, Node] = {"!": "object", "type": classes.type_name(type(value))}
+        node["v"] = self._encode(value.state_dict(), path)
+        self._leave(value, node)
+        return node
+
+    def _enum(self, value: enum.Enum, path: str) -> Node:
+        node = classes.encode_enum(value)
+        plain = classes.enum_value(value)
+        if plain is not None:
+            node["v"] = self._encode(plain, path)
+        return node
+
+    def _namedtuple(self, value: tuple[Any, ...], path: str) -> Node:
+        self._enter(value, path)
+        names: list[str] = list(cast(Any, value)._fields)
+        items = [
+            self._encode(item, f"{path}/{name}") for name, item in zip(names, value, strict=True)
+        ]
+        kind = classes.type_name(type(value))
+        node: dict[str, Node] = {"!": "namedtuple", "type": kind, "fields": names, "v": items}
+        self._leave(value, node)
+        return node
+
+    def _dataclass(self, value: object, path: str) -> Node:
+        self._enter(value, path)
+        node: dict[str, Node] = {"!": "dataclass", "type": classes.type_name(type(value))}
+        node["v"] = self._pairs(classes.dataclass_fields(value), path)
+        self._leave(value, node)
+        return node
+
+    def _generator(self, value: Any, path: str) -> Node:
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        self._enter(value, path)
+        tag, state = generators.state_of(value)
+        node: dict[str, Node] = {"!": tag, "v": self._encode(state, path)}
+        self._leave(value, node)
+        return node
+
+    def _pickle(self, value: object, path: str) -> Node:
+        try:
+            data = pickle.dumps(value, protocol=5)
+        except Exception as error:  # noqa: BLE001: pickling runs user code that raises anything
+            raise UnsupportedValue(
+                path, f"value of type {type(value).__qualname__} that cannot be pickled: {error}",
+                hint="Convert it to plain values.",
+            ) from error
+        self.note_pickle()
+        node = cast(dict[str, Node], self._bytes(data, path))
+        node.update({"!": "pickle", "type": classes.type_name(type(value))})
+        self._kept.append(value)
+        self._memo[id(value)] = node
+        return node
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def _file(self, value: files.File, path: str) -> Node:
+        return files.encode_file(value, path, self, self._files)
+
+    def _directory(self, value: files.Directory, path: str) -> Node:
+        return files.encode_directory(value, path, self, self._files)
+
+
+def capture(
+    state: Mapping[str, object], *, allow_pickle: bool = False, prefix: str = ""
+) -> Captured:
+    """Encode a whole state. Raises UnsupportedValue or StateError with the path.
+
+    >>> capture({"step": 3, "name": "a"}).tree
+    {'!': 'dict', 'v': [['step', 3], ['name', 'a']]}
+    """
+    encoder = TreeEncoder(allow_pickle=allow_pickle)
+    try:
+        tree = encoder.encode(dict(state), prefix)
+    except BaseException:
+        encoder.close()
+        raise
+    return Captured(tree, encoder.leaves, encoder.pickled)
+
+
+def _label(key: object) -> str:
+    """A key that is no string, as paths show it."""
+    return str(key)[:80] if isinstance(key, int | float | np.generic) else repr(key)[:80]
+
+
+def _memory_between(low: int, high: int) -> LeafSource:
+    raise NotImplementedError
+
+
+def _itself(value: Node, path: str) -> Node:
+    return value
+
+
+def _int(value: int, path: str) -> Node:
+    return values.encode_int(value)
+
+
+def _float(value: float, path: str) -> Node:
+    return values.encode_float(value)
+
+
+def _complex(value: complex, path: str) -> Node:
+    return values.encode_complex(value)
+
+
+def _path(value: Any, path: str) -> Node:
+    return values.encode_path(value)
+
+
+def _ellipsis(value: object, path: str) -> Node:
+    return {"!": "ellipsis"}
+
+
+def _range(value: range, path: str) -> Node:
+    bounds = (value.start, value.stop, value.step)
+    return {"!": "range", "v": [values.encode_int(number) for number in bounds]}

@@ -1,0 +1,199 @@
+"""The values that a run's objects hold: manifests, log entries, segments, fragments.
+
+All are sealed JSON (see `sealed`); `docs/format.md` specifies every field. Fields
+that a reader does not know are ignored; `FORMAT` changes when that would be wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from holdfast.core.types import Node
+
+FORMAT = 1
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """A contiguous byte range of a pack: one n-d box of one leaf.
+
+    `start` and `shape` have one number per dimension of the leaf (none for 0-d).
+    The box is contiguous in the leaf's C order, so chunks in order tile the leaf.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    pack: int
+    """Index into the manifest's `packs`."""
+    offset: int
+    """From the first byte of the pack."""
+    nbytes: int
+    """Stored bytes."""
+    digest: str
+    """BLAKE3 of the leaf's bytes in this box (before `codec`)."""
+    codec: str = ""
+    """How the stored bytes are encoded: "" = as they are."""
+
+
+class Leaf(msgspec.Struct, frozen=True):
+    """The bytes of one tensor, array, byte string or file."""
+
+    path: str
+    """Unique in the manifest, for people: `model/layers.0.weight`."""
+    dtype: str
+    """A safetensors dtype (`F32`, `BF16`, `I64`, `U8`, …). What safetensors cannot
+    name is stored as `U8` with the item size as last dimension; the tree says
+    what it really is."""
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+
+class Pack(msgspec.Struct, frozen=True):
+    """A data file that a manifest refers to."""
+
+    name: str
+    """Key `packs/<name>.safetensors`: `<epoch>-<save nonce>-<rank>-<k>`."""
+    nbytes: int
+    born: int
+    """`ordinal` of the checkpoint that wrote it; bounds how many share one copy."""
+    run: str = ""
+    """Address of the run that holds it, relative to this run's; "" = this run."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One checkpoint."""
+
+    format: int = FORMAT
+    run: str
+    epoch: int
+    nonce: str
+    ordinal: int
+    """1 for a run's first checkpoint, then one more than its predecessor's."""
+    step: int
+    """Completed steps."""
+    time_s: float
+    """When the state was captured, Unix time."""
+    world_size: int = 1
+    tree: Node
+    """The user's state (a `dict` node)."""
+    runtime: Node
+    """RNG states and loop position (a `dict` node)."""
+    leaves: tuple[Leaf, ...]
+    packs: tuple[Pack, ...]
+    pickled: bool = False
+    """Whether any value can only be read with `allow_pickle=True`."""
+    environment: dict[str, Any] = {}
+    config: Any = None
+
+
+class Fragment(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's share of a manifest: `fragments/<epoch>-<nonce>-<rank>.json`."""
+
+    format: int = FORMAT
+    run: str
+    epoch: int
+    nonce: str
+    rank: int
+    world_size: int
+    plan: str
+    """Digest of the plan that all ranks must share."""
+    leaves: tuple[Leaf, ...]
+    packs: tuple[Pack, ...]
+    runtime: Node = None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A live checkpoint, as the log lists it."""
+
+    id: str
+    """Key `manifests/<id>.json`; the digest that seals the manifest."""
+    step: int
+    ordinal: int
+    time_s: float
+    nbytes: int
+    """Logical bytes of all leaves."""
+    new_bytes: int
+    """Bytes of the packs written for it."""
+    packs: dict[str, int]
+    """Every pack of this run that it needs -> its size."""
+    borrowed: tuple[str, ...] = ()
+    """Addresses of parent runs whose packs it needs."""
+    metrics: dict[str, float] = {}
+    """Finite values only: these compete for `best`."""
+    odd_metrics: dict[str, str] = {}
+    """`"nan"`, `"inf"`, `"-inf"`: shown, never best (JSON has no such numbers)."""
+    tags: tuple[str, ...] = ()
+    pins: tuple[str, ...] = ()
+    """Why it must stay: "" for a user's pin, else the address of a forked run."""
+    note: str = ""
+    """What caused the save: "every=500", "final", "preempted", …"""
+    pickled: bool = False
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of older records, moved out of the entries: `segments/<name>.json`."""
+
+    format: int = FORMAT
+    run: str
+    records: tuple[Record, ...]
+
+
+class SegmentRef(msgspec.Struct, frozen=True):
+    """An entry's reference to a segment."""
+
+    name: str
+    id: str
+    count: int
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that writes the run."""
+
+    host: str
+    boot: str
+    namespace: str
+    """PID namespace: pids of two containers are not comparable."""
+    pid: int
+    started: str
+    """The process's start time as its kernel states it: pids are reused."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One transaction: the whole list of live checkpoints after it."""
+
+    format: int = FORMAT
+    run: str
+    number: int
+    commit: str
+    """Random; makes two writers' entries differ, so that each finds its own."""
+    parent: tuple[int, str] | None
+    """(number, id) of the entry it was made from; None for a first or rebuilt one."""
+    ancestors: tuple[tuple[int, str], ...] = ()
+    """The newest ancestors before `parent`, newest first."""
+    epoch: int
+    """Raised by each writer that opens the run; an older writer is fenced."""
+    holder: Holder | None = None
+    """Who writes; None after a clean close."""
+    time_s: float
+    action: str
+    """For people: "save", "open", "close", "tag", "pin", "prune", "repair", …"""
+    ordinal: int = 0
+    """The newest ordinal ever given out."""
+    segments: tuple[SegmentRef, ...] = ()
+    records: tuple[Record, ...] = ()
+    """The newest live checkpoints, oldest first, after those of `segments`."""
+    finished: bool = False
+    rebuilt: bool = False
+    """Made by repair, from the manifests that were whole."""
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`holdfast.json`: says that this folder is a run."""
+
+    format: int = FORMAT
+    run: str
+    """Random id of the run."""
+    created_s: float
+    parent: str = ""
+    """Where it was forked from: `address@id`."""

@@ -1,0 +1,215 @@
+"""Every error that Holdfast raises, and the exit status the CLI gives it.
+
+An error says what happened and where in its message, and what to do next in
+`hint`. Both are shown by `str(error)`; the CLI prints them as `Error:` and
+`Hint:`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HoldfastError(Exception):
+    """Base of every error of ours. `exit_code` is what the CLI exits with."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
+
+
+# -- addresses and settings ---------------------------------------------------
+
+
+class UsageError(HoldfastError):
+    """An argument is wrong: nothing was read or changed."""
+
+    exit_code = 2
+
+
+class BadAddress(UsageError):
+    """A run address or a checkpoint reference cannot be parsed."""
+
+
+class BadPolicy(UsageError):
+    """`every=` or `keep=` cannot be parsed."""
+
+
+class ConfigChanged(UsageError):
+    """The run was started with another `config`."""
+
+
+# -- stores -------------------------------------------------------------------
+
+
+class StoreError(HoldfastError):
+    """A store could not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer, or answered with a passing error.
+
+    After a write raised this its outcome is *unknown*: the object may be there,
+    may be absent, or may still arrive. Trying again may help.
+    """
+
+
+class StoreFull(StoreUnavailable):
+    """No space is left (ENOSPC, EDQUOT, EFBIG)."""
+
+
+class StoreReadOnly(StoreError):
+    """The store cannot be written by this user."""
+
+
+class StoreUnfit(StoreError):
+    """The store lacks an operation that safe commits need; only reading is allowed."""
+
+
+class ObjectNotFound(StoreError):
+    """There is no object at this key."""
+
+    def __init__(self, key: str, store: str) -> None:
+        super().__init__(f"no object {key!r} in {store}")
+        self.key = key
+
+
+class NoStore(StoreError):
+    """There is no run at this address."""
+
+    exit_code = 10
+
+
+# -- damage -------------------------------------------------------------------
+
+
+class CorruptionError(HoldfastError):
+    """Stored bytes are not what was written. They were not used."""
+
+    exit_code = 4
+
+
+class DamagedObject(CorruptionError):
+    """An object of the run is damaged: wrong digest, truncated, or malformed."""
+
+    def __init__(self, key: str, reason: str, *, leaf: str = "", hint: str = "") -> None:
+        where = f"{leaf!r} in {key}" if leaf else key
+        super().__init__(f"{where} is damaged: {reason}", hint=hint)
+        self.key = key
+        self.reason = reason
+        self.leaf = leaf
+
+
+class NoIntactCheckpoint(CorruptionError):
+    """Checkpoints exist, but none of them is intact."""
+
+
+class FormatTooNew(HoldfastError):
+    """The run was written by a newer Holdfast."""
+
+
+# -- commits ------------------------------------------------------------------
+
+
+class RunHeld(HoldfastError):
+    """Another live process on this machine writes the run."""
+
+    exit_code = 11
+
+
+class Fenced(HoldfastError):
+    """A newer process took the run over; this one can no longer commit."""
+
+    exit_code = 11
+
+
+class CommitUnknown(HoldfastError):
+    """A commit was sent but could not be confirmed. It was not reported as saved."""
+
+
+class BaseLost(HoldfastError):
+    """A pack that a save wanted to reuse is gone; the save must write it anew."""
+
+    def __init__(self, packs: Sequence[str]) -> None:
+        super().__init__(f"packs to reuse are no longer live: {', '.join(packs)}")
+        self.packs = tuple(packs)
+
+
+class CheckpointRemoved(HoldfastError):
+    """The checkpoint was removed while it was being read."""
+
+
+class CheckpointNotFound(HoldfastError):
+    """The run has no checkpoint that this reference names."""
+
+
+class RunClosed(HoldfastError):
+    """The run or manager was closed."""
+
+
+class SaveFailed(HoldfastError):
+    """A save failed; earlier checkpoints are whole."""
+
+
+# -- state --------------------------------------------------------------------
+
+
+class StateError(HoldfastError):
+    """The state cannot be captured or applied."""
+
+
+class UnsupportedValue(StateError):
+    """A value in the state has a type that cannot be stored without pickle."""
+
+    def __init__(self, path: str, kind: str, *, hint: str) -> None:
+        super().__init__(f"cannot save {path!r}: it is a {kind}", hint=hint)
+        self.path = path
+        self.kind = kind
+
+
+class PickleRefused(StateError):
+    """The checkpoint holds pickled values and the caller did not allow them."""
+
+
+class StructureMismatch(StateError):
+    """The live objects and the checkpoint do not have the same leaves."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        changed: Sequence[str] = (),
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.changed = tuple(changed)
+
+
+class LoopError(HoldfastError):
+    """The training loop is used in a way that cannot be resumed exactly."""
+
+
+class Preempted(HoldfastError):
+    """The run was asked to stop, saved, and can be started again (notebooks).
+
+    Scripts exit with status 75 instead.
+    """
+
+    exit_code = 75
+
+
+class LoaderInterrupted(HoldfastError):
+    """A worker of the data loader died before it delivered the next batch.
+
+    No batch was handed out: the state is that of the last completed step.
+    """

@@ -1,0 +1,79 @@
+"""What the manager tells its callers: plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from holdfast.core.records import Record
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A committed checkpoint.
+
+    `nbytes` are the bytes of its state, `new_bytes` what was written for it; the
+    rest is shared with other checkpoints. `time_s` is Unix time.
+    """
+
+    address: str
+    id: str
+    step: int
+    ordinal: int
+    time_s: float
+    nbytes: int
+    new_bytes: int
+    metrics: Mapping[str, float]
+    tags: tuple[str, ...]
+    pinned: bool
+    note: str
+    pickled: bool
+
+    @property
+    def ref(self) -> str:
+        """The reference that names it: `runs/x@41200`."""
+        return f"{self.address}@{self.step}"
+
+
+def info_of(address: str, record: Record) -> CheckpointInfo:
+    """The public value of a log record."""
+    odd = {name: float(value) for name, value in record.odd_metrics.items()}
+    return CheckpointInfo(
+        address=address,
+        id=record.id,
+        step=record.step,
+        ordinal=record.ordinal,
+        time_s=record.time_s,
+        nbytes=record.nbytes,
+        new_bytes=record.new_bytes,
+        metrics={**record.metrics, **odd},
+        tags=record.tags,
+        pinned=bool(record.pins),
+        note=record.note,
+        pickled=record.pickled,
+    )
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore found. `values` holds the restored state by name."""
+
+    info: CheckpointInfo
+    loop: Any
+    """The loop position that was given to `save(loop=…)`."""
+    config: Any
+    environment: Mapping[str, Any]
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    skipped: tuple[str, ...] = ()
+    """Newer checkpoints that were damaged, as lines for people."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of reading every byte of one checkpoint."""
+
+    info: CheckpointInfo
+    ok: bool
+    problems: tuple[str, ...]
+    bytes_read: int

@@ -1,0 +1,176 @@
+"""Restoring: choose the checkpoint, accept its structure, verify, fill, finish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.core.tree import TreeDecoder
+
+from holdfast.core.records import Manifest, Record
+from holdfast.core.rng import apply_rng
+from holdfast.errors import (
+    CheckpointRemoved,
+    CorruptionError,
+    DamagedObject,
+    NoIntactCheckpoint,
+    PickleRefused,
+)
+from holdfast.manager.info import Restored, info_of
+from holdfast.manager.reader import ChunkReader, wanted_for
+from holdfast.repo.repo import Repo
+
+logger = logging.getLogger("holdfast")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller of `restore` asked for."""
+
+    into: MutableMapping[str, Any] | None
+    strict: bool = True
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    rename: Mapping[str, str] | None = None
+    allow_pickle: bool = False
+    rng: bool = True
+
+
+class Restorer:
+    """Restores from one run. Short-lived: made for each call."""
+
+    def __init__(
+        self,
+        repo: Repo,
+        address: str,
+        records: Callable[[], tuple[Record, ...]],
+        distrusted: set[str],
+        on_restored: Callable[[Manifest], None],
+    ) -> None:
+        self._repo = repo
+        self._address = address
+        self._records = records
+        self._distrusted = distrusted
+        self._on_restored = on_restored
+
+    def restore(self, chosen: Record | None, wish: Wish) -> Restored | None:
+        """Restore `chosen`, or the newest intact checkpoint. See CheckpointManager.restore."""
+        return self._newest_intact(chosen, lambda record: self._restore(record, wish))
+
+    def read_loop(self, chosen: Record | None) -> Restored | None:
+        """Only the runtime section, from `chosen` or the newest that has it intact."""
+
+        def read(record: Record) -> Restored:
+            manifest = self._repo.manifest(record)
+            decoder = TreeDecoder(manifest.leaves)
+            runtime = decoder.decode_state(manifest.runtime)
+            self._fill(record, manifest, decoder)
+            return self._answer(record, manifest, runtime, {})
+
+        return self._newest_intact(chosen, read)
+
+    def _newest_intact(
+        self, chosen: Record | None, attempt: Callable[[Record], Restored]
+    ) -> Restored | None:
+        skipped: list[str] = []
+        tried: set[str] = set()
+        while True:
+            candidates = [chosen] if chosen else list(reversed(self._records()))
+            record = next((r for r in candidates if r.id not in tried), None)
+            if record is None:
+                break
+            tried.add(record.id)
+            try:
+                found = attempt(record)
+            except CheckpointRemoved:
+                if chosen:
+                    raise
+                continue  # pruned while it was read: the list is read again
+            except CorruptionError as error:
+                if chosen:
+                    raise
+                line = f"checkpoint {self._address}@{record.step} is damaged: {error.message}"
+                logger.error("%s; trying the one before it", line)
+                skipped.append(line)
+                continue
+            if skipped:
+                logger.error("fell back to %s@%d", self._address, record.step)
+            return Restored(
+                found.info,
+                found.loop,
+                found.config,
+                found.environment,
+                found.values,
+                tuple(skipped),
+            )
+        if not tried:
+            return None
+        raise NoIntactCheckpoint(
+            f"none of the {len(skipped)} checkpoint(s) of {self._address} is intact:\n  "
+            + "\n  ".join(skipped),
+            hint=f"Look at the damage: holdfast verify {self._address}. To start over, choose "
+            "another address; nothing here was changed.",
+        )
+
+    def _restore(self, record: Record, wish: Wish) -> Restored:
+        manifest = self._repo.manifest(record)
+        if manifest.pickled and not wish.allow_pickle:
+            raise PickleRefused(
+                f"checkpoint {self._address}@{record.step} holds pickled values, which run code "
+                "when they are loaded",
+                hint="If you trust whoever wrote it, pass allow_pickle=True.",
+            )
+        # Sizes that a manifest claims are compared with what is stored before anything
+        # is allocated for them.
+        ChunkReader(self._repo, record, manifest).check_packs(manifest.leaves)
+        decoder = TreeDecoder(manifest.leaves, allow_pickle=wish.allow_pickle)
+        values = decoder.apply(
+            manifest.tree,
+            wish.into,
+            strict=wish.strict,
+            only=wish.only,
+            skip=wish.skip,
+            rename=dict(wish.rename or {}),
+        )
+        runtime = decoder.decode_state(manifest.runtime)
+        self._fill(record, manifest, decoder)
+        if wish.into is not None:
+            for name, value in values.items():
+                if wish.into.get(name) is not value:
+                    wish.into[name] = value
+        if wish.rng:
+            apply_rng(runtime.get("rng") or {})
+        self._on_restored(manifest)
+        return self._answer(record, manifest, runtime, values)
+
+    def _fill(self, record: Record, manifest: Manifest, decoder: TreeDecoder) -> None:
+        """As `fill`; remembers damaged packs, which must not be reused by a save."""
+        try:
+            fill(self._repo, record, manifest, decoder)
+        except DamagedObject as error:
+            self._distrusted.add(error.key.removeprefix("packs/").removesuffix(".safetensors"))
+            raise
+
+    def _answer(
+        self,
+        record: Record,
+        manifest: Manifest,
+        runtime: Mapping[str, Any],
+        values: Mapping[str, Any],
+    ) -> Restored:
+        return Restored(
+            info=info_of(self._address, record),
+            loop=runtime.get("loop"),
+            config=manifest.config,
+            environment=manifest.environment,
+            values=values,
+        )
+
+
+def fill(repo: Repo, record: Record, manifest: Manifest, decoder: TreeDecoder) -> None:
+    """Read and verify what a decoder asked for, then run its finishers."""
+    reader = ChunkReader(repo, record, manifest)
+    reader.read(wanted_for(manifest, decoder.requests))
+    decoder.run_finishers()

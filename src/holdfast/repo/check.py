@@ -1,0 +1,107 @@
+"""Checks of a manifest's own arithmetic, before anything is allocated or read.
+
+A manifest's digest proves that it is what somebody wrote, not that it is sane: a
+store can be hostile. After these checks the bytes that a restore allocates are
+bounded by the bytes of the packs.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from holdfast.core.plan import itemsize
+from holdfast.core.records import Chunk, Leaf, Manifest
+from holdfast.errors import DamagedObject, HoldfastError
+from holdfast.repo import keys
+
+_DIMENSIONS = 64
+_RAW = ""
+
+
+def check_manifest(manifest: Manifest, key: str) -> None:
+    """Raise DamagedObject unless every leaf is tiled by chunks inside its packs.
+
+    Ranges of a pack must not overlap, so that a small pack cannot pose as a large
+    state.
+    """
+    for pack in manifest.packs:
+        if not keys.is_name(pack.name):
+            raise DamagedObject(key, f"it names an unsafe pack {pack.name!r}")
+        if pack.nbytes < 0:
+            raise DamagedObject(key, f"pack {pack.name} has a negative size")
+    ranges: list[list[tuple[int, int]]] = [[] for _ in manifest.packs]
+    seen: set[str] = set()
+    for leaf in manifest.leaves:
+        if leaf.path in seen:
+            raise DamagedObject(key, "two leaves have this path", leaf=leaf.path)
+        seen.add(leaf.path)
+        problem = _leaf_problem(leaf, manifest, ranges)
+        if problem:
+            raise DamagedObject(key, problem, leaf=leaf.path)
+    for pack, used in zip(manifest.packs, ranges, strict=True):
+        used.sort()
+        if any(first[1] > second[0] for first, second in pairwise(used)):
+            raise DamagedObject(key, f"chunks overlap in pack {pack.name}")
+
+
+def leaf_nbytes(leaf: Leaf) -> int:
+    """Logical bytes of a leaf. Raises HoldfastError for an unknown dtype."""
+    return math.prod(leaf.shape) * itemsize(leaf.dtype)
+
+
+def _leaf_problem(leaf: Leaf, manifest: Manifest, ranges: list[list[tuple[int, int]]]) -> str:
+    try:
+        size = itemsize(leaf.dtype)
+    except HoldfastError as error:
+        return error.message
+    if len(leaf.shape) > _DIMENSIONS or any(n < 0 for n in leaf.shape):
+        return f"its shape {leaf.shape} is impossible"
+    elements = 0
+    for chunk in leaf.chunks:
+        problem = _chunk_problem(chunk, leaf, size, manifest)
+        if problem:
+            return problem
+        if _flat_start(chunk, leaf) != elements:
+            return "its chunks do not tile it"
+        elements += math.prod(chunk.shape)
+        ranges[chunk.pack].append((chunk.offset, chunk.offset + chunk.nbytes))
+    if elements != math.prod(leaf.shape):
+        return "its chunks do not cover it"
+    return ""
+
+
+def _chunk_problem(chunk: Chunk, leaf: Leaf, size: int, manifest: Manifest) -> str:
+    if not 0 <= chunk.pack < len(manifest.packs):
+        return f"it names pack {chunk.pack} of {len(manifest.packs)}"
+    if len(chunk.start) != len(leaf.shape) or len(chunk.shape) != len(leaf.shape):
+        return "a chunk has other dimensions than the leaf"
+    for start, length, whole in zip(chunk.start, chunk.shape, leaf.shape, strict=True):
+        if start < 0 or length <= 0 or start + length > whole:
+            return f"a chunk at {chunk.start} lies outside its shape {leaf.shape}"
+    if not _is_contiguous(chunk, leaf):
+        return f"the chunk at {chunk.start} is not contiguous"
+    if chunk.codec != _RAW:
+        return f"a chunk has the unknown codec {chunk.codec!r}"
+    if chunk.nbytes != math.prod(chunk.shape) * size:
+        return "a chunk's bytes do not fit its shape"
+    if chunk.offset < 0 or chunk.offset + chunk.nbytes > manifest.packs[chunk.pack].nbytes:
+        return "a chunk lies outside its pack"
+    return ""
+
+
+def _flat_start(chunk: Chunk, leaf: Leaf) -> int:
+    flat = 0
+    for start, whole in zip(chunk.start, leaf.shape, strict=True):
+        flat = flat * whole + start
+    return flat
+
+
+def _is_contiguous(chunk: Chunk, leaf: Leaf) -> bool:
+    """Once a dimension is cut, every dimension before it must have length 1."""
+    cut = False
+    for length, whole in zip(reversed(chunk.shape), reversed(leaf.shape), strict=True):
+        if cut and length != 1:
+            return False
+        cut = cut or length != whole
+    return True

@@ -1,0 +1,70 @@
+"""The keys of a run's objects, and how they are read back from untrusted names."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+RUN_INFO = "holdfast.json"
+LOG = "log/"
+MANIFESTS = "manifests/"
+PACKS = "packs/"
+SEGMENTS = "segments/"
+FRAGMENTS = "fragments/"
+
+_ENTRY = re.compile(r"log/(\d{12})\.json")
+_MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.json")
+_OWNED = re.compile(r"(?:packs|segments|fragments)/((\d{6,})-[0-9a-f]{16}-\d+(?:-\d+)?)\.\w+")
+_NAME = re.compile(r"\d{6,}-[0-9a-f]{16}-\d+(?:-\d+)?")
+
+
+def new_nonce() -> str:
+    """A save's or commit's random name: 64 bits, never reused."""
+    return secrets.token_hex(8)
+
+
+def entry_key(number: int) -> str:
+    """Zero-padded, so that the order of names is the order of entries."""
+    return f"{LOG}{number:012}.json"
+
+
+def entry_number(key: str) -> int | None:
+    """The number of a log entry's key, or None for any other key."""
+    match = _ENTRY.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def manifest_key(id: str) -> str:
+    return f"{MANIFESTS}{id}.json"
+
+
+def manifest_id(key: str) -> str | None:
+    match = _MANIFEST.fullmatch(key)
+    return match[1] if match else None
+
+
+def pack_name(epoch: int, nonce: str, rank: int, index: int) -> str:
+    return f"{epoch:06}-{nonce}-{rank}-{index}"
+
+
+def pack_key(name: str) -> str:
+    return f"{PACKS}{name}.safetensors"
+
+
+def segment_name(epoch: int, nonce: str, index: int) -> str:
+    return f"{epoch:06}-{nonce}-{index}"
+
+
+def segment_key(name: str) -> str:
+    return f"{SEGMENTS}{name}.json"
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` has the form that packs and segments are given."""
+    return _NAME.fullmatch(name) is not None
+
+
+def owner(key: str) -> tuple[str, int] | None:
+    """(name, epoch of the writer that made it) of a pack, segment or fragment key."""
+    match = _OWNED.fullmatch(key)
+    return (match[1], int(match[2])) if match else None

@@ -1,0 +1,416 @@
+"""The run's transaction log: who is newest, and how one more entry is added.
+
+Entry n+1 is created with put-if-absent on top of entry n. `docs/design/commit-protocol.md`
+numbers the rules and says which failure each of them prevents; `tests/model` explores
+them exhaustively.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from holdfast.core.records import Entry, Record, Segment, SegmentRef
+from holdfast.core.sealed import seal, unseal
+from holdfast.core.types import MiB
+from holdfast.errors import (
+    CommitUnknown,
+    CorruptionError,
+    DamagedObject,
+    ObjectNotFound,
+    StoreUnavailable,
+)
+from holdfast.repo import keys
+from holdfast.stores.base import Store
+
+logger = logging.getLogger(__name__)
+
+# A record is about 0.4 kB: the tail keeps an entry below 40 KiB, and 10,000 live
+# checkpoints add 160 references to segments, 20 KiB.
+TAIL_RECORDS = 32
+SEGMENT_RECORDS = 64
+ANCESTORS = 16
+# Entries left in the log. More than two, so that people can look back a little.
+KEEP_ENTRIES = 8
+ENTRY_MAX_BYTES = 256 * MiB
+_READ_ATTEMPTS = 8
+_CREATE_ATTEMPTS = 4
+_CREATE_BACKOFF_S = 0.05
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest entry, as a reader chose it."""
+
+    entry: Entry
+    id: str
+    damage: tuple[str, ...] = ()
+    """What was wrong with newer entries; a writer must repair before it prunes."""
+
+    @property
+    def number(self) -> int:
+        return self.entry.number
+
+    def names(self, number: int) -> str | None:
+        """The id of entry `number` as this entry's ancestry lists it, else None."""
+        lineage = [(self.number, self.id)]
+        if self.entry.parent:
+            lineage.append(self.entry.parent)
+        lineage.extend(self.entry.ancestors)
+        return next((id for n, id in lineage if n == number), None)
+
+    @property
+    def oldest_named(self) -> int:
+        if self.entry.ancestors:
+            return self.entry.ancestors[-1][0]
+        return self.entry.parent[0] if self.entry.parent else self.number
+
+
+@dataclass
+class Draft:
+    """What a transaction wants the next entry to say."""
+
+    records: tuple[Record, ...]
+    action: str
+    changes: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Other fields of `Entry` to replace (epoch, holder, finished, …)."""
+
+
+Transaction = Callable[[Head, tuple[Record, ...]], Draft]
+"""Makes the next entry from the newest one. Called again after each rebase; raises
+to give up (Fenced, BaseLost, CheckpointNotFound, …)."""
+
+
+class _Outcome(Enum):
+    CREATED = 1
+    TAKEN = 2
+
+
+class Log:
+    """Reads and extends one run's log. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._segments: dict[str, tuple[Record, ...]] = {}
+        self._oldest_known = 0
+
+    # -- reading ---------------------------------------------------------------
+
+    def read(self) -> Head | None:
+        """The newest entry whose parent is there and matches; None without a log.
+
+        Damaged entries are passed over and named in `Head.damage`. Raises
+        CorruptionError if there are entries and none can be used.
+        """
+        damage: dict[int, str] = {}
+        for _ in range(_READ_ATTEMPTS):
+            numbers = self._list()
+            if not numbers:
+                return None
+            damage = {}
+            found = self._newest_of(numbers, damage)
+            if found is not None:
+                head = Head(*found, damage=tuple(damage.values()))
+                return head
+        if not damage:
+            raise StoreUnavailable(
+                f"the log of {self._store.address} changes faster than it can be read",
+                hint="Try again.",
+            )
+        raise CorruptionError(
+            f"no entry of the log of {self._store.address} can be used: "
+            + "; ".join(damage.values()),
+            hint=f"Rebuild it from the whole manifests: holdfast doctor --repair "
+            f"{self._store.address}",
+        )
+
+    def _list(self) -> list[int]:
+        found = (keys.entry_number(info.key) for info in self._store.list(keys.LOG))
+        numbers = sorted((n for n in found if n is not None), reverse=True)
+        self._oldest_known = numbers[-1] if numbers else 0
+        return numbers
+
+    def _newest_of(self, numbers: list[int], damage: dict[int, str]) -> tuple[Entry, str] | None:
+        """The first usable entry of `numbers` (descending); None to list again."""
+        for number in numbers:
+            try:
+                id, entry = self._get(number)
+            except ObjectNotFound:
+                return None  # pruned since the listing: there is a newer one
+            except DamagedObject as error:
+                damage[number] = str(error.message)
+                continue
+            if entry.parent is None:
+                return entry, id
+            try:
+                if self._get(entry.parent[0])[0] == entry.parent[1]:
+                    return entry, id
+                # A late write of a writer that was overtaken; never part of the chain.
+                damage[number] = f"entry {number} does not continue entry {entry.parent[0]}"
+            except ObjectNotFound:
+                if number == numbers[0] and self._moved_on(number):
+                    return None
+                damage[number] = f"the parent of entry {number} is missing"
+            except DamagedObject as error:
+                # The entry itself is whole and its parent was there when it was made.
+                damage[entry.parent[0]] = str(error.message)
+                return entry, id
+        return None
+
+    def _moved_on(self, number: int) -> bool:
+        return any(n > number for n in self._list())
+
+    def _get(self, number: int) -> tuple[str, Entry]:
+        key = keys.entry_key(number)
+        id, entry = unseal(self._store.get(key, max_bytes=ENTRY_MAX_BYTES), Entry, key)
+        if entry.number != number:
+            raise DamagedObject(key, f"it says that it is entry {entry.number}")
+        return id, entry
+
+    def records(self, entry: Entry) -> tuple[Record, ...]:
+        """Every live checkpoint, oldest first. Reads segments not seen before."""
+        parts: list[Record] = []
+        for ref in entry.segments:
+            parts.extend(self._segment(ref))
+        parts.extend(entry.records)
+        return tuple(parts)
+
+    def _segment(self, ref: SegmentRef) -> tuple[Record, ...]:
+        if (cached := self._segments.get(ref.name)) is not None:
+            return cached
+        key = keys.segment_key(ref.name)
+        if not keys.is_name(ref.name):
+            raise DamagedObject(key, "it has an unsafe name")
+        try:
+            id, segment = unseal(self._store.get(key, max_bytes=ENTRY_MAX_BYTES), Segment, key)
+        except ObjectNotFound as error:
+            raise DamagedObject(key, "it is missing") from error
+        if id != ref.id:
+            raise DamagedObject(key, "it is not the segment that the log names")
+        self._segments[ref.name] = segment.records
+        return segment.records
+
+    # -- committing ------------------------------------------------------------
+
+    def commit(
+        self,
+        transaction: Transaction,
+        *,
+        base: Head | None,
+        run: str,
+        segment_name: Callable[[], str] | None = None,
+        on_send: Callable[[int, Entry], None] | None = None,
+    ) -> tuple[Head, Head | None]:
+        """Add one entry; (the new head, the one it was made from).
+
+        `base` is the newest entry known, None for a run's first. `segment_name`
+        gives names for new segments; without it (a guest, whose segments the
+        writer's gc could take for orphans) all changed records stay in the entry.
+        `on_send` is told each entry before it is sent, so that the caller can
+        protect what it refers to while its fate is unknown.
+
+        Raises what `transaction` raises; CommitUnknown if the entry may or may not
+        be there; CorruptionError.
+        """
+        while True:
+            records = self.records(base.entry) if base else ()
+            draft = transaction(base or Head(_nothing(run), ""), records)
+            entry = self._entry(draft, base, run, segment_name)
+            if on_send:
+                on_send(entry.number, entry)
+            id, outcome = self._create(entry, base)
+            if outcome is _Outcome.CREATED and self._chained(entry, id, base):
+                self._prune(entry.number)
+                return Head(entry, id), base
+            newest = self.read()
+            if newest is None:
+                raise CommitUnknown(f"the log of {self._store.address} has vanished")
+            base = newest
+
+    def _entry(
+        self,
+        draft: Draft,
+        base: Head | None,
+        run: str,
+        segment_name: Callable[[], str] | None,
+    ) -> Entry:
+        segments, tail = self._lay_out(draft.records, base, run, segment_name)
+        before = base.entry if base else _nothing(run)
+        entry = msgspec.structs.replace(
+            before,
+            run=run,
+            # A damaged newer entry keeps its number: nothing is ever overwritten.
+            number=self._highest_taken(base) + 1 if base else 1,
+            commit=keys.new_nonce(),
+            parent=(base.number, base.id) if base else None,
+            ancestors=(((before.parent,) if before.parent else ()) + before.ancestors)[:ANCESTORS],
+            time_s=self._clock(),
+            action=draft.action,
+            segments=segments,
+            records=tail,
+            rebuilt=False,
+        )
+        return msgspec.structs.replace(entry, **draft.changes)
+
+    def _highest_taken(self, base: Head) -> int:
+        return max(base.number, *self._list()) if base.damage else base.number
+
+    def _lay_out(
+        self,
+        records: tuple[Record, ...],
+        base: Head | None,
+        run: str,
+        segment_name: Callable[[], str] | None,
+    ) -> tuple[tuple[SegmentRef, ...], tuple[Record, ...]]:
+        """Keep the segments that did not change; move a long tail into new ones."""
+        kept: list[SegmentRef] = []
+        at = 0
+        for ref in base.entry.segments if base else ():
+            old = self._segment(ref)
+            if records[at : at + len(old)] != old:
+                break
+            kept.append(ref)
+            at += len(old)
+        tail = records[at:]
+        if segment_name is None:
+            return tuple(kept), tail
+        while len(tail) > TAIL_RECORDS + SEGMENT_RECORDS:
+            part, tail = tail[:SEGMENT_RECORDS], tail[SEGMENT_RECORDS:]
+            kept.append(self._put_segment(segment_name(), part, run))
+        return tuple(kept), tail
+
+    def _put_segment(self, name: str, records: tuple[Record, ...], run: str) -> SegmentRef:
+        id, data = seal(Segment(run=run, records=records))
+        if not self._store.put_new(keys.segment_key(name), [data]):
+            self._store.settle(keys.segment_key(name))
+        self._segments[name] = records
+        return SegmentRef(name=name, id=id, count=len(records))
+
+    def _create(self, entry: Entry, base: Head | None) -> tuple[str, _Outcome]:
+        """Create the entry, or find out what is there instead."""
+        id, data = seal(entry)
+        key = keys.entry_key(entry.number)
+        for attempt in range(_CREATE_ATTEMPTS):
+            cause: BaseException | None = None
+            try:
+                if self._store.put_new(key, [data]):
+                    return id, _Outcome.CREATED
+            except StoreUnavailable as error:
+                cause = error
+            # Whatever the store said, only what is there now counts: a reply can be
+            # lost, and a conflict can be our own first try.
+            try:
+                found, _ = self._get(entry.number)
+                if found == id:
+                    self._store.settle(key)
+                    return id, _Outcome.CREATED
+                return id, _Outcome.TAKEN
+            except ObjectNotFound:
+                pass
+            except (DamagedObject, StoreUnavailable) as error:
+                raise CommitUnknown(
+                    f"entry {entry.number} of {self._store.address} was sent, and cannot be "
+                    f"read back: {error.message}",
+                    hint="It is not reported as saved; the next save settles it.",
+                ) from error
+            if cause is None:
+                return id, _Outcome.TAKEN  # was there, is pruned: others moved on
+            newest = self._read_or_unknown(entry)
+            if (newest.id if newest else None) != (base.id if base else None):
+                return id, self._settled(id, entry, newest)
+            if attempt + 1 < _CREATE_ATTEMPTS:
+                time.sleep(_CREATE_BACKOFF_S * 2**attempt)
+            else:
+                raise CommitUnknown(
+                    f"entry {entry.number} of {self._store.address} could not be written: {cause}",
+                    hint="It is not reported as saved; the next save settles it.",
+                ) from cause
+        raise AssertionError("unreachable")
+
+    def _read_or_unknown(self, entry: Entry) -> Head | None:
+        try:
+            return self.read()
+        except (CorruptionError, StoreUnavailable) as error:
+            raise CommitUnknown(
+                f"entry {entry.number} of {self._store.address} was sent, and the log cannot "
+                f"be read back: {error.message}"
+            ) from error
+
+    def _settled(self, id: str, entry: Entry, newest: Head | None) -> _Outcome:
+        """What became of an entry that is absent while the log has moved on."""
+        named = newest.names(entry.number) if newest else None
+        if named is None:
+            raise CommitUnknown(
+                f"entry {entry.number} of {self._store.address} was sent, and the log has moved "
+                "too far to tell whether it counts",
+                hint="It is not reported as saved; the next save writes everything anew.",
+            )
+        return _Outcome.CREATED if named == id else _Outcome.TAKEN
+
+    def _chained(self, entry: Entry, id: str, base: Head | None) -> bool:
+        """Whether the created entry continues the chain; False: it certainly does not.
+
+        An overtaken writer can "create" a number that others used and pruned long
+        ago. Raises CommitUnknown when neither can be shown.
+        """
+        if base is None:
+            newest = self._read_or_unknown(entry)
+            # A first entry carries no checkpoint: where in doubt, open once more on top.
+            return newest is not None and newest.names(entry.number) == id
+        try:
+            if self._get(base.number)[0] == base.id:
+                return True
+        except ObjectNotFound:
+            pass
+        except (DamagedObject, StoreUnavailable) as error:
+            raise CommitUnknown(
+                f"entry {entry.number} of {self._store.address} was written, and its parent "
+                f"cannot be read: {error.message}"
+            ) from error
+        newest = self._read_or_unknown(entry)
+        named = newest.names(entry.number) if newest else None
+        if newest is not None and named == id and newest.number > entry.number:
+            return True
+        if named is not None and named != id:
+            return False
+        raise CommitUnknown(
+            f"entry {entry.number} of {self._store.address} was written, and the log has moved "
+            "too far to tell whether it counts"
+        )
+
+    def _prune(self, newest: int) -> None:
+        """Remove old entries, lowest first, so that the highest always has its parent."""
+        last = newest - KEEP_ENTRIES
+        if last < 1:
+            return
+        try:
+            for number in range(max(1, self._oldest_known), last + 1):
+                self._store.delete([keys.entry_key(number)])
+            self._oldest_known = last + 1
+        except StoreUnavailable as error:
+            logger.warning("could not remove old log entries: %s", error)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop cached segments that are no longer listed."""
+        for name in names:
+            self._segments.pop(name, None)
+
+
+def _nothing(run: str) -> Entry:
+    """What a run's first transaction starts from."""
+    return Entry(run=run, number=0, commit="", parent=None, epoch=0, time_s=0.0, action="")
+
+
+def packs_of(records: Iterable[Record]) -> dict[str, int]:
+    """Every pack that `records` need -> its size."""
+    union: dict[str, int] = {}
+    for record in records:
+        union.update(record.packs)
+    return union

@@ -1,0 +1,100 @@
+"""Rebuilding the list of live checkpoints from the manifests that are whole.
+
+A starting writer does this when the newest log entries are damaged, so that a job
+that restarts at night goes on. Checkpoints that were retired but not yet deleted
+may come back; a retention rule removes them again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from holdfast.core.records import Manifest, Record
+from holdfast.core.sealed import unseal
+from holdfast.core.types import GiB
+from holdfast.errors import CorruptionError, DamagedObject, ObjectNotFound
+from holdfast.repo import keys
+from holdfast.repo.check import check_manifest
+from holdfast.repo.log import Head, logger
+from holdfast.repo.record import record_of
+
+if TYPE_CHECKING:
+    from holdfast.repo.repo import Repo
+
+MANIFEST_MAX_BYTES = 2 * GiB
+
+
+class Rebuilt(NamedTuple):
+    """Where a writer starts from."""
+
+    records: tuple[Record, ...] | None
+    """The rebuilt list; None when the log is whole."""
+    base: Head | None
+    """The newest intact entry."""
+    number: int
+    """A number that no entry has, for an entry without base."""
+    epoch_floor: int
+    """No epoch that a damaged entry may have used is above this."""
+
+
+def rebuild(repo: Repo) -> Rebuilt:
+    """Read the log; where it is damaged, list what is whole instead (nothing is written)."""
+    problem = ""
+    try:
+        head = repo.head()
+        if head is not None and not head.damage:
+            return Rebuilt(None, head, 0, 0)
+        problem = "; ".join(head.damage) if head else ""
+    except CorruptionError as error:
+        head, problem = None, error.message
+    numbers = [keys.entry_number(info.key) or 0 for info in repo.store.list(keys.LOG)]
+    found = _whole_manifests(repo)
+    if head is None and not numbers and not found:
+        return Rebuilt(None, None, 1, 0)
+    known = {r.id: r for r in _readable_records(repo, head)}
+    ordered = sorted(found.items(), key=lambda item: (item[1].epoch, item[1].ordinal))
+    records = tuple(known.get(id) or record_of(id, manifest) for id, manifest in ordered)
+    epochs = [manifest.epoch for manifest in found.values()]
+    epochs += [head.entry.epoch] if head else []
+    logger.error(
+        "the log of %s is damaged (%s): rebuilt its list from %d whole checkpoint(s)",
+        repo.address,
+        problem or "it is missing",
+        len(records),
+    )
+    # Each damaged entry can have raised the epoch by one.
+    floor = max(epochs, default=0) + len(numbers)
+    return Rebuilt(records, head, max(numbers, default=0) + 1, floor)
+
+
+def _readable_records(repo: Repo, head: Head | None) -> tuple[Record, ...]:
+    if head is None:
+        return ()
+    try:
+        return repo.log.records(head.entry)
+    except DamagedObject:
+        return head.entry.records
+
+
+def _whole_manifests(repo: Repo) -> dict[str, Manifest]:
+    """Manifests that are intact and whose packs are all there in full size."""
+    packs = {info.key: info.size_bytes for info in repo.store.list(keys.PACKS)}
+    whole: dict[str, Manifest] = {}
+    for info in repo.store.list(keys.MANIFESTS):
+        id = keys.manifest_id(info.key)
+        if id is None:
+            continue
+        try:
+            data = repo.store.get(info.key, max_bytes=MANIFEST_MAX_BYTES)
+            found, manifest = unseal(data, Manifest, info.key)
+            if found != id:
+                raise DamagedObject(info.key, "it is not the manifest that its name says")
+            check_manifest(manifest, info.key)
+            for pack in manifest.packs:
+                size = repo.pack_size(pack) if pack.run else packs.get(keys.pack_key(pack.name))
+                if size != pack.nbytes:
+                    raise DamagedObject(keys.pack_key(pack.name), "it is missing or truncated")
+            whole[id] = manifest
+        except (DamagedObject, ObjectNotFound) as error:
+            logger.warning("left out of the rebuilt list: %s", error.message)
+    return whole

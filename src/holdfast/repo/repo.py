@@ -1,0 +1,232 @@
+"""A run as readers and guests see it: its live checkpoints, their manifests and bytes.
+
+A *guest* is any process that changes the list without being the writer: it tags,
+pins, prunes. Its transactions keep the writer's epoch, so the writer rebases on them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import msgspec
+
+from holdfast.core.records import Manifest, Pack, Record, RunInfo
+from holdfast.core.sealed import unseal
+from holdfast.core.types import GiB, MiB
+from holdfast.errors import (
+    CheckpointNotFound,
+    CheckpointRemoved,
+    DamagedObject,
+    NoStore,
+    ObjectNotFound,
+    StoreError,
+)
+from holdfast.repo import keys
+from holdfast.repo.check import check_manifest
+from holdfast.repo.log import Draft, Head, Log, logger, packs_of
+from holdfast.stores.addresses import join_address
+from holdfast.stores.base import Store
+from holdfast.stores.open import open_store
+
+MANIFEST_MAX_BYTES = 2 * GiB
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a transaction took off the list: deleted once its entry is durable."""
+
+    manifests: tuple[str, ...]
+    packs: tuple[str, ...]
+    segments: tuple[str, ...]
+    borrowed: frozenset[str] = frozenset()
+    """Parent runs that no listed checkpoint needs any more."""
+
+    @property
+    def keys(self) -> list[str]:
+        # Manifests first: a manifest without packs would look like damage to repair.
+        return [
+            *(keys.manifest_key(id) for id in self.manifests),
+            *(keys.pack_key(name) for name in self.packs),
+            *(keys.segment_key(name) for name in self.segments),
+        ]
+
+
+class Repo:
+    """One run in one store. Methods may be called from any thread."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+        self.store = store
+        self.clock = clock
+        self.log = Log(store, clock=clock)
+        self.lock = threading.RLock()
+        self._info: RunInfo | None = None
+        self._parents: dict[str, Store] = {}
+
+    @property
+    def address(self) -> str:
+        return self.store.address
+
+    # -- reading ---------------------------------------------------------------
+
+    def info(self) -> RunInfo:
+        """What `holdfast.json` says. Raises NoStore where there is no run."""
+        if self._info is None:
+            try:
+                data = self.store.get(keys.RUN_INFO, max_bytes=MiB)
+            except ObjectNotFound as error:
+                raise NoStore(
+                    f"there is no run in {self.address}",
+                    hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
+                ) from error
+            self._info = unseal(data, RunInfo, keys.RUN_INFO)[1]
+        return self._info
+
+    def head(self) -> Head | None:
+        """The newest entry, read anew; None for a run that has none yet."""
+        with self.lock:
+            head = self.log.read()
+        for problem in head.damage if head else ():
+            logger.error("the log of %s is damaged: %s", self.address, problem)
+        return head
+
+    def records(self) -> tuple[Record, ...]:
+        """Live checkpoints in the order of their commits, oldest first."""
+        with self.lock:
+            head = self.head()
+            return self.log.records(head.entry) if head else ()
+
+    def manifest(self, record: Record) -> Manifest:
+        """The manifest of a live checkpoint, checked.
+
+        Raises DamagedObject; CheckpointRemoved if a prune took it meanwhile.
+        """
+        key = keys.manifest_key(record.id)
+        try:
+            id, manifest = unseal(self.store.get(key, max_bytes=MANIFEST_MAX_BYTES), Manifest, key)
+        except ObjectNotFound as error:
+            self.explain_absence(record, key, error)
+        if id != record.id:
+            raise DamagedObject(key, "it is not the manifest that the log names")
+        check_manifest(manifest, key)
+        return manifest
+
+    def explain_absence(self, record: Record, key: str, cause: Exception) -> NoReturn:
+        """Raise CheckpointRemoved or DamagedObject for an object that is not there."""
+        if record.id not in {r.id for r in self.records()}:
+            raise CheckpointRemoved(
+                f"checkpoint {record.step} of {self.address} was removed while it was read",
+                hint="Read again: a newer checkpoint is there.",
+            ) from cause
+        raise DamagedObject(key, f"it is missing (checkpoint {record.step})") from cause
+
+    def read_pack(self, pack: Pack, offset: int, into: memoryview) -> None:
+        """Fill `into` from a pack of this run or of the parent that holds it.
+
+        Raises ObjectNotFound, DamagedObject, StoreUnavailable.
+        """
+        self._store_of(pack).read_into(keys.pack_key(pack.name), offset, into)
+
+    def pack_size(self, pack: Pack) -> int:
+        """Bytes of the pack as the store reports them. Raises ObjectNotFound."""
+        return self._store_of(pack).size(keys.pack_key(pack.name))
+
+    def _store_of(self, pack: Pack) -> Store:
+        if not pack.run:
+            return self.store
+        with self.lock:
+            if pack.run not in self._parents:
+                self._parents[pack.run] = open_store(join_address(self.address, pack.run))
+            return self._parents[pack.run]
+
+    # -- guests' transactions --------------------------------------------------
+
+    def amend(
+        self,
+        action: str,
+        change: Callable[[tuple[Record, ...]], Iterable[Record]],
+        *,
+        base: Head | None = None,
+    ) -> tuple[Head, Removal]:
+        """Commit a changed list without becoming the writer; delete what it dropped.
+
+        Raises what `change` raises, NoStore, CommitUnknown, CorruptionError when the
+        log must be repaired first.
+        """
+
+        def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
+            if head.damage:
+                raise DamagedObject(
+                    f"{self.address}/log",
+                    "; ".join(head.damage),
+                    hint=f"Start the writer, or run: holdfast doctor --repair {self.address}",
+                )
+            return Draft(tuple(change(records)), action)
+
+        with self.lock:
+            run = self.info().run
+            base = base or self.head()
+            if base is None:
+                raise NoStore(f"the run in {self.address} has no checkpoints yet")
+            head, before = self.log.commit(transaction, base=base, run=run)
+            removal = self.removed(before, head)
+        self.delete(removal)
+        return head, removal
+
+    def removed(self, before: Head | None, after: Head) -> Removal:
+        """What `before` listed and `after` does not."""
+        if before is None:
+            return Removal((), (), ())
+        old, new = self.log.records(before.entry), self.log.records(after.entry)
+        live = {r.id for r in new}
+        needed = packs_of(new)
+        segments = {ref.name for ref in after.entry.segments}
+        borrowed = frozenset[str]().union(*(r.borrowed for r in old))
+        return Removal(
+            tuple(r.id for r in old if r.id not in live),
+            tuple(name for name in packs_of(old) if name not in needed),
+            tuple(ref.name for ref in before.entry.segments if ref.name not in segments),
+            borrowed.difference(*(r.borrowed for r in new)),
+        )
+
+    def delete(self, removal: Removal) -> None:
+        """Delete objects that no entry lists. A failure leaves them to gc."""
+        self.log.forget(removal.segments)
+        if not removal.keys:
+            return
+        try:
+            self.store.delete(removal.keys)
+        except StoreError as error:
+            logger.warning("could not delete what was retired; gc will: %s", error.message)
+
+    def edit_record(self, action: str, id: str, **fields: object) -> Record:
+        """Replace fields of one live record (tags, pins, metrics)."""
+        return self.update_record(action, id, lambda record: fields)
+
+    def update_record(
+        self, action: str, id: str, fields: Callable[[Record], Mapping[str, object]]
+    ) -> Record:
+        """As `edit_record`, from the record's newest value. Raises CheckpointNotFound."""
+        result: list[Record] = []
+
+        def change(records: tuple[Record, ...]) -> list[Record]:
+            result.clear()
+            changed = [
+                r if r.id != id else msgspec.structs.replace(r, **fields(r)) for r in records
+            ]
+            result.extend(r for r in changed if r.id == id)
+            if not result:
+                raise CheckpointNotFound(f"{self.address} has no checkpoint {id:.12} any more")
+            return changed
+
+        self.amend(action, change)
+        return result[0]
+
+    def close(self) -> None:
+        """Close the store and those of parents."""
+        for parent in self._parents.values():
+            parent.close()
+        self.store.close()

@@ -1,0 +1,379 @@
+"""The one process that adds checkpoints to a run.
+
+Opening raises the run's epoch: every older writer is fenced from then on. A save
+writes packs under names that are never reused, then its manifest, then one log
+entry that adds it and retires others; only then is anything deleted.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from holdfast.core.process import current, is_alive
+from holdfast.core.records import Entry, Holder, Manifest, Pack, Record, RunInfo
+from holdfast.core.sealed import seal
+from holdfast.core.types import Buffer
+from holdfast.errors import (
+    BaseLost,
+    CommitUnknown,
+    DamagedObject,
+    Fenced,
+    HoldfastError,
+    NoStore,
+    RunClosed,
+    RunHeld,
+    StoreUnavailable,
+)
+from holdfast.repo import keys
+from holdfast.repo.lending import release
+from holdfast.repo.log import Draft, Head, logger, packs_of
+from holdfast.repo.rebuild import rebuild
+from holdfast.repo.record import record_of
+from holdfast.repo.repo import Repo
+
+Retire = Callable[[tuple[Record, ...]], Collection[str]]
+"""Ids to retire, given the list with the new checkpoint last."""
+
+
+@dataclass
+class Save:
+    """Packs of a checkpoint that is not committed yet."""
+
+    nonce: str
+    ordinal: int
+    written: dict[str, Pack] = field(default_factory=dict[str, Pack])
+    manifest: str = ""
+    """Id of its manifest, once that is written."""
+    entry: int | None = None
+    """Number of the log entry that was sent for it; its fate may be unknown."""
+
+
+class Writer:
+    """Holds a run's epoch until it is closed. Methods may be called from any thread."""
+
+    def __init__(self, repo: Repo, epoch: int, head: Head) -> None:
+        self._repo = repo
+        self.epoch = epoch
+        self._head = head
+        self._in_flight: dict[str, Save] = {}
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        repo: Repo,
+        *,
+        take_over: bool = False,
+        parent: str = "",
+        holder: Holder | None = None,
+        alive: Callable[[Holder], bool | None] = is_alive,
+    ) -> Writer:
+        """Become the run's writer, creating the run where there is none.
+
+        A damaged log is rebuilt first, loudly. Raises RunHeld if a live process on
+        this machine holds the run and `take_over` is false; StoreUnfit, StoreReadOnly.
+        """
+        me = holder or current()
+        repo.store.prepare_writing()
+        with repo.lock:
+            run = _ensure_info(repo, parent)
+            rebuilt = rebuild(repo)
+            base_number = rebuilt.base.number if rebuilt.base else 0
+
+            def transaction(head: Head, live: tuple[Record, ...]) -> Draft:
+                other = head.entry.holder
+                if other is not None and not take_over and alive(other):
+                    raise _held(repo.address, other, me)
+                changes: dict[str, Any] = {
+                    "epoch": max(head.entry.epoch, rebuilt.epoch_floor) + 1,
+                    "holder": me,
+                }
+                if rebuilt.records is None or head.number != base_number:
+                    return Draft(live, "open", changes)
+                changes["ordinal"] = max((r.ordinal for r in rebuilt.records), default=0)
+                changes["rebuilt"] = True
+                if rebuilt.base is None:
+                    changes["number"] = rebuilt.number
+                return Draft(rebuilt.records, "repair", changes)
+
+            head, _ = repo.log.commit(transaction, base=rebuilt.base, run=run)
+            writer = cls(repo, head.entry.epoch, head)
+        return writer
+
+    # -- saving ----------------------------------------------------------------
+
+    @property
+    def run(self) -> str:
+        """The run's random id."""
+        return self._repo.info().run
+
+    @property
+    def head(self) -> Head:
+        """The newest entry this writer knows."""
+        return self._head
+
+    def begin(self) -> Save:
+        """Start a save. Its packs stay protected from gc until its fate is settled."""
+        with self._repo.lock:
+            self._check_open()
+            if any(save.entry is not None for save in self._in_flight.values()):
+                self._refresh()  # an earlier save of unknown fate may have landed
+            save = Save(keys.new_nonce(), self._head.entry.ordinal + 1)
+            self._in_flight[save.nonce] = save
+            return save
+
+    def put_pack(self, save: Save, parts: Sequence[Buffer]) -> Pack:
+        """Write one pack durably, under a new name. Raises StoreUnavailable, StoreFull."""
+        name = keys.pack_name(self.epoch, save.nonce, 0, len(save.written))
+        nbytes = sum(memoryview(part).nbytes for part in parts)
+        pack = Pack(name=name, nbytes=nbytes, born=save.ordinal)
+        save.written[name] = pack
+        self._put_own(keys.pack_key(name), parts, nbytes)
+        return pack
+
+    def _put_own(self, key: str, parts: Sequence[Buffer], nbytes: int) -> None:
+        """Create an object whose name only this writer can have given."""
+        if self._repo.store.put_new(key, parts):
+            return
+        # Its name is random, so what is there is ours, from a try whose reply was lost.
+        self._repo.store.settle(key)
+        if self._repo.store.size(key) != nbytes:
+            raise StoreUnavailable(f"{key} in {self._repo.address} is there with another size")
+
+    def commit(
+        self,
+        save: Save,
+        manifest: Manifest,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        odd_metrics: Mapping[str, str] | None = None,
+        tags: tuple[str, ...] = (),
+        note: str = "",
+        finished: bool = False,
+        retire: Retire = lambda records: (),
+        borrowing: frozenset[str] = frozenset(),
+    ) -> Record:
+        """Make the checkpoint visible, retire others in the same entry, delete those.
+
+        `borrowing`: parent runs that were pinned for this very commit.
+        Returns once it is durable. Raises Fenced; BaseLost if packs that it reuses
+        are gone (write them anew, in a new save); CommitUnknown; StoreUnavailable.
+        """
+        self._check_open()
+        id, data = seal(manifest)
+        save.manifest = id
+        self._put_own(keys.manifest_key(id), [data], len(data))
+        record = record_of(
+            id,
+            manifest,
+            metrics=dict(metrics or {}),
+            odd_metrics=dict(odd_metrics or {}),
+            tags=tags,
+            note=note,
+        )
+        own = set(save.written)
+
+        def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
+            self._check_epoch(head)
+            live = packs_of(records)
+            lost = [name for name in record.packs if name not in own and name not in live]
+            lent = borrowing.union(*(r.borrowed for r in records))
+            lost += [run for run in record.borrowed if run not in lent]
+            if lost:
+                raise BaseLost(lost)
+            if any(r.id == id for r in records):
+                return Draft(records, "save")  # an unknown commit of it has landed
+            kept = (*(_untag(r, tags) for r in records), record)
+            retired = set(retire(kept)) - {id} - {r.id for r in kept if r.pins}
+            return Draft(
+                tuple(r for r in kept if r.id not in retired),
+                "save",
+                {
+                    "ordinal": max(head.entry.ordinal, manifest.ordinal),
+                    "finished": finished,
+                },
+            )
+
+        with self._repo.lock:
+            head = self._commit(transaction, save)
+        return next((r for r in self._repo.log.records(head.entry) if r.id == id), record)
+
+    def abandon(self, save: Save) -> None:
+        """A save failed before its entry was sent: its packs are orphans for gc."""
+        with self._repo.lock:
+            if save.entry is None:
+                self._in_flight.pop(save.nonce, None)
+
+    def amend(self, action: str, change: Callable[[tuple[Record, ...]], Iterable[Record]]) -> Head:
+        """Change the list (tags, pins, prune) as the writer; delete what it dropped."""
+
+        def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
+            self._check_epoch(head)
+            return Draft(tuple(change(records)), action)
+
+        with self._repo.lock:
+            self._check_open()
+            return self._commit(transaction, None)
+
+    def _commit(
+        self, transaction: Callable[[Head, tuple[Record, ...]], Draft], save: Save | None
+    ) -> Head:
+        nonce = save.nonce if save else keys.new_nonce()
+        count = 0
+
+        def segment_name() -> str:
+            nonlocal count
+            count += 1
+            return keys.segment_name(self.epoch, nonce, count)
+
+        def on_send(number: int, entry: Entry) -> None:
+            if save is not None:
+                save.entry = number
+
+        try:
+            head, before = self._repo.log.commit(
+                transaction,
+                base=self._head,
+                run=self._repo.info().run,
+                segment_name=segment_name,
+                on_send=on_send,
+            )
+        except CommitUnknown:
+            self._refresh()  # overtaken: Fenced says more, and is as cautious
+            raise
+        self._head = head
+        self._settle(head.number)
+        removal = self._repo.removed(before, head)
+        self._repo.delete(removal)
+        if removal.borrowed:
+            release(self._repo, removal.borrowed)
+        return head
+
+    def _settle(self, number: int) -> None:
+        """Entries sent for numbers up to `number` can no longer land: drop protection."""
+        for nonce, save in list(self._in_flight.items()):
+            if save.entry is not None and save.entry <= number:
+                del self._in_flight[nonce]
+
+    def _refresh(self) -> None:
+        head = self._repo.head()
+        if head is None:
+            raise NoStore(f"the run in {self._repo.address} has vanished")
+        self._check_epoch(head)
+        self._head = head
+
+    # -- collecting ------------------------------------------------------------
+
+    def collect(self, *, dry_run: bool = False) -> list[str]:
+        """Delete orphans: objects that no entry lists and no save in flight wrote.
+
+        Only this epoch's creator may call it. Returns the keys.
+        """
+        store = self._repo.store
+        with self._repo.lock:
+            self._check_open()
+            # List first, read the newest entry after: what appears in between is not
+            # on the list; what the entry names is kept.
+            found = [
+                info.key
+                for prefix in (keys.PACKS, keys.SEGMENTS, keys.FRAGMENTS, keys.MANIFESTS)
+                for info in store.list(prefix)
+            ]
+            head = self._repo.head()
+            if head is None:
+                raise NoStore(f"the run in {self._repo.address} has vanished")
+            self._check_epoch(head)
+            if head.damage:
+                raise DamagedObject(f"{self._repo.address}/log", "; ".join(head.damage))
+            # A guest's entry can be visible and not yet synced; without this a power
+            # loss could undo the entry and leave the deletions.
+            store.settle(keys.entry_key(head.number))
+            records = self._repo.log.records(head.entry)
+            live = {keys.pack_key(name) for name in packs_of(records)}
+            live |= {keys.segment_key(ref.name) for ref in head.entry.segments}
+            live |= {keys.manifest_key(r.id) for r in records}
+            orphans = [key for key in found if key not in live and self._may_collect(key)]
+        if not dry_run:
+            store.delete(orphans)
+            store.remove_debris()
+        return orphans
+
+    def _may_collect(self, key: str) -> bool:
+        if id := keys.manifest_id(key):
+            return all(save.manifest != id for save in self._in_flight.values())
+        owned = keys.owner(key)
+        if owned is None:
+            return False  # not one of our names: not ours to delete
+        name, epoch = owned
+        return epoch <= self.epoch and not any(nonce in name for nonce in self._in_flight)
+
+    # -- closing ---------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the run up, so that another process may write it without waiting.
+
+        Never raises for a run that was taken over or cannot be reached: the holder's
+        death says the same.
+        """
+        with self._repo.lock:
+            if self._closed:
+                return
+            self._closed = True
+
+            def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
+                self._check_epoch(head)
+                return Draft(records, "close", {"holder": None})
+
+            try:
+                self._commit(transaction, None)
+            except HoldfastError as error:
+                logger.debug("closing %s: %s", self._repo.address, error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RunClosed(f"the writer of {self._repo.address} is closed")
+
+    def _check_epoch(self, head: Head) -> None:
+        if head.entry.epoch == self.epoch:
+            return
+        other = head.entry.holder
+        who = f"pid {other.pid} on {other.host}" if other else "another process"
+        raise Fenced(
+            f"{self._repo.address} was taken over by {who}; this process can no longer save",
+            hint="Stop this process. Only one may write a run; give each its own address.",
+        )
+
+
+def _ensure_info(repo: Repo, parent: str) -> str:
+    try:
+        return repo.info().run
+    except NoStore:
+        _, data = seal(RunInfo(run=secrets.token_hex(8), created_s=repo.clock(), parent=parent))
+        repo.store.put_new(keys.RUN_INFO, [data])
+        repo.store.settle(keys.RUN_INFO)
+        return repo.info().run
+
+
+def _held(address: str, other: Holder, me: Holder) -> RunHeld:
+    if other == me:
+        return RunHeld(
+            f"{address} is already open for writing in this process",
+            hint="Close the other Run or CheckpointManager first (`with` does it for you).",
+        )
+    return RunHeld(
+        f"{address} is held by process {other.pid} on {other.host}",
+        hint=f"Wait for it, stop it (kill {other.pid}), or pass take_over=True.",
+    )
+
+
+def _untag(record: Record, tags: tuple[str, ...]) -> Record:
+    """A tag names one checkpoint: the newest that was given it."""
+    if not set(tags) & set(record.tags):
+        return record
+    left = tuple(tag for tag in record.tags if tag not in tags)
+    return msgspec.structs.replace(record, tags=left)

@@ -1,0 +1,89 @@
+"""Whether the program is still inside the body of a loop that it opened.
+
+A loop that was left by `break` cannot tell: nothing is called. That matters when the
+next loop opens: it is either nested in the body of the first or comes after it. The
+call stack knows. When a loop is first advanced, the place of each `for` on the stack is
+recorded; later it is compared with where the same frames are then. No frame is kept
+alive: frames are compared by id and code.
+
+Every answer may be None, "cannot be known": the loop is advanced with `next()`, or the
+interpreter's bytecode is unlike what is expected.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+_MAX_DEPTH = 200
+
+
+class _Place(NamedTuple):
+    frame_id: int
+    code: CodeType
+    instruction: int
+
+
+class Callsite:
+    """Where a loop is driven from."""
+
+    def __init__(self, caller: FrameType | None) -> None:
+        self._places = _fors(caller)
+
+    def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:
+        """Whether `current`, the calling frame, is in the loop's body.
+
+        `advancing`: the loop fetching its next item counts as inside.
+        """
+        now = {id(frame): frame for frame in _stack(current)}
+        for place in self._places:
+            frame = now.get(place.frame_id)
+            if frame is None or frame.f_code is not place.code:
+                if place.code.co_flags & inspect.CO_GENERATOR:
+                    continue  # a wrapper such as tqdm's: suspended while the body runs
+                return False  # the function that held the loop has returned
+            end = _loop_end(place.code, place.instruction)
+            if end is None:
+                return None
+            inside = place.instruction < frame.f_lasti < end
+            return inside or (advancing and frame.f_lasti == place.instruction)
+        return None
+
+
+def _stack(frame: FrameType | None) -> list[FrameType]:
+    frames: list[FrameType] = []
+    while frame is not None and len(frames) < _MAX_DEPTH:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _fors(caller: FrameType | None) -> list[_Place]:
+    """Frames that are at a `for`, from the innermost to the first that is no generator."""
+    places: list[_Place] = []
+    for frame in _stack(caller):
+        if _loop_end(frame.f_code, frame.f_lasti) is None:
+            continue
+        places.append(_Place(id(frame), frame.f_code, frame.f_lasti))
+        if not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            break
+    return places
+
+
+@lru_cache(maxsize=256)
+def _loop_end(code: CodeType, instruction: int) -> int | None:
+    """Where the `for` at `instruction` jumps to when it ends; None if there is none.
+
+    Its body is what lies between, except for handlers of exceptions, which compilers
+    put at the end of the function: a loop opened there is taken for one that follows.
+    Advancing the first loop again then raises, so that nothing goes wrong silently.
+    """
+    for found in dis.get_instructions(code):
+        if found.offset == instruction:
+            if found.opname == "FOR_ITER" and isinstance(found.argval, int):
+                return found.argval
+            return None
+    return None

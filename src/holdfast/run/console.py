@@ -1,0 +1,63 @@
+"""The lines that a run prints: to stderr, one thing each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from holdfast.core.units import format_ago
+
+
+class Console:
+    """Prints lines unless `quiet`; `loud` ones always."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def say(self, line: str) -> None:
+        """What a person may want to know."""
+        if not self.quiet:
+            _print(line)
+
+    def loud(self, line: str) -> None:
+        """What must not be missed."""
+        _print(line)
+
+
+def _print(line: str) -> None:
+    # Names and addresses may hold anything; a terminal must show escapes, not obey them.
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in line)
+    try:
+        print(safe, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # stderr is closed: a job must not die of a line that nobody reads
+
+
+def started_line(address: str, step: int | None, age_s: float = 0.0) -> str:
+    """
+    >>> started_line("runs/gpt", 41200, 185)
+    'resumed runs/gpt at step 41,200 (verified, saved 3 min ago)'
+    >>> started_line("runs/gpt", None)
+    'no checkpoint in runs/gpt: starting at step 0'
+    """
+    if step is None:
+        return f"no checkpoint in {address}: starting at step 0"
+    saved = format_ago(age_s)
+    saved = "just now" if saved == "now" else saved
+    return f"resumed {address} at step {step:,} (verified, saved {saved})"
+
+
+def differences_line(differences: Sequence[str]) -> str:
+    """
+    >>> differences_line(["torch 2.12.0 -> 2.13.0", "host a -> b"])
+    'since the last run: torch 2.12.0 -> 2.13.0; host a -> b'
+    """
+    return f"since the last run: {'; '.join(differences)}"
+
+
+def plural(number: int, noun: str) -> str:
+    """
+    >>> plural(1, "step"), plural(1200, "step")
+    ('1 step', '1,200 steps')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,373 @@
+"""The iterators that `run.epochs`, `run.batches` and `run.range` return, and their engine.
+
+A loop is an iterator object, not a generator, and `__next__` is the boundary: being asked
+for the next item is the only sign that a body was completed. Nothing depends on when
+objects are collected. The engine keeps the position (see `position`), follows the way
+back to a saved one, and tells its host when a boundary is reached; what to save there is
+the host's decision.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import FrameType
+from typing import Any, Protocol
+
+from holdfast.core.rng import apply_rng, capture_rng
+from holdfast.errors import LoopError
+from holdfast.run import position as at
+from holdfast.run.callsite import Callsite
+from holdfast.run.feed import Feed, LoaderInterrupted
+from holdfast.run.position import Closed, Frame, Label, Mark, Position, Replay, Skip
+
+
+class IndexFeed:
+    """The feed of `epochs` and `range`: numbers, nothing to fetch."""
+
+    def __init__(self, numbers: range | None) -> None:
+        self.name = "numbers"
+        self._numbers = numbers
+        self._taken = 0
+
+    def open(self, saved: dict[str, Any] | None) -> None:
+        self._taken = 0 if saved is None else int(saved["taken"])
+
+    def take(self) -> int:
+        if self._numbers is None:
+            item = self._taken
+        elif self._taken < len(self._numbers):
+            item = self._numbers[self._taken]
+        else:
+            raise StopIteration
+        self._taken += 1
+        return item
+
+    def state(self) -> dict[str, Any]:
+        return {"taken": self._taken}
+
+    def length(self) -> int | None:
+        return None if self._numbers is None else len(self._numbers)
+
+    def close(self) -> None:
+        pass
+
+
+class Status(Enum):
+    NEW = "new"
+    OPEN = "open"
+    EXHAUSTED = "exhausted"
+    LEFT = "left"
+    """Closed by the engine: the program went on without it."""
+
+
+class Loop(Iterator[Any]):
+    """One loop of a run; iterate over it once."""
+
+    def __init__(self, engine: Engine, label: Label, feed: Feed, *, counted: bool) -> None:
+        self.label = label
+        self.feed = feed
+        self.counted = counted
+        self.status = Status.NEW
+        self.site: Callsite | None = None
+        self.habits = Habits()
+        self.retake: Mark | None = None
+        """The mark of the item to take again on the way back."""
+        self.last_child: Habits | None = None
+        self._engine = engine
+
+    def __iter__(self) -> Loop:
+        if self.status is Status.EXHAUSTED:
+            raise LoopError(
+                f"this {self.label} loop has ended; it can be iterated over once",
+                hint="Call run.epochs, run.batches or run.range where the loop starts: "
+                "`for x in run.batches(loader):`.",
+            )
+        return self
+
+    def __next__(self) -> Any:
+        return self._engine.advance(self, sys._getframe(1))
+
+    def __len__(self) -> int:
+        length = self.feed.length()
+        if length is None:
+            raise TypeError(f"the length of this {self.label} loop is not known")
+        return length
+
+    def __length_hint__(self) -> int:
+        return self.feed.length() or 0
+
+
+@dataclass
+class Habits:
+    """What a loop at one place of the program was seen to do.
+
+    Marks cost tens of microseconds; a loop that was never seen to contain another is
+    not marked at each item, and one that no other follows not at its end. Unknown
+    counts as yes. Where a habit changes, saves wait for the end of that body.
+    """
+
+    nests: bool | None = None
+    followed: bool | None = None
+
+
+class Host(Protocol):
+    """What the engine asks of the run."""
+
+    def start(self) -> Replay | None:
+        """Before anything else: restore. The way back, if there is one."""
+        ...
+
+    def land(self) -> None:
+        """The saved place is reached: restore once more, random states included."""
+        ...
+
+    def before_item(self, loop: Loop) -> None:
+        """Before each item; cheap after the first."""
+        ...
+
+    def opened(self, loop: Loop, *, first_inside: bool) -> None:
+        """A loop is about to start; `first_inside`: no other ran in this body."""
+        ...
+
+    def completed(self, *, is_step: bool) -> None:
+        """A body ran to its end; the position is the one after it."""
+        ...
+
+    def boundary(self, loop: Loop, *, last: bool) -> None:
+        """In front of the next item. `last`: there will be none."""
+        ...
+
+    def tail(self) -> None:
+        """A loop inside another has ended; the rest of the outer body is to come."""
+        ...
+
+    def outermost_done(self) -> None:
+        """The outermost loop is exhausted."""
+        ...
+
+    def interrupted(self, error: LoaderInterrupted) -> None:
+        """A loader's workers died of a signal in front of the next item."""
+        ...
+
+
+class Engine:
+    """Keeps the position of one run. Used by one thread."""
+
+    def __init__(self, host: Host) -> None:
+        self.position = Position()
+        self.ticks = 0
+        """Bodies completed in this process."""
+        self.busy = False
+        """In a boundary: the interrupted code is ours, and a stop will be seen."""
+        self.ended = False
+        """`finish` was called: every loop stops at its next item."""
+        self._host = host
+        self._loops: list[Loop] = []
+        self._replay: Replay | None = None
+        self._started = False
+        self._thread: int | None = None
+        self._habits: dict[tuple[object, ...], Habits] = {}
+
+    @property
+    def landed(self) -> bool:
+        """Whether the program is where the checkpoint was taken, or past it."""
+        return self._started and self._replay is None
+
+    def start(self) -> None:
+        """Restore, if that was not done yet."""
+        if self._started:
+            return
+        self._started = True
+        self._replay = self._host.start()
+        if self._replay is not None:
+            self.position = replace(self.position, step=self._replay.saved.step)
+
+    def inside(self, frame: FrameType | None) -> bool:
+        """Whether code interrupted at `frame` will come to a boundary."""
+        if self.busy:
+            return True
+        if not self._loops:
+            return False
+        site = self._loops[0].site
+        return site is None or site.holds(frame, advancing=True) is not False
+
+    def snapshot(self) -> Position:
+        """The position to save, with the innermost feed's state."""
+        if not self._loops or self.position.top.phase != "next":
+            return self.position
+        top = replace(self.position.top, feed=self._loops[-1].feed.state())
+        return replace(self.position, frames=(*self.position.frames[:-1], top))
+
+    def leave_all(self) -> None:
+        """Close every open loop: the program has left them."""
+        while self._loops:
+            self._close_top(broken=True)
+
+    # -- advancing ---------------------------------------------------------------
+
+    def advance(self, loop: Loop, caller: FrameType) -> Any:
+        """The loop's next item; StopIteration at its end."""
+        self._check_thread(loop)
+        self.busy = True
+        try:
+            if loop.status is Status.NEW:
+                self.start()
+                self._open(loop, caller)
+            elif loop.status is Status.OPEN:
+                self._settle(loop)
+            elif loop.status is Status.LEFT:
+                raise LoopError(
+                    f"this {loop.label} loop was closed when the loop around it went on, or "
+                    "another one was opened after it",
+                    hint="Two loops cannot be advanced in turn; for two loaders use "
+                    'run.batches(a, b, mode="min").',
+                )
+            if loop.status is not Status.OPEN or self.ended:
+                raise StopIteration
+            return self._take(loop)
+        finally:
+            self.busy = False
+
+    def _check_thread(self, loop: Loop) -> None:
+        thread = threading.get_ident()
+        if self._thread is None:
+            self._thread = thread
+        elif self._thread != thread:
+            raise LoopError(
+                f"the {loop.label} loop was advanced on a second thread",
+                hint="Keep all loops of a run on one thread; log() and save() work from any.",
+            )
+
+    def _take(self, loop: Loop) -> Any:
+        self._host.before_item(loop)
+        mark, loop.retake = loop.retake, None
+        if mark is None and (loop.label.kind == "epochs" or loop.habits.nests is not False):
+            mark = Mark(loop.feed.state(), capture_rng())
+        try:
+            item = loop.feed.take()
+        except StopIteration:
+            self._exhaust(loop)
+            raise
+        except LoaderInterrupted as error:
+            self._host.interrupted(error)
+            raise
+        self.position = at.take(self.position, mark)
+        loop.last_child = None
+        return item
+
+    def _settle(self, loop: Loop) -> None:
+        """The body in progress of `loop` is over."""
+        while self._loops[-1] is not loop:
+            self._close_top(broken=True)
+        if self.position.top.phase == "next":
+            return  # the last attempt to take an item raised; nothing ran since
+        if self._replay is not None:
+            raise self._replay.mismatch(
+                f"the body of {loop.label} {self.position.top.completed:,} ended without it"
+            )
+        if loop.habits.nests is None:
+            loop.habits.nests = False
+        if loop.last_child is not None and loop.last_child.followed is None:
+            loop.last_child.followed = False
+        step = self.position.step
+        self.position = at.complete(self.position)
+        self.ticks += 1
+        self._host.completed(is_step=self.position.step > step)
+        self._host.boundary(loop, last=self.position.top.completed == loop.feed.length())
+
+    def _exhaust(self, loop: Loop) -> None:
+        if self._replay is not None:
+            raise self._replay.mismatch(
+                f"{loop.label} has no item {self.position.top.completed:,} now"
+            )
+        loop.status = Status.EXHAUSTED
+        self._close_top(broken=False)
+        if self._loops:
+            self._host.tail()
+        else:
+            self._host.outermost_done()
+
+    def _close_top(self, *, broken: bool) -> None:
+        loop = self._loops[-1]
+        rng = None
+        if len(self._loops) == 1 or loop.habits.followed is not False:
+            rng = capture_rng()
+        self.position = at.close(self.position, broken=broken, rng=rng)
+        self._loops.pop()
+        if self._loops:
+            self._loops[-1].last_child = loop.habits
+        if loop.status is Status.OPEN:
+            loop.status = Status.LEFT
+        loop.feed.close()
+
+    # -- opening -----------------------------------------------------------------
+
+    def _open(self, loop: Loop, caller: FrameType) -> None:
+        while self._loops and not self._in_body(self._loops[-1], caller):
+            self._close_top(broken=True)
+        limit = loop.feed.length() if loop.label.kind != "batches" else None
+        if self._replay is not None:
+            met = self._replay.meet(self.position, loop.label, limit)
+            if isinstance(met, Skip):
+                self._skip(loop, met)
+                return
+            self._push(loop, caller, replace(met.frame, limit=limit, counted=loop.counted))
+            self._reenter(loop, met.frame, lands=met.lands)
+            return
+        self._host.opened(loop, first_inside=not self.position.siblings)
+        self._push(loop, caller, Frame(loop.label, loop.counted, limit))
+        loop.feed.open(None)
+
+    def _in_body(self, loop: Loop, caller: FrameType) -> bool:
+        return loop.site is None or loop.site.holds(caller) is not False
+
+    def _push(self, loop: Loop, caller: FrameType, frame: Frame) -> None:
+        place = (*((one.label, one.counted) for one in self._loops), loop.label)
+        key = (*place, len(self.position.siblings))
+        loop.habits = self._habits.setdefault(key, Habits())
+        if self._loops:
+            parent = self._loops[-1]
+            parent.habits.nests = True
+            if parent.last_child is not None:
+                parent.last_child.followed = True
+        self.position = at.enter(self.position, frame)
+        self._loops.append(loop)
+        loop.site = Callsite(caller)
+        loop.status = Status.OPEN
+
+    def _reenter(self, loop: Loop, saved: Frame, *, lands: bool) -> None:
+        """Open the feed where it was; then the random states are those of that moment."""
+        assert self._replay is not None
+        if lands:
+            loop.feed.open(saved.feed)
+            self._arrive()
+            return
+        self._replay = self._replay.entered()
+        assert saved.mark is not None  # only replayable positions are saved
+        loop.retake = saved.mark
+        loop.feed.open(saved.mark.feed)
+        apply_rng(saved.mark.rng)
+        # The body runs again from its start.
+        self._amend_top(phase="next", nested=False, done=())
+
+    def _skip(self, loop: Loop, met: Skip) -> None:
+        closed: Closed = met.closed
+        if met.lands:
+            self._arrive()
+            closed = replace(closed, rng=capture_rng())
+        elif closed.rng is not None:
+            apply_rng(closed.rng)
+        self.position = at.skip(self.position, closed)
+        loop.status = Status.EXHAUSTED
+
+    def _arrive(self) -> None:
+        self._host.land()
+        self._replay = None
+
+    def _amend_top(self, **changes: Any) -> None:
+        top = replace(self.position.top, **changes)
+        self.position = replace(self.position, frames=(*self.position.frames[:-1], top))

@@ -1,0 +1,164 @@
+"""`publish="best:exports/best"`: a plain export that is always whole.
+
+The path is a symbolic link to a folder beside it. Each refresh writes a new folder,
+syncs it, and replaces the link in one atomic step; then the old folder is removed. Work
+goes on in a thread of its own: training never waits for it, and if checkpoints come
+faster than exports only the newest is exported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import HoldfastError, UsageError
+
+logger = logging.getLogger("holdfast")
+
+_VERSION = re.compile(r"[0-9a-f]{16}")  # the start of a checkpoint's id
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A parsed `publish=`."""
+
+    which: str
+    """"best" or "latest"."""
+    path: Path
+
+
+def parse_publish(text: str) -> Publication:
+    """
+    >>> parse_publish("best:exports/best")
+    Publication(which='best', path=PosixPath('exports/best'))
+    """
+    which, colon, path = text.partition(":")
+    if which not in ("best", "latest") or not colon or not path:
+        raise UsageError(
+            f"cannot read publish={text!r}",
+            hint='Write publish="best:folder" or publish="latest:folder".',
+        )
+    return Publication(which, Path(path))
+
+
+class Publisher:
+    """Keeps the export at `path` up to date. `choose()` names the checkpoint to show."""
+
+    def __init__(
+        self, path: Path, manager: Any, choose: Callable[[], Any | None]
+    ) -> None:
+        # Absolute: the program may change its folder later.
+        self._path = Path(os.path.abspath(path))
+        self._manager = manager
+        self._choose = choose
+        self._shown = ""
+        self._condition = threading.Condition()
+        self._wanted = False
+        self._closing = False
+        self._working = False
+        self._thread: threading.Thread | None = None
+        if self._path.exists() and not self._path.is_symlink():
+            raise UsageError(
+                f"cannot publish at {path}: it exists and is not a link made by Holdfast",
+                hint="Move it away or choose another path.",
+            )
+
+    def refresh(self) -> None:
+        """A checkpoint was committed: export if another one is to be shown now."""
+        with self._condition:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._work, name="holdfast-publish", daemon=True
+                )
+                self._thread.start()
+            self._wanted = True
+            self._condition.notify_all()
+
+    def wait(self) -> None:
+        """Block until what was asked for is shown, or has failed with a logged error."""
+        with self._condition:
+            while self._wanted or self._working:
+                self._condition.wait()
+
+    def close(self) -> None:
+        """`wait`, then end the thread."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                while not self._wanted and not self._closing:
+                    self._condition.wait()
+                if not self._wanted:
+                    return
+                self._wanted, self._working = False, True
+            try:
+                self._publish()
+            except (HoldfastError, OSError) as error:
+                logger.error("could not publish %s: %s", self._path, error)
+            finally:
+                with self._condition:
+                    self._working = False
+                    self._condition.notify_all()
+
+    def _publish(self) -> None:
+        chosen = self._choose()
+        if chosen is None or chosen.id == self._shown:
+            return
+        swap(self._path, chosen.id[:16], lambda folder: self._manager.export(chosen.id, folder))
+        self._shown = chosen.id
+
+
+def swap(path: Path, version: str, fill: Callable[[Path], object]) -> None:
+    """Let `path` show the folder that `fill` writes; at every moment it shows a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}."
+    old = os.readlink(path) if path.is_symlink() else None
+    folder = path.parent / f"{prefix}{version}"
+    if folder.name == old:
+        return
+    # Left by a process that was killed while it wrote.
+    shutil.rmtree(folder, ignore_errors=True)
+    link = path.parent / f"{prefix}link"
+    link.unlink(missing_ok=True)
+    try:
+        fill(folder)
+        _sync_tree(folder)
+        link.symlink_to(folder.name)
+        os.replace(link, path)
+    except BaseException:
+        link.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _sync(path.parent)
+    for name in os.listdir(path.parent):
+        if name != folder.name and name.startswith(prefix) and _VERSION.fullmatch(
+            name.removeprefix(prefix)
+        ):
+            shutil.rmtree(path.parent / name, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

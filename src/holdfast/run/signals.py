@@ -1,0 +1,115 @@
+"""SIGTERM and SIGINT become a flag that the loop reads at its next boundary.
+
+A handler runs between any two instructions of the training step, so it saves nothing
+and only remembers the signal. A second SIGINT stops at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# A loader notices that its worker died of a signal before this process has run its own
+# handler for the same signal: they are sent to a process group one after the other.
+_LATE_SIGNAL_S = 2.0
+
+
+class StopSignals:
+    """Handlers for the signals that ask a job to stop.
+
+    `inside(frame)` tells whether `frame`, the code that was interrupted, will come to a
+    boundary at all (False: the signal is handed to the previous handler). `notice` gets
+    the signal's name once, inside the handler: it must not use buffered output.
+    """
+
+    def __init__(
+        self, *, inside: Callable[[FrameType | None], bool], notice: Callable[[str], None]
+    ) -> None:
+        self._inside = inside
+        self._notice = notice
+        self._pid = os.getpid()
+        self._previous: dict[int, Any] = {}
+        self._interrupts = 0
+        self.name = ""
+        """The signal that asked for a stop: "SIGTERM"; "" while none did."""
+        self.requested_s = 0.0
+        """When, on the monotonic clock."""
+
+    @property
+    def requested(self) -> bool:
+        return bool(self.name)
+
+    def install(self) -> bool:
+        """Take the signals over; False in threads other than the main one."""
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        for number in _SIGNALS:
+            if number in self._previous:
+                continue
+            previous = signal.getsignal(number)
+            # Ignored before we came: a shell put the job into the background (nohup).
+            # None: a handler that was not installed from Python and cannot be put back.
+            if previous is signal.SIG_IGN or previous is None:
+                continue
+            self._previous[number] = previous
+            signal.signal(number, self._handle)
+        return True
+
+    def restore(self) -> None:
+        """Put the previous handlers back, where nobody has replaced ours since."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, previous)
+        self._previous.clear()
+
+    def wait(self, timeout_s: float = _LATE_SIGNAL_S) -> bool:
+        """Whether a stop is requested, now or within `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while not self.name and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.requested
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        previous = self._previous.get(number, signal.SIG_DFL)
+        if os.getpid() != self._pid or not self._inside(frame):
+            _deliver(number, frame, previous)
+            return
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        if not self.name:
+            self.name = signal.Signals(number).name
+            self.requested_s = time.monotonic()
+            self._notice(self.name)
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(number, frame)
+
+
+def _deliver(number: int, frame: FrameType | None, handler: Any) -> None:
+    """What would have happened had we never taken the signal over."""
+    if callable(handler):
+        handler(number, frame)
+        return
+    signal.signal(number, handler)
+    os.kill(os.getpid(), number)
+
+
+def in_notebook() -> bool:
+    """Whether this code runs in a Jupyter kernel, which must not be exited."""
+    import sys
+
+    ipython = sys.modules.get("IPython")
+    if ipython is None:
+        return False
+    shell = ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")

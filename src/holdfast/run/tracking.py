@@ -1,0 +1,153 @@
+"""The objects of a run by name, and which of them a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from holdfast.errors import StructureMismatch, UsageError
+from holdfast.run.box import Box, redeclare, values_of
+
+BOX = "box"
+
+# What cannot be filled in place: a restored value would never reach the program.
+_VALUES = (bool, int, float, complex, str, bytes, type(None), frozenset)
+
+
+class Tracked:
+    """Names to live objects. The run's box is one of them once it holds something.
+
+    Loaders are tracked for their place in the data, which is part of the loop's
+    position: they are not in the state.
+    """
+
+    def __init__(self, box: Box, late: Collection[str], rename: Mapping[str, str]) -> None:
+        self._box = box
+        self._late = frozenset(late)
+        self._rename = dict(rename)
+        self._objects: dict[str, Any] = {}
+        self._fed: list[Any] = []
+        """Objects whose position the loops save."""
+
+    def add(self, objects: Mapping[str, Any]) -> list[str]:
+        """Track `objects`; the names that were not tracked before."""
+        for name, value in objects.items():
+            if name == BOX:
+                raise UsageError(
+                    "'box' is the name under which run.box is saved",
+                    hint="Track the object under another name.",
+                )
+            if isinstance(value, _VALUES):
+                raise UsageError(
+                    f"cannot track {name}={value!r}: a {type(value).__name__} cannot be "
+                    "restored in place",
+                    hint=f"Keep it in the box: state = run.box({name}={value!r}); "
+                    f"then use state.{name}.",
+                )
+        fresh = [name for name in objects if name not in self._objects]
+        self._objects.update(objects)
+        return fresh
+
+    def feed(self, loader: Any) -> None:
+        """`loader` is iterated by a loop of the run, which saves its position."""
+        if not any(known is loader for known in self._fed):
+            self._fed.append(loader)
+
+    @property
+    def objects(self) -> Mapping[str, Any]:
+        """Everything tracked, loaders too."""
+        return self._objects
+
+    def loaders(self) -> list[str]:
+        """Names that are not in the state because a loop saves their position."""
+        return sorted(name for name, value in self._objects.items() if self._is_fed(value))
+
+    def _is_fed(self, value: Any) -> bool:
+        return any(known is value for known in self._fed) or _is_data_loader(value)
+
+    def state(self) -> dict[str, Any]:
+        """What to capture."""
+        state = {
+            name: value for name, value in self._objects.items() if not self._is_fed(value)
+        }
+        if values := values_of(self._box):
+            state[BOX] = values
+        return state
+
+    def targets(self, saved: Collection[str], loaders: Collection[str]) -> dict[str, Any]:
+        """What to restore from a checkpoint that holds the names `saved`.
+
+        Includes tracked names that it lacks (the restore reports them), but not those
+        declared late, nor loaders, whichever side regards them as such.
+        """
+        here = self._saved_here(saved)
+        targets = {
+            name: value
+            for name, value in self._objects.items()
+            if not self._is_fed(value)
+            and not (name in loaders and name not in here)
+            and not (name in self._late and name not in here)
+        }
+        if BOX in here:
+            targets[BOX] = values_of(self._box)
+        return targets
+
+    def unclaimed(self, saved: Collection[str]) -> list[str]:
+        """Names in the checkpoint that nobody tracks here."""
+        claimed = {*self._objects, BOX}
+        return sorted(self._saved_here(saved) - claimed)
+
+    def _saved_here(self, saved: Collection[str]) -> set[str]:
+        return {self._rename.get(name, name) for name in saved}
+
+    def check_claimed(self, saved: Collection[str], address: str) -> None:
+        """Raises StructureMismatch for saved names that nobody tracks and that were not
+        declared late."""
+        unclaimed = [name for name in self.unclaimed(saved) if name not in self._late]
+        if not unclaimed:
+            return
+        names = ", ".join(map(repr, unclaimed))
+        fresh = sorted(set(self.state()) - self._saved_here(saved))
+        hint = f"Track them before the loop, or say late={unclaimed!r} if they come later."
+        if len(unclaimed) == len(fresh) == 1:
+            hint = f"If it was renamed: rename={{{unclaimed[0]!r}: {fresh[0]!r}}}. " + hint
+        raise StructureMismatch(
+            f"the checkpoint of {address} holds {names}, which nothing tracks here",
+            unexpected=unclaimed,
+            hint=hint,
+        )
+
+    def adopt(self, restored: Mapping[str, Any]) -> None:
+        """After a restore: values of targets that were replaced and not filled in place."""
+        for name, value in restored.items():
+            if name == BOX:
+                live = values_of(self._box)
+                if live is not value:
+                    live.clear()
+                    live.update(value)
+            elif name in self._objects:
+                self._objects[name] = value
+        redeclare(self._box)
+
+
+def _is_data_loader(value: Any) -> bool:
+    """A plain torch DataLoader: it has no state of its own to save."""
+    if hasattr(value, "state_dict"):
+        return False
+    return any(
+        kind.__name__ == "DataLoader" and kind.__module__.startswith("torch.utils.data")
+        for kind in type(value).__mro__
+    )
+
+
+def find_untracked(adapters: Iterable[Any], scope: Mapping[str, Any], tracked: Any) -> list[str]:
+    """Names in `scope` of objects that belong to tracked ones but are not tracked.
+
+    Asks each loaded framework that knows how (an optimizer whose parameters are a
+    tracked model's, …).
+    """
+    found: list[str] = []
+    for adapter in adapters:
+        if verb := getattr(adapter, "find_untracked", None):
+            found.extend(verb(scope, tracked))
+    return found

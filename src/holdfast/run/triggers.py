@@ -1,0 +1,82 @@
+"""When a boundary becomes a save: the schedule, a metric that is among the best, a wish.
+
+`Triggers` answers with the reason, which becomes the checkpoint's note. Clocks and
+metrics are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from holdfast.core.retention import KeepPolicy
+from holdfast.core.schedule import Schedule
+from holdfast.run.metrics import read
+
+
+class Triggers:
+    """Decides at each boundary. `records` are the run's checkpoints, asked for once."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        policy: KeepPolicy,
+        records: Callable[[], Iterable[Any]],
+    ) -> None:
+        self.schedule = schedule
+        self._policy = policy
+        self._watched = {rule.metric for rule in policy.best}
+        self._records = records
+        self._seen: list[Any] | None = None
+        self._wanted = ""
+        self._held = ""
+        self._last_step: int | None = None
+        self._last_s = 0.0
+
+    def start(self, step: int | None, now_s: float) -> None:
+        """Training starts: from the checkpoint at `step`, or from nothing."""
+        self._last_step = step
+        self._last_s = now_s
+
+    def want(self, reason: str) -> None:
+        """Ask for a save at the next boundary. From any thread."""
+        self._wanted = reason
+
+    def improves(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether fresh metrics would put a checkpoint among the best.
+
+        Only metrics that a `best` rule names are read, so others cost no device wait.
+        """
+        if self._watched.isdisjoint(metrics):
+            return False
+        watched = read({name: metrics[name] for name in self._watched & metrics.keys()})
+        if self._seen is None:
+            self._seen = list(self._records())
+        return self._policy.enters_best(self._seen, watched)
+
+    def due(self, step: int, now_s: float, *, epoch_end: bool, last: bool) -> str:
+        """Why to save now; "" for no save.
+
+        `last`: no item follows in this loop, so the save is held until the loop around
+        it goes on, and then includes what its tail does.
+        """
+        scheduled = self.schedule.due(step, now_s, self._last_step, self._last_s, epoch_end)
+        self._held = self._wanted or self._held or scheduled or ""
+        self._wanted = ""
+        return "" if last else self._held
+
+    def saved(self, step: int, now_s: float) -> None:
+        """A save was taken at this boundary."""
+        self._last_step = step
+        self._last_s = now_s
+        self._held = ""
+
+    def committed(self, record: Any) -> None:
+        """A save is in the store; it now competes for best."""
+        if self._seen is not None:
+            self._seen.append(record)
+
+    @property
+    def best_metric(self) -> tuple[str, str] | None:
+        """The first `best` rule's metric and mode."""
+        return self._policy.default_best

@@ -1,0 +1,133 @@
+"""What a store promises. Everything above this line relies on these words only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from holdfast.core.types import Buffer
+from holdfast.errors import StoreError
+
+# One path segment: no separators, no leading dot, nothing a shell, a URL or
+# Windows would read in its own way. Names from a store are checked with it too.
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
+
+
+class BadKey(StoreError):
+    """A key that no store accepts."""
+
+
+def check_key(key: str) -> str:
+    """`key` itself if it is one or more safe segments joined by `/`.
+
+    Raises BadKey for absolute names, `..`, empty segments, control characters.
+    """
+    if len(key) > 1024 or not all(_SEGMENT.fullmatch(part) for part in key.split("/")):
+        raise BadKey(f"unsafe key {key!r}")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` itself if it can be listed: "" or safe segments that each end in `/`."""
+    if prefix and not prefix.endswith("/"):
+        raise BadKey(f"a prefix to list ends in '/': {prefix!r}")
+    if prefix:
+        check_key(prefix[:-1])
+    return prefix
+
+
+class ObjectInfo(NamedTuple):
+    """One listed object."""
+
+    key: str
+    size_bytes: int
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Immutable objects under string keys.
+
+    Every method may be called from any thread. Besides what each method names,
+    all raise `StoreUnavailable` when the store does not answer and `BadKey` for
+    unsafe keys, and those that read raise `DamagedObject` for what only looks like
+    an object (a symbolic link, a pipe). Objects are never changed once they exist.
+    A caller never uses a key and the same key as a folder (`a` and `a/b`).
+    """
+
+    @property
+    def address(self) -> str:
+        """How people name this store, without secrets: `/data/runs`, `s3://b/p`."""
+        ...
+
+    def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
+        """Write the concatenation of `parts` at `key` unless `key` exists.
+
+        True: this call created it and it is durable (file and directories
+        synced, or an acknowledged PUT). False: something exists at `key`, which
+        may be this very content after a lost reply. Atomic against other
+        writers and against a crash: no reader ever sees part of it. Does not
+        keep `parts` after returning. After `StoreUnavailable` the outcome is
+        unknown. Raises `StoreFull`, `StoreReadOnly`, `StoreUnfit`.
+        """
+        ...
+
+    def get(self, key: str, *, max_bytes: int) -> bytes:
+        """The whole object. Raises ObjectNotFound; DamagedObject if it is larger
+        than `max_bytes` (nothing is allocated then)."""
+        ...
+
+    def read_into(self, key: str, offset: int, into: memoryview) -> None:
+        """Fill `into` (bytes, writable) with the object's bytes from `offset` on.
+
+        Raises ObjectNotFound; DamagedObject if the object ends earlier (also for
+        an empty `into`). What `into` holds after an error is undefined.
+        """
+        ...
+
+    def size(self, key: str) -> int:
+        """Bytes in the object. Raises ObjectNotFound."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects whose key starts with `prefix`: "" or segments that end in "/".
+
+        In no promised order, and no snapshot: objects created or deleted meanwhile
+        may or may not appear. Unsafe names and unfinished writes are left out.
+        """
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; absent ones are fine. Removal need not be durable.
+
+        An unsafe key stops it before anything is removed. After `StoreUnavailable`
+        some are gone, perhaps all. Raises `StoreReadOnly`.
+        """
+        ...
+
+    def settle(self, key: str) -> None:
+        """Make the object that is visible at `key` durable, whoever wrote it.
+
+        A commit that finds its own object after a lost reply calls this before
+        it believes it. Raises ObjectNotFound.
+        """
+        ...
+
+    def prepare_writing(self) -> None:
+        """Check once that safe commits are possible here, creating the folder.
+
+        Probes put-if-absent on a scratch key. Raises StoreUnfit or StoreReadOnly
+        with the reason.
+        """
+        ...
+
+    def remove_debris(self) -> int:
+        """Remove what dead writers left unfinished; how many things were removed.
+
+        Never touches a live writer's unfinished objects.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release threads and connections. The store is not used afterwards."""
+        ...

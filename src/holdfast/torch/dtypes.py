@@ -1,0 +1,91 @@
+"""Names of torch dtypes in a checkpoint, and what their bytes are stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+# A dtype that safetensors can name is stored under that name.
+_NAMED = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "uint16": "U16",
+    "int16": "I16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint32": "U32",
+    "int32": "I32",
+    "float32": "F32",
+    "complex64": "C64",
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+}
+# The others are stored as U8 with the item size as last dimension.
+_UNNAMED = (
+    "complex32",
+    "complex128",
+    "float4_e2m1fn_x2",
+    *("bits1x8", "bits2x4", "bits4x2", "bits8", "bits16"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
+)
+
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in (*_NAMED, *_UNNAMED) if hasattr(torch, name)
+}
+"""Every dtype that can be stored, by name. Quantized ones cannot."""
+
+STORED: dict[torch.dtype, str] = {
+    DTYPES[name]: stored for name, stored in _NAMED.items() if name in DTYPES
+}
+"""The dtypes that safetensors can name."""
+
+NATIVE: dict[str, torch.dtype] = {stored: dtype for dtype, stored in STORED.items()}
+"""The torch dtype that a safetensors dtype stands for by itself."""
+
+# Bits are moved as numbers of the same size: some dtypes (int4, float4) have no copy
+# kernel, and integers keep the payload of every NaN.
+_CARRIERS = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+    16: torch.complex128,
+}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """
+    >>> name_of(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def words(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    """How reports show a tensor.
+
+    >>> words(torch.bfloat16, (4096, 1024))
+    'bfloat16[4096, 1024]'
+    """
+    return f"{name_of(dtype)}[{', '.join(map(str, shape))}]"
+
+
+def describe(tensor: torch.Tensor) -> str:
+    """`words` of a live tensor, with what is unusual about it."""
+    text = words(tensor.dtype, tensor.shape)
+    if tensor.layout is not torch.strided:
+        text = f"{name_of(tensor.layout)} {text}"  # type: ignore[arg-type]
+    return f"{text} on the meta device" if tensor.is_meta else text
+
+
+def carrier(itemsize: int) -> torch.dtype:
+    """A dtype of `itemsize` bytes whose copies keep every bit."""
+    return _CARRIERS[itemsize]

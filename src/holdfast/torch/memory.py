@@ -1,0 +1,252 @@
+"""Tensor memory as bytes: where a save reads, where a restore writes.
+
+Bits are moved through a view of the same memory as integers, so autograd, NaN
+payloads and dtypes without copy kernels make no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import numpy as np
+import torch
+
+from holdfast.core.plan import box_offset
+from holdfast.torch.dtypes import STORED, carrier
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a strided `tensor`, with its geometry, as integers.
+
+    It has a version counter of its own: who writes through it calls `touched`.
+    """
+    return _view(tensor, carrier(tensor.dtype.itemsize), tensor.shape, tensor.stride())
+
+
+def stored(tensor: torch.Tensor) -> torch.Tensor:
+    """As `raw`, with the dimensions that the leaf has: where safetensors cannot
+    name the dtype, the bytes of an item are the last one."""
+    if tensor.dtype in STORED:
+        return raw(tensor)
+    itemsize = tensor.dtype.itemsize
+    strides = (*(stride * itemsize for stride in tensor.stride()), 1)
+    return _view(tensor, torch.uint8, (*tensor.shape, itemsize), strides)
+
+
+def stored_dtype(dtype: torch.dtype) -> str:
+    return STORED.get(dtype, "U8")
+
+
+def stored_shape(dtype: torch.dtype, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(shape) if dtype in STORED else (*shape, dtype.itemsize)
+
+
+def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
+    """First byte and end of what a strided, non-empty `tensor` spans in its storage."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.storage_offset()
+    itemsize = tensor.dtype.itemsize
+    return first * itemsize, (first + last + 1) * itemsize
+
+
+def collapse(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """`tensor` with its expanded dimensions (stride 0) cut to one item, and which."""
+    dims = [
+        dim
+        for dim, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+        if step == 0 and size > 1
+    ]
+    for dim in dims:
+        tensor = tensor.narrow(dim, 0, 1)
+    return tensor, dims
+
+
+def overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether two items may share memory (windows made with `unfold`).
+
+    >>> overlaps_itself((2, 3), (3, 1)), overlaps_itself((4, 3), (1, 1))
+    (False, True)
+    """
+    reach = 1  # what the dimensions so far span
+    for step, size in sorted((step, size) for step, size in zip(strides, shape, strict=True)):
+        if size > 1:
+            if step < reach:
+                return True
+            reach += (size - 1) * step
+    return False
+
+
+def touched(tensor: torch.Tensor) -> None:
+    """Tell autograd that `tensor` was written in place."""
+    if not tensor.is_inference():  # those count no versions
+        torch.autograd.graph.increment_version(tensor)
+
+
+class TensorSource:
+    """Reads a tensor's bytes in place; implements core.adapters.LeafSource."""
+
+    streamed = False
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.read_from(tensor)
+
+    def read_from(self, tensor: torch.Tensor) -> None:
+        """Stand for `tensor` instead: a capture may find that a leaf must be wider."""
+        self.dtype = stored_dtype(tensor.dtype)
+        self.shape = stored_shape(tensor.dtype, tensor.shape)
+        self.nbytes = tensor.numel() * tensor.dtype.itemsize
+        self._tensor = stored(tensor)
+        self._bytes = _flat_bytes(self._tensor)
+
+    def copy_range(self, offset: int, into: memoryview) -> None:
+        out = np.frombuffer(into, np.uint8)
+        if self._bytes is not None:
+            np.copyto(out, self._bytes[offset : offset + out.size])  # releases the GIL
+            return
+        itemsize = self._tensor.dtype.itemsize
+        first = offset // itemsize
+        end = -(-(offset + out.size) // itemsize)
+        whole = first * itemsize == offset and (end - first) * itemsize == out.size
+        if whole and out.ctypes.data % itemsize == 0:
+            self._gather(first, end, torch.from_numpy(out).view(self._tensor.dtype))
+            return
+        items = torch.empty(end - first, dtype=self._tensor.dtype, device="cpu")
+        self._gather(first, end, items)
+        skipped = offset - first * itemsize
+        np.copyto(out, items.view(torch.uint8).numpy()[skipped : skipped + out.size])
+
+    def close(self) -> None:
+        return
+
+    def _gather(self, first: int, end: int, out: torch.Tensor) -> None:
+        """Fill `out` with items [first, end) in C order."""
+        done = 0
+        for start, shape in _boxes_of_range(tuple(self._tensor.shape), first, end):
+            count = prod(shape)
+            out[done : done + count].view(shape).copy_(self._tensor[_slices(start, shape)])
+            done += count
+
+
+class TensorDestination:
+    """Writes verified bytes into a live tensor; implements core.adapters.Destination.
+
+    `shape` is the leaf's logical shape: 1 where the tensor is expanded, or where one
+    saved item stands for all items along a dimension.
+    """
+
+    def __init__(self, tensor: torch.Tensor, shape: Sequence[int] | None = None) -> None:
+        self._owner = tensor
+        wanted = tuple(tensor.shape if shape is None else shape)
+        target, _ = collapse(tensor)
+        self._tensor = stored(target)
+        self._shape = stored_shape(tensor.dtype, wanted)
+        self._broadcast = tuple(self._tensor.shape) != self._shape
+        self._bytes = None if self._broadcast else _flat_bytes(self._tensor)
+
+    def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
+        source = np.frombuffer(data, np.uint8)
+        itemsize = self._tensor.dtype.itemsize
+        first = box_offset(self._shape, start, shape)
+        if self._bytes is not None and first is not None:
+            offset = first * itemsize
+            np.copyto(self._bytes[offset : offset + source.size], source)
+        else:
+            items = _tensor_over(source, itemsize).view(self._tensor.dtype).view(tuple(shape))
+            self._tensor[self._target_slices(start, shape)].copy_(items)
+        touched(self._owner)
+
+    def _target_slices(self, start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+        if not self._broadcast:
+            return _slices(start, shape)
+        return tuple(
+            slice(None) if saved == 1 else slice(first, first + count)
+            for saved, first, count in zip(self._shape, start, shape, strict=True)
+        )
+
+
+def copy_bits(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy between tensors of one dtype and shape, bit by bit."""
+    narrow, _ = collapse(target)
+    raw(narrow).copy_(raw(source)[_slices([0] * narrow.dim(), narrow.shape)])
+    touched(target)
+
+
+def _view(
+    tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int]
+) -> torch.Tensor:
+    offset = tensor.storage_offset() * tensor.dtype.itemsize // dtype.itemsize
+    # A tensor made in inference mode would refuse writes outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        view = torch.empty(0, dtype=dtype, device=tensor.device)
+        return view.set_(tensor.untyped_storage(), offset, tuple(shape), tuple(strides))
+
+
+def _flat_bytes(tensor: torch.Tensor) -> np.ndarray | None:
+    """The memory of a contiguous CPU tensor; None for others."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    nbytes = tensor.numel() * tensor.dtype.itemsize
+    with torch.inference_mode(False):
+        flat = torch.empty(0, dtype=torch.uint8, device="cpu")
+        offset = tensor.storage_offset() * tensor.dtype.itemsize
+        return flat.set_(tensor.untyped_storage(), offset, (nbytes,), (1,)).numpy()
+
+
+class _Writable:
+    """Makes NumPy believe that read-only memory is writable: torch warns about
+    tensors over read-only memory, also where they are only read."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self._data = data
+        self.__array_interface__ = {
+            "data": (data.ctypes.data, False),
+            "shape": data.shape,
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
+def _tensor_over(data: np.ndarray, alignment: int) -> torch.Tensor:
+    """A uint8 tensor of the bytes `data`, to be read only."""
+    if data.ctypes.data % alignment:
+        return torch.from_numpy(data.copy())
+    return torch.from_numpy(np.asarray(_Writable(data)))
+
+
+def _slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+
+
+def _boxes_of_range(
+    shape: tuple[int, ...], first: int, end: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes that tile items [first, end) of a C-order array, in order.
+
+    >>> list(_boxes_of_range((3, 2), 1, 6))
+    [((0, 1), (1, 1)), ((1, 0), (2, 2))]
+    """
+    if first >= end:
+        return
+    if not shape:
+        yield (), ()
+        return
+    row_items = prod(shape[1:])
+    row, inside = divmod(first, row_items)
+    if inside:
+        head_end = min(end, (row + 1) * row_items)
+        yield from _in_row(shape, row, inside, head_end - row * row_items)
+        row, first = row + 1, head_end
+    rows = (end - first) // row_items
+    if rows > 0:
+        yield (row, *(0,) * (len(shape) - 1)), (rows, *shape[1:])
+        row, first = row + rows, first + rows * row_items
+    if first < end:
+        yield from _in_row(shape, row, 0, end - first)
+
+
+def _in_row(
+    shape: tuple[int, ...], row: int, first: int, end: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    for start, size in _boxes_of_range(shape[1:], first, end):
+        yield (row, *start), (1, *size)

@@ -1,0 +1,121 @@
+"""The examples, killed with SIGKILL and started again, end as if left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import holdfast
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Example:
+    """One of the scripts, with settings that make it short and its saves frequent."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        self._command = [sys.executable, str(ROOT / "examples" / script), *arguments, "--run"]
+        self._hash_seed = 0
+
+    def start(self, run: Path, cwd: Path) -> subprocess.Popen[str]:
+        # As after a restart elsewhere: another folder, another order of sets.
+        self._hash_seed += 1
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": str(self._hash_seed),
+            "PYTHONWARNINGS": "error",
+        }
+        cwd.mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [*self._command, str(run)],
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, run: Path, cwd: Path) -> str:
+        with self.start(run, cwd) as process:
+            output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        return output
+
+    def kill_after(self, run: Path, cwd: Path, entries: int, delay_s: float) -> bool:
+        """SIGKILL it a while after it added log entries; False if it ended before."""
+        with self.start(run, cwd) as process:
+            watchdog = threading.Timer(120, process.kill)
+            watchdog.start()
+            try:
+                goal = newest_entry(run) + entries
+                while process.poll() is None and newest_entry(run) < goal:
+                    time.sleep(0.002)
+                time.sleep(delay_s)
+                process.kill()
+                output, _ = process.communicate()
+            finally:
+                watchdog.cancel()
+                process.kill()
+        assert process.returncode in (0, -9), output
+        return process.returncode == -9
+
+
+def newest_entry(run: Path) -> int:
+    return max((int(path.stem) for path in run.glob("log/*.json")), default=0)
+
+
+def last_line(output: str) -> str:
+    return output.strip().splitlines()[-1]
+
+
+DIGITS = Example("torch_digits.py", "--epochs", "4", "--every", "10")
+TOUR = Example("generic.py", "--sweeps", "150", "--every", "10")
+
+
+@pytest.mark.parametrize("example", [DIGITS, TOUR], ids=["torch_digits", "generic"])
+def test_killed_and_resumed(example: Example, tmp_path: Path) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    expected = last_line(example.finish(alone, tmp_path / "a"))
+
+    random_delay = random.Random(7)
+    kills = sum(
+        example.kill_after(killed, tmp_path / f"b{n}", entries, random_delay.uniform(0, 0.05))
+        for n, entries in enumerate((3, 4))
+    )
+    assert kills == 2
+    output = example.finish(killed, tmp_path / "c")
+
+    assert "resumed" in output
+    assert last_line(output) == expected
+    assert_equal(holdfast.open(f"{alone}@latest"), holdfast.open(f"{killed}@latest"))
+
+
+def assert_equal(left: object, right: object) -> None:
+    """Values of two checkpoints, bit for bit."""
+    if hasattr(left, "keys"):
+        assert list(left) == list(right)  # type: ignore[call-overload]
+        for key in left:  # type: ignore[attr-defined]
+            assert_equal(left[key], right[key])  # type: ignore[index]
+    elif hasattr(left, "dtype"):
+        assert left.dtype == right.dtype  # type: ignore[attr-defined]
+        assert left.shape == right.shape  # type: ignore[attr-defined]
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+    else:
+        assert left == right
+
+
+def test_a_finished_example_trains_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = TOUR.finish(run, tmp_path / "a")
+    checkpoints = [c.id for c in holdfast.CheckpointManager(run).checkpoints()]
+    second = TOUR.finish(run, tmp_path / "b")
+    assert last_line(first) == last_line(second)
+    assert [c.id for c in holdfast.CheckpointManager(run).checkpoints()] == checkpoints

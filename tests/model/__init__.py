@@ -1,0 +1,1 @@
+"""An exhaustive model of the log-commit protocol; see docs/design/commit-protocol.md."""

@@ -1,0 +1,481 @@
+"""A disk in memory that forgets what was not synced.
+
+`CrashFileSystem` is a `FileSystem` that keeps, per file, the content as last synced
+and each block written since; per folder, the names as last synced and each change
+since. `crash_states` yields the disks that a loss of power now could leave:
+
+- of the unsynced blocks of a file any subset is there, each whole or torn; what is
+  missing reads as zeros, as old content or as garbage, and the file may be short;
+- of the unsynced changes to a folder any subset is there, in order. The two halves
+  of a rename are two changes. A synced file without its name is gone.
+
+This is harsher than any one file system: what survives here survives on all of them.
+It can also stop at any call (the process is gone, the disk is not), fail calls with
+an errno and write fewer bytes than it was asked to. Every call is counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from holdfast.stores.faulty import Died
+from holdfast.stores.filesystem import FileStatus
+
+_T = TypeVar("_T")
+
+BLOCK_BYTES = 4096
+SECTOR_BYTES = 512
+_DEVICE = 7
+_GARBAGE = bytes(range(1, 256)) * 17  # what a reused block may hold
+
+
+@dataclass
+class _File:
+    inode: int
+    content: bytearray = field(default_factory=bytearray)
+    synced: bytes = b""
+    writes: list[tuple[int, bytes]] = field(default_factory=list)
+    """(offset, bytes) since the last sync, no piece crossing a block."""
+    size: int = 0
+    """The largest size since the last sync."""
+    lost: bool = False
+    """A sync failed: its blocks count as written, and no later sync writes them."""
+
+    def is_clean(self) -> bool:
+        return not self.writes and self.size == len(self.synced)
+
+
+@dataclass
+class _Folder:
+    inode: int
+    parent: _Folder | None
+    names: dict[str, _File | _Folder] = field(default_factory=dict)
+    synced: dict[str, _File | _Folder] = field(default_factory=dict)
+    changes: list[tuple[str, _File | _Folder | None]] = field(default_factory=list)
+    """(name, what it names now or None) since the last sync."""
+
+
+class CrashFileSystem:
+    """See the module. `before`, if given, is called with (number, name) of each call."""
+
+    def __init__(
+        self,
+        *,
+        stop_at: int | None = None,
+        fail_at: Mapping[int, int] | None = None,
+        fail_after: Mapping[int, int] | None = None,
+        max_write_bytes: int | None = None,
+        before: Callable[[int, str], None] | None = None,
+    ) -> None:
+        self.calls = 0
+        """How many calls were made."""
+        self.history: list[str] = []
+        self.stop_at = stop_at
+        """The call that finds the process gone, and all later ones."""
+        self.fail_at = dict(fail_at or {})
+        """Call -> errno: it fails and has no effect."""
+        self.fail_after = dict(fail_after or {})
+        """Call -> errno: it fails although it had its effect."""
+        self.max_write_bytes = max_write_bytes
+        self.before = before
+        self._lock = threading.RLock()
+        self._inodes = itertools.count(2)
+        self._fds = itertools.count(100)
+        self._open: dict[int, _File | _Folder] = {}
+        self._root = _Folder(1, None)
+
+    @property
+    def open_descriptors(self) -> int:
+        return len(self._open)
+
+    def restart(self) -> None:
+        """A new process on the same machine: the disk and its cache stay as they are."""
+        self.stop_at = None
+        self.fail_at, self.fail_after = {}, {}
+        self.before = None
+        self._open.clear()
+
+    # -- FileSystem ------------------------------------------------------------------
+
+    def open_folder(self, name: str, folder: int | None = None) -> int:
+        def run() -> int:
+            node = self._find(name, folder)
+            if not isinstance(node, _Folder):
+                raise _error(errno.ENOTDIR, name)
+            return self._descriptor(node)
+
+        return self._call("open_folder", run)
+
+    def open_file(self, name: str, folder: int) -> int:
+        return self._call("open_file", lambda: self._descriptor(self._find(name, folder)))
+
+    def create(self, name: str, folder: int) -> int:
+        def run() -> int:
+            node = _File(next(self._inodes))
+            self._add(name, self._folder(folder), node)
+            return self._descriptor(node)
+
+        return self._call("create", run)
+
+    def close(self, fd: int) -> None:
+        self._call("close", lambda: self._open.pop(fd), can_fail=False)
+
+    def write(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        def run() -> int:
+            data = b"".join(buffers)[: self.max_write_bytes]
+            self._write(self._file(fd), offset, data)
+            return len(data)
+
+        return self._call("write", run)
+
+    def read(self, fd: int, nbytes: int, offset: int) -> bytes:
+        return self._call("read", lambda: bytes(self._file(fd).content[offset : offset + nbytes]))
+
+    def read_into(self, fd: int, into: memoryview, offset: int) -> int:
+        data = self._call(
+            "read_into", lambda: bytes(self._file(fd).content[offset : offset + into.nbytes])
+        )
+        into.cast("B")[: len(data)] = data
+        return len(data)
+
+    def allocate(self, fd: int, nbytes: int) -> None:
+        def run() -> None:
+            node = self._file(fd)
+            node.content.extend(bytes(max(0, nbytes - len(node.content))))
+            node.size = max(node.size, nbytes)
+
+        self._call("allocate", run)
+
+    def sync(self, fd: int) -> None:
+        node = self._open[fd]
+        name = "sync_file" if isinstance(node, _File) else "sync_folder"
+        try:
+            self._call(name, lambda: self._sync(node))
+        except OSError:
+            if isinstance(node, _File):
+                node.lost = True
+            raise
+
+    def status(self, fd: int) -> FileStatus:
+        return self._call("status", lambda: _status(self._open[fd]))
+
+    def status_of(self, name: str, folder: int | None = None) -> FileStatus:
+        return self._call("status_of", lambda: _status(self._find(name, folder)))
+
+    def scan(self, folder: int) -> list[str]:
+        return self._call("scan", lambda: list(self._folder(folder).names))
+
+    def make_folder(self, name: str, folder: int | None = None) -> None:
+        def run() -> None:
+            above, last = self._place(name, folder)
+            self._add(last, above, _Folder(next(self._inodes), above))
+
+        self._call("make_folder", run)
+
+    def link(self, name: str, folder: int, new_name: str, new_folder: int) -> None:
+        self._call(
+            "link",
+            lambda: self._add(new_name, self._folder(new_folder), self._find(name, folder)),
+        )
+
+    def rename_new(self, name: str, folder: int, new_name: str, new_folder: int) -> None:
+        def run() -> None:
+            self._add(new_name, self._folder(new_folder), self._find(name, folder))
+            self._remove(name, self._folder(folder))
+
+        self._call("rename_new", run)
+
+    def replace(self, name: str, folder: int, new_name: str, new_folder: int) -> None:
+        """rename(2): not in `FileSystem`, for stores that are wrong on purpose."""
+
+        def run() -> None:
+            target = self._folder(new_folder)
+            node = self._find(name, folder)
+            target.names[new_name] = node
+            target.changes.append((new_name, node))
+            self._remove(name, self._folder(folder))
+
+        self._call("replace", run)
+
+    def unlink(self, name: str, folder: int) -> None:
+        def run() -> None:
+            if isinstance(self._find(name, folder), _Folder):
+                raise _error(errno.EISDIR, name)
+            self._remove(name, self._folder(folder))
+
+        self._call("unlink", run)
+
+    # -- how it works ----------------------------------------------------------------
+
+    def _call(self, name: str, run: Callable[[], _T], *, can_fail: bool = True) -> _T:
+        with self._lock:
+            self.calls += 1
+            number = self.calls
+            self.history.append(name)
+            if self.stop_at is not None and number >= self.stop_at:
+                raise Died(f"before call {number}: {name}")
+            if self.before:
+                self.before(number, name)
+            if can_fail and number in self.fail_at:
+                raise _error(self.fail_at[number], name)
+            result = run()
+            if can_fail and number in self.fail_after:
+                raise _error(self.fail_after[number], name)
+            return result
+
+    def _descriptor(self, node: _File | _Folder) -> int:
+        fd = next(self._fds)
+        self._open[fd] = node
+        return fd
+
+    def _file(self, fd: int) -> _File:
+        node = self._open.get(fd)
+        if not isinstance(node, _File):
+            raise _error(errno.EBADF, str(fd))
+        return node
+
+    def _folder(self, fd: int) -> _Folder:
+        node = self._open.get(fd)
+        if not isinstance(node, _Folder):
+            raise _error(errno.EBADF, str(fd))
+        return node
+
+    def _place(self, name: str, folder: int | None) -> tuple[_Folder, str]:
+        """(the folder that holds it, its last segment) of a name as `FileSystem` has it."""
+        if folder is not None:
+            assert "/" not in name, name
+            return self._folder(folder), name
+        assert name.startswith("/"), name
+        at = self._root
+        *above, last = name.strip("/").split("/")
+        for segment in above:
+            below = at.names.get(segment)
+            if below is None:
+                raise _error(errno.ENOENT, name)
+            if not isinstance(below, _Folder):
+                raise _error(errno.ENOTDIR, name)
+            at = below
+        return at, last
+
+    def _find(self, name: str, folder: int | None) -> _File | _Folder:
+        above, last = self._place(name, folder)
+        if last == "":
+            return self._root
+        if last == "..":
+            return above.parent or above
+        if last not in above.names:
+            raise _error(errno.ENOENT, name)
+        return above.names[last]
+
+    def _add(self, name: str, folder: _Folder, node: _File | _Folder) -> None:
+        if name in folder.names:
+            raise _error(errno.EEXIST, name)
+        folder.names[name] = node
+        folder.changes.append((name, node))
+
+    def _remove(self, name: str, folder: _Folder) -> None:
+        if folder.names.pop(name, None) is None:
+            raise _error(errno.ENOENT, name)
+        folder.changes.append((name, None))
+
+    def _write(self, node: _File, offset: int, data: bytes) -> None:
+        content = node.content
+        content.extend(bytes(max(0, offset + len(data) - len(content))))
+        content[offset : offset + len(data)] = data
+        node.size = max(node.size, len(content))
+        at = 0
+        while at < len(data):
+            take = BLOCK_BYTES - (offset + at) % BLOCK_BYTES
+            node.writes.append((offset + at, data[at : at + take]))
+            at += take
+
+    def _sync(self, node: _File | _Folder) -> None:
+        if isinstance(node, _Folder):
+            node.synced = dict(node.names)
+            node.changes = []
+        elif not node.lost:
+            node.synced = bytes(node.content)
+            node.size = len(node.synced)
+            node.writes = []
+
+    # -- the power fails ---------------------------------------------------------------
+
+    def crash_states(self, limit: int = 200, seed: int = 0) -> Iterator[CrashFileSystem]:
+        """Disks that a loss of power now could leave, each a new file system.
+
+        All of them, no two alike, if they are at most `limit`; else that many: nothing
+        unsynced is there, all of it, each variant of one file or folder with all or
+        nothing of the others, then chance (always the same for one `seed`).
+        """
+        with self._lock:
+            nodes = self._nodes()
+            chance = random.Random(seed)
+            variants = [_variants(node, chance) for node in nodes]
+            seen: set[object] = set()
+            for choice in _choices([len(found) for found in variants], limit, chance):
+                picked = {
+                    node.inode: found[index]
+                    for node, found, index in zip(nodes, variants, choice, strict=True)
+                }
+                disk = CrashFileSystem()
+                copies: dict[int, _File | _Folder] = {}
+                disk._root = disk._copy(self._root, None, picked, copies)  # type: ignore[assignment]
+                print_of_disk = tuple(sorted(disk.files().items()))
+                if print_of_disk in seen:
+                    continue
+                seen.add(print_of_disk)
+                yield disk
+                if len(seen) >= limit:
+                    return
+
+    def files(self) -> dict[str, bytes | None]:
+        """Path -> content of everything on the disk; folders are None."""
+        found: dict[str, bytes | None] = {}
+
+        def walk(folder: _Folder, path: str) -> None:
+            for name, node in folder.names.items():
+                if isinstance(node, _File):
+                    found[f"{path}/{name}"] = bytes(node.content)
+                else:
+                    found[f"{path}/{name}/"] = None
+                    walk(node, f"{path}/{name}")
+
+        walk(self._root, "")
+        return found
+
+    def _nodes(self) -> list[_File | _Folder]:
+        """Everything that any state of the disk can name."""
+        found: dict[int, _File | _Folder] = {}
+        pending: list[_File | _Folder | None] = [self._root]
+        while pending:
+            node = pending.pop()
+            if node is None or node.inode in found:
+                continue
+            found[node.inode] = node
+            if isinstance(node, _Folder):
+                pending += [*node.synced.values(), *(now for _, now in node.changes)]
+        return list(found.values())
+
+    def _copy(
+        self,
+        node: _File | _Folder,
+        parent: _Folder | None,
+        picked: Mapping[int, object],
+        copies: dict[int, _File | _Folder],
+    ) -> _File | _Folder:
+        if node.inode in copies:
+            return copies[node.inode]
+        state = picked[node.inode]
+        inode = 1 if parent is None else next(self._inodes)
+        if isinstance(node, _File):
+            assert isinstance(state, bytes)
+            copies[node.inode] = _File(inode, bytearray(state), state, size=len(state))
+        else:
+            assert isinstance(state, dict)
+            folder = copies[node.inode] = _Folder(inode, parent)
+            for name, below in state.items():
+                folder.names[name] = self._copy(below, folder, picked, copies)
+            folder.synced = dict(folder.names)
+        return copies[node.inode]
+
+
+def _variants(node: _File | _Folder, chance: random.Random) -> list[object]:
+    """What can be left of one file or folder: from nothing unsynced to all of it."""
+    if isinstance(node, _Folder):
+        return list(_folder_variants(node, chance))
+    return list(dict.fromkeys(_file_variants(node, chance)))
+
+
+def _folder_variants(node: _Folder, chance: random.Random) -> Iterator[dict[str, _File | _Folder]]:
+    for kept in _subsets(len(node.changes), chance):
+        names = dict(node.synced)
+        for (name, now), is_there in zip(node.changes, kept, strict=True):
+            if not is_there:
+                continue
+            if now is None:
+                names.pop(name, None)
+            else:
+                names[name] = now
+        yield names
+
+
+def _file_variants(node: _File, chance: random.Random) -> Iterator[bytes]:
+    if node.is_clean():
+        yield node.synced
+        return
+    for kept in _subsets(len(node.writes), chance):
+        for torn in {None, *(index for index, is_there in enumerate(kept) if is_there)}:
+            for fill in (b"", _GARBAGE):
+                for is_long in (False, True):
+                    yield _content(node, kept, torn, fill, is_long)
+    yield bytes(node.content)
+
+
+def _content(
+    node: _File, kept: Sequence[bool], torn: int | None, fill: bytes, is_long: bool
+) -> bytes:
+    size = max(node.size, len(node.synced))
+    content = bytearray(node.synced.ljust(size, b"\0"))
+    for at in range(len(node.synced), size if fill else 0, BLOCK_BYTES):
+        piece = fill[: min(BLOCK_BYTES, size - at)]
+        content[at : at + len(piece)] = piece
+    end = len(node.synced)
+    for index, ((offset, data), is_there) in enumerate(zip(node.writes, kept, strict=True)):
+        if not is_there:
+            continue
+        piece = data[: max(1, min(SECTOR_BYTES, len(data) // 2))] if index == torn else data
+        content[offset : offset + len(piece)] = piece
+        end = max(end, offset + len(data))
+    return bytes(content if is_long else content[:end])
+
+
+def _subsets(count: int, chance: random.Random, most: int = 64) -> Iterator[tuple[bool, ...]]:
+    """Which of `count` things are there: none first, all last; sampled if too many."""
+    if 2**count <= most:
+        yield from itertools.product((False, True), repeat=count)
+        return
+    for index in range(0, count, max(1, count // 16)):  # prefixes
+        yield tuple(at < index for at in range(count))
+    for index in range(0, count, max(1, count // 16)):  # one missing
+        yield tuple(at != index for at in range(count))
+    for _ in range(16):
+        yield tuple(chance.random() < 0.5 for _ in range(count))
+    yield (True,) * count
+
+
+def _choices(counts: Sequence[int], limit: int, chance: random.Random) -> Iterator[tuple[int, ...]]:
+    """Indices into lists of these lengths."""
+    total = 1
+    for count in counts:
+        total *= count
+    if total <= limit * 4:  # many give the same disk
+        yield from itertools.product(*(range(count) for count in counts))
+        return
+    lowest = [0] * len(counts)
+    highest = [count - 1 for count in counts]
+    yield tuple(lowest)
+    yield tuple(highest)
+    for at, count in enumerate(counts):
+        for index in range(count):
+            for others in (highest, lowest):
+                yield (*others[:at], index, *others[at + 1 :])
+    for _ in range(limit * 4):
+        yield tuple(chance.randrange(count) for count in counts)
+
+
+def _status(node: _File | _Folder) -> FileStatus:
+    if isinstance(node, _File):
+        return FileStatus(_DEVICE, node.inode, stat.S_IFREG | 0o644, len(node.content), 0.0)
+    return FileStatus(_DEVICE, node.inode, stat.S_IFDIR | 0o755, 0, 0.0)
+
+
+def _error(code: int, name: str) -> OSError:
+    return OSError(code, os.strerror(code), name)

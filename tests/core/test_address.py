@@ -19,7 +19,7 @@ from holdfast.core.address import (
     parse_reference,
     parse_selector,
     select,
-    short_id,
+    short_ids,
     validate_tag,
 )
 from holdfast.errors import BadAddress, CheckpointNotFound
@@ -243,16 +243,18 @@ def test_an_empty_run_has_none() -> None:
 
 @given(runs())
 def test_short_ids_name_their_checkpoint(records: list[Any]) -> None:
+    short = short_ids([r.id for r in records], shortest=4)
     for r in records:
-        short = short_id(r, records, shortest=4)
-        selector = parse_selector(short)
+        selector = parse_selector(short[r.id])
         assert isinstance(selector, Named)
         assert select(records, selector) == r
 
 
 def test_short_ids_are_never_steps() -> None:
-    digits = record(1, id="1234567890" + "a" * 54)
-    assert short_id(digits, [digits]) == "1234567890a"
+    digits = "1234567890" + "a" * 54
+    assert short_ids([digits]) == {digits: "1234567890a"}
+    twin = digits[:20] + "b" * 44
+    assert short_ids([digits, twin]) == {digits: digits[:21], twin: twin[:21]}
 
 
 # -- tags ---------------------------------------------------------------------

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any, NamedTuple
 
-from .protocol import Process, Program
+from .operations import Program
+from .protocol import Process
 
 FINISHED = 0
 """The local state of every program that has ended."""

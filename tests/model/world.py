@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from . import protocol as p
+from . import operations as op
+from .entries import CHILD, PARENT, Entry, Record, Settings, Touch, next_entry
 from .explore import FINISHED, Locals, Model, State, Violation
-from .protocol import CHILD, PARENT, Entry, Process, Program, Record, Settings
+from .programs import Start
+from .protocol import Process
 
 RUNS = {PARENT: 0, CHILD: 1}
 
@@ -23,8 +25,8 @@ class Thread(NamedTuple):
     """A program in a process. Threads of one process share what is in flight."""
 
     process: str
-    program: Callable[[Process], Program]
-    restart: Callable[[Process], Program] | None = None
+    program: Start
+    restart: Start | None = None
     """What runs after a crash of the process; without it the process stays dead."""
 
 
@@ -46,6 +48,9 @@ class Scenario:
     right): HTTP clients and proxies repeat requests."""
     unreadable: bool = False
     """Whether a fault may also be a read that fails."""
+    collects: bool = False
+    """Whether anyone lists packs. If not, the moment at which a pack is written does not
+    matter, and it is written at once."""
     crashes: int = 0
     disk: bool = False
     """Whether what is visible may be lost with the power until it is synced."""
@@ -89,8 +94,8 @@ class World(Model):
         self._plans: dict[int, Callable[[State, int], list[Effect]]] = {}
 
     def _bound(
-        self, thread: Thread, program: Callable[[Process], Program], suffix: str = ""
-    ) -> Callable[[], Program]:
+        self, thread: Thread, program: Start, suffix: str = ""
+    ) -> Callable[[], op.Program]:
         process = Process(thread.process + suffix, self.scenario.settings)
         return lambda: program(process)
 
@@ -148,7 +153,7 @@ class World(Model):
         if who is None:
             return text
         shown = operation
-        if isinstance(operation, p.Put):
+        if isinstance(operation, op.Put):
             shown = f"put {operation.run} {operation.entry}"
         return f"{self._names[who]:6} {shown} -> {text}"
 
@@ -193,15 +198,21 @@ class World(Model):
                 return state
             operation = self.locals.table[local].operation
             match operation:
-                case p.Acknowledge(run, entry):
+                case op.Acknowledge(run, entry):
                     result, changes = None, self._acknowledged(state, RUNS[run], entry)
-                case p.Observe(run, entry):
+                case op.Observe(run, entry):
                     self._observed(state, RUNS[run], entry)
                     result, changes = None, {}
-                case p.Sync() if not self.scenario.disk:
+                case op.Sync() if not self.scenario.disk:
                     result, changes = None, {}
-                case p.InFlight() | p.Settled() if self._alone[at]:
+                case op.InFlight() | op.Settled() if self._alone[at]:
                     ((result, changes, _),) = self._effects(state, at, local)
+                case op.PutPack() if not self.scenario.collects:
+                    ((result, changes, _),) = self._effects(state, at, local)
+                case op.DeleteOldest() | op.DeleteYoungest():
+                    ((result, changes, _),) = self._effects(state, at, local)
+                    if result:
+                        return state
                 case _:
                     return state
             after = list(state)
@@ -220,48 +231,49 @@ class World(Model):
     def _plan(self, operation: Any) -> Callable[[State, int], list[Effect]]:
         """What an operation does, with everything looked up that can be beforehand."""
         match operation:
-            case p.Put(run, entry):
+            case op.Put(run, entry):
                 which, eid = RUNS[run], self._entry(entry)
                 return lambda state, at: self._put(state, which, eid)
-            case p.Get(run, number):
+            case op.Get(run, number):
                 which = RUNS[run]
                 return lambda state, at: self._get(state, which, number)
-            case p.ListBegin(run):
+            case op.ListBegin(run):
                 which = RUNS[run]
                 return lambda state, at: self._list_begin(state, at, which)
-            case p.Highest(run):
+            case op.Highest(run):
                 which = RUNS[run]
                 return lambda state, at: self._highest(state, at, which)
-            case p.ReadNewest(run):
+            case op.ReadNewest(run):
                 which = RUNS[run]
                 return lambda state, at: self._read_newest(state, which)
-            case p.DeleteEntry(run, keep, last):
+            case op.DeleteOldest(run, least, last):
                 which = RUNS[run]
-                return lambda state, at: self._delete_entry(state, which, keep, last, 0)
-            case p.DeleteNewestOld(run, keep, last):
+                return lambda state, at: self._delete_entry(state, which, least, last, 0)
+            case op.DeleteYoungest(run, least, last):
                 which = RUNS[run]
-                return lambda state, at: self._delete_entry(state, which, keep, last, -1)
-            case p.Turn(run):
+                return lambda state, at: self._delete_entry(state, which, least, last, -1)
+            case op.Turn(run):
                 which = RUNS[run]
                 return lambda state, at: self._turn(state, which)
-            case p.Sync(run):
+            case op.Sync(run):
                 which = RUNS[run]
                 return lambda state, at: [
                     (None, {VOLATILE: tuple(v for v in state[VOLATILE] if v[0] != which)}, "done")
                 ]
-            case p.PutPack(name):
+            case op.PutPack(name):
                 bit = self._bit(name)
                 return lambda state, at: self._put_pack(state, at, bit)
-            case p.ListPacks():
+            case op.ListPacks():
+                assert self.scenario.collects
                 return lambda state, at: [(self._pack_names(state[PACKS]), {}, "")]
-            case p.DeletePack(name):
+            case op.DeletePack(name):
                 bit = self._bit(name)
                 return lambda state, at: self._delete_pack(state, name, bit)
-            case p.InFlight():
+            case op.InFlight():
                 return lambda state, at: [
                     (self._pack_names(state[FLIGHT][self._process_of[at]]), {}, "")
                 ]
-            case p.Settled():
+            case op.Settled():
                 return lambda state, at: [
                     (None, {FLIGHT: self._flight(state, at, 0)}, "settled")
                 ]
@@ -320,9 +332,9 @@ class World(Model):
         answers = {floor} | {number for number in possible if number >= floor}
         return [(number, ended, str(number)) for number in sorted(answers, reverse=True)]
 
-    def _delete_entry(self, state: State, run: int, keep: int, last: int, which: int) -> list[Effect]:
+    def _delete_entry(self, state: State, run: int, least: int, last: int, which: int) -> list[Effect]:
         old = [
-            eid for eid in state[LOGS][run] if keep < self.entries[eid].number <= last
+            eid for eid in state[LOGS][run] if least <= self.entries[eid].number <= last
         ]
         if not old:
             return [(False, {}, "nothing to delete")]
@@ -332,11 +344,14 @@ class World(Model):
         return [(True, changes, f"deleted {gone.number}")]
 
     def _turn(self, state: State, run: int) -> list[Effect]:
+        if not state[LOGS][run]:
+            return []  # not before there is a run
         base = self.entries[state[LOGS][run][-1]]
-        touch = p.Touch().draft(base, base, frozenset())
-        entry = p.next_entry(touch, base, f"t{base.number + 1}", "churn", self.scenario.settings)
+        settings = self.scenario.settings
+        touch = Touch().draft(base, base, frozenset())
+        entry = next_entry(touch, base, f"t{base.number + 1}", "churn", settings)
         created = self._created(state, run, self._entry(entry))
-        last = entry.number - p.KEEP_ENTRIES
+        last = entry.number - settings.keep_entries
         for eid in created[LOGS][run]:
             number = self.entries[eid].number
             if 1 < number <= last:
@@ -430,7 +445,7 @@ class World(Model):
                 raise Violation("I4", f"{newest} opens an epoch that is not new")
         elif (newest.epoch, newest.holder) != (before.epoch, before.holder):
             raise Violation("I4", f"{newest} follows epoch {before.epoch}")
-        if newest.action in {"save", "fork", "give back"} and newest.author != before.holder:
+        if newest.action == "save" and newest.author != before.holder:
             raise Violation("I4", f"{newest} is by {newest.author}, {before.holder} is the writer")
         new = {record.name: record for record in newest.records}
         for record in before.records:
@@ -542,7 +557,7 @@ def _list_changed(
 
 
 def _check_retired(record: Record, newest: Entry) -> None:
-    if newest.action not in {"save", "prune", "give back"}:
+    if newest.action not in {"save", "prune"}:
         raise Violation("I2", f"{newest} loses {record.name}")
     if record.pins:
         raise Violation("I7", f"{newest} retires {record.name}, pinned for {record.pins}")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from holdfast.core.digest import digest
 from holdfast.core.records import Chunk, Holder, Leaf, Manifest, Pack, Record
+from holdfast.errors import NoStore
 from holdfast.repo import keys
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Retire, Writer
@@ -84,8 +85,7 @@ def check(store: Store) -> list[int]:
     repo = Repo(store)
     try:
         repo.info()
-    except Exception as error:
-        assert type(error).__name__ == "NoStore"
+    except NoStore:
         return []
     records = repo.records()
     for record in records:

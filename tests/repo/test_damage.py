@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.errors import CorruptionError, DamagedObject, HoldfastError
 from holdfast.repo import keys
+from holdfast.repo.log import KEEP_ENTRIES
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.memory import MemoryStore
@@ -145,6 +146,6 @@ def test_ten_thousand_checkpoints_do_not_make_entries_grow() -> None:
 def test_old_log_entries_are_pruned() -> None:
     store = MemoryStore("pruned")
     writer = open_writer(store)
-    for step in range(1, 40):
+    for step in range(1, 2 * KEEP_ENTRIES):
         save(writer, step, retire=keep_last(2))
-    assert len(list(store.list(keys.LOG))) <= 9
+    assert len(list(store.list(keys.LOG))) <= KEEP_ENTRIES + 1

@@ -143,9 +143,7 @@ class RepoMachine(RuleBasedStateMachine):
     @rule(keep=st.integers(1, 3))
     def prune(self, keep: int) -> None:
         newest = list(self.model)[-keep:]
-        Repo(self.store).amend(
-            "prune", lambda rs: [r for r in rs if r.pins or r.step in newest]
-        )
+        Repo(self.store).amend("prune", lambda rs: [r for r in rs if r.pins or r.step in newest])
         self.model = {s: v for s, v in self.model.items() if v[2] or s in newest}
 
     @precondition(lambda self: self.model)

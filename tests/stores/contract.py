@@ -1,8 +1,8 @@
 """What every store and every wrapper around one must do. Inherit and give a `store`.
 
-    class TestMyStore(StoreContract):
-        @pytest.fixture
-        def store(self): return MyStore()
+class TestMyStore(StoreContract):
+    @pytest.fixture
+    def store(self): return MyStore()
 """
 
 from __future__ import annotations
@@ -195,9 +195,7 @@ class StoreContract:
         assert listed(store) == {"a": 1}
 
     @shared
-    @given(
-        data=st.binary(max_size=300), offset=st.integers(0, 320), length=st.integers(0, 320)
-    )
+    @given(data=st.binary(max_size=300), offset=st.integers(0, 320), length=st.integers(0, 320))
     def test_ranges(self, store: Store, data: bytes, offset: int, length: int) -> None:
         key = f"{fresh()}/a"
         store.put_new(key, [data])

@@ -23,7 +23,7 @@ OLD_KEY, OLD = "log/000001", b"the entry before"
 KEY, OTHER_KEY = "packs/a", "manifests/b"
 DATA = bytes(n % 251 for n in range(2 * BLOCK_BYTES + 77))  # three blocks, the last one short
 RIVAL = b"what another process wrote"
-STATES = 60
+STATES = 300
 """Disks looked at per moment; a moment with fewer is looked at completely."""
 
 Make = Callable[[FileSystem], Store]

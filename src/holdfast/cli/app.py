@@ -25,17 +25,21 @@ BROKEN_PIPE = 141
 
 
 @click.group(
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="Run 'holdfast COMMAND --help' for examples.",
 )
 @click.version_option(holdfast.__version__, prog_name="holdfast", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Look at runs and their checkpoints, check them, restore and prune them.
 
     A checkpoint is named by a reference: runs/mnist (the latest),
     runs/mnist@41200 (a step), runs/mnist@best:val_loss, runs/mnist@a-tag, or
     runs/mnist@9f3c (the start of an id).
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (ls, show, verify, restore, prune):

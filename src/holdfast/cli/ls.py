@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from holdfast.core.units import format_ago, format_size
 from holdfast.errors import HoldfastError
 
 if TYPE_CHECKING:
-    from holdfast.manager import CheckpointInfo
+    from holdfast.manager.info import CheckpointInfo
 
 # A metric's column: wider titles are cut, so that several fit beside the rest.
 _METRIC_WIDTH = 10
@@ -36,14 +37,15 @@ _NOTES = 16
 
 
 @click.command(
+    short_help="List a run's checkpoints, or the runs of a folder.",
     epilog="""\b
 Examples:
   holdfast ls runs/mnist
   holdfast ls runs                 # several runs: one line each
   holdfast ls runs/mnist --metric val_loss
-  holdfast ls runs/mnist --json"""
+  holdfast ls runs/mnist --json""",
 )
-@click.argument("address", metavar="RUN|FOLDER", default=".")
+@click.argument("address", metavar="[RUN|FOLDER]", default=".")
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME", help="Show this metric (repeatable)."
 )
@@ -51,8 +53,8 @@ Examples:
 def ls(address: str, metrics: tuple[str, ...], as_json: bool) -> None:
     """List a run's checkpoints, newest first, or the runs below a folder.
 
-    SIZE is the whole state; NEW is what was written for it, the rest is shared with
-    other checkpoints.
+    Without an argument, the runs below the current folder. SIZE is the whole
+    state; NEW is what was written for it, the rest is shared with other checkpoints.
     """
     address = whole_run(address)
     with opened(address) as run:
@@ -65,9 +67,10 @@ def ls(address: str, metrics: tuple[str, ...], as_json: bool) -> None:
         else:
             print(checkpoints_text(infos, metrics, time.time()))
         return
-    runs = [_summary(found) for found in find_runs(address)]
-    if not runs or [found["run"] for found in runs] == [address]:
+    found = find_runs(address)
+    if not found or found == [os.path.expanduser(address)]:  # itself, without a checkpoint
         raise no_checkpoint(address)
+    runs = [_summary(run) for run in found]
     if as_json:
         print_json({"ok": True, "folder": address, "runs": runs})
     else:

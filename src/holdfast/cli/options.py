@@ -12,7 +12,7 @@ from holdfast.core.address import Reference, parse_reference
 from holdfast.errors import BadAddress, NoStore
 
 if TYPE_CHECKING:
-    from holdfast.manager import CheckpointManager
+    from holdfast.manager.manager import CheckpointManager
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -38,7 +38,7 @@ def whole_run(text: str) -> str:
 @contextmanager
 def opened(address: str) -> Iterator[CheckpointManager]:
     """The run at `address`, for reading: nothing is created there."""
-    from holdfast.manager import CheckpointManager
+    from holdfast.manager.manager import CheckpointManager
 
     with CheckpointManager(address, keep=None) as manager:
         yield manager

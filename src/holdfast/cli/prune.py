@@ -17,6 +17,7 @@ from holdfast.errors import BadPolicy
 
 
 @click.command(
+    short_help="Remove checkpoints that no rule keeps.",
     epilog="""\b
 Examples:
   holdfast prune runs/mnist --keep "last=3 best=2:val_loss" --dry-run
@@ -29,7 +30,7 @@ Rules (one is enough to keep a checkpoint; size= is applied last):
   every=N              the first of each N steps
   within=DUR           those of the last DUR before the newest (90s 10min 2h 7d)
   size=SIZE            at most so much in all (200GB)
-The newest, the best by a rule, pinned and tagged ones always stay."""
+The newest, the best by a rule, pinned and tagged ones always stay.""",
 )
 @click.argument("address", metavar="RUN")
 @click.option("--keep", required=True, metavar="RULES", help="What to keep; see below.")
@@ -95,7 +96,7 @@ def decisions_text(
     kept = sum(decision.keep for decision in decisions)
     removed, freed = len(decisions) - kept, format_size(freed_bytes(decisions))
     if not removed:
-        total = f"Nothing to remove: all {plural(kept, 'checkpoint')} stay."
+        total = f"Nothing to remove: {plural(kept, 'checkpoint')}, each with a reason to stay."
     elif dry_run:
         total = f"Would remove {plural(removed, 'checkpoint')}, keep {kept}, free {freed}."
     else:
@@ -103,9 +104,7 @@ def decisions_text(
     return f"{table(columns, rows, width)}\n{total}" if rows else total
 
 
-def _json(
-    address: str, decisions: Sequence[Decision], keep: str, dry_run: bool
-) -> dict[str, Any]:
+def _json(address: str, decisions: Sequence[Decision], keep: str, dry_run: bool) -> dict[str, Any]:
     from holdfast.manager.info import info_of
 
     rows = [

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Check every byte of a run's checkpoints.",
     epilog="""\b
 Examples:
   holdfast verify runs/mnist            # every checkpoint
   holdfast verify runs/mnist@latest     # one of them
   holdfast verify runs/mnist --json
 \b
-Exit status: 0 all intact, 4 damage found, 10 nothing there."""
+Exit status: 0 all intact, 4 damage found, 10 nothing there.""",
 )
 @click.argument("reference", metavar="RUN|REF")
 @json_option
@@ -72,7 +73,12 @@ def results_text(results: Sequence[Verification], width: int | None = None) -> s
         ]
         for result in results
     ]
-    columns = [Column("STEP", right=True), Column("ID"), Column("READ", right=True), Column("STATE")]
+    columns = [
+        Column("STEP", right=True),
+        Column("ID"),
+        Column("READ", right=True),
+        Column("STATE"),
+    ]
     title, *lines = table(columns, rows, width).split("\n")
     text = [title]
     for line, result in zip(lines, results, strict=True):

@@ -14,13 +14,13 @@ Only the last `@` of the last path segment separates: `/home/a@b/run` and
 with a slash at the end: `runs/a@b/`, `runs/a@b/@latest`.
 
 A number is always a step, never an id: when a step is gone, `@41200` is an error and
-not another checkpoint whose id starts so. `short_id` gives ids that are no numbers.
+not another checkpoint whose id starts so. `short_ids` gives ids that are no numbers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -283,7 +283,8 @@ def _select_named(run: Sequence[Record], name: str) -> Record:
             f"no checkpoint has the tag or an id that starts with {name!r}", hint=available(run)
         )
     if len(found) > 1:
-        ids = ", ".join(f"{short_id(r, run)} (step {r.step:,})" for r in found[:4])
+        short = short_ids(record.id for record in run)
+        ids = ", ".join(f"{short[r.id]} (step {r.step:,})" for r in found[:4])
         raise CheckpointNotFound(
             f"{len(found)} ids start with {name!r}", hint=f"Write more of it: {ids}."
         )
@@ -311,15 +312,28 @@ def _some(words: Sequence[str], *, newest: bool = False) -> str:
     return ", ".join([*words[:7], f"… ({len(words)} in all)"])
 
 
-def short_id(record: Record, records: Sequence[Record], *, shortest: int = 8) -> str:
-    """The shortest start of `record`'s id that names it among `records` in a reference.
+def short_ids(ids: Iterable[str], *, shortest: int = 8) -> dict[str, str]:
+    """For each of `ids` the shortest start that names it among them in a reference.
 
     Never all digits, which would be read as a step, and at least `shortest` long.
+
+    >>> short_ids(["9f3c01", "9f3d02", "123456"], shortest=3)
+    {'123456': '123456', '9f3c01': '9f3c', '9f3d02': '9f3d'}
     """
-    length = shortest
-    while length < len(record.id) and (
-        record.id[:length].isdigit()
-        or sum(other.id.startswith(record.id[:length]) for other in records) > 1
-    ):
-        length += 1
-    return record.id[:length]
+    run = sorted(set(ids))
+    short: dict[str, str] = {}
+    for i, id in enumerate(run):
+        # In sorted order only the neighbours can share the longest start.
+        shared = max((_shared(id, run[j]) for j in (i - 1, i + 1) if 0 <= j < len(run)), default=0)
+        length = max(shortest, shared + 1)
+        while length < len(id) and id[:length].isdigit():
+            length += 1
+        short[id] = id[:length]
+    return short
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two ids have in common at their start."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

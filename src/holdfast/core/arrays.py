@@ -334,3 +334,34 @@ class MemoryDestination:
         )
         elements = np.frombuffer(data, self._little).reshape(tuple(shape))
         np.copyto(self._array[box], elements)
+
+
+class _Memory:
+    """Bytes at an address; `keep` owns them."""
+
+    def __init__(self, address: int, nbytes: int, keep: object) -> None:
+        self._keep = keep
+        self.__array_interface__ = {
+            "data": (address, True),
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
+def memory_source(low: int, high: int, keep: object) -> ArraySource:
+    """The bytes between two addresses inside one buffer, which `keep` keeps alive."""
+    if low == high:
+        return ArraySource(np.empty(0, np.uint8))
+    return ArraySource(np.asarray(_Memory(low, high - low, keep)))
+
+
+def scalar_bytes(array: Array) -> bytes:
+    """The bytes of a 0-d array. Padding of extended floats is made zero: it is not
+    part of the value and would differ from run to run."""
+    data = bytearray(array.tobytes())
+    if array.dtype.char in "gG" and np.finfo(np.longdouble).nmant == 63:
+        size = np.dtype(np.longdouble).itemsize
+        for start in range(0, len(data), size):
+            data[start + 10 : start + size] = bytes(size - 10)
+    return bytes(data)

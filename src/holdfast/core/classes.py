@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from holdfast.core.types import Node
+from holdfast.errors import StateError
 
 
 @dataclass
@@ -71,6 +72,20 @@ def is_dataclass(kind: type) -> bool:
     return dataclasses.is_dataclass(kind)
 
 
+def is_plain_dataclass(kind: type) -> bool:
+    """Whether an instance can be made of fields alone: its memory layout is that of
+    `object`, and no `__del__` would act on what a store wrote into the fields."""
+    return (
+        dataclasses.is_dataclass(kind)
+        and not hasattr(kind, "__del__")
+        and all(base.__module__ != "builtins" or base is object for base in kind.__mro__)
+    )
+
+
+def is_frozen(kind: type) -> bool:
+    return bool(cast(Any, kind).__dataclass_params__.frozen)
+
+
 def dataclass_fields(value: object) -> dict[str, object]:
     """Every attribute that the instance holds: its fields in order, then others."""
     found: dict[str, object] = {}
@@ -83,39 +98,39 @@ def dataclass_fields(value: object) -> dict[str, object]:
     return found
 
 
-def blank(kind: type) -> object | None:
-    """An instance without any attribute; None if this cannot be made safely."""
+def blank(kind: type, path: str) -> object:
+    """An instance of a plain dataclass without any attribute."""
     try:
         return object.__new__(kind)
-    except TypeError:  # it extends a built-in type with a layout of its own
-        return None
+    except TypeError as error:  # abstract, or with a C base
+        raise StateError(f"cannot restore {path!r}: {error}") from error
 
 
-def set_fields(instance: object, values: Mapping[str, object]) -> bool:
-    """Replace the attributes of a dataclass instance, also of a frozen one. Runs no
-    property and no `__setattr__`. False if one cannot be stored."""
-    kind = type(instance)
-    slots: dict[str, Any] = {}
-    for base in reversed(kind.__mro__):
-        for name, member in base.__dict__.items():
-            if isinstance(member, types.MemberDescriptorType):
-                slots[name] = member
+def set_fields(instance: object, values: Mapping[str, object], path: str) -> None:
+    """Replace all attributes of a dataclass instance, also of a frozen one. Runs no
+    property and no `__setattr__`."""
+    slots: dict[str, Any] = {
+        name: member
+        for base in reversed(type(instance).__mro__)
+        for name, member in base.__dict__.items()
+        if isinstance(member, types.MemberDescriptorType)
+    }
     space = cast("dict[str, object] | None", getattr(instance, "__dict__", None))
-    if any(name not in slots and space is None for name in values):
-        return False
-    if space is not None:
-        space.clear()
+    others = {name: value for name, value in values.items() if name not in slots}
+    if others and space is None:
+        raise StateError(
+            f"cannot restore {path!r}: {type(instance).__qualname__} has no "
+            f"{', '.join(others)}",
+            hint="The class changed since the checkpoint was saved.",
+        )
     for name, member in slots.items():
         if name in values:
             member.__set__(instance, values[name])
-        else:
-            try:
-                member.__delete__(instance)
-            except AttributeError:
-                pass  # it was not set
+        elif hasattr(instance, name):
+            member.__delete__(instance)
     if space is not None:
-        space.update({name: value for name, value in values.items() if name not in slots})
-    return True
+        space.clear()
+        space.update(others)
 
 
 # -- named tuples -----------------------------------------------------------------
@@ -130,10 +145,15 @@ def is_namedtuple(kind: type) -> bool:
     )
 
 
-def make_namedtuple(kind: type, names: list[str], values: list[Any]) -> Any:
-    """The named tuple, or a Record if the class has other fields now."""
-    if not is_namedtuple(kind) or list(cast(Any, kind)._fields) != names:
-        return Record(type_name(kind), dict(zip(names, values, strict=True)))
+def make_namedtuple(kind: type | None, name: str, names: list[str], values: list[Any]) -> Any:
+    """The named tuple; a Record if the class is not there, or has other fields now."""
+    if (
+        kind is None
+        or not is_namedtuple(kind)
+        or list(cast(Any, kind)._fields) != names
+        or hasattr(kind, "__del__")
+    ):
+        return Record(name, dict(zip(names, values, strict=True)))
     return tuple.__new__(kind, values)
 
 

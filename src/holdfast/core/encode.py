@@ -12,22 +12,13 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
-from holdfast.core import arrays, classes, files, frameworks, generators, values
+from holdfast.core import arrays, classes, files, frameworks, generators, stored, values
 from holdfast.core.adapters import LeafSource
 from holdfast.core.sharing import Layout, SharedMemory
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
 
-FACTORIES: dict[str, Any] = {
-    "None": None,
-    **{kind.__name__: kind for kind in (list, dict, set, int, float, str, bool, tuple, bytes)},
-    "frozenset": frozenset,
-    "bytearray": bytearray,
-    "deque": deque,
-    "Counter": Counter,
-    "OrderedDict": OrderedDict,
-}
-"""What a defaultdict's factory may be: callables that do nothing but make a value."""
+MAX_PATH_CHARACTERS = 1000  # of a leaf: for people, and kept in every manifest
 
 _IN_PROGRESS = object()  # memo of a container that is being encoded: meeting it is a cycle
 
@@ -109,12 +100,19 @@ class TreeEncoder:
     # -- the contract of adapters.Encoder ------------------------------------------
 
     def encode(self, value: object, path: str) -> Node:
-        if self._depth == 0:
-            self._memo.clear()
-            self._ids = 0
-        return self._encode(value, path)
+        if self._depth:
+            return self._encode(value, path)
+        self._memo.clear()
+        self._ids = 0
+        try:
+            return self._encode(value, path)
+        finally:
+            self._depth = self._inline = 0
 
     def leaf(self, source: LeafSource, path: str) -> int:
+        if not path.isascii():
+            path = path.encode("utf-8", "backslashreplace").decode()  # lone surrogates
+        path = path[:MAX_PATH_CHARACTERS]
         count = self._taken.get(path, 0) + 1
         self._taken[path] = count
         if count > 1:
@@ -145,7 +143,6 @@ class TreeEncoder:
                 leaf.source.close()
             except StateError:
                 pass  # it changed; nobody will read it
-        self._files.close()
 
     # -- dispatch -------------------------------------------------------------------
 
@@ -188,7 +185,7 @@ class TreeEncoder:
             hint = "Save its .data and .mask as two arrays."
         elif isinstance(value, dict | list | tuple | set):
             hint = "Convert it to a plain container, or pass allow_pickle=True."
-        elif isinstance(value, files.StoredFile | files.StoredDirectory):
+        elif isinstance(value, stored.StoredFile | stored.StoredDirectory):
             hint = "Write it with .copy_to(path) and save holdfast.File(path)."
         else:
             hint = _HINT
@@ -199,7 +196,6 @@ class TreeEncoder:
     def _enter(self, value: object, path: str) -> None:
         self._depth += 1
         if self._depth > values.MAX_DEPTH:
-            self._depth = 0
             raise StateError(
                 f"cannot save {path[:200]!r}: it is nested more than {values.MAX_DEPTH} levels deep",
                 hint="Store deep structures flat, for example as a list with indices.",
@@ -217,7 +213,6 @@ class TreeEncoder:
     def _reference(self, node: Any, path: str) -> Node:
         """A second occurrence of a container; its first node is given an id."""
         if node is _IN_PROGRESS:
-            self._depth = 0
             raise StateError(
                 f"cannot save {path!r}: it contains itself",
                 hint="Break the cycle: store an index or a key instead of the object.",
@@ -253,8 +248,10 @@ class TreeEncoder:
     def _key(self, key: object, path: str) -> Node:
         if type(key) is str:
             return values.encode_str(key)
+        if type(key) is int:
+            return values.encode_int(key)
         self._inline += 1
-        node = self._encode(key, f"{path}/<key {_label(key)}>")
+        node = self._encode(key, f"{path}/<key {values.key_label(key)}>")
         self._inline -= 1
         return node
 
@@ -262,7 +259,7 @@ class TreeEncoder:
         types = self._types
         pairs: list[Node] = []
         for key, item in value.items():
-            name = key if type(key) is str else _label(key)
+            name = key if type(key) is str else values.key_label(key)
             inner = f"{path}/{name}" if path else name
             handler = types.get(type(item))
             node = handler(item, inner) if handler else self._encode_other(item, inner)
@@ -290,13 +287,13 @@ class TreeEncoder:
         return node
 
     def _factory(self, factory: object, path: str) -> str:
-        for name, allowed in FACTORIES.items():
+        for name, allowed in values.FACTORIES.items():
             if factory is allowed:
                 return name
         raise UnsupportedValue(
             path,
             f"defaultdict whose factory is {factory!r}",
-            hint=f"Use one of {', '.join(FACTORIES)}, or convert it to a dict.",
+            hint=f"Use one of {', '.join(values.FACTORIES)}, or convert it to a dict.",
         )
 
     def _tuple(self, value: tuple[Any, ...], path: str) -> Node:
@@ -388,7 +385,9 @@ class TreeEncoder:
         memo = self.alias(("numpy", id(base)), base)
         shared = memo.get("shared")
         if shared is None:
-            shared = memo["shared"] = SharedMemory(_memory_between)
+            shared = memo["shared"] = SharedMemory(
+                lambda low, high: arrays.memory_source(low, high, base)
+            )
         layout = Layout(
             value.__array_interface__["data"][0],
             value.shape,
@@ -501,15 +500,6 @@ def capture(
         encoder.close()
         raise
     return Captured(tree, encoder.leaves, encoder.pickled)
-
-
-def _label(key: object) -> str:
-    """A key that is no string, as paths show it."""
-    return str(key)[:80] if isinstance(key, int | float | np.generic) else repr(key)[:80]
-
-
-def _memory_between(low: int, high: int) -> LeafSource:
-    raise NotImplementedError
 
 
 def _itself(value: Node, path: str) -> Node:

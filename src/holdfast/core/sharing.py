@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ from holdfast.core.arrays import byte_span
 _EXACT_OVERLAP_WORK = 10_000  # steps of NumPy's solver before overlap is taken for granted
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Where an array's elements lie: addresses, strides and sizes in bytes."""
 
     start: int

@@ -10,6 +10,7 @@ import pathlib
 import re
 import struct
 import zoneinfo
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from math import isfinite
 from typing import Any, cast
@@ -28,6 +29,27 @@ SAFE_INT = 1 << 53
 """JSON readers of other languages keep integers up to here exact."""
 
 MAX_INT_BITS = 1 << 24  # 2 MiB: far beyond any counter, below a quadratic conversion that hurts
+
+
+FACTORIES: dict[str, Any] = {
+    "None": None,
+    **{
+        kind.__name__: kind
+        for kind in (list, dict, set, frozenset, int, float, str, bool, tuple, bytes, bytearray)
+    },
+    **{kind.__name__: kind for kind in (deque, Counter, OrderedDict)},
+}
+"""What a defaultdict's factory may be: callables that do nothing but make a value."""
+
+
+def key_label(key: object) -> str:
+    """A key that is no string, as paths show it."""
+    return str(key)[:80] if isinstance(key, int | float) else repr(key)[:80]
+
+
+def kind_name(value: object) -> str:
+    """The type of a live value, as messages show it."""
+    return type(value).__qualname__
 
 
 def malformed(path: str, reason: str) -> DamagedObject:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 from holdfast.core.tree import TreeEncoder
 
-from holdfast.core.address import AtStep, BestBy, Latest, Selector, parse_selector, select
+from holdfast.core.address import BestBy, Selector, parse_selector, select
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import Decision, KeepPolicy, Mode, decide, parse_keep
@@ -33,7 +33,7 @@ from holdfast.manager.export import export
 from holdfast.manager.info import CheckpointInfo, Restored, Verification, info_of
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.pending import Pending
-from holdfast.manager.restore import Restorer, Wish
+from holdfast.manager.restore import RUNTIME, Restorer, Wish
 from holdfast.manager.saver import Order, Saver
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory
 from holdfast.manager.verify import verify
@@ -189,9 +189,13 @@ class CheckpointManager:
 
     def _capture(self, step: int, state: Mapping[str, object], loop: object) -> Snapshot:
         encoder = TreeEncoder(allow_pickle=self._allow_pickle)
-        tree = encoder.encode_state(state)
-        runtime = encoder.encode_state({"rng": capture_rng(), "loop": loop}, prefix="~")
-        leaves = self._memory.take(encoder.leaves)
+        try:
+            tree = encoder.encode(dict(state), "")
+            runtime = encoder.encode({"rng": capture_rng(), "loop": loop}, RUNTIME)
+            leaves = self._memory.take(encoder.leaves)
+        except BaseException:
+            encoder.close()
+            raise
         return Snapshot(
             step=step,
             time_s=self._clock(),
@@ -324,8 +328,10 @@ class CheckpointManager:
             return ()
         return self._repo.records()
 
-    def _resolve(self, ref: Ref | Selector) -> Record:
-        selector = ref if isinstance(ref, Latest | AtStep | BestBy) else parse_selector(ref)  # type: ignore[arg-type]
+    def _resolve(self, ref: Ref) -> Record:
+        return self._select(parse_selector(ref))
+
+    def _select(self, selector: Selector) -> Record:
         records = self._records()
         if not records:
             raise NoStore(f"there is no checkpoint in {self.address}", hint="Check the address.")
@@ -382,7 +388,15 @@ class CheckpointManager:
 
     def load(self, ref: Ref = None, *, allow_pickle: bool = False) -> LoadedCheckpoint:
         """The checkpoint as a lazy mapping: each leaf is read when it is asked for."""
-        record = self._resolve(ref)
+        return self._load(self._resolve(ref), allow_pickle)
+
+    def load_selected(
+        self, selector: Selector, *, allow_pickle: bool = False
+    ) -> LoadedCheckpoint:
+        """As `load`, for a selector that `core.address` parsed."""
+        return self._load(self._select(selector), allow_pickle)
+
+    def _load(self, record: Record, allow_pickle: bool) -> LoadedCheckpoint:
         return LoadedCheckpoint(
             self._repo, record, info_of(self.address, record), allow_pickle=allow_pickle
         )

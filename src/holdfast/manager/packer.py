@@ -10,7 +10,7 @@ from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.plan import boxes, itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack
 from holdfast.core.types import Buffer, GiB, MiB
-from holdfast.manager.snapshot import CapturedLeaf, Snapshot
+from holdfast.manager.snapshot import HeldLeaf, Snapshot
 from holdfast.repo.writer import Save, Writer
 
 # One pack per save for most states; above, several files of a size that copies
@@ -84,7 +84,7 @@ class Packer:
         )
         return leaves, tuple(self._packs)
 
-    def _add(self, position: int, leaf: CapturedLeaf) -> None:
+    def _add(self, position: int, leaf: HeldLeaf) -> None:
         self._chunks.append([])
         dtype, shape = leaf.source.dtype, leaf.source.shape
         for start, extent, offset, nbytes in boxes(shape, itemsize(dtype)):

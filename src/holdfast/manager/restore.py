@@ -24,6 +24,9 @@ from holdfast.repo.repo import Repo
 
 logger = logging.getLogger("holdfast")
 
+RUNTIME = "~"
+"""Where the paths of the runtime section's leaves start: no name of a user's does."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -65,7 +68,7 @@ class Restorer:
         def read(record: Record) -> Restored:
             manifest = self._repo.manifest(record)
             decoder = TreeDecoder(manifest.leaves)
-            runtime = decoder.decode_state(manifest.runtime)
+            runtime = decoder.apply(manifest.runtime, path=RUNTIME)
             self._fill(record, manifest, decoder)
             return self._answer(record, manifest, runtime, {})
 
@@ -126,29 +129,28 @@ class Restorer:
         # is allocated for them.
         ChunkReader(self._repo, record, manifest).check_packs(manifest.leaves)
         decoder = TreeDecoder(manifest.leaves, allow_pickle=wish.allow_pickle)
-        values = decoder.apply(
-            manifest.tree,
-            wish.into,
-            strict=wish.strict,
-            only=wish.only,
-            skip=wish.skip,
-            rename=dict(wish.rename or {}),
-        )
-        runtime = decoder.decode_state(manifest.runtime)
-        self._fill(record, manifest, decoder)
-        if wish.into is not None:
-            for name, value in values.items():
-                if wish.into.get(name) is not value:
-                    wish.into[name] = value
+        system = TreeDecoder(manifest.leaves)
+        try:
+            values = decoder.apply(
+                manifest.tree, wish.into, only=wish.only, skip=wish.skip, rename=wish.rename
+            )
+            runtime = system.apply(manifest.runtime, path=RUNTIME)
+            differences = decoder.report(strict=wish.strict)
+            self._fill(record, manifest, system, decoder)
+        except BaseException:
+            decoder.discard()
+            raise
+        if differences:
+            logger.warning("restored in part:\n  %s", "\n  ".join(differences.lines()))
         if wish.rng:
             apply_rng(runtime.get("rng") or {})
         self._on_restored(manifest)
         return self._answer(record, manifest, runtime, values)
 
-    def _fill(self, record: Record, manifest: Manifest, decoder: TreeDecoder) -> None:
+    def _fill(self, record: Record, manifest: Manifest, *decoders: TreeDecoder) -> None:
         """As `fill`; remembers damaged packs, which must not be reused by a save."""
         try:
-            fill(self._repo, record, manifest, decoder)
+            fill(self._repo, record, manifest, *decoders)
         except DamagedObject as error:
             self._distrusted.add(error.key.removeprefix("packs/").removesuffix(".safetensors"))
             raise
@@ -169,8 +171,9 @@ class Restorer:
         )
 
 
-def fill(repo: Repo, record: Record, manifest: Manifest, decoder: TreeDecoder) -> None:
-    """Read and verify what a decoder asked for, then run its finishers."""
-    reader = ChunkReader(repo, record, manifest)
-    reader.read(wanted_for(manifest, decoder.requests))
-    decoder.run_finishers()
+def fill(repo: Repo, record: Record, manifest: Manifest, *decoders: TreeDecoder) -> None:
+    """Read and verify all that decoders asked for, then run their finishers."""
+    requests = [request for decoder in decoders for request in decoder.requests]
+    ChunkReader(repo, record, manifest).read(wanted_for(manifest, requests))
+    for decoder in decoders:
+        decoder.run()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
+from holdfast.core.encode import CapturedLeaf
 from holdfast.core.types import MiB, Node
 
 # Leaves start on cache lines, so that copies into the snapshot stay fast.
@@ -17,7 +18,7 @@ _COPY_BYTES = 64 * MiB
 
 
 @dataclass(frozen=True)
-class CapturedLeaf:
+class HeldLeaf:
     """One leaf and where its bytes are: in the snapshot, or streamed from a file."""
 
     path: str
@@ -41,7 +42,7 @@ class Snapshot:
     time_s: float
     tree: Node
     runtime: Node
-    leaves: tuple[CapturedLeaf, ...]
+    leaves: tuple[HeldLeaf, ...]
     pickled: bool
 
     def close_sources(self) -> None:
@@ -68,11 +69,11 @@ class SnapshotMemory:
         self._free = threading.Lock()
         self._region = np.empty(0, np.uint8)
 
-    def take(self, sources: Sequence[tuple[str, LeafSource]]) -> tuple[CapturedLeaf, ...]:
+    def take(self, leaves: Sequence[CapturedLeaf]) -> tuple[HeldLeaf, ...]:
         """Copy every source that is not streamed. `give_back` must follow."""
         self._free.acquire()
         try:
-            return tuple(self._copy(sources))
+            return tuple(self._copy(leaves))
         except BaseException:
             self._free.release()
             raise
@@ -86,22 +87,23 @@ class SnapshotMemory:
         with self._free:
             pass
 
-    def _copy(self, sources: Sequence[tuple[str, LeafSource]]) -> Iterator[CapturedLeaf]:
-        total = sum(_padded(s.nbytes) for _, s in sources if not s.streamed)
+    def _copy(self, leaves: Sequence[CapturedLeaf]) -> Iterator[HeldLeaf]:
+        total = sum(_padded(x.source.nbytes) for x in leaves if not x.source.streamed)
         if self._region.nbytes < total:
             self._region = np.empty(0, np.uint8)  # free the old one first
             self._region = np.empty(total, np.uint8)
         at = 0
-        for path, source in sources:
+        for leaf in leaves:
+            source = leaf.source
             if source.streamed:
-                yield CapturedLeaf(path, source, None)
+                yield HeldLeaf(leaf.path, source, None)
                 continue
             data = memoryview(self._region[at : at + source.nbytes])
             for start in range(0, source.nbytes, _COPY_BYTES):
                 source.copy_range(start, data[start : start + _COPY_BYTES])
             source.close()
             at += _padded(source.nbytes)
-            yield CapturedLeaf(path, source, data)
+            yield HeldLeaf(leaf.path, source, data)
 
 
 def _padded(nbytes: int) -> int:

@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 # checkpoints add 160 references to segments, 20 KiB.
 TAIL_RECORDS = 32
 SEGMENT_RECORDS = 64
-ANCESTORS = 16
-# Entries left in the log. More than two, so that people can look back a little.
-KEEP_ENTRIES = 8
+# Ancestors that an entry names, and entries left in the log. A process that slept for
+# longer cannot tell whether its entry counted, and says so. Two would be safe.
+ANCESTORS = 64
+KEEP_ENTRIES = 32
 ENTRY_MAX_BYTES = 256 * MiB
 _READ_ATTEMPTS = 8
 _CREATE_ATTEMPTS = 4

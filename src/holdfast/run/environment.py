@@ -19,6 +19,8 @@ from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from holdfast.errors import UsageError
 
 _PACKAGES = (
@@ -135,18 +137,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     found: list[str] = []
     old_git, new_git = before.get("git") or {}, now.get("git") or {}
-    if (
-        old_git.get("commit") and new_git.get("commit")
-    ) and old_git != new_git:
+    if (old_git.get("commit") and new_git.get("commit")) and old_git != new_git:
         found.append(f"code {_revision(old_git)} -> {_revision(new_git)}")
-    for key in ("python", "device"):
-        if before.get(key) and now.get(key) and before[key] != now[key]:
-            found.append(f"{key} {before[key]} -> {now[key]}")
-    old, new = before.get("packages") or {}, now.get("packages") or {}
-    for name in sorted(old.keys() & new.keys()):
-        if old[name] != new[name]:
-            found.append(f"{name} {old[name]} -> {new[name]}")
-    return found
+    old = {key: before.get(key) for key in ("python", "device")} | (before.get("packages") or {})
+    new = {key: now.get(key) for key in ("python", "device")} | (now.get("packages") or {})
+    changed = (key for key in new if old.get(key) and new[key] and old[key] != new[key])
+    return found + [f"{key} {old[key]} -> {new[key]}" for key in changed]
 
 
 def _revision(git: Mapping[str, Any]) -> str:
@@ -171,9 +167,7 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, Namespace | SimpleNamespace):
         value = vars(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {
-            field.name: getattr(value, field.name) for field in dataclasses.fields(value)
-        }
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     else:
         for verb in ("model_dump", "to_dict"):
             if callable(convert := getattr(value, verb, None)):
@@ -187,8 +181,8 @@ def _plain(value: Any, path: str) -> Any:
         return sorted((_plain(item, path) for item in value), key=repr)
     if isinstance(value, PurePath):
         return str(value)
-    if hasattr(value, "item") and getattr(value, "size", None) == 1:
-        return value.item()  # a NumPy scalar
+    if isinstance(value, np.generic):
+        return value.item()
     raise UsageError(
         f"{path} is a {type(value).__name__}, which cannot be compared with the last run's",
         hint="Put only names, numbers, lists and dicts into config=.",
@@ -222,9 +216,5 @@ _ABSENT = _Absent()
 def _flatten(value: Any, path: str) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         prefix = f"{path}." if path else ""
-        return [
-            pair
-            for key, item in value.items()
-            for pair in _flatten(item, f"{prefix}{key}")
-        ]
+        return [pair for key, item in value.items() for pair in _flatten(item, f"{prefix}{key}")]
     return [(path, value)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import FrameType
@@ -22,6 +22,7 @@ from holdfast.errors import LoopError
 from holdfast.run import position as at
 from holdfast.run.callsite import Callsite
 from holdfast.run.feed import Feed, LoaderInterrupted
+from holdfast.run.feeds import Mode
 from holdfast.run.position import Closed, Frame, Label, Mark, Position, Replay, Skip
 
 
@@ -33,8 +34,9 @@ class IndexFeed:
         self._numbers = numbers
         self._taken = 0
 
-    def open(self, saved: dict[str, Any] | None) -> None:
+    def open(self, saved: dict[str, Any] | None) -> bool:
         self._taken = 0 if saved is None else int(saved["taken"])
+        return True
 
     def take(self) -> int:
         if self._numbers is None:
@@ -55,6 +57,9 @@ class IndexFeed:
     def close(self) -> None:
         pass
 
+    def shutdown(self) -> None:
+        pass
+
 
 class Status(Enum):
     NEW = "new"
@@ -67,10 +72,23 @@ class Status(Enum):
 class Loop(Iterator[Any]):
     """One loop of a run; iterate over it once."""
 
-    def __init__(self, engine: Engine, label: Label, feed: Feed, *, counted: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        label: Label,
+        feed: Feed,
+        *,
+        counted: bool,
+        loaders: Sequence[Any] = (),
+        mode: Mode = "min",
+    ) -> None:
         self.label = label
         self.feed = feed
         self.counted = counted
+        self.loaders = loaders
+        self.mode: Mode = mode
+        self.place = ""
+        """Where in the program's loops it was opened: "epochs/batches#0"."""
         self.status = Status.NEW
         self.site: Callsite | None = None
         self.habits = Habits()
@@ -121,8 +139,9 @@ class Host(Protocol):
         """Before anything else: restore. The way back, if there is one."""
         ...
 
-    def land(self) -> None:
-        """The saved place is reached: restore once more, random states included."""
+    def land(self, *, over: bool, rng: bool) -> None:
+        """The saved place is reached: restore once more, with the random states if
+        `rng`. `over`: it is the end of the outermost loop."""
         ...
 
     def before_item(self, loop: Loop) -> None:
@@ -131,6 +150,10 @@ class Host(Protocol):
 
     def opened(self, loop: Loop, *, first_inside: bool) -> None:
         """A loop is about to start; `first_inside`: no other ran in this body."""
+        ...
+
+    def open_feed(self, loop: Loop, saved: Any) -> bool:
+        """Open the loop's feed (see `Feed.open`) for a new epoch (None) or a saved place."""
         ...
 
     def completed(self, *, is_step: bool) -> None:
@@ -168,20 +191,21 @@ class Engine:
         self._host = host
         self._loops: list[Loop] = []
         self._replay: Replay | None = None
-        self._started = False
+        self.started = False
+        """The state was restored, or there was nothing to restore."""
         self._thread: int | None = None
-        self._habits: dict[tuple[object, ...], Habits] = {}
+        self._habits: dict[str, Habits] = {}
 
     @property
     def landed(self) -> bool:
         """Whether the program is where the checkpoint was taken, or past it."""
-        return self._started and self._replay is None
+        return self.started and self._replay is None
 
     def start(self) -> None:
         """Restore, if that was not done yet."""
-        if self._started:
+        if self.started:
             return
-        self._started = True
+        self.started = True
         self._replay = self._host.start()
         if self._replay is not None:
             self.position = replace(self.position, step=self._replay.saved.step)
@@ -201,6 +225,10 @@ class Engine:
             return self.position
         top = replace(self.position.top, feed=self._loops[-1].feed.state())
         return replace(self.position, frames=(*self.position.frames[:-1], top))
+
+    def open_feeds(self) -> list[Feed]:
+        """The feeds of the open loops."""
+        return [loop.feed for loop in self._loops]
 
     def leave_all(self) -> None:
         """Close every open loop: the program has left them."""
@@ -308,6 +336,8 @@ class Engine:
 
     def _open(self, loop: Loop, caller: FrameType) -> None:
         while self._loops and not self._in_body(self._loops[-1], caller):
+            if self._replay is not None:
+                raise self._replay.mismatch(f"the program left {self._loops[-1].label} before")
             self._close_top(broken=True)
         limit = loop.feed.length() if loop.label.kind != "batches" else None
         if self._replay is not None:
@@ -320,15 +350,22 @@ class Engine:
             return
         self._host.opened(loop, first_inside=not self.position.siblings)
         self._push(loop, caller, Frame(loop.label, loop.counted, limit))
-        loop.feed.open(None)
+        self._open_feed(loop, None)
+
+    def _open_feed(self, loop: Loop, saved: Any) -> bool:
+        as_saved = self._host.open_feed(loop, saved)
+        if loop.label.kind == "batches":
+            self._amend_top(limit=loop.feed.length())
+        return as_saved
 
     def _in_body(self, loop: Loop, caller: FrameType) -> bool:
         return loop.site is None or loop.site.holds(caller) is not False
 
     def _push(self, loop: Loop, caller: FrameType, frame: Frame) -> None:
-        place = (*((one.label, one.counted) for one in self._loops), loop.label)
-        key = (*place, len(self.position.siblings))
-        loop.habits = self._habits.setdefault(key, Habits())
+        same = sum(one.label.name == loop.label.name for one in self.position.siblings)
+        around = f"{self._loops[-1].place}/" if self._loops else ""
+        loop.place = f"{around}{loop.label}#{same}"
+        loop.habits = self._habits.setdefault(loop.place, Habits())
         if self._loops:
             parent = self._loops[-1]
             parent.habits.nests = True
@@ -343,13 +380,16 @@ class Engine:
         """Open the feed where it was; then the random states are those of that moment."""
         assert self._replay is not None
         if lands:
-            loop.feed.open(saved.feed)
-            self._arrive()
+            as_saved = self._open_feed(loop, saved.feed)
+            self._arrive(over=False, rng=as_saved)
+            if not as_saved:
+                self._amend_top(completed=0)  # the epoch begins anew, with this state
             return
         self._replay = self._replay.entered()
         assert saved.mark is not None  # only replayable positions are saved
         loop.retake = saved.mark
-        loop.feed.open(saved.mark.feed)
+        if not self._open_feed(loop, saved.mark.feed):
+            raise self._replay.mismatch(f"the data of {loop.label} has changed")
         apply_rng(saved.mark.rng)
         # The body runs again from its start.
         self._amend_top(phase="next", nested=False, done=())
@@ -357,15 +397,15 @@ class Engine:
     def _skip(self, loop: Loop, met: Skip) -> None:
         closed: Closed = met.closed
         if met.lands:
-            self._arrive()
+            self._arrive(over=not self._loops, rng=True)
             closed = replace(closed, rng=capture_rng())
         elif closed.rng is not None:
             apply_rng(closed.rng)
         self.position = at.skip(self.position, closed)
         loop.status = Status.EXHAUSTED
 
-    def _arrive(self) -> None:
-        self._host.land()
+    def _arrive(self, *, over: bool, rng: bool) -> None:
+        self._host.land(over=over, rng=rng)
         self._replay = None
 
     def _amend_top(self, **changes: Any) -> None:

@@ -55,6 +55,10 @@ class MetricBook:
         with self._lock:
             return read({name: value for name, (_, value) in self._latest.items()})
 
+    def numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """What `settle` returned, as numbers."""
+        return read(metrics)
+
     def to_tree(self) -> dict[str, list[Any]]:
         """The newest values with their steps, for a checkpoint."""
         with self._lock:

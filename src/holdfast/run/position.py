@@ -167,9 +167,7 @@ def complete(position: Position) -> Position:
     frame = replace(
         frame, completed=frame.completed + 1, phase="next", nested=False, done=(), mark=None
     )
-    return replace(
-        position, step=position.step + is_step, frames=(*position.frames[:-1], frame)
-    )
+    return replace(position, step=position.step + is_step, frames=(*position.frames[:-1], frame))
 
 
 def close(position: Position, *, broken: bool, rng: Any = None) -> Position:

@@ -51,9 +51,7 @@ def parse_publish(text: str) -> Publication:
 class Publisher:
     """Keeps the export at `path` up to date. `choose()` names the checkpoint to show."""
 
-    def __init__(
-        self, path: Path, manager: Any, choose: Callable[[], Any | None]
-    ) -> None:
+    def __init__(self, path: Path, manager: Any, choose: Callable[[], Any | None]) -> None:
         # Absolute: the program may change its folder later.
         self._path = Path(os.path.abspath(path))
         self._manager = manager
@@ -143,8 +141,10 @@ def swap(path: Path, version: str, fill: Callable[[Path], object]) -> None:
         raise
     _sync(path.parent)
     for name in os.listdir(path.parent):
-        if name != folder.name and name.startswith(prefix) and _VERSION.fullmatch(
-            name.removeprefix(prefix)
+        if (
+            name != folder.name
+            and name.startswith(prefix)
+            and _VERSION.fullmatch(name.removeprefix(prefix))
         ):
             shutil.rmtree(path.parent / name, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from holdfast.core.frameworks import loaded_adapters
+from holdfast.core.rng import numpy_state, numpy_state_from, python_state, python_state_from
 
 DIGEST_BYTES = 16
 
@@ -85,12 +86,10 @@ class PythonRandom:
         return isinstance(value, random.Random) and not isinstance(value, random.SystemRandom)
 
     def read(self, generator: random.Random) -> dict[str, Any]:
-        version, key, gauss = generator.getstate()
-        return {"version": version, "key": np.array(key, np.uint32), "gauss": gauss}
+        return python_state(generator.getstate())
 
     def write(self, generator: random.Random, state: dict[str, Any]) -> None:
-        key = tuple(int(word) for word in state["key"])
-        generator.setstate((state["version"], key, state["gauss"]))
+        generator.setstate(python_state_from(state))
 
     def reseed(self, generator: random.Random, digest: bytes) -> None:
         generator.seed(int.from_bytes(digest, "little"))
@@ -121,14 +120,14 @@ class NumpyRandom:
 
     def read(self, generator: Any) -> dict[str, Any]:
         if isinstance(generator, np.random.RandomState):
-            return {"state": dict(generator.get_state(legacy=False))}
-        return {"state": dict(generator.bit_generator.state)}
+            return numpy_state(generator.get_state(legacy=False))
+        return numpy_state(generator.bit_generator.state)
 
     def write(self, generator: Any, state: dict[str, Any]) -> None:
         if isinstance(generator, np.random.RandomState):
-            generator.set_state(state["state"])
+            generator.set_state(numpy_state_from(state))
         else:
-            generator.bit_generator.state = state["state"]
+            generator.bit_generator.state = numpy_state_from(state)
 
     def reseed(self, generator: Any, digest: bytes) -> None:
         words = np.frombuffer(digest, np.uint32)

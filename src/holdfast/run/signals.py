@@ -46,6 +46,10 @@ class StopSignals:
     def requested(self) -> bool:
         return bool(self.name)
 
+    @property
+    def installed(self) -> bool:
+        return bool(self._previous)
+
     def install(self) -> bool:
         """Take the signals over; False in threads other than the main one."""
         if threading.current_thread() is not threading.main_thread():

@@ -67,9 +67,7 @@ class Tracked:
 
     def state(self) -> dict[str, Any]:
         """What to capture."""
-        state = {
-            name: value for name, value in self._objects.items() if not self._is_fed(value)
-        }
+        state = {name: value for name, value in self._objects.items() if not self._is_fed(value)}
         if values := values_of(self._box):
             state[BOX] = values
         return state

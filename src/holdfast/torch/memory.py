@@ -42,26 +42,6 @@ def stored_shape(dtype: torch.dtype, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape) if dtype in STORED else (*shape, dtype.itemsize)
 
 
-def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
-    """First byte and end of what a strided, non-empty `tensor` spans in its storage."""
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    first = tensor.storage_offset()
-    itemsize = tensor.dtype.itemsize
-    return first * itemsize, (first + last + 1) * itemsize
-
-
-def collapse(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """`tensor` with its expanded dimensions (stride 0) cut to one item, and which."""
-    dims = [
-        dim
-        for dim, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
-        if step == 0 and size > 1
-    ]
-    for dim in dims:
-        tensor = tensor.narrow(dim, 0, 1)
-    return tensor, dims
-
-
 def overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether two items may share memory (windows made with `unfold`).
 
@@ -89,10 +69,6 @@ class TensorSource:
     streamed = False
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.read_from(tensor)
-
-    def read_from(self, tensor: torch.Tensor) -> None:
-        """Stand for `tensor` instead: a capture may find that a leaf must be wider."""
         self.dtype = stored_dtype(tensor.dtype)
         self.shape = stored_shape(tensor.dtype, tensor.shape)
         self.nbytes = tensor.numel() * tensor.dtype.itemsize
@@ -129,20 +105,14 @@ class TensorSource:
 
 
 class TensorDestination:
-    """Writes verified bytes into a live tensor; implements core.adapters.Destination.
+    """Writes verified bytes into a live tensor, on any device, contiguous or not;
+    implements core.adapters.Destination."""
 
-    `shape` is the leaf's logical shape: 1 where the tensor is expanded, or where one
-    saved item stands for all items along a dimension.
-    """
-
-    def __init__(self, tensor: torch.Tensor, shape: Sequence[int] | None = None) -> None:
+    def __init__(self, tensor: torch.Tensor) -> None:
         self._owner = tensor
-        wanted = tuple(tensor.shape if shape is None else shape)
-        target, _ = collapse(tensor)
-        self._tensor = stored(target)
-        self._shape = stored_shape(tensor.dtype, wanted)
-        self._broadcast = tuple(self._tensor.shape) != self._shape
-        self._bytes = None if self._broadcast else _flat_bytes(self._tensor)
+        self._tensor = stored(tensor)
+        self._shape = tuple(self._tensor.shape)
+        self._bytes = _flat_bytes(self._tensor)
 
     def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
         source = np.frombuffer(data, np.uint8)
@@ -152,24 +122,22 @@ class TensorDestination:
             offset = first * itemsize
             np.copyto(self._bytes[offset : offset + source.size], source)
         else:
-            items = _tensor_over(source, itemsize).view(self._tensor.dtype).view(tuple(shape))
-            self._tensor[self._target_slices(start, shape)].copy_(items)
+            items = _tensor_over(source, itemsize).view(self._tensor.dtype)
+            self._tensor[_slices(start, shape)].copy_(items.view(tuple(shape)))
         touched(self._owner)
-
-    def _target_slices(self, start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-        if not self._broadcast:
-            return _slices(start, shape)
-        return tuple(
-            slice(None) if saved == 1 else slice(first, first + count)
-            for saved, first, count in zip(self._shape, start, shape, strict=True)
-        )
 
 
 def copy_bits(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copy between tensors of one dtype and shape, bit by bit."""
-    narrow, _ = collapse(target)
-    raw(narrow).copy_(raw(source)[_slices([0] * narrow.dim(), narrow.shape)])
+    raw(target).copy_(raw(source))
     touched(target)
+
+
+def bytes_between(storage: torch.UntypedStorage, first: int, end: int) -> torch.Tensor:
+    """The bytes [first, end) of a storage, as a tensor over them."""
+    with torch.inference_mode(False):
+        empty = torch.empty(0, dtype=torch.uint8, device=storage.device)
+        return empty.set_(storage, first, (end - first,), (1,))
 
 
 def _view(
@@ -186,11 +154,9 @@ def _flat_bytes(tensor: torch.Tensor) -> np.ndarray | None:
     """The memory of a contiguous CPU tensor; None for others."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         return None
-    nbytes = tensor.numel() * tensor.dtype.itemsize
-    with torch.inference_mode(False):
-        flat = torch.empty(0, dtype=torch.uint8, device="cpu")
-        offset = tensor.storage_offset() * tensor.dtype.itemsize
-        return flat.set_(tensor.untyped_storage(), offset, (nbytes,), (1,)).numpy()
+    first = tensor.storage_offset() * tensor.dtype.itemsize
+    end = first + tensor.numel() * tensor.dtype.itemsize
+    return bytes_between(tensor.untyped_storage(), first, end).numpy()
 
 
 class _Writable:

@@ -1,0 +1,176 @@
+"""`holdfast show`: what one checkpoint holds."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from holdfast.cli import nodes
+from holdfast.cli.options import json_option, opened, selector_of
+from holdfast.cli.render import (
+    Column,
+    checkpoint_json,
+    metric_text,
+    plural,
+    print_json,
+    saved_at,
+    shown,
+    table,
+)
+from holdfast.core.address import parse_reference
+from holdfast.core.units import format_ago, format_size
+
+if TYPE_CHECKING:
+    from holdfast.core.records import Manifest
+    from holdfast.manager.info import CheckpointInfo
+
+# A longer list of leaves or settings is what --leaves and --json are for.
+_SHORT = 24
+
+
+@click.command(
+    short_help="Show what a checkpoint holds.",
+    epilog="""\b
+Examples:
+  holdfast show runs/mnist                  # the latest
+  holdfast show runs/mnist@best:val_loss
+  holdfast show runs/mnist@41200 --leaves   # every tensor, array and file
+  holdfast show runs/mnist@a-tag --json""",
+)
+@click.argument("reference", metavar="REF")
+@click.option("--leaves", "with_leaves", is_flag=True, help="List every leaf of the state.")
+@json_option
+def show(reference: str, with_leaves: bool, as_json: bool) -> None:
+    """Show what a checkpoint holds: state, metrics, position, config, environment.
+
+    Reads its description only; nothing in it is run or loaded.
+    """
+    wanted = parse_reference(reference)
+    with opened(wanted.address) as run:
+        info = run.info(selector_of(wanted))
+        manifest = run.manifest(info.id)
+    if as_json:
+        print_json({"ok": True, **_json(info, manifest, with_leaves)})
+    else:
+        print(checkpoint_text(info, manifest, time.time(), with_leaves=with_leaves))
+
+
+def _json(info: CheckpointInfo, manifest: Manifest, with_leaves: bool) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "checkpoint": checkpoint_json(info),
+        "world_size": manifest.world_size,
+        "state": [
+            {
+                "name": part.name,
+                "leaves": part.leaves,
+                "nbytes": part.nbytes,
+                "dtypes": list(part.dtypes),
+                **({} if part.leaves else {"value": part.value}),
+            }
+            for part in nodes.parts(manifest)
+        ],
+        "loop": nodes.runtime_entry(manifest, "loop"),
+        "config": manifest.config,
+        "environment": manifest.environment,
+    }
+    if with_leaves:
+        value["leaves"] = [
+            {
+                "path": leaf.path,
+                "dtype": leaf.dtype,
+                "shape": list(leaf.shape),
+                "nbytes": nodes.leaf_nbytes(leaf),
+            }
+            for leaf in nodes.state_leaves(manifest)
+        ]
+    return value
+
+
+def checkpoint_text(
+    info: CheckpointInfo,
+    manifest: Manifest,
+    now_s: float,
+    *,
+    with_leaves: bool = False,
+    width: int | None = None,
+) -> str:
+    """The page about one checkpoint."""
+    facts = [
+        (
+            "saved",
+            f"{format_ago(now_s - info.time_s)} ({saved_at(info.time_s) or 'no valid time'})",
+        ),
+        ("size", f"{format_size(info.nbytes)}, of which {format_size(info.new_bytes)} new"),
+        ("id", info.id),
+        ("why saved", info.note),
+        ("tags", ", ".join(info.tags)),
+        ("pinned", "yes" if info.pinned else ""),
+        ("pickled", "yes: loading it needs allow_pickle=True" if info.pickled else ""),
+        ("metrics", ", ".join(f"{k} {metric_text(v)}" for k, v in sorted(info.metrics.items()))),
+        ("position", "; ".join(nodes.loops(nodes.runtime_entry(manifest, "loop")))),
+    ]
+    sections = [
+        shown(f"{info.address}@{info.step}: step {info.step:,}"),
+        _facts(facts),
+        _state(manifest, width),
+    ]
+    if with_leaves:
+        sections.append(_leaves(manifest, width))
+    for title, value in (("config", manifest.config), ("environment", manifest.environment)):
+        if value:
+            sections.append(_tree(title, value))
+    return "\n\n".join(sections)
+
+
+def _facts(facts: list[tuple[str, str]]) -> str:
+    said = [(name, text) for name, text in facts if text]
+    widest = max(len(name) for name, _ in said)
+    return "\n".join(f"{name:<{widest}}  {shown(text)}" for name, text in said)
+
+
+def _state(manifest: Manifest, width: int | None) -> str:
+    parts = nodes.parts(manifest)
+    rows = [
+        [
+            part.name,
+            f"{part.leaves:,}" if part.leaves else "",
+            format_size(part.nbytes) if part.leaves else "",
+            ", ".join(part.dtypes)
+            if part.leaves
+            else "; ".join(
+                f"{path}: {text}" if path else text for path, text in nodes.flat(part.value)
+            ),
+        ]
+        for part in parts
+    ]
+    columns = [
+        Column("STATE", elastic=True),
+        Column("LEAVES", right=True),
+        Column("SIZE", right=True),
+        Column("TYPES/VALUE", elastic=True),
+    ]
+    return table(columns, rows, width) if rows else "The state is empty."
+
+
+def _leaves(manifest: Manifest, width: int | None) -> str:
+    rows = [
+        [leaf.path, leaf.dtype, str(list(leaf.shape)), format_size(nodes.leaf_nbytes(leaf))]
+        for leaf in nodes.state_leaves(manifest)
+    ]
+    columns = [
+        Column("LEAF", elastic=True),
+        Column("TYPE"),
+        Column("SHAPE", elastic=True),
+        Column("SIZE", right=True),
+    ]
+    return table(columns, rows, width) if rows else "No leaves: the state has plain values only."
+
+
+def _tree(title: str, value: Any) -> str:
+    lines = [f"  {path}: {text}" if path else f"  {text}" for path, text in nodes.flat(value)]
+    more = len(lines) - _SHORT
+    if more > 1:
+        lines = [*lines[:_SHORT], f"  … {plural(more, 'line')} more (--json shows all)"]
+    return "\n".join([title, *map(shown, lines)])

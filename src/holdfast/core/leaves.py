@@ -1,0 +1,95 @@
+"""What a decoder needs of the leaves: checked sizes, and destinations in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from holdfast.core.packing import MAX_DIMENSIONS
+from holdfast.core.plan import ITEMSIZES, box_offset
+from holdfast.core.records import Leaf
+from holdfast.errors import DamagedObject
+
+_MAX_BYTES = 1 << 62
+
+
+def check_leaf(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
+    """(dtype, shape) of a leaf whose chunks tile it exactly and hold as many bytes as
+    it claims. Raises DamagedObject; allocates nothing."""
+    size = ITEMSIZES.get(leaf.dtype)
+    if size is None:
+        raise DamagedObject("the manifest", f"unknown dtype {leaf.dtype!r}", leaf=leaf.path)
+    shape = leaf.shape
+    if len(shape) > MAX_DIMENSIONS or any(not 0 <= n < _MAX_BYTES for n in shape):
+        raise DamagedObject("the manifest", "its shape cannot be", leaf=leaf.path)
+    elements = 0
+    for chunk in leaf.chunks:
+        if box_offset(shape, chunk.start, chunk.shape) != elements:
+            raise DamagedObject("the manifest", "its chunks do not tile it", leaf=leaf.path)
+        count = prod(chunk.shape)
+        if chunk.codec == "" and chunk.nbytes != count * size:
+            raise DamagedObject("the manifest", "a chunk's size is wrong", leaf=leaf.path)
+        elements += count
+    if elements != prod(shape):
+        raise DamagedObject(
+            "the manifest",
+            f"{leaf.dtype}{list(shape)} claims more or less than the {elements * size} bytes stored",
+            leaf=leaf.path,
+        )
+    return leaf.dtype, shape
+
+
+class BufferDestination:
+    """A one-dimensional `U8` leaf goes into a bytearray; see `adapters.Destination`."""
+
+    def __init__(self, buffer: bytearray) -> None:
+        self._view = memoryview(buffer)
+
+    def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
+        self._view[start[0] : start[0] + shape[0]] = data
+
+    def release(self) -> None:
+        """The buffer can be resized again."""
+        self._view.release()
+
+
+class Later:
+    """A value that exists only once its bytes have arrived: long `str` and `bytes`,
+    and immutable containers of them. `settle` gives it in a finisher."""
+
+    __slots__ = ("_build", "_value")
+
+    def __init__(self, build: Callable[[], Any]) -> None:
+        self._build: Callable[[], Any] | None = build
+        self._value: Any = None
+
+    def get(self) -> Any:
+        if self._build is not None:
+            self._value = self._build()
+            self._build = None
+        return self._value
+
+
+def settle(value: Any) -> Any:
+    """`value`, or what it stands for if it had to wait for its bytes. Only for
+    finishers: there every earlier finisher has run.
+
+    >>> settle(3), settle(Later(lambda: "late"))
+    (3, 'late')
+    """
+    return value.get() if type(value) is Later else value
+
+
+def then(value: Any, make: Callable[[Any], Any]) -> Any:
+    """`make(value)`, now or when the value is there."""
+    if type(value) is Later:
+        return Later(lambda: make(value.get()))
+    return make(value)
+
+
+def together(items: list[Any], make: Callable[[list[Any]], Any]) -> Any:
+    """`make(items)`, now or when the last of them is there."""
+    if any(type(item) is Later for item in items):
+        return Later(lambda: make([settle(item) for item in items]))
+    return make(items)

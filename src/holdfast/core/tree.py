@@ -1,0 +1,1 @@
+"""The tree codec's public names."""

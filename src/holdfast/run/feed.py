@@ -1,0 +1,466 @@
+"""Feeds: iterables that can be put back to where a run left them.
+
+A feed hands out the items of one loader, epoch after epoch. `state()` says at a step
+boundary where it is; `open(state)` in another process brings an equal loader there
+without handing out anything twice, and where it can without loading what was consumed.
+
+How exact that is, and at what cost, depends on the loader: see docs/data.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from holdfast.core.frameworks import adapter_for_value
+from holdfast.core.rng import apply_rng, capture_rng
+from holdfast.errors import LoaderInterrupted as LoaderInterrupted
+from holdfast.errors import LoopError
+from holdfast.run.held import Held
+from holdfast.run.randomness import PrivateStreams
+
+logger = logging.getLogger("holdfast")
+
+Policy = Literal["refuse", "restart-epoch"]
+"""What to do where a loader was changed and the run was inside an epoch of it."""
+
+
+class Feed(Protocol):
+    """One loader, iterated over epoch by epoch. Used by one thread."""
+
+    name: str
+    """For messages."""
+
+    def open(self, saved: dict[str, Any] | None) -> bool:
+        """Begin an epoch (None), or go to where `state()` was called.
+
+        A saved place inside an epoch: the global random states are moved; the caller
+        sets those of the save afterwards. A saved place at an epoch's end: nothing
+        is iterated, `take` raises StopIteration, and a following `open(None)` begins
+        the next epoch as the saved run would have begun it.
+
+        False: the loader has changed, and by policy the interrupted epoch begins
+        anew, from the random states it began with; the caller leaves those alone.
+        Raises LoopError if the loader has changed and no policy allows that.
+        """
+        ...
+
+    def take(self) -> Any:
+        """The next item; StopIteration at the end. LoaderInterrupted: a worker died,
+        nothing was handed out and `state()` is still that of the last boundary."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the feed is, as a plain tree; at any time outside `take`."""
+        ...
+
+    def length(self) -> int | None:
+        """Items in an epoch, where that is known."""
+        ...
+
+    def close(self) -> None:
+        """End the epoch, here if it is not at its end: drop the iterator and stop its
+        workers, except those that are to persist between epochs. `state()` (now that of
+        an epoch's end) and `open` may be called afterwards."""
+        ...
+
+    def shutdown(self) -> None:
+        """Also stop workers that persist. `open` starts them again."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A loader that knows its own position."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+def open_feed(loader: Any, *, policy: Policy = "refuse") -> Feed:
+    """The feed for `loader`. Keep it as long as the loader: it remembers what the loader
+    was like when it was first seen, and holds workers that persist between epochs.
+
+    Raises LoopError for what cannot be iterated over in the same order again.
+    """
+    adapter = adapter_for_value(loader)
+    if adapter is not None:
+        module = import_module(f"holdfast.{adapter.name}.data")
+        feed = module.feed(loader, policy=policy)
+        if feed is not None:
+            return feed
+    if isinstance(loader, Stateful) and not isinstance(loader, type):
+        return AskedFeed(loader, policy=policy)
+    if _by_index(loader):
+        return SequenceFeed(loader, policy=policy)
+    if isinstance(loader, set | frozenset):
+        raise LoopError(
+            f"a {type(loader).__name__} has another order in each process, so it cannot be resumed",
+            hint="Iterate over sorted(...) of it.",
+        )
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise LoopError(
+            f"{describe(loader)} cannot be iterated over",
+            hint="Give run.batches a DataLoader, a sequence, or another iterable.",
+        )
+    return CountedFeed(loader, policy=policy)
+
+
+def describe(loader: object) -> str:
+    """A loader's type for messages."""
+    return type(loader).__qualname__
+
+
+def _by_index(loader: object) -> bool:
+    if isinstance(loader, range | list | tuple):
+        # A subclass may iterate otherwise than by index.
+        return type(loader).__iter__ in (range.__iter__, list.__iter__, tuple.__iter__)
+    if isinstance(loader, np.ndarray):
+        return loader.ndim > 0
+    return isinstance(loader, Sequence) and type(loader).__iter__ is Sequence.__iter__
+
+
+class BaseFeed:
+    """What all feeds share: where in an epoch we are, and whether the loader changed."""
+
+    kind = ""
+
+    def __init__(self, loader: Any, *, policy: Policy = "refuse") -> None:
+        self.name = describe(loader)
+        self.loader = loader
+        self._policy: Policy = policy
+        self._at: Literal["new", "inside", "end"] = "new"
+        self._taken = 0
+
+    # -- for subclasses ----------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """Facts of the loader that must not change inside an epoch."""
+        return {"type": describe(self.loader), "length": self.length()}
+
+    def length(self) -> int | None:
+        try:
+            return len(self.loader)
+        except (TypeError, NotImplementedError):
+            return None
+
+    def _begin(self) -> None:
+        """Record what a replay of this epoch needs, and start to iterate."""
+        raise NotImplementedError
+
+    def _prepare(self, saved: dict[str, Any]) -> list[str]:
+        """Bring the loader to the beginning of the saved epoch. Returns changes that
+        forbid to go on inside it."""
+        raise NotImplementedError
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        """After `_prepare`: start to iterate and skip `self._taken` items."""
+        raise NotImplementedError
+
+    def _settle(self, saved: dict[str, Any]) -> None:
+        """Bring the loader to the end of the saved epoch."""
+
+    def _next(self) -> Any:
+        raise NotImplementedError
+
+    def _record(self) -> dict[str, Any]:
+        """What `_prepare` or `_settle` needs."""
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        """Forget the iterator."""
+
+    def _ended(self) -> None:
+        """The epoch is over: at its end, or left early."""
+
+    # -- Feed --------------------------------------------------------------------
+
+    def open(self, saved: dict[str, Any] | None) -> bool:
+        self._drop()
+        if saved is None or saved.get("at") == "new":
+            self._start()
+            return True
+        changes = self._changes(saved)
+        if saved["at"] == "end":
+            if changes:
+                logger.warning("%s changed since the last epoch: %s", self.name, "; ".join(changes))
+            self._settle(saved)
+            self._at, self._taken = "end", int(saved["taken"])
+            return True
+        if not changes:
+            changes = self._prepare(saved)
+        if changes:
+            return self._restart(saved, changes)
+        self._at, self._taken = "inside", int(saved["taken"])
+        self._resume(saved)
+        return True
+
+    def take(self) -> Any:
+        if self._at != "inside":
+            raise StopIteration
+        try:
+            item = self._next()
+        except StopIteration:
+            self._at = "end"
+            self._ended()
+            self._drop()
+            raise
+        self._taken += 1
+        return item
+
+    def state(self) -> dict[str, Any]:
+        if self._at == "new":
+            return {"kind": self.kind, "at": "new", "taken": 0}
+        return {
+            "kind": self.kind,
+            "at": self._at,
+            "taken": self._taken,
+            "identity": self.identity(),
+            **self._record(),
+        }
+
+    def close(self) -> None:
+        if self._at == "inside":
+            self._at = "end"
+            self._ended()
+        self._drop()
+
+    def shutdown(self) -> None:
+        self.close()
+
+    # -- the loader has changed --------------------------------------------------
+
+    def _start(self) -> None:
+        self._at, self._taken = "inside", 0
+        self._begin()
+
+    def _changes(self, saved: dict[str, Any]) -> list[str]:
+        if saved.get("kind") != self.kind:
+            return [f"the kind of loader was {saved.get('kind')!r}, is {self.kind!r}"]
+        was, now = saved["identity"], self.identity()
+        return [
+            f"{key.replace('_', ' ')} was {was.get(key)!r}, is {now.get(key)!r}"
+            for key in dict.fromkeys([*was, *now])
+            if was.get(key) != now.get(key)
+        ]
+
+    def _restart(self, saved: dict[str, Any], changes: list[str]) -> bool:
+        what = (
+            f"{self.name} changed, and the run stopped inside an epoch of it "
+            f"({saved['taken']:,} items taken): {'; '.join(changes)}"
+        )
+        if self._policy != "restart-epoch":
+            raise LoopError(
+                what,
+                hint="Put it back as it was for the rest of this epoch, or run that epoch again "
+                'from its start: Run(..., data="restart-epoch").',
+            )
+        logger.warning("%s. The epoch begins anew.", what)
+        if saved.get("rng") is not None:
+            apply_rng(saved["rng"])
+        self._start()
+        return False
+
+
+class SequenceFeed(BaseFeed):
+    """A range or another sequence, by index: nothing is skipped by iterating."""
+
+    kind = "sequence"
+
+    def _begin(self) -> None:
+        pass
+
+    def _prepare(self, saved: dict[str, Any]) -> list[str]:
+        return []
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        pass
+
+    def _record(self) -> dict[str, Any]:
+        return {}
+
+    def _next(self) -> Any:
+        if self._taken >= len(self.loader):
+            raise StopIteration
+        return self.loader[self._taken]
+
+
+class AskedFeed(BaseFeed):
+    """A loader with `state_dict` and `load_state_dict`: it is asked, at saves only."""
+
+    kind = "asked"
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        policy: Policy = "refuse",
+        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__(loader, policy=policy)
+        self._guard = guard
+        self._iterator: Iterator[Any] | None = None
+        self._rng: dict[str, Any] | None = None
+        self._left = False
+
+    def identity(self) -> dict[str, Any]:
+        # Its length may be what is left, and what may change is for it to say.
+        return {"type": describe(self.loader)}
+
+    def _begin(self) -> None:
+        self._left = False
+        self._rng = capture_rng()
+        with self._guard():
+            self._iterator = iter(self.loader)
+
+    def _prepare(self, saved: dict[str, Any]) -> list[str]:
+        self._rng, self._left = saved["rng"], False
+        self.loader.load_state_dict(saved["state"])
+        return []
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        # It may draw as it starts: a base seed for its workers, an order.
+        apply_rng(saved["rng"])
+        with self._guard():
+            self._iterator = iter(self.loader)
+
+    def _settle(self, saved: dict[str, Any]) -> None:
+        self._rng = saved["rng"]
+        self._left = saved["state"] is None
+        if not self._left:
+            self.loader.load_state_dict(saved["state"])
+
+    def _record(self) -> dict[str, Any]:
+        # An epoch that was left early is not gone on with: the next one begins anew.
+        return {"rng": self._rng, "state": None if self._left else self.loader.state_dict()}
+
+    def _next(self) -> Any:
+        if self._iterator is None:
+            raise StopIteration
+        with self._guard():
+            try:
+                return next(self._iterator)
+            except StopIteration:
+                self._left = False
+                raise
+
+    def _drop(self) -> None:
+        self._iterator = None
+
+    def close(self) -> None:
+        self._left = self._left or self._at == "inside"
+        super().close()
+
+
+class CountedFeed(BaseFeed):
+    """Any other iterable: consumed items are iterated over again and thrown away.
+
+    What it draws from the global generators is replayed exactly (`PrivateStreams`).
+    An iterator (a generator, a file) can be gone through once, by one loop or several.
+    """
+
+    kind = "counted"
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        policy: Policy = "refuse",
+        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__(loader, policy=policy)
+        self._guard = guard
+        self._once = isinstance(loader, Iterator)
+        self._held = Held({} if self._once else {"loader": loader})
+        self._iterator: Iterator[Any] | None = None
+        self._streams: PrivateStreams | None = None
+        self._start_state: dict[str, Any] = {}
+        self._before = 0  # items that earlier loops took of a one-shot iterator
+        self._exhausted = False
+
+    def _begin(self) -> None:
+        if self._once and self._iterator is not None:
+            if self._exhausted:
+                raise LoopError(
+                    f"this {self.name} has been iterated over to its end",
+                    hint="An iterator goes once. Give run.batches an object whose __iter__ "
+                    "starts anew (a list, a DataLoader, a class), and one per epoch.",
+                )
+            return
+        self._held.begin()
+        self._start_state = {"rng": capture_rng(), "held": self._held.state()}
+        self._iterate()
+
+    def _iterate(self) -> None:
+        self._streams = PrivateStreams()
+        self._iterator = self.loader if self._once else iter(self.loader)
+
+    def _prepare(self, saved: dict[str, Any]) -> list[str]:
+        self._held.restore(saved["held"])  # other differences are not known to matter
+        return []
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        self._replay(saved, self._taken)
+
+    def _settle(self, saved: dict[str, Any]) -> None:
+        if self._once:
+            self._replay(saved, int(saved["taken"]))
+        else:
+            self._start_state = {"rng": saved["rng"], "held": saved["held"]}
+            self._held.settle(saved["held_now"])
+
+    def _replay(self, saved: dict[str, Any], taken: int) -> None:
+        if self._once and self._iterator is not None:
+            raise LoopError(
+                f"this {self.name} has been used and cannot go back",
+                hint="Build it anew, or give run.batches an iterable that can start again.",
+            )
+        self._start_state = {"rng": saved["rng"], "held": saved["held"]}
+        self._before = int(saved["before"])
+        self._exhausted = bool(saved["exhausted"])
+        apply_rng(saved["rng"])
+        self._iterate()
+        for number in range(self._before + taken):
+            try:
+                self._pull()
+            except StopIteration:
+                raise LoopError(
+                    f"{self.name} has only {number:,} items now; {self._before + taken:,} had "
+                    "been taken when the checkpoint was made",
+                    hint="Put its data back, or start the run at another address.",
+                ) from None
+
+    def _pull(self) -> Any:
+        assert self._iterator is not None
+        assert self._streams is not None
+        with self._streams, self._guard():
+            return next(self._iterator)
+
+    def _next(self) -> Any:
+        if self._iterator is None:
+            raise StopIteration
+        return self._pull()
+
+    def _ended(self) -> None:
+        self._exhausted = True
+        self._held.end()
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            **self._start_state,
+            "held_now": self._held.state() if self._at == "end" else {},
+            "before": self._before,
+            "exhausted": self._exhausted,
+        }
+
+    def _drop(self) -> None:
+        if self._once:
+            self._before, self._taken = self._before + self._taken, 0
+        else:
+            self._iterator = None

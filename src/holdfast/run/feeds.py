@@ -1,0 +1,168 @@
+"""The feeds of a run's loops, kept from epoch to epoch.
+
+A loader has state between epochs: generators that go on, workers that persist. So one
+feed serves a loader for the whole run, its state is in every checkpoint even while it is
+not iterated over, and in a resuming process it is brought there before its first epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from holdfast.core.rng import apply_rng, capture_rng
+from holdfast.errors import UsageError
+from holdfast.run.feed import Feed, Policy, open_feed
+
+Mode = Literal["min", "cycle"]
+
+
+@dataclass
+class _Entry:
+    loaders: tuple[Any, ...]
+    mode: str
+    feed: Feed
+    opened: bool = False
+    """In this process."""
+
+
+class FeedBook:
+    """Feeds by the place of their loop in the program (`epochs/batches#0`)."""
+
+    def __init__(self, policy: Policy = "refuse") -> None:
+        self._policy: Policy = policy
+        self._entries: dict[str, _Entry] = {}
+        self._saved: Mapping[str, Any] = {}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from the states that `states` returned."""
+        self._saved = dict(saved)
+
+    def feed_for(self, loaders: Sequence[Any], mode: Mode) -> Feed:
+        """The feed that already serves these loaders, or a new one."""
+        for entry in self._entries.values():
+            if entry.mode == mode and _same(entry.loaders, loaders):
+                return entry.feed
+        feeds = [open_feed(loader, policy=self._policy) for loader in loaders]
+        return feeds[0] if len(feeds) == 1 else TogetherFeed(feeds, mode)
+
+    def open(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed, saved: Any) -> bool:
+        """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open."""
+        entry = self._bind(place, loaders, mode, feed)
+        first, entry.opened = not entry.opened, True
+        if saved is None and first and (before := self._saved.get(place)) is not None:
+            rng = capture_rng()
+            feed.open(before)
+            feed.close()
+            apply_rng(rng)
+        return feed.open(saved)
+
+    def _bind(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed) -> _Entry:
+        found = self._entries.get(place)
+        if found is not None and found.feed is feed:
+            return found
+        shared = next((e for e in self._entries.values() if e.feed is feed), None)
+        entry = shared or _Entry(tuple(loaders), mode, feed)
+        self._entries[place] = entry
+        if found is not None and all(e is not found for e in self._entries.values()):
+            found.feed.shutdown()  # the program built its loader anew
+        return entry
+
+    def states(self, open_feeds: Sequence[Feed]) -> dict[str, Any]:
+        """The state of each feed that was used, except `open_feeds`, whose loops save it."""
+        states: dict[int, Any] = {}
+        found = dict(self._saved)
+        for place, entry in self._entries.items():
+            if any(feed is entry.feed for feed in open_feeds):
+                found.pop(place, None)
+                continue
+            if id(entry) not in states:
+                states[id(entry)] = entry.feed.state()
+            found[place] = states[id(entry)]
+        return found
+
+    def close(self) -> None:
+        """Stop the workers of every loader."""
+        for entry in self._entries.values():
+            entry.feed.shutdown()
+
+
+def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
+
+
+class TogetherFeed:
+    """Several feeds advanced together; an item is a tuple of theirs.
+
+    Mode "min" ends with the first that ends; in "cycle" the others start again until
+    each has ended once.
+    """
+
+    def __init__(self, feeds: Sequence[Feed], mode: Mode) -> None:
+        if mode not in ("min", "cycle"):
+            raise UsageError(
+                f"mode={mode!r} is not known",
+                hint='Two loaders: mode="min" stops with the shorter, "cycle" repeats it.',
+            )
+        self.name = " and ".join(feed.name for feed in feeds)
+        self._feeds = list(feeds)
+        self._mode = mode
+        self._ended = [False] * len(self._feeds)
+
+    def open(self, saved: dict[str, Any] | None) -> bool:
+        if saved is None:
+            self._ended = [False] * len(self._feeds)
+            for feed in self._feeds:
+                feed.open(None)
+            return True
+        if len(saved["feeds"]) != len(self._feeds):
+            raise UsageError(
+                f"this loop had {len(saved['feeds'])} loaders, and has {len(self._feeds)} now",
+                hint="Give run.batches the same loaders.",
+            )
+        self._ended = [bool(ended) for ended in saved["ended"]]
+        went_on = [
+            feed.open(state) for feed, state in zip(self._feeds, saved["feeds"], strict=True)
+        ]
+        if all(went_on):
+            return True
+        self._ended = [False] * len(self._feeds)
+        # One begins anew, so all do: their items belong together.
+        for feed, is_there in zip(self._feeds, went_on, strict=True):
+            if is_there:
+                feed.open(None)
+        return False
+
+    def take(self) -> tuple[Any, ...]:
+        items: list[Any] = []
+        for index, feed in enumerate(self._feeds):
+            try:
+                items.append(feed.take())
+            except StopIteration:
+                if self._mode == "min":
+                    raise
+                self._ended[index] = True
+                if all(self._ended):
+                    raise
+                feed.open(None)
+                items.append(feed.take())  # raises for an empty one: the loop ends
+        return tuple(items)
+
+    def state(self) -> dict[str, Any]:
+        return {"feeds": [feed.state() for feed in self._feeds], "ended": list(self._ended)}
+
+    def length(self) -> int | None:
+        lengths = [feed.length() for feed in self._feeds]
+        known = [length for length in lengths if length is not None]
+        if len(known) < len(lengths):
+            return None
+        return min(known) if self._mode == "min" or 0 in known else max(known)
+
+    def close(self) -> None:
+        for feed in self._feeds:
+            feed.close()
+
+    def shutdown(self) -> None:
+        for feed in self._feeds:
+            feed.shutdown()

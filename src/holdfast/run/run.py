@@ -1,0 +1,394 @@
+"""`Run`: the public face of the loop."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from holdfast.core.retention import KeepPolicy, parse_keep
+from holdfast.core.schedule import parse_every
+from holdfast.errors import BadPolicy, HoldfastError, RunClosed, UsageError
+from holdfast.manager import CheckpointInfo, CheckpointManager
+from holdfast.run.box import Box
+from holdfast.run.console import Console
+from holdfast.run.environment import plain_config
+from holdfast.run.feed import Policy
+from holdfast.run.feeds import Mode
+from holdfast.run.guard import Guarded
+from holdfast.run.loop import IndexFeed, Loop
+from holdfast.run.position import Label
+from holdfast.run.publish import Publisher, parse_publish
+from holdfast.run.session import Session, Settings
+from holdfast.run.triggers import Triggers
+from holdfast.stores.base import Store
+
+logger = logging.getLogger("holdfast")
+
+_open_runs: dict[str, weakref.ref[Run]] = {}
+
+
+class Run:
+    """A resumable run at `address`, a folder or a URL.
+
+        run = holdfast.Run("runs/mnist", every="10min", keep="last=3 best=2:val_loss")
+        run.track(model=model, optimizer=optimizer)
+        for epoch in run.epochs(20):
+            for x, y in run.batches(loader):
+                run.log(loss=train_step(x, y))
+
+    Start the same program again after any interruption: the tracked objects, the random
+    states and the place in the loops are those of the newest intact checkpoint.
+
+    every: when to save: steps (`500`), `"10min"`, `"epoch"`, several; the end of the
+        outermost loop and a preemption save always.
+    keep: which checkpoints stay; a `best` rule also saves when its metric improves.
+    config: plain settings, compared with the last run's; a difference raises
+        ConfigChanged unless `allow_config_change`.
+    on_finish: what to keep at the end, e.g. `"final best=1"`.
+    publish: `"best:folder"` or `"latest:folder"`: an export that is always whole.
+    data: `"restart-epoch"` lets an interrupted epoch begin anew if its loader changed.
+    late: names that will be tracked only after the loop has started.
+    strict, rename: as for `CheckpointManager.restore`.
+    exit_code: the status after SIGTERM or SIGINT was answered with a save.
+    quiet: print only what must not be missed.
+
+    Use it as a context manager to close it; else it is closed when Python exits.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        *,
+        every: int | str | None = "10min",
+        keep: str | None = "last=3",
+        config: object = None,
+        allow_config_change: bool = False,
+        on_finish: str | None = None,
+        publish: str | None = None,
+        take_over: bool = False,
+        late: Collection[str] = (),
+        max_save_failures: int = 3,
+        allow_pickle: bool = False,
+        strict: bool = True,
+        rename: Mapping[str, str] | None = None,
+        data: Policy = "refuse",
+        exit_code: int = 75,
+        quiet: bool = False,
+        rewrite_every: int | None = None,
+        store: Store | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if isinstance(late, str):
+            raise UsageError(f"late={late!r} is text, not a list of names", hint=f"late=[{late!r}]")
+        if data not in ("refuse", "restart-epoch"):
+            raise UsageError(
+                f"data={data!r} is not known", hint='data="refuse" or data="restart-epoch".'
+            )
+        schedule = parse_every(every)
+        policy = parse_keep(keep)
+        publication = None if publish is None else parse_publish(publish)
+        if publication is not None and publication.which == "best" and not policy.best:
+            raise UsageError(
+                f"publish={publish!r} needs to know what is best",
+                hint='Add a rule to keep, e.g. keep="last=3 best=1:val_loss".',
+            )
+        settings = Settings(
+            config=None if config is None else plain_config(config),
+            allow_config_change=allow_config_change,
+            on_finish=None if on_finish is None else final_policy(on_finish, policy),
+            late=tuple(late),
+            rename=dict(rename or {}),
+            strict=strict,
+            allow_pickle=allow_pickle,
+            exit_code=exit_code,
+        )
+        self.address = os.fspath(address)
+        console = Console(quiet=quiet)
+        key = _key(self.address)
+        _close_older(key, self.address, console)
+        manager = CheckpointManager(
+            address,
+            keep=keep,
+            take_over=take_over,
+            allow_pickle=allow_pickle,
+            max_save_failures=max_save_failures,
+            rewrite_every=rewrite_every,
+            store=store,
+            config=settings.config,
+        )
+
+        def publisher(manager: CheckpointManager) -> Publisher | None:
+            if publication is None:
+                return None
+            choose = manager.latest
+            if publication.which == "best":
+                metric, mode = policy.best[0].metric, policy.best[0].mode
+                choose = lambda: manager.best(metric, mode)  # noqa: E731
+            return Publisher(publication.path, manager, choose)
+
+        self.box = Box()
+        """Named values that survive restarts: `run.box(best=inf)` declares them."""
+        self.manager = manager
+        """For what a loop does not need: tags, pins, listings."""
+        self._session = Session(
+            manager,
+            Triggers(schedule, policy, manager.checkpoints),
+            self.box,
+            settings,
+            console,
+            data=data,
+            publisher=publisher,
+            clock=clock,
+        )
+        self._closed = False
+        self._pid = os.getpid()
+        self._warned = False
+        atexit.register(self._at_exit)
+        _open_runs[key] = weakref.ref(self)
+
+    # -- state -----------------------------------------------------------------------
+
+    def track(self, **objects: Any) -> Self:
+        """Make objects part of every checkpoint, by name; returns the run.
+
+        Takes modules, optimizers, anything with `state_dict` and `load_state_dict`,
+        tensors, arrays, generators, lists, dicts and nests of them: things that can be
+        restored in place. Plain values belong in `run.box`. A name that was tracked
+        before is replaced. After the loop has started, an object that the checkpoint
+        holds is restored at once (declare the name: `Run(late=[…])`).
+        """
+        self._check_open()
+        tracked = self._session.tracked
+        fresh = tracked.add(objects)
+        engine = self._session.engine
+        if engine.started:
+            self._session.restore_late(fresh if engine.landed else list(objects))
+        return self
+
+    @property
+    def step(self) -> int:
+        """Completed steps."""
+        return self._session.engine.position.step
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in progress, from 0; the number of completed ones after the loop."""
+        position = self._session.engine.position
+        for frame in position.frames:
+            if frame.label.kind == "epochs":
+                return frame.completed
+        for closed in reversed(position.done):
+            if closed.label.kind == "epochs":
+                return closed.completed
+        return 0
+
+    @property
+    def resumed(self) -> CheckpointInfo | None:
+        """The checkpoint that this process goes on from; None if it starts from nothing.
+
+        Before the loop starts: the one that it would go on from.
+        """
+        if not self._session.engine.started:
+            found = self.manager.read_loop()
+            return found.info if found else None
+        return self._session.resumed
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest checkpoint is the last of a run that came to its end."""
+        return self.manager.finished
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest value of each metric. Waits for the device if need be."""
+        return self._session.metrics.latest()
+
+    # -- loops -----------------------------------------------------------------------
+
+    def epochs(self, n: int | None, *, name: str = "") -> Loop:
+        """Epoch numbers from 0 to `n` - 1 (None: without end). Restores the state.
+
+        The first call of `epochs`, `batches` or `range` prints where the run starts.
+        """
+        numbers = None if n is None else range(_whole(n, "epochs"))
+        return self._loop(Label("epochs", name), IndexFeed(numbers), True, sys._getframe(1))
+
+    def range(self, *bounds: int, name: str = "", count: bool = True) -> Loop:
+        """As `range(…)`: each item is a step, unless loops run inside or `count=False`."""
+        feed = IndexFeed(range(*bounds))
+        return self._loop(Label("range", name), feed, count, sys._getframe(1))
+
+    def batches(
+        self, *loaders: Any, name: str = "", count: bool = True, mode: Mode = "min"
+    ) -> Loop:
+        """The items of a loader; on resume those that follow the last completed step.
+
+        Call it where the loop starts, once per epoch. With several loaders an item is a
+        tuple of theirs: `mode="min"` ends with the shortest, `"cycle"` starts shorter
+        ones again until the longest ends.
+        """
+        if not loaders:
+            raise UsageError("run.batches needs a loader")
+        self._check_open()
+        feed = self._session.feeds.feed_for(loaders, mode)
+        for loader in loaders:
+            self._session.tracked.feed(loader)
+        label = Label("batches", name)
+        return self._loop(label, feed, count, sys._getframe(1), loaders, mode)
+
+    def guard(self, items: Iterable[Any]) -> Guarded:
+        """Iterate over `items` (an evaluation) with places to stop when a signal came.
+
+        Nothing in it is counted or saved.
+        """
+        self._check_open()
+        return Guarded(self._session, items)
+
+    def _loop(
+        self,
+        label: Label,
+        feed: Any,
+        count: bool,
+        caller: Any,
+        loaders: tuple[Any, ...] = (),
+        mode: Mode = "min",
+    ) -> Loop:
+        self._check_open()
+        if not self._warned:
+            self._warned = True
+            self._session.warn_untracked({**caller.f_globals, **caller.f_locals})
+        engine = self._session.engine
+        engine.start()
+        return Loop(engine, label, feed, counted=count, loaders=loaders, mode=mode)
+
+    # -- saving ----------------------------------------------------------------------
+
+    def log(self, **metrics: Any) -> None:
+        """Record metrics of the step in progress; after a loop, of the last step.
+
+        Takes numbers and one-element tensors, without waiting for a device. From any
+        thread. They are saved with the step's checkpoint, if it gets one.
+        """
+        self._check_open()
+        self._session.log(metrics)
+
+    def save(self) -> None:
+        """Save at the next boundary: when the step in progress is complete. From any
+        thread."""
+        self._check_open()
+        self._session.triggers.want("asked")
+
+    def finish(self) -> None:
+        """The run is complete, whichever loops were left early: save it as finished."""
+        self._check_open()
+        self._session.finish()
+
+    def close(self) -> None:
+        """Flush pending saves and give the run up; without `finish`, a later start goes
+        on. Raises SaveFailed if the newest save failed. May be called twice."""
+        if self._closed or self._pid != os.getpid():
+            return  # a forked child holds nothing
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        key = _key(self.address)
+        if (reference := _open_runs.get(key)) is not None and reference() in (self, None):
+            del _open_runs[key]
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._closed:
+            return
+        if error is None:
+            try:
+                self._session.finish()
+            finally:
+                self.close()
+            return
+        try:
+            self.close()
+        except HoldfastError as second:
+            logger.error("%s", second)  # the body's own error matters more
+
+    def _at_exit(self) -> None:
+        if self._pid != os.getpid():
+            return
+        try:
+            self.close()
+        except HoldfastError as error:
+            self._session.console.loud(f"{self.address}: {error}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RunClosed(f"the run at {self.address} is closed")
+        if self._pid != os.getpid():
+            raise RunClosed(
+                f"the run at {self.address} belongs to process {self._pid}, not to this child",
+                hint="Use it in the process that made it.",
+            )
+
+    def __repr__(self) -> str:
+        return f"<Run {self.address!r} at step {self.step:,}>"
+
+
+def final_policy(text: str, policy: KeepPolicy) -> str:
+    """`on_finish=` as a retention policy: "final" is the last checkpoint, and `best=1`
+    without a metric the one that `keep` names.
+
+    >>> final_policy("final best=1", parse_keep("last=3 best=2:val_loss"))
+    'last=1 best=1:val_loss:min'
+    """
+    words: list[str] = []
+    for word in text.split():
+        if word == "final":
+            words.append("last=1")
+        elif word.startswith("best=") and ":" not in word:
+            if not policy.best:
+                raise BadPolicy(
+                    f"on_finish={text!r}: {word} names no metric, and neither does keep",
+                    hint=f"Write {word}:val_loss, or add best=1:val_loss to keep.",
+                )
+            words.append(f"{word}:{policy.best[0].metric}:{policy.best[0].mode}")
+        else:
+            words.append(word)
+    result = " ".join(words)
+    if parse_keep(result).empty:
+        raise BadPolicy(f"on_finish={text!r} has no rule", hint='on_finish="final best=1"')
+    return result
+
+
+def _whole(n: int, what: str) -> int:
+    if isinstance(n, bool) or not hasattr(n, "__index__") or n.__index__() < 0:
+        raise UsageError(f"{what} needs a whole number of at least 0, not {n!r}")
+    return n.__index__()
+
+
+def _key(address: str) -> str:
+    return address if "://" in address else os.path.realpath(address)
+
+
+def _close_older(key: str, address: str, console: Console) -> None:
+    """A notebook cell that runs again makes a new Run while the old one is still open."""
+    reference = _open_runs.pop(key, None)
+    older = reference() if reference is not None else None
+    if older is None or older._closed or older._pid != os.getpid():
+        return
+    console.say(f"{address}: closing the Run that this process opened before")
+    try:
+        older.close()
+    except HoldfastError as error:
+        console.loud(f"{address}: {error}")

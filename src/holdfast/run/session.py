@@ -1,0 +1,458 @@
+"""What a run does at its boundaries: restore, save, stop, finish.
+
+`Session` is the engine's host (see `loop.Host`). It owns no loop logic: where the
+program is comes from the engine, when to save from `Triggers`, what to save from
+`Tracked` and `MetricBook`, and the manager does the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.core.frameworks import loaded_adapters
+from holdfast.errors import (
+    ConfigChanged,
+    HoldfastError,
+    LoopError,
+    Preempted,
+    SaveFailed,
+    StoreError,
+)
+from holdfast.run import environment
+from holdfast.run import position as at
+from holdfast.run.box import Box
+from holdfast.run.console import Console, differences_line, plural, started_line
+from holdfast.run.feed import LoaderInterrupted, Policy
+from holdfast.run.feeds import FeedBook
+from holdfast.run.loop import Engine, Loop
+from holdfast.run.metrics import MetricBook
+from holdfast.run.position import Replay
+from holdfast.run.publish import Publisher
+from holdfast.run.signals import StopSignals, in_notebook
+from holdfast.run.tracking import Tracked, find_untracked
+from holdfast.run.triggers import Triggers
+
+logger = logging.getLogger("holdfast")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run behaves; the arguments of `Run` of the same names."""
+
+    config: Any = None
+    allow_config_change: bool = False
+    on_finish: str | None = None
+    """As a retention policy that `prune` takes."""
+    late: tuple[str, ...] = ()
+    rename: Mapping[str, str] | None = None
+    strict: bool = True
+    allow_pickle: bool = False
+    exit_code: int = 75
+
+
+@dataclass
+class _Saved:
+    """A save of this process, or the checkpoint that it resumed."""
+
+    ticks: int
+    """Bodies that were completed when it was taken."""
+    pending: Any = None
+    info: Any = None
+
+    def done(self) -> bool:
+        return self.info is not None or self.pending.done()
+
+    def checkpoint(self) -> Any | None:
+        """The checkpoint; None if the save failed. Waits for it."""
+        if self.info is None:
+            with contextlib.suppress(HoldfastError, OSError):
+                self.info = self.pending.result()
+        return self.info
+
+
+class Session:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        manager: Any,
+        triggers: Triggers,
+        box: Box,
+        settings: Settings,
+        console: Console,
+        *,
+        data: Policy = "refuse",
+        publisher: Callable[[Any], Publisher | None] = lambda manager: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.manager = manager
+        self.triggers = triggers
+        self.settings = settings
+        self.console = console
+        self.tracked = Tracked(box, settings.late, settings.rename or {})
+        self.metrics = MetricBook()
+        self.feeds = FeedBook(data)
+        self.engine = Engine(self)
+        self.stop = StopSignals(inside=self.engine.inside, notice=self._notice)
+        self.resumed: Any | None = None
+        """The checkpoint that was restored."""
+        self._clock = clock
+        self._publisher = publisher(manager)
+        self._address: str = manager.address
+        self._names: Collection[str] = ()
+        """In the resumed checkpoint."""
+        self._loaders: Collection[str] = ()
+        self._lengths: dict[str, int] = {}
+        self._last: _Saved | None = None
+        self._waiting: list[_Saved] = []
+        """Saves that are not known to be committed."""
+        self._late: list[tuple[_Saved, dict[str, Any]]] = []
+        self._armed = False
+        self._checked = False
+        self._final = True
+        """Nothing was trained since the last save of a finished run."""
+        self._warned_thread = False
+
+    # -- starting ------------------------------------------------------------------
+
+    def start(self) -> Replay | None:
+        manager = self.manager
+        finished = manager.finished
+        if not finished:
+            # Before reading: what is restored must be the newest when we start to write.
+            manager.acquire()
+        manager.environment = environment.collect()
+        found = manager.read_loop()
+        if found is None:
+            self.console.say(started_line(self._address, None))
+            self.triggers.start(None, self._clock())
+            return None
+        self._check_config(found.config)
+        self._remember(found)
+        restored = self._restore(None)
+        if restored.info.id != found.info.id:
+            self._remember(restored)
+        self._announce(restored)
+        self.triggers.start(restored.info.step, self._clock())
+        self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
+        self._lengths = dict(restored.loop.get("lengths", {}))
+        self.feeds.restore(restored.loop.get("feeds", {}))
+        return Replay(at.from_tree(restored.loop))
+
+    def _remember(self, restored: Any) -> None:
+        at.from_tree(restored.loop)  # raises if a Run did not save it
+        self.resumed = restored.info
+        self._names = restored.loop["names"]
+        self._loaders = restored.loop["loaders"]
+        self._last = _Saved(self.engine.ticks, info=restored.info)
+
+    def _restore(self, ref: str | None, *, rng: bool = True) -> Any:
+        targets = self.tracked.targets(self._names, self._loaders)
+        restored = self.manager.restore(
+            targets,
+            ref,
+            strict=self.settings.strict,
+            only=tuple(targets),
+            skip=() if targets else tuple(self._names),
+            rename=self.settings.rename,
+            allow_pickle=self.settings.allow_pickle,
+            rng=rng,
+        )
+        self.tracked.adopt({name: targets[name] for name in targets})
+        return restored
+
+    def _announce(self, restored: Any) -> None:
+        info = restored.info
+        line = started_line(self._address, info.step, time.time() - info.time_s)
+        if restored.skipped:
+            self.console.loud(
+                f"{line}; {plural(len(restored.skipped), 'newer checkpoint')} damaged and not used"
+            )
+        else:
+            self.console.say(line)
+        changed = environment.differences(restored.environment, self.manager.environment)
+        if changed:
+            self.console.say(differences_line(changed))
+
+    def _check_config(self, before: Any) -> None:
+        now = self.settings.config
+        if before is None or now is None:
+            return
+        changed = environment.config_diff(before, now)
+        if not changed:
+            return
+        lines = "\n  ".join(changed)
+        if self.settings.allow_config_change:
+            self.console.say(f"config changed since the last run:\n  {lines}")
+            return
+        raise ConfigChanged(
+            f"{self._address} was started with another config:\n  {lines}",
+            hint="Start it under another address, or pass allow_config_change=True.",
+        )
+
+    def restore_late(self, names: Collection[str]) -> None:
+        """Objects were tracked after the start: give them what the checkpoint holds."""
+        if self.resumed is None:
+            return
+        targets = self.tracked.targets(self._names, self._loaders)
+        targets = {name: value for name, value in targets.items() if name in names}
+        if not targets:
+            return
+        self.manager.restore(
+            targets,
+            self.resumed.id,
+            strict=self.settings.strict,
+            only=tuple(targets),
+            rename=self.settings.rename,
+            allow_pickle=self.settings.allow_pickle,
+            rng=False,
+        )
+        self.tracked.adopt(targets)
+
+    def warn_untracked(self, scope: Mapping[str, Any]) -> None:
+        """One line for optimizers and schedulers beside the tracked objects that are not
+        tracked themselves."""
+        names = find_untracked(loaded_adapters(), scope, self.tracked.objects)
+        if names:
+            arguments = ", ".join(f"{name}={name}" for name in names)
+            self.console.loud(
+                f"{', '.join(names)} will not be saved: not tracked; add run.track({arguments})"
+            )
+
+    # -- the engine's host -----------------------------------------------------------
+
+    def land(self, *, over: bool, rng: bool) -> None:
+        assert self.resumed is not None
+        self._restore(self.resumed.id, rng=rng)
+        self.metrics.settle(is_step=False)
+        if over:
+            self.console.say(
+                f"{self._address} is finished at step {self.resumed.step:,}: nothing to train"
+            )
+
+    def before_item(self, loop: Loop) -> None:
+        self._final = False
+        if self._armed:
+            return
+        self._armed = True
+        if not self._checked:
+            self._checked = True
+            self.tracked.check_claimed(self._names, self._address)
+        self.manager.acquire()
+        if not self.stop.install() and not self._warned_thread:
+            self._warned_thread = True
+            self.console.loud(
+                f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
+                "will not be waited for"
+            )
+
+    def opened(self, loop: Loop, *, first_inside: bool) -> None:
+        if self.triggers.schedule.epoch and loop.counted and loop.label.kind != "epochs":
+            self._check_epochs()
+        fresh = self.metrics.settle(is_step=False)
+        last = self._last
+        # Nothing but the start of this body ran since that save.
+        if fresh and first_inside and last is not None and last.ticks == self.engine.ticks:
+            self._late.append((last, fresh))
+
+    def _check_epochs(self) -> None:
+        if not any(frame.label.kind == "epochs" for frame in self.engine.position.frames):
+            raise LoopError(
+                'every="epoch" needs a loop over run.epochs(n), and this one is in none',
+                hint="Put `for epoch in run.epochs(n):` around it, or give an interval: "
+                'every="10min" or every=500.',
+            )
+
+    def open_feed(self, loop: Loop, saved: Any) -> bool:
+        if not loop.loaders:
+            return loop.feed.open(saved)
+        as_saved = self.feeds.open(loop.place, loop.loaders, loop.mode, loop.feed, saved)
+        length = loop.feed.length()
+        if length is not None:
+            before = self._lengths.get(loop.place)
+            if before is not None and before != length:
+                self.console.say(f"{loop.label}: {length:,} items in an epoch, {before:,} before")
+            self._lengths[loop.place] = length
+        return as_saved
+
+    def completed(self, *, is_step: bool) -> None:
+        fresh = self.metrics.settle(is_step=is_step)
+        if fresh and self.triggers.improves(fresh):
+            self.triggers.want("best")
+
+    def boundary(self, loop: Loop, *, last: bool) -> None:
+        self._collect()
+        epoch_end = loop.label.kind == "epochs"
+        step = self.engine.position.step
+        reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
+        if last:
+            return
+        if self.stop.requested:
+            self._stop_here()
+        elif reason and self.engine.position.replayable:
+            self._save(reason)
+
+    def tail(self) -> None:
+        if self.stop.requested:
+            self._stop_here()
+
+    def outermost_done(self) -> None:
+        self._finish()
+
+    def interrupted(self, error: LoaderInterrupted) -> None:
+        if self.stop.installed and self.stop.wait():
+            self._stop_here()
+
+    # -- saving ----------------------------------------------------------------------
+
+    def _save(self, note: str, *, block: bool = False, finished: bool = False) -> None:
+        position = self.engine.snapshot()
+        state = self.tracked.state()
+        loop = {
+            **at.to_tree(position),
+            "names": sorted(state),
+            "loaders": self.tracked.loaders(),
+            "metrics": self.metrics.to_tree(),
+            "lengths": dict(self._lengths),
+            "feeds": self.feeds.states(self.engine.open_feeds()),
+        }
+        pending = self.manager.save(
+            position.step,
+            state,
+            metrics=self.metrics.known(),
+            note=note,
+            loop=loop,
+            finished=finished,
+            block=block,
+        )
+        self._last = _Saved(self.engine.ticks, pending)
+        self._waiting.append(self._last)
+        self.triggers.saved(position.step, self._clock())
+
+    def _save_now(self, note: str, *, finished: bool = False) -> None:
+        """A save that nothing follows, so it is tried twice. Returns when it is durable."""
+        try:
+            self._save(note, block=True, finished=finished)
+        except (StoreError, SaveFailed, OSError) as error:
+            self.console.loud(f"{self._address}: the save failed, trying again: {error}")
+            self._save(note, block=True, finished=finished)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Take notice of saves that are committed."""
+        if not self._waiting and not self._late:
+            return
+        ready = [saved for saved in self._waiting if saved.done()]
+        self._waiting = [saved for saved in self._waiting if not saved.done()]
+        for saved in ready:
+            if (info := saved.checkpoint()) is not None:
+                self.triggers.committed(info)
+        late, self._late = self._late, []
+        for saved, metrics in late:
+            if saved.done():
+                self._attach(saved, metrics)
+            else:
+                self._late.append((saved, metrics))
+        if ready and self._publisher is not None:
+            self._publisher.refresh()
+
+    def _attach(self, saved: _Saved, metrics: Mapping[str, Any]) -> None:
+        info = saved.checkpoint()
+        if info is None:
+            return
+        values = self.metrics.numbers(metrics)
+        if all(info.metrics.get(name) == value for name, value in values.items()):
+            return  # logged again by a resumed run
+        try:
+            saved.info = self.manager.log_metrics(info.id, values)
+        except HoldfastError as error:
+            logger.error("could not add metrics to %s@%d: %s", self._address, info.step, error)
+            return
+        self.triggers.committed(saved.info)
+        if self._publisher is not None:
+            self._publisher.refresh()
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """See Run.log."""
+        self.metrics.log(values, self.engine.position.step)
+        last = self._last
+        if self._final and last is not None and last.ticks == self.engine.ticks:
+            self._attach(last, self.metrics.settle(is_step=False))
+
+    # -- stopping --------------------------------------------------------------------
+
+    def _notice(self, signal: str) -> None:
+        if self.console.quiet:
+            return
+        more = "; once more stops at once" if signal == "SIGINT" else ""
+        line = f"{self._address}: {signal}: finishing this step, then saving{more}\n"
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode(errors="backslashreplace"))
+
+    def _stop_here(self) -> None:
+        """Save and leave the process, if this is a place to come back to."""
+        if not self.engine.position.replayable:
+            return
+        self._save_now("preempted")
+        self.exit(f"saved step {self.engine.position.step:,}")
+
+    def exit(self, what: str) -> None:
+        """Leave because of a signal: status 75, or Preempted in a notebook."""
+        line = f"{self._address}: {self.stop.name}: {what}; run the same command again to go on"
+        self.console.say(line)
+        self.stop.restore()
+        if in_notebook():
+            raise Preempted(line)
+        raise SystemExit(self.settings.exit_code)
+
+    def nothing_to_lose(self) -> bool:
+        """Whether the last save was at this very place."""
+        return self._last is not None and self._last.ticks == self.engine.ticks
+
+    # -- the end ---------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """The program is done with its loops, however it left them."""
+        if self._final:
+            return
+        if not self.engine.landed:
+            self.console.loud(
+                f"{self._address}: the program ended before it came to the place of the "
+                "checkpoint; nothing was saved"
+            )
+            return
+        self.engine.leave_all()
+        self.engine.ended = True
+        self.metrics.settle(is_step=False)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._save_now("final", finished=True)
+        self._final = True
+        self._armed = False
+        if self.settings.on_finish is not None:
+            self.manager.prune(self.settings.on_finish)
+        if self._publisher is not None:
+            self._publisher.refresh()
+        if self.stop.requested:
+            self.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
+        self.stop.restore()
+
+    def close(self) -> None:
+        """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
+        self.stop.restore()
+        try:
+            self.feeds.close()
+            for saved in self._waiting:
+                saved.checkpoint()
+            self._collect()
+            if self._publisher is not None:
+                self._publisher.close()
+        finally:
+            self.manager.close()

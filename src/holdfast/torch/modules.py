@@ -1,0 +1,333 @@
+"""Modules: their state_dict, restored into the live parameters and buffers.
+
+    {"!": "torch.module", "type": "package.Class", "v": [[name, node], ...],
+     "metadata": node of state_dict()._metadata}
+
+What state_dict leaves out (non-persistent buffers, training mode) is not saved.
+Names are those of the wrapped module: the segment that DistributedDataParallel,
+DataParallel or torch.compile puts in front is dropped at save, and `module.` and
+`_orig_mod.` are ignored when names are compared.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from holdfast.core.adapters import NOTHING, Decoder, Encoder
+from holdfast.core.types import Node
+from holdfast.errors import StateError, UnsupportedValue
+from holdfast.torch.tensors import malformed
+
+_WRAPPERS = ("module", "_orig_mod")
+_EXTRA = "_extra_state"  # the name that torch gives to what get_extra_state returns
+# Where a module class may define these without losing restore in place: there, they
+# only copy into the parameters and buffers.
+_KNOWN = ("torch.nn.", "torch._dynamo.", "torch.optim.")
+_LOADING = ("load_state_dict", "state_dict", "_load_from_state_dict", "_save_to_state_dict")
+_HOOKS = (
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_state_dict_hooks",
+)
+
+
+# -- capture ------------------------------------------------------------------
+
+
+def encode_module(module: torch.nn.Module, path: str, encoder: Encoder) -> Node:
+    state = module.state_dict()
+    dropped = _wrapper_prefixes(module)
+    pairs: list[Node] = []
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise UnsupportedValue(
+                path, f"module whose state_dict has the key {name!r}", hint="Use names only."
+            )
+        name = _without(name, dropped)
+        pairs.append([name, encoder.encode(value, f"{path}/{name}" if path else name)])
+    node: dict[str, Node] = {"!": "torch.module", "type": type_name(module), "v": pairs}
+    metadata = getattr(state, "_metadata", None)
+    if metadata:
+        renamed = {_without(name, dropped): dict(entry) for name, entry in metadata.items()}
+        node["metadata"] = encoder.encode(renamed, f"{path}/_metadata")
+    return node
+
+
+def type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
+    """Names of modules that a wrapper holds, like `module` or `encoder._orig_mod`."""
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    parallel = torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel
+    found: set[str] = set()
+    for name, part in module.named_modules(remove_duplicate=False):
+        if isinstance(part, OptimizedModule):
+            found.add(_join(name, "_orig_mod"))
+        elif isinstance(part, parallel):
+            found.add(_join(name, "module"))
+    return found
+
+
+def _without(name: str, dropped: set[str]) -> str:
+    """`name` without the segments that end one of the paths in `dropped`."""
+    if not dropped:
+        return name
+    segments = name.split(".")
+    kept = (
+        segment
+        for end, segment in enumerate(segments, 1)
+        if ".".join(segments[:end]) not in dropped
+    )
+    return ".".join(kept)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+# -- names --------------------------------------------------------------------
+
+
+def bare(name: str) -> str:
+    """`name` without wrappers' segments, wherever they are.
+
+    >>> bare("module.encoder._orig_mod.weight")
+    'encoder.weight'
+    """
+    return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
+
+
+def match_names(saved: Iterable[str], live: Iterable[str]) -> dict[str, str]:
+    """Saved name -> live name. Equal names match first, then bare ones, where only
+    one name on each side has it (a model may have `module.x` beside `x`)."""
+    saved, live = list(saved), set(live)
+    matched = {name: name for name in saved if name in live}
+    free: dict[str, list[str]] = {}
+    for name in live.difference(matched):
+        free.setdefault(bare(name), []).append(name)
+    rest: dict[str, list[str]] = {}
+    for name in saved:
+        if name not in matched:
+            rest.setdefault(bare(name), []).append(name)
+    for key, names in rest.items():
+        if len(names) == 1 and len(free.get(key, ())) == 1:
+            matched[names[0]] = free[key][0]
+    return matched
+
+
+# -- restore ------------------------------------------------------------------
+
+
+def decode_module(node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:
+    """Into the live module `target`, or the state_dict that was saved if there is none."""
+    pairs = _pairs(node, path)
+    if not isinstance(target, torch.nn.Module):
+        return _state_dict(node, pairs, path, decoder)
+    if plain_loading(target):
+        _restore_in_place(target, pairs, path, decoder)
+    else:
+        _restore_by_loading(target, node, pairs, path, decoder)
+    return target
+
+
+def _pairs(node: dict[str, Node], path: str) -> dict[str, Node]:
+    pairs = node.get("v")
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+    ):
+        raise malformed(path, "its entries are malformed")
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise malformed(path, "two of its entries have one name")
+    return found
+
+
+def _state_dict(
+    node: dict[str, Node], pairs: dict[str, Node], path: str, decoder: Decoder
+) -> OrderedDict[str, Any]:
+    state: OrderedDict[str, Any] = OrderedDict(
+        (name, decoder.decode(value, NOTHING, _leaf_path(path, name)))
+        for name, value in pairs.items()
+    )
+    if "metadata" in node:
+        state._metadata = decoder.decode(node["metadata"], NOTHING, path)  # type: ignore[attr-defined]
+    return state
+
+
+def _leaf_path(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def plain_loading(module: torch.nn.Module) -> bool:
+    """Whether loading a state_dict does no more than copy into the parameters and
+    buffers and call set_extra_state, so that it can be done leaf by leaf."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
+    for part in module.modules():
+        if any(getattr(part, hooks, None) for hooks in _HOOKS):
+            return False
+        if not _KNOWN_METHODS.setdefault(type(part), _has_known_methods(type(part))):
+            return False
+        if any(name in part.__dict__ for name in _LOADING):
+            return False
+        if any(is_lazy(tensor) for tensor in (*part._parameters.values(), *part._buffers.values())):
+            return False
+    return True
+
+
+_KNOWN_METHODS: dict[type, bool] = {}
+
+
+def _has_known_methods(kind: type) -> bool:
+    return all(getattr(kind, name).__module__.startswith(_KNOWN) for name in _LOADING)
+
+
+def _restore_in_place(
+    module: torch.nn.Module, pairs: dict[str, Node], path: str, decoder: Decoder
+) -> None:
+    tensors, extras = _live_state(module)
+    matched = match_names(pairs, [*tensors, *extras])
+    _report_names(pairs, [*tensors, *extras], matched, path, decoder)
+    for name, value in pairs.items():
+        if name not in matched:
+            continue
+        live_name = matched[name]
+        live_path = _leaf_path(path, live_name)
+        if live_name in tensors:
+            _into_tensor(value, tensors[live_name], live_path, decoder)
+        else:
+            _into_extra_state(value, extras[live_name], live_path, decoder)
+
+
+def _live_state(
+    module: torch.nn.Module,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.nn.Module]]:
+    """What state_dict names: live tensors, and the modules with extra state."""
+    tensors: dict[str, torch.Tensor] = {}
+    extras: dict[str, torch.nn.Module] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, tensor in part._parameters.items():
+            if tensor is not None:
+                tensors[_join(prefix, name)] = tensor
+        for name, tensor in part._buffers.items():
+            if tensor is not None and name not in part._non_persistent_buffers_set:
+                tensors[_join(prefix, name)] = tensor
+        if type(part).get_extra_state is not torch.nn.Module.get_extra_state:
+            extras[_join(prefix, _EXTRA)] = part
+    return tensors, extras
+
+
+def _into_tensor(value: Node, tensor: torch.Tensor, path: str, decoder: Decoder) -> None:
+    if isinstance(value, dict):
+        decoder.decode(value, tensor, path)
+    else:
+        decoder.changed(path, f"the value {value!r}"[:80], "a tensor")
+
+
+def _into_extra_state(
+    value: Node, module: torch.nn.Module, path: str, decoder: Decoder
+) -> None:
+    state = decoder.decode(value, NOTHING, path)
+    if type(module).set_extra_state is torch.nn.Module.set_extra_state:
+        raise StateError(
+            f"{path!r} cannot be restored: {type_name(module)} has get_extra_state but "
+            "no set_extra_state",
+            hint="Define set_extra_state(state).",
+        )
+    decoder.finish(lambda: module.set_extra_state(state))
+
+
+def _report_names(
+    saved: Iterable[str],
+    live: Iterable[str],
+    matched: dict[str, str],
+    path: str,
+    decoder: Decoder,
+) -> None:
+    found = set(matched.values())
+    for name in live:
+        if name not in found:
+            decoder.missing(_leaf_path(path, name))
+    for name in saved:
+        if name not in matched:
+            decoder.unexpected(_leaf_path(path, name))
+
+
+def _restore_by_loading(
+    module: torch.nn.Module,
+    node: dict[str, Node],
+    pairs: dict[str, Node],
+    path: str,
+    decoder: Decoder,
+) -> None:
+    """Through the module's own load_state_dict: it has hooks, its own loading, or
+    parameters that get their shape from the checkpoint."""
+    live = module.state_dict(keep_vars=True)
+    matched = match_names(pairs, live)
+    _report_names(pairs, live, matched, path, decoder)
+    state: OrderedDict[str, Any] = OrderedDict()
+    for name, value in pairs.items():
+        # Names that nobody has are given to it too: its hooks may know them (they
+        # come here only if the caller allowed differences).
+        live_name = matched.get(name, name)
+        fresh = decoder.decode(value, NOTHING, _leaf_path(path, live_name))
+        current = live.get(live_name)
+        if is_lazy(fresh) and (current is None or is_lazy(current)):
+            continue  # nothing was there yet, and nothing is now
+        if _differs(fresh, current):
+            decoder.changed(_leaf_path(path, live_name), _word(fresh), _word(current))
+            continue
+        state[live_name] = fresh
+    metadata = decoder.decode(node["metadata"], NOTHING, path) if "metadata" in node else None
+    if isinstance(metadata, dict):
+        state._metadata = _renamed_metadata(module, metadata)  # type: ignore[attr-defined]
+    decoder.finish(lambda: _load(module, state, path))
+
+
+def _differs(fresh: object, current: object) -> bool:
+    if not isinstance(current, torch.Tensor):
+        return False  # an extra state, or a name that only hooks know
+    if not isinstance(fresh, torch.Tensor) or is_lazy(fresh):
+        return True
+    if is_lazy(current):
+        return fresh.dtype != current.dtype
+    return fresh.dtype != current.dtype or fresh.shape != current.shape
+
+
+def _word(value: object) -> str:
+    from holdfast.torch.dtypes import describe, name_of
+
+    if is_lazy(value):
+        return f"uninitialized {name_of(value.dtype)}"  # type: ignore[attr-defined]
+    return describe(value) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+
+
+def _renamed_metadata(module: torch.nn.Module, saved: dict[str, Any]) -> OrderedDict[str, Any]:
+    """The metadata by the live modules' names. Of a wrapper and what it wraps, the
+    inner entry counts."""
+    by_bare_name = {bare(name): entry for name, entry in sorted(saved.items())}
+    renamed: OrderedDict[str, Any] = OrderedDict()
+    for name, _ in module.named_modules(remove_duplicate=False):
+        entry = saved.get(name, by_bare_name.get(bare(name)))
+        if isinstance(entry, dict):
+            renamed[name] = entry
+    return renamed
+
+
+def _load(module: torch.nn.Module, state: OrderedDict[str, Any], path: str) -> None:
+    try:
+        # Names were compared before; here they may differ only if that is allowed.
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise StateError(
+            f"load_state_dict of {type_name(module)} at {path!r} failed: {error}",
+            hint="Its parameters may be partly restored: do not go on with this model.",
+        ) from error

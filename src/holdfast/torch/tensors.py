@@ -1,0 +1,386 @@
+"""Dense tensors as nodes and leaves.
+
+    {"!": "torch.tensor", "dtype": "bfloat16", "leaf": 3, ...}
+
+A tensor is a leaf of its elements in C order; `order` lists its dimensions from the
+outermost to the innermost in memory if that is not their own order (channels_last).
+A tensor that shares memory with another is a view of a leaf of bytes instead: `shape`,
+`strides` and `offset`, the last two in bytes (see core.sharing). Further keys:
+`parameter` and `grad` for nn.Parameter and requires_grad, `device` if it was not the
+plain CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from holdfast.core.adapters import Decoder, Encoder
+from holdfast.core.arrays import dense_order
+from holdfast.core.sharing import Layout, SharedMemory
+from holdfast.core.types import Node
+from holdfast.errors import DamagedObject, StateError, UnsupportedValue
+from holdfast.torch.dtypes import DTYPES, describe, name_of, words
+from holdfast.torch.memory import (
+    TensorDestination,
+    TensorSource,
+    bytes_between,
+    copy_bits,
+    overlaps_itself,
+    stored_dtype,
+    stored_shape,
+    touched,
+)
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_LAZY = (UninitializedParameter, UninitializedBuffer)
+
+_recorded_devices: ContextVar[bool] = ContextVar("recorded_devices", default=False)
+
+
+@contextlib.contextmanager
+def recorded_devices() -> Iterator[None]:
+    """Tensors loaded inside, with no live tensor to go to, are put on the device they
+    were saved from. Elsewhere they come to the CPU. Raises StateError if the device
+    is not there."""
+    token = _recorded_devices.set(True)
+    try:
+        yield
+    finally:
+        _recorded_devices.reset(token)
+
+
+# -- capture ------------------------------------------------------------------
+
+
+def check_supported(tensor: torch.Tensor, path: str) -> None:
+    """Raises UnsupportedValue for tensors whose bytes are not their own."""
+    kind = type(tensor)
+    if kind not in _PLAIN and kind not in _LAZY:
+        raise UnsupportedValue(
+            path,
+            f"tensor of class {kind.__module__}.{kind.__qualname__}, not in this version",
+            hint="Save a plain tensor, e.g. tensor.full_tensor() of a DTensor or "
+            "tensor.as_subclass(torch.Tensor).",
+        )
+    if tensor.is_meta:
+        raise UnsupportedValue(
+            path,
+            f"{describe(tensor)}, without data",
+            hint="Materialise it first, e.g. module.to_empty(device='cpu') and load its weights.",
+        )
+    if tensor.is_quantized:
+        raise UnsupportedValue(
+            path,
+            f"quantized tensor ({name_of(tensor.dtype)})",
+            hint="Save tensor.int_repr() with its scale and zero point.",
+        )
+    if tensor.is_nested:
+        raise UnsupportedValue(
+            path, "nested tensor", hint="Save its parts: list(tensor.unbind())."
+        )
+
+
+def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
+    """The node of a dense tensor that `check_supported` accepted."""
+    node: dict[str, Node] = {"!": "torch.tensor", "dtype": name_of(value.dtype)}
+    node.update(attributes(value))
+    if type(value) in _LAZY:
+        # Its shape is not known before the module has seen its first input.
+        node["uninitialized"] = True
+        return node
+    if value.dtype not in DTYPES.values():
+        raise UnsupportedValue(
+            path, f"tensor of dtype {name_of(value.dtype)}", hint="Convert it with .to(dtype)."
+        )
+    tensor = value.detach().resolve_conj().resolve_neg()
+    if tensor.numel() == 0:
+        node["leaf"] = encoder.leaf(TensorSource(tensor), path)
+        return node
+    itemsize = tensor.dtype.itemsize
+    if not tensor.is_contiguous():
+        order = dense_order(tensor.shape, tensor.stride(), 1)
+        if order and order != sorted(order):
+            node["order"] = order
+    storage = tensor.untyped_storage()
+    layout = Layout(
+        storage.data_ptr() + tensor.storage_offset() * itemsize,
+        tuple(tensor.shape),
+        tuple(step * itemsize for step in tensor.stride()),
+        itemsize,
+        node["dtype"],
+    )
+    shared = _shared_memory(storage, encoder)
+    return shared.place(encoder, layout, node, lambda: TensorSource(tensor), path)
+
+
+def attributes(tensor: torch.Tensor) -> dict[str, Node]:
+    """What a node says of a tensor besides its elements."""
+    found: dict[str, Node] = {}
+    if isinstance(tensor, torch.nn.Parameter):
+        found["parameter"] = True
+    # A result of other tensors comes back without its graph.
+    if tensor.requires_grad and tensor.is_leaf:
+        found["grad"] = True
+    if tensor.device.type != "cpu":
+        found["device"] = str(tensor.device)
+    # Asking is slow, and without a device nothing is pinned.
+    elif torch.cuda.is_initialized() and tensor.layout is torch.strided and tensor.is_pinned():
+        found["device"] = "cpu pinned"
+    return found
+
+
+def _shared_memory(storage: torch.UntypedStorage, encoder: Encoder) -> SharedMemory:
+    base = storage.data_ptr()
+    memo = encoder.alias(("torch", str(storage.device), base), storage)
+    if "memory" not in memo:
+        memo["memory"] = SharedMemory(
+            lambda low, high: TensorSource(bytes_between(storage, low - base, high - base))
+        )
+    return memo["memory"]
+
+
+# -- restore ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checked tensor node."""
+
+    leaf: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    order: tuple[int, ...] | None = None
+    view: tuple[int, tuple[int, ...]] | None = None
+    """Offset in bytes and strides in items, of a view of the leaf's bytes."""
+    leaf_bytes: int = 0
+
+    def __str__(self) -> str:
+        return words(self.dtype, self.shape)
+
+
+def read_node(node: dict[str, Node], path: str, decoder: Decoder) -> Saved:
+    """What a "torch.tensor" node says. Raises DamagedObject for what no save wrote."""
+    dtype = DTYPES.get(node.get("dtype", "")) if isinstance(node.get("dtype"), str) else None
+    if dtype is None:
+        raise malformed(path, f"this torch has no dtype {node.get('dtype')!r}")
+    leaf = node.get("leaf")
+    if type(leaf) is not int:
+        raise malformed(path, "it names no leaf")
+    stored_as, stored = decoder.spec(leaf)
+    if "offset" in node:
+        return _read_view(node, path, leaf, dtype, stored_as, stored)
+    if stored_as != stored_dtype(dtype):
+        raise malformed(path, f"{name_of(dtype)} stored as {stored_as}")
+    shape = tuple(stored)
+    if stored_shape(dtype, shape) != shape:
+        shape = shape[:-1]
+        if stored_shape(dtype, shape) != tuple(stored):
+            raise malformed(path, f"{name_of(dtype)} stored with shape {list(stored)}")
+    order = node.get("order")
+    if order is not None:
+        order = tuple(naturals(order, path))
+        if sorted(order) != list(range(len(shape))):
+            raise malformed(path, "its order of dimensions is no permutation")
+    return Saved(leaf, dtype, shape, order)
+
+
+def _read_view(
+    node: dict[str, Node],
+    path: str,
+    leaf: int,
+    dtype: torch.dtype,
+    stored_as: str,
+    stored: tuple[int, ...],
+) -> Saved:
+    shape = tuple(naturals(node.get("shape"), path))
+    strides = tuple(naturals(node.get("strides"), path))
+    (offset,) = naturals([node.get("offset")], path)
+    itemsize = dtype.itemsize
+    if stored_as != "U8" or len(stored) != 1 or len(shape) != len(strides) or 0 in shape:
+        raise malformed(path, "its view is malformed")
+    last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    if offset + last + itemsize > stored[0]:
+        raise malformed(path, "its view reaches outside of the stored bytes")
+    if any(step % itemsize for step in (offset, *strides)):
+        raise malformed(path, "its view is not aligned to its items")
+    if prod(shape) >= 1 << 62:
+        raise malformed(path, "its shape is too large")
+    steps = tuple(step // itemsize for step in strides)
+    return Saved(leaf, dtype, shape, None, (offset, steps), stored[0])
+
+
+def decode_tensor(
+    node: dict[str, Node],
+    target: object,
+    path: str,
+    decoder: Decoder,
+    device: torch.device | None = None,
+) -> Any:
+    """Into the live tensor `target` if it is one, else a new tensor on `device`
+    (default: CPU)."""
+    if node.get("uninitialized") is True:
+        if isinstance(target, torch.Tensor) and not isinstance(target, _LAZY):
+            decoder.changed(path, "an uninitialized tensor", describe(target))
+        return target if isinstance(target, torch.Tensor) else UninitializedBuffer()
+    saved = read_node(node, path, decoder)
+    if isinstance(target, torch.Tensor):
+        if fits(saved, target, path, decoder):
+            write_into(saved, target, path, decoder)
+        return target
+    tensor = new_tensor(saved, decoder, device or recorded_device(node, path))
+    return dressed(tensor, node)
+
+
+def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> bool:
+    """Whether the live `target` can hold `saved`; reports it if not. Raises
+    StateError for tensors that this version cannot write."""
+    if type(target) not in _PLAIN:
+        kind = type(target)
+        raise StateError(
+            f"cannot restore into {path!r}: it is a {kind.__module__}.{kind.__qualname__}, "
+            "not in this version",
+            hint="Restore into plain tensors, before they are sharded or wrapped.",
+        )
+    if target.is_meta:
+        raise StateError(
+            f"cannot restore into {path!r}: it is on the meta device, without memory",
+            hint="Call module.to_empty(device=...) before the restore.",
+        )
+    if (
+        target.layout is not torch.strided
+        or target.dtype != saved.dtype
+        or tuple(target.shape) != saved.shape
+    ):
+        decoder.changed(path, str(saved), describe(target))
+        return False
+    strides = saved.view[1] if saved.view else ()
+    if overlaps_itself(target.shape, target.stride()) and tuple(target.stride()) != strides:
+        decoder.changed(path, str(saved), f"{describe(target)} whose items share memory")
+        return False
+    return True
+
+
+def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> None:
+    """Fill the live `target`, which `fits`. Nothing changes before the bytes came."""
+    if target.numel() == 0 or not _claim(saved, target, path, decoder):
+        return
+    if saved.view is None and not target.is_conj() and not target.is_neg():
+        decoder.request(saved.leaf, TensorDestination(target))
+        return
+    fresh = new_tensor(saved, decoder, torch.device("cpu"))
+
+    def copy() -> None:
+        if target.is_conj() or target.is_neg():
+            with torch.no_grad():
+                target.detach().copy_(fresh)
+            touched(target)
+        elif overlaps_itself(target.shape, target.stride()):
+            copy_bits(*(_spanned(tensor) for tensor in (fresh, target)))
+            touched(target)
+        else:
+            copy_bits(fresh, target)
+
+    decoder.finish(copy)
+
+
+def _claim(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> bool:
+    """False if the same bytes go to the same memory already (tied weights). Memory
+    that two different leaves should fill is reported: one would be lost."""
+    storage = target.untyped_storage()
+    claimed = decoder.alias(("torch.claimed", str(target.device), storage.data_ptr()))
+    spot = (target.storage_offset(), tuple(target.shape), tuple(target.stride()), target.dtype)
+    known = claimed.get("spots", {}).get(spot)
+    if known is None:
+        claimed.setdefault("spots", {})[spot] = (saved, path)
+        return True
+    known_saved, known_path = known
+    if known_saved != saved:
+        decoder.changed(
+            path, f"{saved}, not tied to {known_path!r}", f"{describe(target)}, tied to it"
+        )
+    return False
+
+
+def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Tensor:
+    """A tensor whose bytes come with the restore. Equal and overlapping views of one
+    leaf share memory, as they did when they were saved."""
+    if saved.view is not None:
+        memo = decoder.alias(("torch.bytes", saved.leaf, str(device)))
+        if "tensor" not in memo:
+            memo["tensor"] = torch.empty(saved.leaf_bytes, dtype=torch.uint8, device=device)
+            decoder.request(saved.leaf, TensorDestination(memo["tensor"]))
+        storage = memo["tensor"].untyped_storage()
+        offset, strides = saved.view
+        view = _empty((0,), saved.dtype, device)
+        return view.set_(storage, offset // saved.dtype.itemsize, saved.shape, strides)
+    memo = decoder.alias(("torch.new", saved, str(device)))
+    if "tensor" not in memo:
+        sizes = [saved.shape[dim] for dim in saved.order or range(len(saved.shape))]
+        tensor = _empty(sizes, saved.dtype, device)
+        if saved.order is not None:
+            tensor = tensor.permute([saved.order.index(dim) for dim in range(len(sizes))])
+        if tensor.numel():
+            decoder.request(saved.leaf, TensorDestination(tensor))
+        memo["tensor"] = tensor
+    return memo["tensor"].detach()
+
+
+def dressed(tensor: torch.Tensor, node: dict[str, Node]) -> torch.Tensor:
+    """A new tensor as the parameter or autograd leaf that was saved."""
+    gradient = node.get("grad") is True and (tensor.is_floating_point() or tensor.is_complex())
+    if node.get("parameter") is True:
+        return torch.nn.Parameter(tensor, requires_grad=gradient)
+    return tensor.requires_grad_(gradient)
+
+
+def recorded_device(node: dict[str, Node], path: str) -> torch.device:
+    """Where a new tensor goes: the CPU, or inside `recorded_devices` where it was."""
+    text = node.get("device")
+    if not _recorded_devices.get() or not isinstance(text, str) or text == "cpu pinned":
+        return torch.device("cpu")
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise StateError(
+            f"{path!r} was saved from device {text!r}, which is not here: {error}",
+            hint="Load it without holdfast.torch.recorded_devices(): it comes to the CPU.",
+        ) from error
+    return device
+
+
+def _spanned(tensor: torch.Tensor) -> torch.Tensor:
+    """All items between the first and the last of `tensor`, in one dimension."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    with torch.no_grad():
+        return tensor.detach().as_strided((last + 1,), (1,))
+
+
+def _empty(shape: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if dtype is not torch.complex32:
+        return torch.empty(shape, dtype=dtype, device=device)
+    # torch warns that arithmetic with it is experimental; here it is only carried.
+    bits = torch.empty((*shape, 2), dtype=torch.float16, device=device)
+    return torch.view_as_complex(bits)
+
+
+def malformed(path: str, reason: str) -> DamagedObject:
+    """The error for a node that no save wrote."""
+    return DamagedObject("the tree", reason, leaf=path)
+
+
+def naturals(value: object, path: str) -> list[int]:
+    """A list of sizes from a checkpoint, checked."""
+    if not isinstance(value, list) or not all(
+        type(number) is int and 0 <= number < 1 << 62 for number in value
+    ):
+        raise malformed(path, "its sizes are malformed")
+    return value

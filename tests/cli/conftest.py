@@ -1,0 +1,93 @@
+"""A real run to look at, and the command line as a function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed and returned."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def holdfast_cli(capsys: pytest.CaptureFixture[str]) -> Command:
+    def call(*words: object) -> Outcome:
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Outcome(status, out, err)
+
+    return call
+
+
+class Clock:
+    """Two minutes pass between any two looks at it; the last one is now."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_780_000_000.0
+
+    def __call__(self) -> float:
+        self.now_s += 60
+        return self.now_s
+
+
+METRICS = {
+    100: {"val_loss": 0.5, "acc": 0.70},
+    200: {"val_loss": 0.231, "acc": 0.81},
+    300: {"val_loss": 0.4, "acc": 0.79},
+    400: {"val_loss": float("nan"), "acc": 0.84},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Four checkpoints that share a frozen array, with metrics, a tag and a pin."""
+    address = tmp_path / "runs" / "mnist"
+    with holdfast.CheckpointManager(
+        address,
+        keep=None,
+        clock=Clock(),
+        config={"lr": 0.1, "layers": [2, 3], "data": {"seed": 0}},
+        environment={"python": "3.11.7", "argv": ["train.py", "--fast"]},
+    ) as manager:
+        for step, metrics in METRICS.items():
+            state = {
+                "model": {"w": np.full((8, 4), step, np.float32), "frozen": np.arange(5000.0)},
+                "counts": np.arange(3, dtype=np.int64),
+                "epoch": step // 100,
+                "box": {"best": 0.5, "history": [1, 2]},
+            }
+            manager.save(step, state, metrics=metrics, note="every=100").result()
+        manager.tag(200, "gold")
+        manager.pin(100)
+    return address
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a stored file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)

@@ -1,0 +1,468 @@
+"""Each command on a real run: what it prints, what it returns, what it changes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import holdfast
+from holdfast.cli import cli
+from tests.cli.conftest import Command, Outcome, flip
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def failed(outcome: Outcome, status: int) -> str:
+    """The error of a failed command, after its shape was checked."""
+    assert outcome.status == status, outcome
+    assert outcome.err.startswith("Error: ")
+    return outcome.err
+
+
+def same_error_as_json(cli: Command, *words: object) -> dict[str, Any]:
+    """The error as JSON says the same as the text does."""
+    text, value = cli(*words), cli(*words, "--json")
+    assert value.status == text.status != 0
+    assert set(value.json) >= {"ok", "error", "hint", "exit_code"}
+    assert value.json["ok"] is False
+    assert value.json["exit_code"] == text.status
+    assert f"Error: {value.json['error'].splitlines()[0]}" in text.err
+    return value.json
+
+
+# -- ls -----------------------------------------------------------------------
+
+
+def test_ls(run: Path, holdfast_cli: Command) -> None:
+    done = holdfast_cli("ls", run)
+    assert done.status == 0
+    assert done.err == ""
+    title, *rows = done.out.splitlines()
+    assert title.split() == ["STEP", "SAVED", "SIZE", "NEW", "acc", "val_loss", "TAGS/NOTE", "ID"]
+    assert [row.split()[0] for row in rows] == ["400", "300", "200", "100"]
+    assert "gold (every=100)" in rows[2]
+    assert "pinned (every=100)" in rows[3]
+    assert "0.231" in rows[2]
+    assert "nan" in rows[0]
+    assert all(len(row) <= 80 for row in (title, *rows))
+
+
+def test_ls_json(run: Path, holdfast_cli: Command) -> None:
+    value = holdfast_cli("ls", run, "--json").json
+    assert value["ok"] is True
+    assert value["run"] == str(run)
+    assert [c["step"] for c in value["checkpoints"]] == [400, 300, 200, 100]
+    assert value["checkpoints"][0]["odd_metrics"] == {"val_loss": "nan"}
+    assert value["checkpoints"][2]["tags"] == ["gold"]
+    assert value["checkpoints"][3]["pinned"] is True
+    assert value["checkpoints"][0]["new_bytes"] < value["checkpoints"][0]["nbytes"]
+
+
+def test_ls_metric(run: Path, holdfast_cli: Command) -> None:
+    title = holdfast_cli("ls", run, "--metric", "val_loss").out.splitlines()[0]
+    assert "val_loss" in title
+    assert "acc" not in title
+
+
+def test_ids_that_ls_prints_are_references(run: Path, holdfast_cli: Command) -> None:
+    for row in holdfast_cli("ls", run).out.splitlines()[1:]:
+        step, id = row.split()[0], row.split()[-1]
+        assert holdfast_cli("show", f"{run}@{id}", "--json").json["checkpoint"]["step"] == int(step)
+
+
+def test_ls_of_a_folder_lists_its_runs(run: Path, holdfast_cli: Command) -> None:
+    with holdfast.CheckpointManager(run.parent / "deep" / "gpt") as other:
+        other.save(7, {"x": 1}, finished=True).result()
+    (run.parent / "no-run").mkdir()
+    done = holdfast_cli("ls", run.parent)
+    title, *rows, total = done.out.splitlines()
+    assert title.split() == ["RUN", "KEPT", "STEP", "SAVED", "SIZE", "STATE"]
+    assert len(rows) == 2
+    assert total == "2 runs"
+    value = holdfast_cli("ls", run.parent.parent, "--json").json
+    assert [(r["run"], r["checkpoints"], r["finished"]) for r in value["runs"]] == [
+        (str(run.parent / "deep" / "gpt"), 1, True),
+        (str(run), 4, False),
+    ]
+    assert value["runs"][1]["latest"]["step"] == 400
+
+
+def test_ls_without_an_argument_looks_here(
+    run: Path, holdfast_cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    [listed] = holdfast_cli("ls", "--json").json["runs"]
+    assert listed["checkpoints"] == 4
+    monkeypatch.chdir(run)
+    assert holdfast_cli("ls", "--json").json["run"] == "."
+
+
+def test_a_damaged_run_does_not_hide_the_others(run: Path, holdfast_cli: Command) -> None:
+    bad = run.parent / "bad"
+    with holdfast.CheckpointManager(bad) as other:
+        other.save(1, {"x": 1}).result()
+    for entry in (bad / "log").iterdir():
+        flip(entry, 100)
+    done = holdfast_cli("ls", run.parent)
+    assert done.status == 0
+    assert str(run)[-20:] in done.out
+    [broken, whole] = holdfast_cli("ls", run.parent, "--json").json["runs"]
+    assert broken["exit_code"] == 4
+    assert whole["checkpoints"] == 4
+
+
+def test_nothing_there(tmp_path: Path, holdfast_cli: Command) -> None:
+    for words in (
+        ["ls", tmp_path],
+        ["ls", tmp_path / "none"],
+        ["show", tmp_path],
+        ["verify", tmp_path],
+        ["restore", tmp_path, tmp_path / "out"],
+        ["prune", tmp_path, "--keep", "last=1"],
+    ):
+        assert "no checkpoint in" in failed(holdfast_cli(*words), 10)
+        assert "ls FOLDER" in same_error_as_json(holdfast_cli, *words)["hint"] or words[0] in (
+            "show",
+            "restore",
+        )
+    assert list(tmp_path.iterdir()) == [], "looking creates nothing"
+
+
+# -- show ---------------------------------------------------------------------
+
+
+def test_show(run: Path, holdfast_cli: Command) -> None:
+    done = holdfast_cli("show", f"{run}@best:val_loss")
+    assert done.status == 0
+    page = done.out
+    assert page.splitlines()[0] == f"{run}@200: step 200"
+    assert "acc 0.81, val_loss 0.231" in page
+    assert "gold" in page
+    for line in page.splitlines():
+        if line.startswith("model "):
+            assert line.split() == ["model", "2", "40.1", "KB", "F32,", "F64"]
+            break
+    else:
+        pytest.fail(page)
+    assert "best: 0.5; history: 1, 2" in page
+    assert "  data.seed: 0" in page
+    assert "  argv: train.py, --fast" in page
+
+
+def test_show_leaves(run: Path, holdfast_cli: Command) -> None:
+    page = holdfast_cli("show", run, "--leaves").out
+    [row] = [line for line in page.splitlines() if line.startswith("model/w ")]
+    assert row.split() == ["model/w", "F32", "[8,", "4]", "128", "B"]
+    assert "~" not in page, "random states are no part of the state"
+
+
+def test_show_json(run: Path, holdfast_cli: Command) -> None:
+    value = holdfast_cli("show", f"{run}@100", "--json", "--leaves").json
+    assert value["ok"] is True
+    assert value["checkpoint"]["step"] == 100
+    assert [part["name"] for part in value["state"]] == ["model", "counts", "epoch", "box"]
+    assert value["state"][0] == {
+        "name": "model",
+        "leaves": 2,
+        "nbytes": 40128,
+        "dtypes": ["F32", "F64"],
+    }
+    assert value["state"][2]["value"] == 1
+    assert value["config"] == {"lr": 0.1, "layers": [2, 3], "data": {"seed": 0}}
+    assert value["environment"]["python"] == "3.11.7"
+    assert {leaf["path"] for leaf in value["leaves"]} == {"model/w", "model/frozen", "counts"}
+
+
+@pytest.mark.parametrize(
+    ("selector", "status", "says"),
+    [
+        ("999", 1, "no checkpoint at step 999"),
+        ("silver", 1, "has the tag 'silver'"),
+        ("best", 2, "does not say by which metric"),
+        ("best:acc", 2, "does not say whether higher or lower is better"),
+        ("a b", 2, "names no checkpoint"),
+    ],
+)
+def test_show_what_is_not_there(
+    run: Path, holdfast_cli: Command, selector: str, status: int, says: str
+) -> None:
+    assert says in failed(holdfast_cli("show", f"{run}@{selector}"), status)
+    error = same_error_as_json(holdfast_cli, "show", f"{run}@{selector}")
+    if status == 1:
+        assert "steps 100, 200, 300, 400; tags gold; metrics acc, val_loss" in error["hint"]
+
+
+# -- verify -------------------------------------------------------------------
+
+
+def test_verify_intact(run: Path, holdfast_cli: Command) -> None:
+    done = holdfast_cli("verify", run)
+    assert done.status == 0
+    assert done.out.count("intact") == 5
+    assert done.out.endswith("4 checkpoints verified, all intact.\n")
+    value = holdfast_cli("verify", f"{run}@gold", "--json").json
+    assert value["ok"] is True
+    [checkpoint] = value["checkpoints"]
+    assert checkpoint["step"] == 200
+    assert checkpoint["intact"] is True
+    assert checkpoint["problems"] == []
+    assert checkpoint["bytes_read"] >= 40_000
+
+
+def test_verify_names_what_is_damaged(run: Path, holdfast_cli: Command) -> None:
+    newest = max((run / "packs").iterdir(), key=lambda pack: pack.name)
+    manifest = holdfast_cli("show", f"{run}@400", "--json").json["checkpoint"]["id"]
+    for pack in (run / "packs").iterdir():
+        if manifest and holdfast_cli("verify", f"{run}@400").status == 0:
+            data = pack.read_bytes()
+            at = data.find(np.float32(400).tobytes() * 4)
+            if at >= 0:
+                newest = pack
+                flip(pack, at)
+    done = holdfast_cli("verify", run)
+    assert "1 of 4 checkpoints in" in failed(done, 4)
+    assert f"holdfast restore {run}@300 DIR" in done.err
+    assert "DAMAGED" in done.out
+    assert "'model/w'" in done.out
+    assert newest.name in done.out
+    value = same_error_as_json(holdfast_cli, "verify", run)
+    assert [c["intact"] for c in value["checkpoints"]] == [True, True, True, False]
+    assert holdfast_cli("verify", f"{run}@300").status == 0
+    assert "1 of 1 checkpoint in" in failed(holdfast_cli("verify", f"{run}@latest"), 4)
+
+
+def test_verify_a_lost_pack(run: Path, holdfast_cli: Command) -> None:
+    for pack in (run / "packs").iterdir():
+        pack.unlink()
+    done = holdfast_cli("verify", run)
+    assert "4 of 4 checkpoints" in failed(done, 4)
+    assert "None of these is intact" in done.err
+    assert done.out.count("packs/") >= 4
+
+
+# -- restore ------------------------------------------------------------------
+
+
+def test_restore(run: Path, tmp_path: Path, holdfast_cli: Command) -> None:
+    out = tmp_path / "new" / "out"
+    done = holdfast_cli("restore", f"{run}@gold", out)
+    assert done.status == 0, done.err
+    assert "every byte verified" in done.out
+    assert sorted(p.name for p in out.iterdir()) == ["state.json", "state.safetensors"]
+    tensors = load_file(out / "state.safetensors")
+    assert np.array_equal(tensors["model/w"], np.full((8, 4), 200, np.float32))
+    assert np.array_equal(tensors["model/frozen"], np.arange(5000.0))
+    described = json.loads((out / "state.json").read_text())
+    assert described["config"]["lr"] == 0.1
+    assert [p.name for p in out.parent.iterdir()] == ["out"], "no scratch is left"
+
+
+def test_restore_json(run: Path, tmp_path: Path, holdfast_cli: Command) -> None:
+    value = holdfast_cli("restore", run, tmp_path / "out", "--json").json
+    assert value["ok"] is True
+    assert value["checkpoint"]["step"] == 400
+    assert {Path(f["path"]).name for f in value["files"]} == {"state.json", "state.safetensors"}
+    assert all(Path(f["path"]).stat().st_size == f["nbytes"] for f in value["files"])
+
+
+def test_restore_does_not_overwrite(run: Path, tmp_path: Path, holdfast_cli: Command) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert holdfast_cli("restore", f"{run}@100", out).status == 0, "an empty folder is fine"
+    mine = out / "mine.txt"
+    mine.write_text("mine")
+    assert "is not empty" in failed(holdfast_cli("restore", f"{run}@200", out), 2)
+    assert "--force" in same_error_as_json(holdfast_cli, "restore", f"{run}@200", out)["hint"]
+    assert load_file(out / "state.safetensors")["model/w"][0, 0] == 100
+    assert holdfast_cli("restore", f"{run}@200", out, "--force").status == 0
+    assert load_file(out / "state.safetensors")["model/w"][0, 0] == 200
+    assert mine.read_text() == "mine"
+    assert sorted(p.name for p in out.iterdir()) == ["mine.txt", "state.json", "state.safetensors"]
+    assert "is not a folder" in failed(holdfast_cli("restore", run, mine), 2)
+
+
+def test_restore_force_puts_no_file_in_place_of_a_folder_or_behind_a_link(
+    tmp_path: Path, holdfast_cli: Command
+) -> None:
+    tracked = tmp_path / "tracked.txt"
+    tracked.write_text("content")
+    with holdfast.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, {"f": holdfast.File(tracked)}).result()
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / "files").symlink_to(elsewhere)
+    assert "is in the way" in failed(holdfast_cli("restore", tmp_path / "run", out, "--force"), 2)
+    assert list(elsewhere.iterdir()) == []
+    (out / "files").unlink()
+    (out / "state.json").mkdir()
+    assert "is in the way" in failed(holdfast_cli("restore", tmp_path / "run", out, "--force"), 2)
+    (out / "state.json").rmdir()
+    assert holdfast_cli("restore", tmp_path / "run", out, "--force").status == 0
+    [file] = [p for p in (out / "files").rglob("*") if p.is_file()]
+    assert file.read_text() == "content"
+
+
+def test_restore_of_a_damaged_checkpoint_leaves_nothing(
+    run: Path, tmp_path: Path, holdfast_cli: Command
+) -> None:
+    for pack in (run / "packs").iterdir():
+        flip(pack, pack.stat().st_size - 1)
+    out = tmp_path / "out"
+    assert "is damaged" in failed(holdfast_cli("restore", run, out), 4)
+    assert not out.exists()
+    assert not list(tmp_path.glob(".holdfast-restore-*"))
+
+
+def test_restore_into_a_place_that_cannot_be_written(
+    run: Path, tmp_path: Path, holdfast_cli: Command
+) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    error = failed(holdfast_cli("restore", run, blocker / "out"), 1)
+    assert str(blocker) in error
+
+
+# -- prune --------------------------------------------------------------------
+
+
+def test_prune_dry_run_changes_nothing(run: Path, holdfast_cli: Command) -> None:
+    before = sorted(p for p in run.rglob("*"))
+    done = holdfast_cli("prune", run, "--keep", "last=1", "--dry-run")
+    assert done.status == 0
+    title, *rows, total = done.out.splitlines()
+    assert title.split() == ["ACTION", "STEP", "SAVED", "SIZE", "ID", "WHY"]
+    assert [row.split()[:2] for row in rows] == [
+        ["keep", "400"],
+        ["remove", "300"],
+        ["keep", "200"],
+        ["keep", "100"],
+    ]
+    assert rows[0].endswith("newest, last=1")
+    assert rows[1].endswith("no rule keeps it")
+    assert rows[2].endswith("tag gold")
+    assert rows[3].endswith("pinned")
+    assert total.startswith("Would remove 1 checkpoint, keep 3, free ")
+    assert sorted(p for p in run.rglob("*")) == before
+
+
+def test_prune(run: Path, holdfast_cli: Command) -> None:
+    done = holdfast_cli("prune", run, "--keep", "last=1")
+    assert done.status == 0
+    title, row, total = done.out.splitlines()
+    assert title.split() == ["STEP", "SAVED", "SIZE", "ID", "WHY"]
+    assert row.split()[0] == "300"
+    assert total.startswith("Removed 1 checkpoint, kept 3, freed ")
+    left = holdfast_cli("ls", run, "--json").json["checkpoints"]
+    assert [c["step"] for c in left] == [400, 200, 100]
+    assert holdfast_cli("verify", run).status == 0
+    again = holdfast_cli("prune", run, "--keep", "last=1")
+    assert again.out.startswith("Nothing to remove: 3 checkpoints")
+
+
+def test_prune_json(run: Path, holdfast_cli: Command) -> None:
+    words = ["prune", run, "--keep", "last=1 best=1:val_loss", "--json"]
+    value = holdfast_cli(*words, "--dry-run").json
+    assert value["dry_run"] is True
+    assert [c["step"] for c in value["removed"]] == [300]
+    assert value["removed"][0]["why"] == ["no rule keeps it"]
+    assert value["kept"][1]["why"] == ["tag gold", "best=1:val_loss (0.231)"]
+    done = holdfast_cli(*words).json
+    assert done == {**value, "dry_run": False}
+    assert done["freed_bytes"] > 0
+
+
+def test_prune_needs_rules(run: Path, holdfast_cli: Command) -> None:
+    assert "Missing option '--keep'" in failed(holdfast_cli("prune", run), 2)
+    assert "has no rule" in failed(holdfast_cli("prune", run, "--keep", " "), 2)
+    error = same_error_as_json(holdfast_cli, "prune", run, "--keep", "last=three")
+    assert "cannot read 'last=three'" in error["error"]
+    assert "last=N best=K:metric" in error["hint"]
+    assert "names a checkpoint" in failed(
+        holdfast_cli("prune", f"{run}@100", "--keep", "last=1"), 2
+    )
+
+
+# -- all of them --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_help_has_an_example_and_the_page_has_the_command(name: str, holdfast_cli: Command) -> None:
+    done = holdfast_cli(name, "--help")
+    assert done.status == 0
+    assert "Examples:" in done.out
+    assert f"\n    holdfast {name} " in done.out
+    assert "--json" in done.out
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert f"## `holdfast {name}" in page
+    for option in cli.commands[name].params:
+        for word in option.opts:
+            if word.startswith("--"):
+                assert f"`{word}" in page, word
+
+
+def test_usage_errors(holdfast_cli: Command) -> None:
+    assert "No such command 'sl'" in failed(holdfast_cli("sl"), 2)
+    assert "No such option" in failed(holdfast_cli("ls", "--all"), 2)
+    assert "See 'holdfast ls --help'" in holdfast_cli("ls", "--all").err
+    assert same_error_as_json(holdfast_cli, "show")["exit_code"] == 2
+
+
+def test_version_and_help(holdfast_cli: Command) -> None:
+    assert holdfast_cli("--version").out == f"holdfast {holdfast.__version__}\n"
+    for words in ([], ["--help"], ["-h"]):
+        done = holdfast_cli(*words)
+        assert done.status == 0
+        assert done.out.startswith("Usage: holdfast ")
+
+
+def test_a_hostile_run_cannot_reach_the_terminal(tmp_path: Path, holdfast_cli: Command) -> None:
+    hostile = "\x1b[31mloss\u202e\x07"
+    with holdfast.CheckpointManager(tmp_path / "run") as manager:
+        for step in (1, 2):
+            manager.save(
+                step,
+                {hostile: np.zeros(3), "text": hostile},
+                metrics={hostile: 0.5},
+                note=hostile,
+            ).result()
+    for words in (
+        ["ls", tmp_path / "run"],
+        ["ls", tmp_path / f"none{hostile}"],
+        ["show", tmp_path / "run", "--leaves"],
+        ["show", f"{tmp_path}/run@best:nothing"],
+        ["show", f"{tmp_path}/run@{hostile}"],
+        ["verify", tmp_path / "run"],
+        ["prune", tmp_path / "run", "--keep", f"best=1:{hostile}", "--dry-run"],
+        ["prune", tmp_path / "run", "--keep", hostile],
+        [hostile],
+        ["ls", f"--{hostile}"],
+    ):
+        for extra in ([], ["--json"]):
+            done = holdfast_cli(*words, *extra)
+            for line in (done.out + done.err).splitlines():
+                assert line.isprintable(), (words, line)
+
+
+def test_a_damaged_newest_entry_is_told_with_escapes(run: Path, holdfast_cli: Command) -> None:
+    newest = max((run / "log").iterdir(), key=lambda entry: entry.name)
+    flip(newest, newest.stat().st_size // 2)
+    done = holdfast_cli("ls", run)
+    assert done.status == 0
+    assert done.err.startswith("Damage: ")
+    assert newest.name in done.err
+
+
+def test_reading_needs_no_writable_store(run: Path, holdfast_cli: Command) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    for words in (["ls", run], ["show", run], ["verify", run]):
+        assert holdfast_cli(*words).status == 0
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    assert os.listdir(run.parent) == ["mnist"]

@@ -1,0 +1,93 @@
+"""The program as a process: start-up, closed pipes, Ctrl-C, narrow encodings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HOLDFAST = [sys.executable, "-m", "holdfast"]
+
+
+def test_start_up_is_quick(run: Path) -> None:
+    """The best of several: other processes may disturb one, not all."""
+    best = 9.0
+    for _ in range(20):
+        began = time.perf_counter()
+        subprocess.run([*HOLDFAST, "ls", str(run)], check=True, stdout=subprocess.DEVNULL)
+        best = min(best, time.perf_counter() - began)
+        if best < 0.25:
+            return
+    raise AssertionError(f"holdfast ls took {best:.2f} s")
+
+
+def test_ls_imports_nothing_heavy(run: Path) -> None:
+    code = (
+        "import sys, json\nfrom holdfast.cli import main\nmain(['ls', sys.argv[1], '--json'])\n"
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], check=True, capture_output=True, text=True
+    )
+    loaded = set(json.loads(done.stderr))
+    assert not loaded & {"torch", "rich", "asyncio", "importlib.metadata", "holdfast.run"}
+
+
+def test_a_reader_that_has_enough(run: Path) -> None:
+    code = f"{sys.executable} -m holdfast show {run} --leaves | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", code], check=True, capture_output=True, text=True, env=os.environ
+    )
+    # 0 where the output fitted in the pipe before it was closed.
+    assert done.stdout.strip() in ("0", "141")
+    assert done.stderr == ""
+
+
+def test_a_closed_pipe(run: Path) -> None:
+    """With nobody at the other end the first write fails."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*HOLDFAST, "ls", str(run)], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    """While a command waits: for a named pipe in the place of the run's first file."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code = (
+        "import sys, time\nimport holdfast.cli.ls as ls\n"
+        "def wait(*_):\n    print('ready', flush=True); time.sleep(60)\n"
+        "ls.find_runs = wait\nfrom holdfast.cli import main\nsys.exit(main(['ls', sys.argv[1]]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "Error: interrupted\n"
+
+
+def test_a_terminal_without_unicode(run: Path) -> None:
+    done = subprocess.run(
+        [*HOLDFAST, "show", f"{run}-größe"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 10
+    assert b"gr\\xf6" in done.stderr

@@ -1,0 +1,216 @@
+"""What the processes of the scenarios do with the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .entries import (
+    CHILD,
+    PARENT,
+    Bug,
+    Entry,
+    Open,
+    Pin,
+    Record,
+    Replace,
+    Result,
+    Save,
+    Transaction,
+    Unpin,
+)
+from .operations import DeletePack, Program, PutPack, Settled, Turn
+from .protocol import Process
+
+Start = Callable[[Process], Program]
+
+
+def writer(
+    saves: int,
+    *,
+    opened: Entry | None = None,
+    keep: int = 2,
+    reuse: bool = True,
+    collect: bool = False,
+) -> Start:
+    """Open the run (unless `opened`, an entry of this process, has), save, collect orphans.
+
+    Each save writes a pack, reuses one of the oldest checkpoint where `reuse` says so,
+    and retires all but the newest `keep`.
+    """
+
+    def program(process: Process) -> Program:
+        early = process.has(Bug.PACKS_BEFORE_OPEN) and opened is None
+        if early:
+            yield PutPack(f"{process.name}1")
+        head = opened
+        if head is None:
+            head = yield from open_run(process, PARENT, 0)
+            if not isinstance(head, Entry):
+                return head
+        epoch = head.epoch
+        serial, known, outcome = 1, head, None
+        while serial <= saves and outcome is not Result.FENCED:
+            if outcome is Result.UNKNOWN and not process.has(Bug.CACHED_BASE_AFTER_UNKNOWN):
+                known = yield from process.read_newest(PARENT)  # R5: never a cached base
+                if not isinstance(known, Entry):
+                    return "log unreadable"
+            again = outcome is Result.UNKNOWN and process.has(Bug.RETRY_REUSES_PACKS)
+            name = f"{process.name}{serial - again}"
+            outcome, known = yield from save(
+                process, known, epoch, serial, name, (early and serial == 1) or again, keep, reuse
+            )
+            serial += 1
+            del again, name
+        if collect:
+            outcome = yield from process.gc(epoch)
+        return outcome
+
+    return program
+
+
+def open_run(process: Process, run: str, serial: int) -> Program:
+    """The open entry, or why there is none."""
+    base = yield from process.read_newest(run)
+    if base == "error":
+        return "log unreadable"
+    result, head, _, _ = yield from process.commit(run, base, Open(process.name), serial)
+    return head if result is Result.COMMITTED else result
+
+
+def save(
+    process: Process,
+    head: Entry,
+    epoch: int,
+    serial: int,
+    name: str,
+    is_written: bool,
+    keep: int,
+    reuse: bool,
+) -> Program:
+    """(Result, the newest entry known)."""
+    reused = head.records[0].packs[:1] if reuse and head.records else ()
+    written = (name,)
+    if process.has(Bug.REUSED_NAMES):  # named by content, and that is the oldest one's
+        written, reused = reused, ()
+    if not is_written:
+        yield PutPack(written[0])
+    change = Save(name, written, reused, epoch, process.name, keep)
+    outcome, head, entry, base = yield from process.commit(PARENT, head, change, serial)
+    if outcome is Result.BASE_LOST:
+        # Write what has gone anew, under a new name, and commit once more (R7).
+        written = (*written, f"{name}b")
+        yield PutPack(written[1])
+        change = Save(name, written, (), epoch, process.name, keep)
+        outcome, head, entry, base = yield from process.commit(PARENT, head, change, serial + 5)
+    if outcome is Result.COMMITTED:
+        # All numbers sent before are below this one, so they are settled as well (R5).
+        yield Settled()
+        if not process.has(Bug.DELETE_BEFORE_ENTRY):
+            yield from process.delete_retired(base, entry)
+    elif (outcome is Result.FENCED and process.settings.tidy) or (
+        outcome is Result.UNKNOWN and process.has(Bug.UNKNOWN_CLEANS_UP)
+    ):
+        for pack in written:
+            yield DeletePack(pack)
+    return outcome, head
+
+
+def collector(epoch: int) -> Start:
+    """gc in another thread of the process that opened `epoch`."""
+
+    def program(process: Process) -> Program:
+        return (yield from process.gc(epoch))
+
+    return program
+
+
+def foreign_collector() -> Start:
+    """gc in a process that opened nothing: it refuses, but for a bug."""
+
+    def program(process: Process) -> Program:
+        base = yield from process.read_newest(PARENT)
+        if not isinstance(base, Entry) or not process.has(Bug.GC_BY_ANOTHER_PROCESS):
+            return "refused"
+        epoch = base.epoch
+        del base
+        return (yield from process.gc(epoch))
+
+    return program
+
+
+def guest(*changes: Transaction) -> Start:
+    """Change the list without being the writer: tag, pin, prune."""
+
+    def program(process: Process) -> Program:
+        outcome = None
+        for serial, change in enumerate(changes, 1):
+            base = yield from process.read_newest(PARENT)
+            if not isinstance(base, Entry):
+                return "log unreadable"
+            outcome, _, entry, base = yield from process.commit(PARENT, base, change, serial)
+            if outcome is Result.COMMITTED and not process.has(Bug.DELETE_BEFORE_ENTRY):
+                yield from process.delete_retired(base, entry)
+            del entry, base
+        return outcome
+
+    return program
+
+
+def churn(turns: int) -> Start:
+    """Others, who make the log move on, one whole commit at a time."""
+
+    def program(process: Process) -> Program:
+        del process
+        for _ in range(turns):
+            yield Turn(PARENT)
+        return "done"
+
+    return program
+
+
+def forker(checkpoint: str, *, release: bool = False) -> Start:
+    """Start the child run from a checkpoint of the parent; later give it back (R13, R14)."""
+
+    def program(process: Process) -> Program:
+        base = yield from process.read_newest(PARENT)
+        if not isinstance(base, Entry):
+            return "log unreadable"
+        packs = next((r.packs for r in base.records if r.name == checkpoint), None)
+        if packs is None:
+            return Result.NOT_FOUND
+        child = yield from open_run(process, CHILD, 1)
+        if not isinstance(child, Entry):
+            return child
+        if child.records:
+            return "not empty"
+        epoch = child.epoch
+        take = Replace("save", (Record(f"{process.name}1", (), (), packs),), epoch)
+        if process.has(Bug.REFER_BEFORE_PIN):
+            result, child, _, _ = yield from process.commit(CHILD, child, take, 2)
+        result, _, _, _ = yield from process.commit(PARENT, base, Pin(checkpoint, "child"), 3)
+        del base
+        if result is not Result.COMMITTED:
+            return f"pin: {result}"
+        if not process.has(Bug.REFER_BEFORE_PIN):
+            result, child, _, _ = yield from process.commit(CHILD, child, take, 2)
+        if result is not Result.COMMITTED:
+            if process.has(Bug.FAILED_FORK_UNPINS):
+                yield from unpin(process)
+            return f"fork: {result}"
+        if not release:
+            return "forked"
+        if process.has(Bug.UNPIN_BEFORE_CHILD):
+            yield from unpin(process)
+        let_go = Replace("save", (Record(f"{process.name}2", ()),), epoch)
+        result, _, _, _ = yield from process.commit(CHILD, child, let_go, 4)
+        if result is Result.COMMITTED and not process.has(Bug.UNPIN_BEFORE_CHILD):
+            yield from unpin(process)
+        return f"release: {result}"
+
+    return program
+
+
+def unpin(process: Process) -> Program:
+    base = yield from process.read_newest(PARENT)
+    if isinstance(base, Entry):
+        yield from process.commit(PARENT, base, Unpin("child"), 5)

@@ -1,0 +1,175 @@
+"""Several processes on one run: exactly one history, and the loser is told."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from holdfast.errors import BaseLost, CommitUnknown, Fenced, RunHeld
+from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES
+from holdfast.repo.repo import Repo
+from holdfast.repo.writer import Writer
+from holdfast.stores.faulty import Call, FaultyStore
+from holdfast.stores.memory import MemoryStore
+from tests.repo.support import check, dead, keep_last, process, save
+
+
+def open_writer(store: MemoryStore | FaultyStore) -> Writer:
+    return Writer.open(Repo(store), holder=process(), alive=dead)
+
+
+def test_a_live_writer_is_refused_and_named() -> None:
+    store = MemoryStore("held")
+    holder = process()
+    first = Writer.open(Repo(store), holder=holder, alive=dead)
+    with pytest.raises(RunHeld, match=f"held by process {holder.pid} on {holder.host}"):
+        Writer.open(Repo(store), holder=process(), alive=lambda other: True)
+    # One that cannot be asked (another host) is fenced instead of waited for.
+    second = Writer.open(Repo(store), holder=process(), alive=lambda other: None)
+    with pytest.raises(Fenced, match="taken over by pid"):
+        save(first, 1)
+    second.close()
+    third = Writer.open(Repo(store), holder=process(), alive=lambda other: True)
+    assert third.epoch > second.epoch
+
+
+def test_taking_over_is_possible_when_asked_for() -> None:
+    store = MemoryStore("held")
+    first = Writer.open(Repo(store), holder=process(), alive=dead)
+    Writer.open(Repo(store), holder=process(), alive=lambda other: True, take_over=True)
+    with pytest.raises(Fenced):
+        save(first, 1)
+
+
+def test_an_overtaken_writer_cannot_commit() -> None:
+    store = MemoryStore("overtaken")
+    old = open_writer(store)
+    save(old, 1)
+    work = old.begin()
+    old.put_pack(work, [b"in flight"])  # stopped in the middle of a save …
+    new = open_writer(store)
+    save(new, 2)
+    with pytest.raises(Fenced):
+        save(old, 3)  # … and continued
+    with pytest.raises(Fenced):
+        old.collect()
+    save(new, 4)
+    assert check(store) == [1, 2, 4]
+
+
+def test_a_number_that_was_used_and_pruned_is_not_believed() -> None:
+    """A writer sleeps while others add so many entries that its number is free again."""
+    for later in (KEEP_ENTRIES + 1, KEEP_ENTRIES + ANCESTORS + 5):
+        store = MemoryStore("pruned")
+        old = open_writer(store)
+        save(old, 1)
+        new = open_writer(store)
+        for step in range(2, later + 2):
+            save(new, step, retire=keep_last(2))
+        with pytest.raises((Fenced, CommitUnknown)):
+            save(old, 99)
+        assert 99 not in check(store)
+
+
+def test_a_prune_beside_a_save_that_reuses() -> None:
+    """A guest prunes the base between the save's packs and its entry."""
+    store = MemoryStore("beside")
+    writer = open_writer(store)
+    save(writer, 1)
+    base = Repo(store).manifest(save(writer, 2))
+    save(writer, 3)
+
+    def prune(call: Call) -> None:
+        if call.operation == "put_new" and call.key.startswith("manifests/"):
+            Repo(store).amend("prune", lambda records: records[-1:])
+
+    beside = Writer(Repo(FaultyStore(store, on_call=prune)), writer.epoch, writer.head)
+    with pytest.raises(BaseLost):
+        save(beside, 4, reuse=base)
+    assert check(store) == [3]
+    save(writer, 5)
+    assert check(store) == [3, 5]
+
+
+def test_a_tag_beside_a_save_is_kept() -> None:
+    store = MemoryStore("beside")
+    writer = open_writer(store)
+    first = save(writer, 1)
+
+    def tag(call: Call) -> None:
+        if call.operation == "put_new" and call.key.startswith("manifests/"):
+            Repo(store).edit_record("tag", first.id, tags=("gold",))
+
+    beside = Writer(Repo(FaultyStore(store, on_call=tag)), writer.epoch, writer.head)
+    save(beside, 2)
+    assert check(store) == [1, 2]
+    assert Repo(store).records()[0].tags == ("gold",)
+
+
+def test_a_take_over_beside_a_save_fences_it() -> None:
+    store = MemoryStore("beside")
+    writer = open_writer(store)
+    save(writer, 1)
+
+    def take_over(call: Call) -> None:
+        if call.operation == "put_new" and call.key.startswith("log/"):
+            open_writer(store)
+
+    beside = Writer(Repo(FaultyStore(store, on_call=take_over)), writer.epoch, writer.head)
+    with pytest.raises(Fenced):
+        save(beside, 2)
+    assert check(store) == [1]
+
+
+def test_two_processes_never_interleave() -> None:
+    """Two threads take the run over from each other; every acknowledged save is there."""
+    store = MemoryStore("threads")
+    acknowledged: list[tuple[int, str]] = []
+    errors: list[Exception] = []
+    start = threading.Barrier(2)
+
+    def work(offset: int) -> None:
+        start.wait()
+        for round_ in range(30):
+            try:
+                writer = open_writer(store)
+                for step in range(5):
+                    record = save(writer, 1000 * round_ + 10 * step + offset)
+                    acknowledged.append((record.step, record.id))
+            except Fenced:
+                continue
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    check(store)
+    listed = {record.id for record in Repo(store).records()}
+    assert {id for _, id in acknowledged} == listed
+
+
+def test_guests_and_a_writer_at_once_lose_nothing() -> None:
+    store = MemoryStore("guests")
+    writer = open_writer(store)
+    first = save(writer, 1)
+
+    def tag(name: str) -> None:
+        for count in range(20):
+            Repo(store).update_record(
+                "tag", first.id, lambda r, n=f"{name}{count}": {"tags": (*r.tags, n)}
+            )
+
+    threads = [threading.Thread(target=tag, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for step in range(2, 30):
+        save(writer, step)
+    for thread in threads:
+        thread.join()
+    assert check(store) == list(range(1, 30))
+    assert len(Repo(store).records()[0].tags) == 40

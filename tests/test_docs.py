@@ -149,10 +149,12 @@ def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(0)
     large = rng.standard_normal((5, 700, 700))  # more than one chunk
+    shared = [1, 2, {"deep": True}]
     state = {
         "weights": large,
         "small": {"ints": np.arange(7, dtype=np.int16), "scalar": np.float32(1.5)},
-        "counts": [1, 2, {"deep": True}],
+        "counts": shared,
+        "again": (shared, (1, 2)),
         "name": "é",
         "empty": np.zeros((0, 3)),
         "fortran": np.asfortranarray(rng.standard_normal((3, 4))),
@@ -166,9 +168,13 @@ def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
     step, value, leaves = namespace["read_checkpoint"](run)  # type: ignore[operator]
     assert step == 2
     assert value["name"] == "é"
-    assert value["counts"] == [1, 2, {"deep": True}]
+    assert value["counts"] == shared
+    assert value["again"] == (shared, (1, 2))
+    assert value["again"][0] is value["counts"]
     assert np.array_equal(leaves["weights"], large)
+    assert value["weights"] is leaves["weights"]
     assert np.array_equal(leaves["small/ints"], np.arange(7, dtype=np.int16))
+    assert np.array_equal(leaves["fortran"], state["fortran"])
     assert leaves["empty"].shape == (0, 3)
     assert leaves["bits"].tolist() == [True, False]
 

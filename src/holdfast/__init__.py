@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from holdfast.manager import CheckpointManager as CheckpointManager
     from holdfast.manager import Pending as Pending
     from holdfast.manager import open as open
-    from holdfast.run import Run as Run
+    from holdfast.run.run import Run as Run
 
 __version__ = "0.1.0"
 
@@ -56,7 +56,7 @@ _HOMES = {
     "Directory": "holdfast.core.files",
     "File": "holdfast.core.files",
     "Pending": "holdfast.manager",
-    "Run": "holdfast.run",
+    "Run": "holdfast.run.run",
     "open": "holdfast.manager",
 }
 

@@ -47,10 +47,9 @@ class ReadNewest(NamedTuple):
 
 
 class DeleteOldest(NamedTuple):
-    """Delete the lowest entry that is at least `least` and at most `last`; was there one?"""
+    """Delete the lowest entry that is at most `last`; was there one?"""
 
     run: str
-    least: int
     last: int
 
 
@@ -58,7 +57,6 @@ class DeleteYoungest(NamedTuple):
     """As `DeleteOldest`, the highest first: a bug."""
 
     run: str
-    least: int
     last: int
 
 

@@ -42,18 +42,13 @@ def writer(
         early = process.has(Bug.PACKS_BEFORE_OPEN) and opened is None
         if early:
             yield PutPack(f"{process.name}1")
-        head = opened
-        if head is None:
-            head = yield from open_run(process, PARENT, 0)
-            if not isinstance(head, Entry):
-                return head
-        epoch = head.epoch
-        serial, known, outcome = 1, head, None
+        known, epoch = opened, opened.epoch if opened else 0
+        if opened is None:
+            known, epoch = yield from open_run(process, PARENT, 0)
+            if not isinstance(known, Entry):
+                return known
+        serial, outcome = 1, None
         while serial <= saves and outcome is not Result.FENCED:
-            if outcome is Result.UNKNOWN and not process.has(Bug.CACHED_BASE_AFTER_UNKNOWN):
-                known = yield from process.read_newest(PARENT)  # R5: never a cached base
-                if not isinstance(known, Entry):
-                    return "log unreadable"
             again = outcome is Result.UNKNOWN and process.has(Bug.RETRY_REUSES_PACKS)
             name = f"{process.name}{serial - again}"
             outcome, known = yield from save(
@@ -69,12 +64,14 @@ def writer(
 
 
 def open_run(process: Process, run: str, serial: int) -> Program:
-    """The open entry, or why there is none."""
+    """(The newest entry known, the epoch that is ours), or why there is none (R6)."""
     base = yield from process.read_newest(run)
     if base == "error":
-        return "log unreadable"
-    result, head, _, _ = yield from process.commit(run, base, Open(process.name), serial)
-    return head if result is Result.COMMITTED else result
+        return "log unreadable", 0
+    result, newest, own, _ = yield from process.commit(run, base, Open(process.name), serial)
+    if result is not Result.COMMITTED:
+        return result, 0
+    return newest, (newest if process.has(Bug.EPOCH_OF_NEWEST) else own).epoch
 
 
 def save(
@@ -178,12 +175,11 @@ def forker(checkpoint: str, *, release: bool = False) -> Start:
         packs = next((r.packs for r in base.records if r.name == checkpoint), None)
         if packs is None:
             return Result.NOT_FOUND
-        child = yield from open_run(process, CHILD, 1)
+        child, epoch = yield from open_run(process, CHILD, 1)
         if not isinstance(child, Entry):
             return child
         if child.records:
             return "not empty"
-        epoch = child.epoch
         take = Replace("save", (Record(f"{process.name}1", (), (), packs),), epoch)
         if process.has(Bug.REFER_BEFORE_PIN):
             result, child, _, _ = yield from process.commit(CHILD, child, take, 2)

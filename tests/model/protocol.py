@@ -124,7 +124,7 @@ class Process:
             if self.has(Bug.PARENT_CHECK_AFTER_CREATE):
                 verdict, newest = yield from self._send_and_check_parent(run, entry, base)
             else:
-                verdict, newest = yield from self._send(run, entry)
+                verdict, newest, entry = yield from self._send(run, entry)
             if verdict is Verdict.COMMITTED:
                 yield Acknowledge(run, entry)
                 yield from self._prune_log(run, entry.number)
@@ -134,7 +134,7 @@ class Process:
             base = newest  # rebase
 
     def _send(self, run: str, entry: Entry) -> Program:
-        """(Verdict, newest entry): put, then look what is newest, whatever the reply was."""
+        """(Verdict, newest entry, `entry`): put, then see what is newest, whatever the reply."""
         for attempt in range(1 + self.settings.retries):
             if attempt and self.has(Bug.RETRY_WITH_NEW_ID):
                 entry = entry._replace(id=f"{entry.id}'")
@@ -142,18 +142,18 @@ class Process:
             if reply == "ok":
                 yield Sync(run)  # a part of put-if-absent on a file system
                 if self.has(Bug.NO_CHECK_AFTER_CREATE):
-                    return Verdict.COMMITTED, entry
+                    return Verdict.COMMITTED, entry, entry
             wrong = yield from self._jump_to_conclusion(run, entry, reply)
             newest = yield from self.read_newest(run, entry if reply == "ok" else None)
             if not isinstance(newest, Entry):
-                return Verdict.UNKNOWN, None
+                return Verdict.UNKNOWN, None, entry
             verdict = wrong or self._judge(newest, entry)
             if verdict is Verdict.COMMITTED and reply != "ok":
                 yield Sync(run)  # R12: it is there, and perhaps not durable
             if verdict is not Verdict.ABSENT:
-                return verdict, newest
+                return verdict, newest, entry
             del reply, newest, verdict
-        return Verdict.UNKNOWN, None
+        return Verdict.UNKNOWN, None, entry
 
     def _judge(self, newest: Entry, entry: Entry) -> Verdict:
         """What the newest entry says about `entry` (R4)."""
@@ -205,10 +205,9 @@ class Process:
             yield DeletePack(pack)
 
     def _prune_log(self, run: str, newest: int) -> Program:
-        least = 1 if self.has(Bug.PRUNE_FIRST_ENTRY) else 2
         last = newest - self.settings.keep_entries
         delete = DeleteYoungest if self.has(Bug.PRUNE_DESCENDING) else DeleteOldest
-        while (yield delete(run, least, last)):
+        while (yield delete(run, last)):
             pass
 
     # -- R11: collecting orphans ----------------------------------------------------------

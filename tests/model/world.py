@@ -136,7 +136,7 @@ class World(Model):
         state[LISTS] = (None,) * len(self.threads)  # begun: (certain, possible) numbers
         state[FAULTS] = self.scenario.faults
         state[CRASHES] = self.scenario.crashes
-        state[HISTORY] = tuple(log[-1:] for log in logs)  # what readers could choose, in turn
+        state[HISTORY] = logs  # what readers could choose, in turn
         state[VOLATILE] = ()  # visible and not synced: (run, entry)
         state[ACKED] = ()  # acknowledged, where power can fail: (run, entry)
         state[LOCALS] = tuple(self.locals.start(at) for at in range(len(self.threads)))
@@ -246,12 +246,12 @@ class World(Model):
             case op.ReadNewest(run):
                 which = RUNS[run]
                 return lambda state, at: self._read_newest(state, which)
-            case op.DeleteOldest(run, least, last):
+            case op.DeleteOldest(run, last):
                 which = RUNS[run]
-                return lambda state, at: self._delete_entry(state, which, least, last, 0)
-            case op.DeleteYoungest(run, least, last):
+                return lambda state, at: self._delete_entry(state, which, last, 0)
+            case op.DeleteYoungest(run, last):
                 which = RUNS[run]
-                return lambda state, at: self._delete_entry(state, which, least, last, -1)
+                return lambda state, at: self._delete_entry(state, which, last, -1)
             case op.Turn(run):
                 which = RUNS[run]
                 return lambda state, at: self._turn(state, which)
@@ -332,10 +332,8 @@ class World(Model):
         answers = {floor} | {number for number in possible if number >= floor}
         return [(number, ended, str(number)) for number in sorted(answers, reverse=True)]
 
-    def _delete_entry(self, state: State, run: int, least: int, last: int, which: int) -> list[Effect]:
-        old = [
-            eid for eid in state[LOGS][run] if least <= self.entries[eid].number <= last
-        ]
+    def _delete_entry(self, state: State, run: int, last: int, which: int) -> list[Effect]:
+        old = [eid for eid in state[LOGS][run] if self.entries[eid].number <= last]
         if not old:
             return [(False, {}, "nothing to delete")]
         gone = self.entries[old[which]]
@@ -354,7 +352,7 @@ class World(Model):
         last = entry.number - settings.keep_entries
         for eid in created[LOGS][run]:
             number = self.entries[eid].number
-            if 1 < number <= last:
+            if number <= last:
                 after = list(state)
                 for position, value in created.items():
                     after[position] = value

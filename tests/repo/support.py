@@ -43,7 +43,7 @@ def save(
     """Commit a checkpoint with one new leaf and, from `reuse`, its leaf `w0`."""
     work = writer.begin()
     content = f"content of step {step}".encode()
-    packs = [writer.put_pack(work, [content[:3], content[3:]])]
+    packs = [writer.put_pack(work, b"", [content[:3], content[3:]])]
     leaves = [leaf("x", content, 0, 0)]
     if reuse is not None:
         old = next(item for item in reuse.leaves if item.path in ("x", "kept"))

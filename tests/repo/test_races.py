@@ -47,7 +47,7 @@ def test_an_overtaken_writer_cannot_commit() -> None:
     old = open_writer(store)
     save(old, 1)
     work = old.begin()
-    old.put_pack(work, [b"in flight"])  # stopped in the middle of a save …
+    old.put_pack(work, b"", [b"in flight"])  # stopped in the middle of a save …
     new = open_writer(store)
     save(new, 2)
     with pytest.raises(Fenced):

@@ -86,7 +86,7 @@ TYPICAL = (
 
 def test_every_place_of_a_typical_program() -> None:
     places = reference(TYPICAL).places
-    assert places > 40
+    assert places == 3 * (4 + 1 + 3 + 1) + 1 + 2 * (3 + 1) + 1
     check_every_place(TYPICAL, list(range(places)))
 
 
@@ -105,6 +105,16 @@ def test_without_marks_the_prologue_would_differ(monkeypatch) -> None:
             wrong += 1
     assert wrong > 10
     assert real is not loop.apply_rng
+
+
+def test_a_loop_that_nests_only_later_waits_with_saves_until_its_body_ends() -> None:
+    """The first such body was not marked; from then on there are places inside."""
+    inner = For("range", 2, True, True, None, (Act(1),), only_at=1)
+    late = For("range", 2, True, True, None, (Act(2),), only_at=3)
+    program = (For("range", 5, True, False, None, (Draw(), inner, late, Use())),)
+    places = reference(program).places
+    assert places == 5 + 3 + 1  # items, places inside the second such body, the end
+    check_every_place(program, list(range(places)))
 
 
 def test_an_engine_starts_at_no_place() -> None:

@@ -39,7 +39,8 @@ class Use:
 
 @dataclass(frozen=True)
 class For:
-    """A loop; `leave_at`: the item in whose body it is left by `break`."""
+    """A loop; `leave_at`: the item in whose body it is left by `break`; `only_at`: the
+    one item of the loop around it in which it runs."""
 
     kind: str
     n: int
@@ -47,13 +48,12 @@ class For:
     named: bool
     leave_at: int | None
     body: tuple[Any, ...]
+    only_at: int | None = None
 
 
 def programs() -> st.SearchStrategy[tuple[Any, ...]]:
     """Bodies of one to three statements, nested at most three loops deep."""
-    plain = st.one_of(
-        st.builds(Act, st.integers(0, 9)), st.builds(Draw), st.builds(Use)
-    )
+    plain = st.one_of(st.builds(Act, st.integers(0, 9)), st.builds(Draw), st.builds(Use))
 
     def loops(body: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[For]:
         return st.builds(
@@ -64,6 +64,7 @@ def programs() -> st.SearchStrategy[tuple[Any, ...]]:
             named=st.booleans(),
             leave_at=st.one_of(st.none(), st.none(), st.integers(0, 2)),
             body=body,
+            only_at=st.one_of(st.none(), st.none(), st.integers(0, 2)),
         )
 
     body = st.lists(plain, max_size=2).map(tuple)
@@ -195,14 +196,16 @@ class Process:
                     local["drawn"] = random.random()
                 case Use():
                     self.trace.append(("use", local.get("drawn")))
-                case For():
-                    self._for(statement, local, here)
+                case For(only_at=only_at):
+                    if only_at is None or only_at == local.get("item", only_at):
+                        self._for(statement, local, here)
 
     def _for(self, loop: For, local: dict[str, Any], path: tuple[int, ...]) -> None:
         for item in self._open(loop, path):
+            number = item[0] if isinstance(item, tuple) else item
             self.trace.append((path, item, self.engine.position.step))
-            self._block(loop.body, dict(local), path)
-            if (item[0] if isinstance(item, tuple) else item) == loop.leave_at:
+            self._block(loop.body, {**local, "item": number}, path)
+            if number == loop.leave_at:
                 break
 
     def _open(self, loop: For, path: tuple[int, ...]) -> Loop:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
+from holdfast.core.adapters import LeafSource
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, UnsupportedValue
 
@@ -247,14 +248,27 @@ def raw_view(array: Array) -> Array:
 class ArraySource:
     """A leaf of an array's elements; see `adapters.LeafSource`."""
 
+    __slots__ = ("_array", "dtype")
     streamed = False
 
     def __init__(self, array: Array) -> None:
         dtype = stored_dtype(array.dtype)
-        self._array = array if dtype and dtype != "I64" else raw_view(array)
+        self._array = array if dtype and array.dtype.kind not in "mM" else raw_view(array)
         self.dtype = dtype or "U8"
-        self.shape: tuple[int, ...] = self._array.shape
-        self.nbytes: int = self._array.nbytes
+
+    def become(self, source: LeafSource) -> None:
+        """Hold another array from now on (see `sharing`)."""
+        if not isinstance(source, ArraySource):
+            raise TypeError(source)
+        self._array, self.dtype = source._array, source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self._array.nbytes
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         array = self._array
@@ -318,22 +332,17 @@ class BytesSource:
 class MemoryDestination:
     """A leaf's bytes go into a NumPy array, contiguous or not; see `adapters.Destination`."""
 
+    __slots__ = ("_array",)
+
     def __init__(self, array: Array) -> None:
-        self._array = raw_view(array)
-        self._little = self._array.dtype.newbyteorder("<")
-        self._flat: Array | None = None
-        if self._array.flags.c_contiguous and self._array.dtype == self._little:
-            self._flat = self._array.reshape(-1).view(np.uint8)
+        self._array = array
 
     def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
-        if self._flat is not None and data.nbytes == self._flat.size:
-            self._flat[:] = np.frombuffer(data, np.uint8)
-            return
-        box = tuple(
-            slice(first, first + size) for first, size in zip(start, shape, strict=True)
-        )
-        elements = np.frombuffer(data, self._little).reshape(tuple(shape))
-        np.copyto(self._array[box], elements)
+        array = raw_view(self._array)
+        elements = np.frombuffer(data, array.dtype.newbyteorder("<")).reshape(tuple(shape))
+        # An index per dimension gives a view of the box; the empty index one of a 0-d array.
+        box = tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
+        np.copyto(array[(*box, ...)], elements)
 
 
 class _Memory:

@@ -119,8 +119,7 @@ def set_fields(instance: object, values: Mapping[str, object], path: str) -> Non
     others = {name: value for name, value in values.items() if name not in slots}
     if others and space is None:
         raise StateError(
-            f"cannot restore {path!r}: {type(instance).__qualname__} has no "
-            f"{', '.join(others)}",
+            f"cannot restore {path!r}: {type(instance).__qualname__} has no {', '.join(others)}",
             hint="The class changed since the checkpoint was saved.",
         )
     for name, member in slots.items():

@@ -198,14 +198,10 @@ def decode_namedtuple(
         raise malformed(path, "its fields are malformed")
     fields = cast(list[str], names)
     kind = classes.class_for(name, target)
-    return together(
-        children, lambda values: classes.make_namedtuple(kind, name, fields, values)
-    )
+    return together(children, lambda values: classes.make_namedtuple(kind, name, fields, values))
 
 
-def decode_dataclass(
-    decoder: TreeDecoder, node: dict[str, Node], target: object, path: str
-) -> Any:
+def decode_dataclass(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
     name = node.get("type")
     if not isinstance(name, str):
         raise malformed(path, "its type is malformed")

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
-from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
-import numpy as np
-
-from holdfast.core import arrays, classes, decode_array, frameworks, generators, stored, values
+from holdfast.core import containers, decode_array, frameworks, generators, objects, stored, values
 from holdfast.core.adapters import NOTHING, Destination
-from holdfast.core.encode import FACTORIES
-from holdfast.core.leaves import BufferDestination, Later, check_leaf, settle, then, together
+from holdfast.core.containers import DICTS, pairs_of
+from holdfast.core.leaves import check_leaf, settle
 from holdfast.core.records import Leaf
 from holdfast.core.report import Mismatch, Selection, make_selection, select
 from holdfast.core.types import Node
-from holdfast.core.values import malformed
-from holdfast.errors import FormatTooNew, HoldfastError, PickleRefused, UsageError
+from holdfast.core.values import kind_name, malformed
+from holdfast.errors import FormatTooNew, UsageError
 
 _IN_PROGRESS = object()
 _ABSENT = object()
-_DICTS: tuple[type, ...] = (dict, OrderedDict, defaultdict, Counter)
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, type(NOTHING)})
 
 Fetch = Callable[[Sequence[tuple[int, Destination]]], None]
@@ -46,7 +41,10 @@ class TreeDecoder:
         *,
         allow_pickle: bool = False,
         fetch: Fetch | None = None,
+        scope: Node = None,
     ) -> None:
+        """`scope` is the tree that references look into, where only a part of it is
+        decoded; else the first node that is decoded."""
         self.allow_pickle = allow_pickle
         self.requests: list[tuple[int, Destination]] = []
         self.finishers: list[Callable[[], None]] = []
@@ -54,59 +52,26 @@ class TreeDecoder:
         self.fetch = fetch
         self._leaves = leaves
         self._specs: dict[int, tuple[str, tuple[int, ...]]] = {}
-        self._selection = Selection()
+        self.selection = Selection()
         self._depth = 0
-        self._scope: Node = None
-        self._definitions: dict[int, tuple[Node, str]] | None = None
+        self._scope: Node = scope
+        self._definitions: dict[int, Node] | None = None
         self._made: dict[int, Any] = {}
         self._adopted: dict[int, tuple[object, Node]] = {}
+        self.arrays: dict[tuple[int, Any, Any], Any] = {}
+        """New arrays by (leaf, dtype, order): those of one leaf share its memory."""
         self._aliases: dict[Hashable, dict[str, Any]] = {}
         self._discards: list[Callable[[], None]] = []
-        tuples: dict[str, Callable[[dict[str, Node], Any, str], Any]] = {
-            "dict": self._dict,
-            "odict": self._dict,
-            "defaultdict": self._dict,
-            "counter": self._dict,
-            "tuple": self._tuple,
-            "namedtuple": self._namedtuple,
-            "dataclass": self._dataclass,
-            "set": self._set,
-            "frozenset": self._frozenset,
-            "deque": self._deque,
-            "range": self._range,
-            "slice": self._slice,
-            "ellipsis": lambda node, target, path: ...,
-            "str": self._str,
-            "bytes": self._bytes,
-            "bytearray": self._bytearray,
-            "path": self._path,
-            "enum": self._enum,
-            "array": lambda node, target, path: decode_array.array(self, node, target, path),
-            "scalar": lambda node, target, path: decode_array.scalar(node, path),
-            "npstr": lambda node, target, path: self._text(node, np.str_, str, path),
-            "npbytes": lambda node, target, path: self._text(node, np.bytes_, bytes, path),
-            "object": self._object,
-            "pickle": self._pickle,
-            "random": self._generator,
-            "randomstate": self._generator,
-            "bitgenerator": self._generator,
-            "generator": self._numpy_generator,
-            "seedsequence": self._seed_sequence,
-            "file": lambda node, target, path: stored.decode_file(self, node, target, path),
-            "dir": lambda node, target, path: stored.decode_directory(self, node, target, path),
-            "ref": self._ref,
-        }
-        self._tags = tuples
 
     # -- the contract of adapters.Decoder -------------------------------------------
 
     def decode(self, node: Node, target: object, path: str) -> Any:
         if self._depth:
-            return self._decode(node, target, path)
+            return self.decode_node(node, target, path)
         if self._scope is None:
             self._scope = node
         try:
-            return self._decode(node, target, path)
+            return self.decode_node(node, target, path)
         finally:
             self._depth = 0
 
@@ -129,15 +94,15 @@ class TreeDecoder:
         return self._aliases.setdefault(key, {})
 
     def missing(self, path: str, what: str = "") -> None:
-        if self._selection.wanted(path):
+        if self.selection.wanted(path):
             self.mismatch.missing.append(f"{path}: {what}" if what else path)
 
     def unexpected(self, path: str, what: str = "") -> None:
-        if self._selection.wanted(path):
+        if self.selection.wanted(path):
             self.mismatch.unexpected.append(f"{path}: {what}" if what else path)
 
     def changed(self, path: str, saved: str, live: str) -> None:
-        if self._selection.wanted(path):
+        if self.selection.wanted(path):
             self.mismatch.changed.append(f"{path}: saved as {saved}, live is {live}")
 
     # -- the whole restore ---------------------------------------------------------------
@@ -163,11 +128,11 @@ class TreeDecoder:
         self._made.clear()
         if selection:
             tree = self._select(tree, selection, into, path)
-        self._selection = selection
+        self.selection = selection
         if not isinstance(tree, dict) or cast(dict[str, Node], tree).get("!") != "dict":
             raise malformed(path, "the state is not a dict")
         result: dict[str, Any] = {}
-        for key, node in self._pairs(cast(dict[str, Node], tree), path):
+        for key, node in pairs_of(self, cast(dict[str, Node], tree), path):
             if not isinstance(key, str):
                 raise malformed(path, "a name at the top level is not a string")
             inner = f"{path}/{key}" if path else key
@@ -201,7 +166,9 @@ class TreeDecoder:
             if entry not in seen and entry.partition("/")[0] not in (into or {})
         ]
         if unknown:
-            names = ", ".join(str(key) for key, _ in self._pairs(tree, path))
+            names = ", ".join(
+                str(key) for key, _ in pairs_of(self, cast(dict[str, Node], tree), path)
+            )
             raise UsageError(
                 f"nothing in the checkpoint is called {', '.join(map(repr, unknown))}",
                 hint=f"At the top level it has: {names}.",
@@ -232,14 +199,14 @@ class TreeDecoder:
 
     # -- dispatch ------------------------------------------------------------------------
 
-    def _decode(self, node: Node, target: object, path: str) -> Any:
+    def decode_node(self, node: Node, target: object, path: str) -> Any:
         kind = type(node)
         if kind is not dict and kind is not list:
             if type(target) not in _PLAIN and self.is_live(target):
-                self.changed(path, repr(node)[:40], _kind(target))
+                self.changed(path, repr(node)[:40], kind_name(target))
                 return target
             return node
-        if target is not NOTHING and self._selection and not self._selection.wanted(path):
+        if target is not NOTHING and self.selection and not self.selection.wanted(path):
             return target
         self._depth += 1
         if self._depth > values.MAX_DEPTH + 2:  # an apply() and a key are levels here
@@ -257,7 +224,7 @@ class TreeDecoder:
         first = node[0] if node else None
         if isinstance(first, dict) and cast(dict[str, Node], first).get("!") == "id":
             return self._identified(cast(dict[str, Node], first).get("v"), node, target, path)
-        return self._list(node, node, target, path)
+        return containers.decode_list(self, node, node, target, path)
 
     def _tagged(self, node: dict[str, Node], target: object, path: str) -> Any:
         tag = node.get("!")
@@ -266,20 +233,20 @@ class TreeDecoder:
         decoder = values.DECODERS.get(tag)
         if decoder is not None:
             if self.is_live(target):
-                self.changed(path, tag, _kind(target))
+                self.changed(path, tag, kind_name(target))
                 return target
             return decoder(node, path)
-        handler = self._tags.get(tag)
+        handler = _TAGS.get(tag)
         if handler is not None:
             if (
                 type(target) not in _PLAIN
                 and tag not in _LIVE_TAGS
-                and type(target) not in _DICTS
+                and type(target) not in DICTS
                 and self.is_live(target)
             ):
-                self.changed(path, f"a {tag}", _kind(target))
+                self.changed(path, f"a {tag}", kind_name(target))
                 return target
-            return handler(node, target, path)
+            return handler(self, node, target, path)
         adapter = frameworks.adapter_for_tag(tag)
         if adapter is None:
             raise FormatTooNew(
@@ -291,7 +258,7 @@ class TreeDecoder:
     def is_live(self, target: object) -> bool:
         """Whether `target` is an object that only a restore in place can bring up to
         date: its owner holds it elsewhere too."""
-        if type(target) in _PLAIN or type(target) in _DICTS or isinstance(target, type):
+        if type(target) in _PLAIN or type(target) in DICTS or isinstance(target, type):
             return False
         if isinstance(target, generators.TYPES):
             return True
@@ -314,7 +281,7 @@ class TreeDecoder:
         self._made[number] = _IN_PROGRESS
         if isinstance(node, list):
             items = cast(list[Node], node)
-            value = self._list(items[1:], items, target, path)
+            value = containers.decode_list(self, items[1:], items, target, path)
         else:
             value = self._tagged(cast(dict[str, Node], node), target, path)
         # Live objects that are two, where the checkpoint has one: both get its value,
@@ -322,7 +289,7 @@ class TreeDecoder:
         self._made[number] = value if known is _ABSENT else known
         return value
 
-    def _ref(self, node: dict[str, Node], target: object, path: str) -> Any:
+    def reference(self, node: dict[str, Node], target: object, path: str) -> Any:
         number = node.get("v")
         if type(number) is not int:
             raise malformed(path, "a reference is malformed")
@@ -339,3 +306,68 @@ class TreeDecoder:
         known = self._adopted.setdefault(id(target), (target, node))
         return known[1] is node
 
+
+def _definitions(tree: Node) -> dict[int, Node]:
+    """Every node with an id, wherever it is. Not recursive: the tree is not checked yet."""
+    found: dict[int, Node] = {}
+    stack: list[Node] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            items = cast(list[Node], node)
+            first = items[0] if items else None
+            if isinstance(first, dict) and cast(dict[str, Node], first).get("!") == "id":
+                number = cast(dict[str, Node], first).get("v")
+                if type(number) is int:
+                    found.setdefault(number, items)
+            stack += items
+        elif isinstance(node, dict):
+            tagged = cast(dict[str, Node], node)
+            number = tagged.get("id")
+            if type(number) is int:
+                found.setdefault(number, tagged)
+            stack += tagged.values()
+    return found
+
+
+_Handler = Callable[[TreeDecoder, dict[str, Node], Any, str], Any]
+
+_TAGS: dict[str, _Handler] = {
+    "dict": containers.decode_dict,
+    "odict": containers.decode_dict,
+    "defaultdict": containers.decode_dict,
+    "counter": containers.decode_dict,
+    "tuple": containers.decode_tuple,
+    "namedtuple": containers.decode_namedtuple,
+    "dataclass": containers.decode_dataclass,
+    "set": containers.decode_set,
+    "frozenset": containers.decode_set,
+    "deque": containers.decode_deque,
+    "range": objects.decode_range,
+    "slice": objects.decode_slice,
+    "ellipsis": objects.decode_ellipsis,
+    "str": objects.decode_str,
+    "bytes": objects.decode_bytes,
+    "bytearray": objects.decode_bytearray,
+    "npstr": objects.decode_npstr,
+    "npbytes": objects.decode_npstr,
+    "path": objects.decode_path,
+    "enum": objects.decode_enum,
+    "object": objects.decode_object,
+    "pickle": objects.decode_pickle,
+    "random": objects.decode_generator,
+    "randomstate": objects.decode_generator,
+    "bitgenerator": objects.decode_generator,
+    "generator": objects.decode_numpy_generator,
+    "seedsequence": objects.decode_seed_sequence,
+    "array": decode_array.decode_array,
+    "scalar": decode_array.decode_scalar,
+    "file": stored.decode_file,
+    "dir": stored.decode_directory,
+    "ref": TreeDecoder.reference,
+}
+
+_LIVE_TAGS = frozenset(
+    ("object", "random", "randomstate", "bitgenerator", "generator", "ref", "array")
+)
+"""Tags whose handlers look at a live target themselves."""

@@ -40,7 +40,7 @@ def checked_view(
     return shape, strides, offset
 
 
-def checked_order(node: dict[str, Node], dimensions: int, path: str) -> Sequence[int] | None:
+def checked_order(node: dict[str, Node], dimensions: int, path: str) -> tuple[int, ...] | None:
     """The order of dimensions in memory; None for C order. Raises DamagedObject."""
     if "order" not in node:
         return None
@@ -83,10 +83,10 @@ def decode_array(decoder: TreeDecoder, node: dict[str, Node], target: object, pa
         decoder.request(leaf, arrays.MemoryDestination(live))
         return live
     # Arrays that were one memory are one again.
-    memo = decoder.alias(("numpy.leaf", leaf, str(node.get("dtype")), str(order)))
-    base = memo.get("array")
+    made = decoder.arrays
+    base = made.get((leaf, dtype, order))
     if base is None:
-        base = memo["array"] = _allocate(shape, dtype, order, path)
+        base = made[leaf, dtype, order] = _allocate(shape, dtype, order, path)
         decoder.request(leaf, arrays.MemoryDestination(base))
         return base
     return base.view()
@@ -117,10 +117,9 @@ def _decode_view(
     if stored != "U8" or len(stored_shape) != 1:
         raise malformed(path, "its leaf is not plain bytes")
     shape, strides, offset = checked_view(node, dtype.itemsize, stored_shape[0], path)
-    memo = decoder.alias(("numpy.bytes", leaf))
-    base = memo.get("base")
+    base = decoder.arrays.get((leaf, None, None))
     if base is None:
-        base = memo["base"] = np.empty(stored_shape, np.uint8)
+        base = decoder.arrays[leaf, None, None] = np.empty(stored_shape, np.uint8)
         decoder.request(leaf, arrays.MemoryDestination(base))
     try:
         view = np.ndarray(shape, dtype, buffer=base, offset=offset, strides=strides)
@@ -141,5 +140,3 @@ def decode_scalar(decoder: TreeDecoder, node: dict[str, Node], target: object, p
     if dtype.itemsize == 0:
         return np.zeros((), dtype)[()]
     return np.frombuffer(bytearray(data), dtype)[0]
-
-

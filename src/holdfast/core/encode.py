@@ -7,7 +7,7 @@ import pickle
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -28,8 +28,7 @@ _HINT = (
 )
 
 
-@dataclass(frozen=True)
-class CapturedLeaf:
+class CapturedLeaf(NamedTuple):
     """A leaf of a save, and where its bytes come from."""
 
     path: str
@@ -43,6 +42,9 @@ class Captured:
     tree: Node
     leaves: list[CapturedLeaf]
     pickled: bool
+
+
+_First = tuple[arrays.Array, dict[str, Node], arrays.ArraySource]
 
 
 class TreeEncoder:
@@ -64,6 +66,8 @@ class TreeEncoder:
         self._memo: dict[int, Any] = {}
         self._kept: list[object] = []
         self._ids = 0
+        # id of a NumPy base -> its first array, or all of them once there is a second.
+        self._buffers: dict[int, _First | SharedMemory] = {}
         self._aliases: dict[Hashable, dict[str, Any]] = {}
         self._files = files.OpenFiles()
         self._inline = 0
@@ -197,7 +201,7 @@ class TreeEncoder:
         self._depth += 1
         if self._depth > values.MAX_DEPTH:
             raise StateError(
-                f"cannot save {path[:200]!r}: it is nested more than {values.MAX_DEPTH} levels deep",
+                f"cannot save {path[:200]!r}: it is nested deeper than {values.MAX_DEPTH} levels",
                 hint="Store deep structures flat, for example as a list with indices.",
             )
         self._memo[id(value)] = _IN_PROGRESS
@@ -238,7 +242,7 @@ class TreeEncoder:
         self._enter(value, path)
         node: list[Node] = []
         for index, item in enumerate(value):
-            node.append(self._encode(item, f"{path}/{index}"))  # noqa: PERF401: grows while encoding
+            node.append(self._encode(item, f"{path}/{index}"))
         self._leave(value, node)
         return node
 
@@ -373,8 +377,10 @@ class TreeEncoder:
             return self._reference(known, path)
         dtype = value.dtype
         node: dict[str, Node] = {"!": "array", "dtype": arrays.dtype_node(dtype, path)}
-        if not value.flags.c_contiguous:
+        dense = value.flags.c_contiguous
+        if not dense:
             order = arrays.dense_order(value.shape, value.strides, dtype.itemsize)
+            dense = order is not None
             if order and order != sorted(order):
                 node["order"] = order
         base: Any = value
@@ -382,29 +388,29 @@ class TreeEncoder:
             base = base.base
         if isinstance(base, memoryview):
             base = base.obj
-        memo = self.alias(("numpy", id(base)), base)
-        shared = memo.get("shared")
-        if shared is None:
-            shared = memo["shared"] = SharedMemory(
-                lambda low, high: arrays.memory_source(low, high, base)
-            )
-        layout = Layout(
-            value.__array_interface__["data"][0],
-            value.shape,
-            value.strides,
-            dtype.itemsize,
-            dtype.str if dtype.names is None else msgspec.json.encode(node["dtype"]),
-        )
-        shared.place(self, layout, node, lambda: arrays.ArraySource(value), path)
+        shared = self._buffers.get(id(base))
+        if shared is None and dense:
+            source = arrays.ArraySource(value)
+            node["leaf"] = self.leaf(source, path)
+            self._buffers[id(base)] = value, node, source
+        else:
+            if not isinstance(shared, SharedMemory):
+                first = shared
+                shared = SharedMemory(lambda low, high: arrays.memory_source(low, high, base))
+                if first is not None:
+                    shared.add(_layout(first[0]), first[1], first[2])
+                self._buffers[id(base)] = shared
+            layout = _layout(value)
+            shared.place(self, layout, node, lambda: arrays.ArraySource(value), path)
         self._kept.append(value)
         self._memo[id(value)] = node
         return node
 
     def _scalar(self, value: np.generic, path: str) -> Node:
         if type(value) is np.str_:
-            return {"!": "npstr", "v": self._str(str(value), path)}
+            return {"!": "npstr", "v": self._str("".join(value), path)}
         if type(value) is np.bytes_:
-            return {"!": "npbytes", "v": self._bytes(bytes(value), path)}
+            return {"!": "npbytes", "v": self._bytes(value[:], path)}
         array = np.asarray(value)
         node: dict[str, Node] = {"!": "scalar", "dtype": arrays.dtype_node(array.dtype, path)}
         if type(value) is not array.dtype.type:
@@ -464,9 +470,10 @@ class TreeEncoder:
     def _pickle(self, value: object, path: str) -> Node:
         try:
             data = pickle.dumps(value, protocol=5)
-        except Exception as error:  # noqa: BLE001: pickling runs user code that raises anything
+        except Exception as error:
             raise UnsupportedValue(
-                path, f"value of type {type(value).__qualname__} that cannot be pickled: {error}",
+                path,
+                f"value of type {type(value).__qualname__} that cannot be pickled: {error}",
                 hint="Convert it to plain values.",
             ) from error
         self.note_pickle()
@@ -500,6 +507,11 @@ def capture(
         encoder.close()
         raise
     return Captured(tree, encoder.leaves, encoder.pickled)
+
+
+def _layout(array: arrays.Array) -> Layout:
+    address: int = array.__array_interface__["data"][0]
+    return Layout(address, array.shape, array.strides, array.dtype.itemsize, array.dtype)
 
 
 def _itself(value: Node, path: str) -> Node:

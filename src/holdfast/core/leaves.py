@@ -24,7 +24,12 @@ def check_leaf(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
     if len(shape) > MAX_DIMENSIONS or any(not 0 <= n < _MAX_BYTES for n in shape):
         raise DamagedObject("the manifest", "its shape cannot be", leaf=leaf.path)
     elements = 0
-    for chunk in leaf.chunks:
+    chunks = leaf.chunks
+    if len(chunks) == 1 and chunks[0].shape == shape and not any(chunks[0].start):
+        # Nearly every leaf: one chunk that is all of it.
+        if len(chunks[0].start) == len(shape) and chunks[0].nbytes == prod(shape) * size:
+            return leaf.dtype, shape
+    for chunk in chunks:
         if box_offset(shape, chunk.start, chunk.shape) != elements:
             raise DamagedObject("the manifest", "its chunks do not tile it", leaf=leaf.path)
         count = prod(chunk.shape)
@@ -34,7 +39,7 @@ def check_leaf(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
     if elements != prod(shape):
         raise DamagedObject(
             "the manifest",
-            f"{leaf.dtype}{list(shape)} claims more or less than the {elements * size} bytes stored",
+            f"{leaf.dtype}{list(shape)} is not what its {elements * size} stored bytes hold",
             leaf=leaf.path,
         )
     return leaf.dtype, shape

@@ -50,9 +50,7 @@ def decode_bytes(decoder: TreeDecoder, node: dict[str, Node], target: object, pa
     return _data(decoder, node, path, bytes)
 
 
-def decode_bytearray(
-    decoder: TreeDecoder, node: dict[str, Node], target: object, path: str
-) -> Any:
+def decode_bytearray(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
     data = _buffer(decoder, node, path) if "leaf" in node else None
     if data is None:
         data = bytearray(values.unb64(node.get("b64"), path))
@@ -107,9 +105,7 @@ def decode_slice(decoder: TreeDecoder, node: dict[str, Node], target: object, pa
     return slice(*bounds)
 
 
-def decode_ellipsis(
-    decoder: TreeDecoder, node: dict[str, Node], target: object, path: str
-) -> Any:
+def decode_ellipsis(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
     return ...
 
 
@@ -123,7 +119,7 @@ def decode_pickle(decoder: TreeDecoder, node: dict[str, Node], target: object, p
 
     def load(data: bytes) -> Any:
         try:
-            return pickle.loads(data)  # noqa: S301: the caller asked for it by name
+            return pickle.loads(data)  # noqa: S301 -- the caller asked for it by name
         except Exception as error:  # unpickling runs user code that raises anything
             raise StateError(f"cannot unpickle {path!r}: {error}") from error
 
@@ -162,14 +158,12 @@ def _state(decoder: TreeDecoder, node: dict[str, Node], path: str) -> dict[str, 
 _BIT_GENERATOR_TYPES = tuple(generators.BIT_GENERATORS.values())
 
 
-def decode_generator(
-    decoder: TreeDecoder, node: dict[str, Node], target: object, path: str
-) -> Any:
+def decode_generator(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
     """`random.Random`, RandomState and bit generators; in place if there is a live one."""
     tag = node["!"]
     state = _state(decoder, node, path)
     if tag == "random":
-        value = target if type(target) is random.Random else random.Random(0)  # noqa: S311
+        value = target if type(target) is random.Random else random.Random(0)
     elif tag == "randomstate":
         live = type(target) is np.random.RandomState
         value = target if live else np.random.RandomState(np.random.MT19937(0))

@@ -167,4 +167,3 @@ def _checked(entry: _Entry, key: str, start: int, file_bytes: int, name: str) ->
             name, f"{entry.dtype}{list(shape)} does not fit its {stop - begin} bytes", leaf=key
         )
     return PackEntry(entry.dtype, shape, start + begin, nbytes)
-

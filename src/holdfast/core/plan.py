@@ -51,9 +51,7 @@ def itemsize(dtype: str) -> int:
         ) from None
 
 
-def boxes(
-    shape: Sequence[int], itemsize: int, chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[Box]:
+def boxes(shape: Sequence[int], itemsize: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Box]:
     """The boxes that tile a leaf, in C order. Each is contiguous and at most
     `chunk_bytes` long (but at least one element); an empty leaf has none.
 

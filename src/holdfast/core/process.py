@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +60,7 @@ def is_alive(holder: Holder) -> bool | None:
 def _identify(pid: int) -> Holder:
     seen = _look(pid)
     return Holder(
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         boot=_boot(),
         namespace=_namespace(),
         pid=pid,
@@ -157,6 +155,8 @@ def _parse_ps(line: str) -> _Seen | None:
 
 
 def _run(*command: str) -> str:
+    import subprocess  # here: Linux never needs it, and it takes milliseconds
+
     # C and UTC: a start time must read the same whatever the user's settings are.
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
     try:

@@ -57,6 +57,9 @@ class Pack(msgspec.Struct, frozen=True):
     nbytes: int
     born: int
     """`ordinal` of the checkpoint that wrote it; bounds how many share one copy."""
+    head_nbytes: int
+    """Bytes before the first chunk: the safetensors header."""
+    head_digest: str
     run: str = ""
     """Address of the run that holds it, relative to this run's; "" = this run."""
 

@@ -85,9 +85,7 @@ class Selection:
 
     def live_path(self, saved: str) -> str:
         """Where a saved path goes; the longest prefix decides."""
-        best = max(
-            (old for old, _ in self.rename if _under(saved, old)), key=len, default=None
-        )
+        best = max((old for old, _ in self.rename if _under(saved, old)), key=len, default=None)
         if best is None:
             return saved
         return dict(self.rename)[best] + saved[len(best) :]
@@ -100,7 +98,9 @@ def make_selection(
     something to another parent."""
     for name, value in (("only", only), ("skip", skip)):
         if isinstance(value, str):
-            raise UsageError(f"{name}={value!r} must be a list of names", hint=f"{name}=[{value!r}]")
+            raise UsageError(
+                f"{name}={value!r} must be a list of names", hint=f"{name}=[{value!r}]"
+            )
     for old, new in rename.items():
         if old.rpartition("/")[0] != new.rpartition("/")[0]:
             raise UsageError(

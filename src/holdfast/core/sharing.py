@@ -1,22 +1,24 @@
 """Arrays that share memory: stored once, and views of one buffer again after loading.
 
 Frameworks use it alike. A `SharedMemory` per buffer (a NumPy base, a torch storage)
-is kept in `Encoder.alias(key, keep)`; each array of that buffer is given to `place`.
+is kept in `Encoder.alias(key, keep)`; each array of that buffer is given to `place`
+(the first one may become a leaf by itself, and be given to `add` when a second comes).
 
 - An array that shares no element with another is a leaf of its own, however large
   the buffer around it is.
 - Equal views (same start, shape, strides and dtype) are one leaf.
 - Views that overlap become one leaf of bytes: the range that they span together. Their
-  nodes lose `dtype`-shaped leaves and say `offset` and `strides` (in bytes) instead.
+  nodes then have `shape`, `strides` and `offset` (the last two in bytes).
   Nodes and sources given out before are changed in place, which is why a tree may
   be used only after everything was encoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,47 +39,55 @@ class Layout(NamedTuple):
     """What else must agree for two arrays to be one leaf: the dtype."""
 
 
+class Movable(LeafSource, Protocol):
+    """A leaf source that can become another one while the tree is still being built."""
+
+    def become(self, source: LeafSource) -> None: ...
+
+
 class MovableSource:
-    """A leaf source that can be replaced while the tree is still being built."""
+    """Any leaf source as a `Movable` one."""
+
+    __slots__ = ("_source",)
 
     def __init__(self, source: LeafSource) -> None:
-        self.source = source
+        self._source = source
+
+    def become(self, source: LeafSource) -> None:
+        self._source = source
 
     @property
     def dtype(self) -> str:
-        return self.source.dtype
+        return self._source.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.source.shape
+        return self._source.shape
 
     @property
     def nbytes(self) -> int:
-        return self.source.nbytes
+        return self._source.nbytes
 
     @property
     def streamed(self) -> bool:
-        return self.source.streamed
+        return self._source.streamed
 
     def copy_range(self, offset: int, into: memoryview) -> None:
-        self.source.copy_range(offset, into)
+        self._source.copy_range(offset, into)
 
     def close(self) -> None:
-        self.source.close()
+        self._source.close()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
-    """Arrays of one leaf: equal views, or views that overlap (then `nodes` > 1)."""
+    """The arrays of one leaf: equal ones, or ones that overlap."""
 
     low: int
     high: int
     leaf: int
-    source: MovableSource
-    members: list[tuple[Layout, dict[str, Any]]] = field(
-        default_factory=list[tuple[Layout, dict[str, Any]]]
-    )
-    as_bytes: bool = False
+    source: Movable
+    members: list[tuple[Layout, dict[str, Any]]]
 
 
 class SharedMemory:
@@ -89,65 +99,74 @@ class SharedMemory:
         self._open_bytes = open_bytes
         self._groups: list[_Group] = []
 
+    def add(self, layout: Layout, node: dict[str, Any], source: Movable) -> None:
+        """An array that already is a leaf: the buffer's first. Buffers with a second
+        one are rare, so that it is enough to make a SharedMemory then."""
+        low, high = byte_span(layout.start, layout.shape, layout.strides, layout.itemsize)
+        self._groups.append(_Group(low, high, node["leaf"], source, [(layout, node)]))
+
     def place(
         self,
         encoder: Encoder,
         layout: Layout,
         node: dict[str, Any],
-        source: Callable[[], LeafSource],
+        open_source: Callable[[], Movable],
         path: str,
-    ) -> dict[str, Any]:
+    ) -> None:
         """Complete `node` (its tag and dtype) with the leaf that holds the array.
 
-        `source` opens the array's elements as a leaf of its own.
+        `open_source` gives the array's elements as a leaf of its own.
         """
         low, high = byte_span(layout.start, layout.shape, layout.strides, layout.itemsize)
-        touched = [group for group in self._groups if group.low < high and low < group.high]
         sharing: list[_Group] = []
-        for group in touched:
+        for group in self._groups:
+            if group.low >= high or low >= group.high:
+                continue
             for known, known_node in group.members:
                 if known == layout:
-                    node.update({key: value for key, value in known_node.items() if key not in node and key != "id"})
+                    fields = {name: known_node[name] for name in _PLACE if name in known_node}
+                    node.update(fields)
                     group.members.append((layout, node))
-                    return node
+                    return
             if any(_overlap(known, layout) for known, _ in group.members):
                 sharing.append(group)
-        inside_itself = high - low < layout.itemsize * _count(layout.shape)
-        if not sharing and not inside_itself:
-            movable = MovableSource(source())
-            node["leaf"] = encoder.leaf(movable, path)
-            self._groups.append(_Group(low, high, node["leaf"], movable, [(layout, node)]))
-            return node
-        if sharing:
-            first, *others = sharing
-        else:
-            movable = MovableSource(self._open_bytes(low, high))
-            first = _Group(low, high, encoder.leaf(movable, path), movable)
-            others = []
-            self._groups.append(first)
-        first.members.append((layout, node))
+        if not sharing:
+            source = open_source()
+            node["leaf"] = encoder.leaf(source, path)
+            group = _Group(low, high, node["leaf"], source, [(layout, node)])
+            self._groups.append(group)
+            if overlaps_itself(layout):
+                self._store_bytes(group)
+            return
+        group, *others = sharing
+        group.members.append((layout, node))
+        group.low, group.high = min(low, group.low), max(high, group.high)
         for other in others:
-            # Two leaves turn out to be one: the later one stays behind, without bytes.
-            first.members += other.members
-            other.source.source = self._open_bytes(other.low, other.low)
+            # Leaves turn out to be one: the later ones stay behind, without bytes.
+            group.members += other.members
+            group.low, group.high = min(group.low, other.low), max(group.high, other.high)
+            other.source.become(self._open_bytes(other.low, other.low))
             self._groups.remove(other)
-        first.low = min(low, first.low, *(other.low for other in others))
-        first.high = max(high, first.high, *(other.high for other in others))
-        first.source.source = self._open_bytes(first.low, first.high)
-        for member, member_node in first.members:
-            member_node.pop("order", None)
-            member_node["leaf"] = first.leaf
-            member_node["shape"] = list(member.shape)
-            member_node["strides"] = list(member.strides)
-            member_node["offset"] = member.start - first.low
-        return node
+        self._store_bytes(group)
+
+    def _store_bytes(self, group: _Group) -> None:
+        group.source.become(self._open_bytes(group.low, group.high))
+        for layout, node in group.members:
+            node.pop("order", None)
+            node["leaf"] = group.leaf
+            node["shape"] = list(layout.shape)
+            node["strides"] = list(layout.strides)
+            node["offset"] = layout.start - group.low
 
 
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+_PLACE = ("leaf", "order", "shape", "strides", "offset")
+
+
+def overlaps_itself(layout: Layout) -> bool:
+    """Whether elements lie on each other, as after broadcasting: all bytes between the
+    first and the last are fewer than the elements claim."""
+    low, high = byte_span(layout.start, layout.shape, layout.strides, layout.itemsize)
+    return high - low < layout.itemsize * prod(layout.shape)
 
 
 class _Elements:

@@ -302,8 +302,6 @@ DECODERS: dict[str, Callable[[dict[str, Node], str], Any]] = {
     "int": decode_int,
     "float": decode_float,
     "complex": decode_complex,
-    **dict.fromkeys(
-        ("datetime", "date", "time", "timedelta", "timezone", "zone"), decode_time
-    ),
+    **dict.fromkeys(("datetime", "date", "time", "timedelta", "timezone", "zone"), decode_time),
 }
 """Tags whose nodes hold everything themselves."""

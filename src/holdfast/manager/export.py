@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import cast
 
 import msgspec
-from holdfast.core.tree import TreeDecoder, file_nodes
 
 from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Record
-from holdfast.errors import UsageError
+from holdfast.core.tree import Directory, File, TreeDecoder
+from holdfast.core.types import Node
+from holdfast.errors import DamagedObject, UsageError
 from holdfast.manager.info import info_of
+from holdfast.manager.nodes import file_nodes, leaf_indexes
 from holdfast.manager.reader import ChunkReader, Wanted
 from holdfast.manager.restore import fill
 from holdfast.repo.check import leaf_nbytes
@@ -21,47 +25,71 @@ from holdfast.repo.repo import Repo
 TENSORS = "state.safetensors"
 VALUES = "state.json"
 FILES = "files"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def export(repo: Repo, record: Record, folder: Path) -> list[Path]:
     """Write `record`'s state into `folder`; the paths written.
 
-    `state.safetensors` holds every tensor and array under its leaf path (a leaf that
-    is tied to another is there once), `state.json` the tree that says what belongs
-    where, with metrics, config and environment; `files/` the tracked files. All bytes
-    are verified. Raises UsageError if the folder has something in it; DamagedObject.
+    `state.safetensors` holds every tensor and array under its leaf path (one that is
+    tied to another is there once), `state.json` the tree that says what belongs where,
+    with metrics, config and environment; `files/` the tracked files. All bytes are
+    verified. Raises UsageError if the folder has something in it; DamagedObject.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty", hint="Name a new folder.")
     manifest = repo.manifest(record)
-    files = dict(file_nodes(manifest.tree))
-    leaves = [
-        manifest.leaves[index]
-        for index in sorted(_leaf_indexes(manifest) - {i for i in _file_leaves(files)})
-    ]
     ChunkReader(repo, record, manifest).check_packs(manifest.leaves)
+    files = list(file_nodes(manifest.tree))
+    in_files = {index for _, node in files for index in leaf_indexes(node)}
+    indexes = sorted(set(leaf_indexes(manifest.tree)) - in_files)
+    if indexes and not 0 <= indexes[0] <= indexes[-1] < len(manifest.leaves):
+        raise DamagedObject(
+            f"manifests/{record.id}.json", "its tree names leaves that are not there"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / TENSORS, folder / VALUES]
+    leaves = [manifest.leaves[index] for index in indexes]
     _write_tensors(repo, record, manifest, leaves, written[0])
-    info = info_of(repo.address, record)
     described = {
-        "checkpoint": msgspec.to_builtins(info),
+        "checkpoint": msgspec.to_builtins(info_of(repo.address, record)),
         "config": manifest.config,
         "environment": manifest.environment,
         "tree": manifest.tree,
-        "leaves": {str(i): leaf.path for i, leaf in enumerate(manifest.leaves)},
+        "leaves": {str(index): manifest.leaves[index].path for index in indexes},
     }
-    with open(written[1], "wb") as out:
+    with open(written[1], "xb") as out:
         out.write(msgspec.json.format(msgspec.json.encode(described), indent=1))
         out.flush()
         os.fsync(out.fileno())
-    for path, node in files.items():
-        decoder = TreeDecoder(manifest.leaves)
-        target = folder / FILES / path
-        decoder.decode_file(node, target)
-        fill(repo, record, manifest, decoder)
-        written.append(target)
+    for path, node in files:
+        written.append(_write_files(repo, record, manifest, path, node, folder / FILES))
     return written
+
+
+def _write_files(
+    repo: Repo,
+    record: Record,
+    manifest: Manifest,
+    path: tuple[str, ...],
+    node: Node,
+    folder: Path,
+) -> Path:
+    # Keys are anything that a user wrote: only letters that are safe in a name stay.
+    target = folder / (_UNSAFE.sub("_", ".".join(path)).lstrip(".") or "file")
+    while target.exists():
+        target = target.with_name(target.name + "_")
+    folder.mkdir(exist_ok=True)
+    decoder = TreeDecoder(manifest.leaves)
+    try:
+        kind = Directory if cast(dict[str, Node], node).get("!") == "dir" else File
+        decoder.decode(node, kind(target), "/".join(path))
+        decoder.report()
+        fill(repo, record, manifest, decoder)
+    except BaseException:
+        decoder.discard()
+        raise
+    return target
 
 
 def _write_tensors(

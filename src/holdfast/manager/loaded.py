@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from holdfast.core.tree import TreeDecoder, is_mapping_node, mapping_items
-
+from holdfast.core.adapters import NOTHING, Destination
 from holdfast.core.records import Manifest, Record
+from holdfast.core.tree import TreeDecoder, settle
 from holdfast.core.types import Node
 from holdfast.errors import PickleRefused
 from holdfast.manager.info import CheckpointInfo
-from holdfast.manager.restore import fill
+from holdfast.manager.nodes import mapping_pairs
+from holdfast.manager.reader import ChunkReader, wanted_for
 from holdfast.repo.repo import Repo
 
 
@@ -37,25 +38,41 @@ class _Opened:
                 "run code when they are loaded",
                 hint="If you trust whoever wrote it, pass allow_pickle=True.",
             )
-        return TreeDecoder(self.manifest.leaves, allow_pickle=self.allow_pickle)
+        return TreeDecoder(
+            self.manifest.leaves,
+            allow_pickle=self.allow_pickle,
+            fetch=self.fetch,
+            scope=self.manifest.tree,
+        )
+
+    def fetch(self, requests: Sequence[tuple[int, Destination]]) -> None:
+        """Read and verify these leaves now."""
+        leaves = [self.manifest.leaves[index] for index, _ in requests]
+        reader = ChunkReader(self.repo, self.record, self.manifest)
+        reader.check_packs(leaves)
+        reader.read(wanted_for(self.manifest, requests))
 
     def value(self, node: Node, path: str) -> Any:
         """A view of a mapping node; the whole value of any other, verified."""
-        if is_mapping_node(node):
-            return LazyMapping(self, node, path)
+        pairs = mapping_pairs(node)
+        if pairs is not None:
+            return LazyMapping(self, pairs, path)
         decoder = self.decoder()
-        value = decoder.decode_alone(node, path)
-        fill(self.repo, self.record, self.manifest, decoder)
-        return value
+        value = decoder.decode(node, NOTHING, path)
+        self.fetch(decoder.requests)
+        decoder.run()
+        return settle(value)
 
 
 class LazyMapping(Mapping[Any, Any]):
     """A dict of the saved state; also a module's or optimizer's `state_dict`."""
 
-    def __init__(self, opened: _Opened, node: Node, path: str) -> None:
+    def __init__(self, opened: _Opened, pairs: Sequence[tuple[Node, Node]], path: str) -> None:
         self._opened = opened
         self._path = path
-        self._items: dict[Any, Node] = dict(mapping_items(node, opened.decoder))
+        self._items: dict[Any, Node] = {
+            key if isinstance(key, str) else opened.value(key, path): node for key, node in pairs
+        }
 
     def __getitem__(self, key: Any) -> Any:
         """The value at `key`: arrays and tensors are read and verified now.
@@ -101,7 +118,7 @@ class LoadedCheckpoint(LazyMapping):
         self, repo: Repo, record: Record, info: CheckpointInfo, *, allow_pickle: bool = False
     ) -> None:
         opened = _Opened(repo, record, allow_pickle)
-        super().__init__(opened, opened.manifest.tree, "")
+        super().__init__(opened, mapping_pairs(opened.manifest.tree) or [], "")
         self.info = info
 
     @property

@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from holdfast.core.tree import TreeEncoder
 
 from holdfast.core.address import BestBy, Selector, parse_selector, select
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import Decision, KeepPolicy, Mode, decide, parse_keep
 from holdfast.core.rng import capture_rng
+from holdfast.core.tree import TreeEncoder
 from holdfast.errors import (
     CheckpointNotFound,
     Fenced,
@@ -390,9 +390,7 @@ class CheckpointManager:
         """The checkpoint as a lazy mapping: each leaf is read when it is asked for."""
         return self._load(self._resolve(ref), allow_pickle)
 
-    def load_selected(
-        self, selector: Selector, *, allow_pickle: bool = False
-    ) -> LoadedCheckpoint:
+    def load_selected(self, selector: Selector, *, allow_pickle: bool = False) -> LoadedCheckpoint:
         """As `load`, for a selector that `core.address` parsed."""
         return self._load(self._select(selector), allow_pickle)
 

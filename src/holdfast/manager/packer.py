@@ -115,7 +115,7 @@ class Packer:
         self._open = _OpenPack()
         metadata = {"holdfast.step": str(self._save.ordinal)}
         header, offsets = pack_header(pack.chunks, metadata)
-        number = self._number(self._writer.put_pack(self._save, [header, *pack.parts]))
+        number = self._number(self._writer.put_pack(self._save, header, pack.parts))
         for (leaf, at), offset in zip(pack.owners, offsets, strict=True):
             old = self._chunks[leaf][at]
             self._chunks[leaf][at] = Chunk(

@@ -147,6 +147,22 @@ class ChunkReader:
         return memoryview(block)[:nbytes]
 
 
+def pack_heads(manifest: Manifest) -> list[Wanted]:
+    """The headers of all packs: our reads do not use them, other readers do.
+
+    They lie before the first chunk, so they are read with it.
+    """
+    return [
+        Wanted(
+            Leaf("the header", "U8", (), ()),
+            Chunk((), (), index, 0, pack.head_nbytes, pack.head_digest),
+            lambda leaf, chunk, data: None,
+        )
+        for index, pack in enumerate(manifest.packs)
+        if pack.head_nbytes
+    ]
+
+
 def wanted_for(manifest: Manifest, requests: Iterable[tuple[int, Destination]]) -> list[Wanted]:
     """The chunks of requested leaves, written to their destinations."""
     wanted: list[Wanted] = []

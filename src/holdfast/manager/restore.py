@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.core.tree import TreeDecoder
-
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import apply_rng
+from holdfast.core.tree import TreeDecoder
 from holdfast.errors import (
     CheckpointRemoved,
     CorruptionError,
@@ -19,7 +18,7 @@ from holdfast.errors import (
     PickleRefused,
 )
 from holdfast.manager.info import Restored, info_of
-from holdfast.manager.reader import ChunkReader, wanted_for
+from holdfast.manager.reader import ChunkReader, Wanted, pack_heads, wanted_for
 from holdfast.repo.repo import Repo
 
 logger = logging.getLogger("holdfast")
@@ -150,7 +149,7 @@ class Restorer:
     def _fill(self, record: Record, manifest: Manifest, *decoders: TreeDecoder) -> None:
         """As `fill`; remembers damaged packs, which must not be reused by a save."""
         try:
-            fill(self._repo, record, manifest, *decoders)
+            fill(self._repo, record, manifest, *decoders, also=pack_heads(manifest))
         except DamagedObject as error:
             self._distrusted.add(error.key.removeprefix("packs/").removesuffix(".safetensors"))
             raise
@@ -171,9 +170,15 @@ class Restorer:
         )
 
 
-def fill(repo: Repo, record: Record, manifest: Manifest, *decoders: TreeDecoder) -> None:
+def fill(
+    repo: Repo,
+    record: Record,
+    manifest: Manifest,
+    *decoders: TreeDecoder,
+    also: Sequence[Wanted] = (),
+) -> None:
     """Read and verify all that decoders asked for, then run their finishers."""
     requests = [request for decoder in decoders for request in decoder.requests]
-    ChunkReader(repo, record, manifest).read(wanted_for(manifest, requests))
+    ChunkReader(repo, record, manifest).read([*wanted_for(manifest, requests), *also])
     for decoder in decoders:
         decoder.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.core.records import Chunk, Leaf, Record
 from holdfast.errors import CorruptionError
 from holdfast.manager.info import Verification, info_of
-from holdfast.manager.reader import ChunkReader, Wanted
+from holdfast.manager.reader import ChunkReader, Wanted, pack_heads
 from holdfast.repo.repo import Repo
 
 
@@ -22,6 +22,7 @@ def verify(repo: Repo, record: Record, address: str) -> Verification:
     except CorruptionError as error:
         return Verification(info, False, (error.message,), 0)
     wanted = [Wanted(leaf, chunk, _drop) for leaf in manifest.leaves for chunk in leaf.chunks]
+    wanted += pack_heads(manifest)
     problems = reader.survey(wanted)
     lines = tuple(sorted(problem.message for problem in problems))
     return Verification(info, not lines, lines, reader.bytes_read)

@@ -28,9 +28,9 @@ def check_manifest(manifest: Manifest, key: str) -> None:
     for pack in manifest.packs:
         if not keys.is_name(pack.name):
             raise DamagedObject(key, f"it names an unsafe pack {pack.name!r}")
-        if pack.nbytes < 0:
-            raise DamagedObject(key, f"pack {pack.name} has a negative size")
-    ranges: list[list[tuple[int, int]]] = [[] for _ in manifest.packs]
+        if not 0 <= pack.head_nbytes <= pack.nbytes:
+            raise DamagedObject(key, f"pack {pack.name} has an impossible size")
+    ranges = [[(0, pack.head_nbytes)] for pack in manifest.packs]
     seen: set[str] = set()
     for leaf in manifest.leaves:
         if leaf.path in seen:

@@ -44,10 +44,11 @@ def fork(parent: Repo, record: Record, child: Repo, *, note: str = "") -> Record
         for pack in manifest.packs:
             if borrow or pack.run:
                 run = join_address(address, pack.run) if pack.run else address
-                packs.append(Pack(pack.name, pack.nbytes, save.ordinal, run))
+                packs.append(msgspec.structs.replace(pack, born=save.ordinal, run=run))
             else:
-                data = _read_whole(parent, pack)
-                packs.append(writer.put_pack(save, [data]))
+                data = memoryview(_read_whole(parent, pack))
+                head = bytes(data[: pack.head_nbytes])
+                packs.append(writer.put_pack(save, head, [data[pack.head_nbytes :]]))
         copy = _adopt(manifest, child, writer, save.nonce, save.ordinal, tuple(packs))
         return writer.commit(
             save,

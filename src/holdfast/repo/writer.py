@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from holdfast.core.digest import digest
 from holdfast.core.process import current, is_alive
 from holdfast.core.records import Entry, Holder, Manifest, Pack, Record, RunInfo
 from holdfast.core.sealed import seal
@@ -127,13 +128,22 @@ class Writer:
             self._in_flight[save.nonce] = save
             return save
 
-    def put_pack(self, save: Save, parts: Sequence[Buffer]) -> Pack:
-        """Write one pack durably, under a new name. Raises StoreUnavailable, StoreFull."""
+    def put_pack(self, save: Save, head: bytes, chunks: Sequence[Buffer]) -> Pack:
+        """Write one pack (its header, then chunks) durably, under a new name.
+
+        Raises StoreUnavailable, StoreFull.
+        """
         name = keys.pack_name(self.epoch, save.nonce, 0, len(save.written))
-        nbytes = sum(memoryview(part).nbytes for part in parts)
-        pack = Pack(name=name, nbytes=nbytes, born=save.ordinal)
+        nbytes = len(head) + sum(memoryview(chunk).nbytes for chunk in chunks)
+        pack = Pack(
+            name=name,
+            nbytes=nbytes,
+            born=save.ordinal,
+            head_nbytes=len(head),
+            head_digest=digest(head),
+        )
         save.written[name] = pack
-        self._put_own(keys.pack_key(name), parts, nbytes)
+        self._put_own(keys.pack_key(name), [head, *chunks], nbytes)
         return pack
 
     def _put_own(self, key: str, parts: Sequence[Buffer], nbytes: int) -> None:

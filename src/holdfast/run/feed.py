@@ -245,7 +245,7 @@ class BaseFeed:
             return [f"the kind of loader was {saved.get('kind')!r}, is {self.kind!r}"]
         was, now = saved["identity"], self.identity()
         return [
-            f"{key.replace('_', ' ')} was {was.get(key)!r}, is {now.get(key)!r}"
+            f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
             for key in dict.fromkeys([*was, *now])
             if was.get(key) != now.get(key)
         ]

@@ -268,9 +268,12 @@ def _assign(place: _Place, saved: Any) -> None:
     elif isinstance(live, dict):
         live.clear()
         live.update(saved)
-    elif isinstance(live, np.ndarray) and live.shape == np.shape(saved) and live.flags.writeable:
-        np.copyto(live, saved)
+    elif isinstance(live, np.ndarray):
+        if live.shape == np.shape(saved) and live.flags.writeable:
+            np.copyto(live, saved)
+        else:
+            vars(place.owner)[place.name] = saved
     elif hasattr(live, "copy_") and live.shape == saved.shape:
-        live.copy_(saved)
+        live.copy_(saved)  # a tensor; this package knows none
     else:
         vars(place.owner)[place.name] = saved

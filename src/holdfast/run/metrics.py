@@ -78,7 +78,8 @@ def read(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def number(value: Any) -> float:
-    return float(value)
+    """`value` as a float; `item` also takes arrays of one element."""
+    return float(value.item() if hasattr(value, "item") else value)
 
 
 def _take(name: str, value: Any) -> Any:
@@ -100,7 +101,7 @@ def _take(name: str, value: Any) -> Any:
     if hasattr(value, "block_until_ready"):
         return value  # a JAX array: cannot change, may still be computed
     try:
-        return float(value)
+        return number(value)
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"metric {name!r} is not a number: {type(value).__name__}",

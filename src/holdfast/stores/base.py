@@ -49,9 +49,9 @@ class Store(Protocol):
     """Immutable objects under string keys.
 
     Every method may be called from any thread. Besides what each method names,
-    all raise `StoreUnavailable` when the store does not answer and `BadKey` for
-    unsafe keys, and those that read raise `DamagedObject` for what only looks like
-    an object (a symbolic link, a pipe). Objects are never changed once they exist.
+    all raise `StoreUnavailable` when the store does not answer, `BadKey` for
+    unsafe keys, and `DamagedObject` for what only looks like an object or a folder
+    of them (a symbolic link, a pipe). Objects are never changed once they exist.
     A caller never uses a key and the same key as a folder (`a` and `a/b`).
     """
 

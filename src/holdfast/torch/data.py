@@ -206,7 +206,7 @@ class MapFeed(_LoaderFeed):
             # How many does not matter. But without any, random numbers come from the
             # global streams.
             "workers": "some" if loader.num_workers else "none",
-            "generators_in_dataset": len(self._augmenting),
+            "generators in the dataset": len(self._augmenting),
         }
 
     def _find_held(self) -> Held:
@@ -396,9 +396,12 @@ class StreamFeed(_LoaderFeed):
         if not self._asked:
             super()._resume(saved)
             return
-        self.loader.dataset.load_state_dict(saved["dataset"])  # type: ignore[attr-defined]
         apply_rng(saved["rng"])
-        self._iterate(0)
+        if saved["dataset"] is None:
+            self._iterator = iter(())
+        else:
+            self.loader.dataset.load_state_dict(saved["dataset"])  # type: ignore[attr-defined]
+            self._iterate(0)
 
     def _iterate(self, skip: int) -> None:
         alone = self._asked or self.loader.num_workers > 0
@@ -420,9 +423,10 @@ class StreamFeed(_LoaderFeed):
             return super()._next()
 
     def _record(self) -> dict[str, Any]:
-        # At an epoch's end it is not asked: an exhausted position would make the next
-        # epoch empty, where the dataset in this process would start anew.
-        asked = self._asked and self._at == "inside"
+        # Once it is exhausted (a last, short batch shows that) it is not asked: its
+        # position is that of the end or already that of a new start, who knows.
+        fetcher = getattr(self._iterator, "_dataset_fetcher", None)
+        asked = self._asked and fetcher is not None and not fetcher.ended
         dataset: Any = self.loader.dataset
         return {**super()._record(), "dataset": dataset.state_dict() if asked else None}
 

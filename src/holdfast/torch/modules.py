@@ -1,7 +1,6 @@
 """Modules: their state_dict, restored into the live parameters and buffers.
 
-    {"!": "torch.module", "type": "package.Class", "v": [[name, node], ...],
-     "metadata": node of state_dict()._metadata}
+    {"!": "torch.module", "type": "package:Class", "v": node of state_dict()}
 
 What state_dict leaves out (non-persistent buffers, training mode) is not saved.
 Names are those of the wrapped module: the segment that DistributedDataParallel,
@@ -19,47 +18,43 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from holdfast.core.adapters import NOTHING, Decoder, Encoder
+from holdfast.core.classes import type_name
+from holdfast.core.leaves import settle
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
+from holdfast.torch.dtypes import describe, name_of
 from holdfast.torch.tensors import malformed
 
 _WRAPPERS = ("module", "_orig_mod")
 _EXTRA = "_extra_state"  # the name that torch gives to what get_extra_state returns
-# Where a module class may define these without losing restore in place: there, they
+# Modules are loaded in place only if these methods come from torch itself: there, they
 # only copy into the parameters and buffers.
 _KNOWN = ("torch.nn.", "torch._dynamo.", "torch.optim.")
 _LOADING = ("load_state_dict", "state_dict", "_load_from_state_dict", "_save_to_state_dict")
-_HOOKS = (
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-    "_state_dict_hooks",
-)
+_HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks")
 
 
 # -- capture ------------------------------------------------------------------
 
 
 def encode_module(module: torch.nn.Module, path: str, encoder: Encoder) -> Node:
-    state = module.state_dict()
+    saved = module.state_dict()
     dropped = _wrapper_prefixes(module)
-    pairs: list[Node] = []
-    for name, value in state.items():
+    state: OrderedDict[str, Any] = OrderedDict()
+    for name, value in saved.items():
         if not isinstance(name, str):
             raise UnsupportedValue(
-                path, f"module whose state_dict has the key {name!r}", hint="Use names only."
+                path,
+                f"module whose state_dict has the key {name!r}",
+                hint="Its keys must be strings.",
             )
-        name = _without(name, dropped)
-        pairs.append([name, encoder.encode(value, f"{path}/{name}" if path else name)])
-    node: dict[str, Node] = {"!": "torch.module", "type": type_name(module), "v": pairs}
-    metadata = getattr(state, "_metadata", None)
+        state[_without(name, dropped)] = value
+    metadata = getattr(saved, "_metadata", None)
     if metadata:
         renamed = {_without(name, dropped): dict(entry) for name, entry in metadata.items()}
-        node["metadata"] = encoder.encode(renamed, f"{path}/_metadata")
-    return node
-
-
-def type_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+        state._metadata = renamed  # type: ignore[attr-defined]
+    node = encoder.encode(state, path)
+    return {"!": "torch.module", "type": type_name(type(module)), "v": node}
 
 
 def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
@@ -77,7 +72,7 @@ def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
 
 
 def _without(name: str, dropped: set[str]) -> str:
-    """`name` without the segments that end one of the paths in `dropped`."""
+    """`name` without the segments that end one of the names in `dropped`."""
     if not dropped:
         return name
     segments = name.split(".")
@@ -89,8 +84,8 @@ def _without(name: str, dropped: set[str]) -> str:
     return ".".join(kept)
 
 
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+def _join(prefix: str, name: str, separator: str = ".") -> str:
+    return f"{prefix}{separator}{name}" if prefix else name
 
 
 # -- names --------------------------------------------------------------------
@@ -128,18 +123,19 @@ def match_names(saved: Iterable[str], live: Iterable[str]) -> dict[str, str]:
 
 def decode_module(node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:
     """Into the live module `target`, or the state_dict that was saved if there is none."""
-    pairs = _pairs(node, path)
     if not isinstance(target, torch.nn.Module):
-        return _state_dict(node, pairs, path, decoder)
+        live_dict = target if isinstance(target, dict) else NOTHING
+        return decoder.decode(node.get("v"), live_dict, path)
+    state = _entries(node.get("v"), path)
     if plain_loading(target):
-        _restore_in_place(target, pairs, path, decoder)
+        _restore_in_place(target, state, path, decoder)
     else:
-        _restore_by_loading(target, node, pairs, path, decoder)
+        _restore_by_loading(target, node, state, path, decoder)
     return target
 
 
-def _pairs(node: dict[str, Node], path: str) -> dict[str, Node]:
-    pairs = node.get("v")
+def _entries(node: Node, path: str) -> dict[str, Node]:
+    pairs = node.get("v") if isinstance(node, dict) and node.get("!") == "odict" else None
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
     ):
@@ -150,22 +146,6 @@ def _pairs(node: dict[str, Node], path: str) -> dict[str, Node]:
     return found
 
 
-def _state_dict(
-    node: dict[str, Node], pairs: dict[str, Node], path: str, decoder: Decoder
-) -> OrderedDict[str, Any]:
-    state: OrderedDict[str, Any] = OrderedDict(
-        (name, decoder.decode(value, NOTHING, _leaf_path(path, name)))
-        for name, value in pairs.items()
-    )
-    if "metadata" in node:
-        state._metadata = decoder.decode(node["metadata"], NOTHING, path)  # type: ignore[attr-defined]
-    return state
-
-
-def _leaf_path(path: str, name: str) -> str:
-    return f"{path}/{name}" if path else name
-
-
 def plain_loading(module: torch.nn.Module) -> bool:
     """Whether loading a state_dict does no more than copy into the parameters and
     buffers and call set_extra_state, so that it can be done leaf by leaf."""
@@ -174,37 +154,31 @@ def plain_loading(module: torch.nn.Module) -> bool:
     for part in module.modules():
         if any(getattr(part, hooks, None) for hooks in _HOOKS):
             return False
-        if not _KNOWN_METHODS.setdefault(type(part), _has_known_methods(type(part))):
+        methods = (getattr(getattr(type(part), name), "__module__", "") for name in _LOADING)
+        if not all(defined_in.startswith(_KNOWN) for defined_in in methods):
             return False
         if any(name in part.__dict__ for name in _LOADING):
             return False
-        if any(is_lazy(tensor) for tensor in (*part._parameters.values(), *part._buffers.values())):
+        if any(map(is_lazy, (*part._parameters.values(), *part._buffers.values()))):
             return False
     return True
 
 
-_KNOWN_METHODS: dict[type, bool] = {}
-
-
-def _has_known_methods(kind: type) -> bool:
-    return all(getattr(kind, name).__module__.startswith(_KNOWN) for name in _LOADING)
-
-
 def _restore_in_place(
-    module: torch.nn.Module, pairs: dict[str, Node], path: str, decoder: Decoder
+    module: torch.nn.Module, state: dict[str, Node], path: str, decoder: Decoder
 ) -> None:
     tensors, extras = _live_state(module)
-    matched = match_names(pairs, [*tensors, *extras])
-    _report_names(pairs, [*tensors, *extras], matched, path, decoder)
-    for name, value in pairs.items():
-        if name not in matched:
+    matched = match_names(state, [*tensors, *extras])
+    _report_names(state, [*tensors, *extras], matched, path, decoder)
+    for name, node in state.items():
+        live_name = matched.get(name)
+        if live_name is None:
             continue
-        live_name = matched[name]
-        live_path = _leaf_path(path, live_name)
+        live_path = _join(path, live_name, "/")
         if live_name in tensors:
-            _into_tensor(value, tensors[live_name], live_path, decoder)
+            decoder.decode(node, tensors[live_name], live_path)
         else:
-            _into_extra_state(value, extras[live_name], live_path, decoder)
+            _into_extra_state(node, extras[live_name], live_path, decoder)
 
 
 def _live_state(
@@ -225,24 +199,15 @@ def _live_state(
     return tensors, extras
 
 
-def _into_tensor(value: Node, tensor: torch.Tensor, path: str, decoder: Decoder) -> None:
-    if isinstance(value, dict):
-        decoder.decode(value, tensor, path)
-    else:
-        decoder.changed(path, f"the value {value!r}"[:80], "a tensor")
-
-
-def _into_extra_state(
-    value: Node, module: torch.nn.Module, path: str, decoder: Decoder
-) -> None:
-    state = decoder.decode(value, NOTHING, path)
+def _into_extra_state(node: Node, module: torch.nn.Module, path: str, decoder: Decoder) -> None:
     if type(module).set_extra_state is torch.nn.Module.set_extra_state:
         raise StateError(
-            f"{path!r} cannot be restored: {type_name(module)} has get_extra_state but "
-            "no set_extra_state",
-            hint="Define set_extra_state(state).",
+            f"{path!r} cannot be restored: {type_name(type(module))} has get_extra_state() "
+            "but no set_extra_state()",
+            hint="Define set_extra_state(self, state).",
         )
-    decoder.finish(lambda: module.set_extra_state(state))
+    state = decoder.decode(node, NOTHING, path)
+    decoder.finish(lambda: module.set_extra_state(settle(state)))
 
 
 def _report_names(
@@ -255,38 +220,44 @@ def _report_names(
     found = set(matched.values())
     for name in live:
         if name not in found:
-            decoder.missing(_leaf_path(path, name))
+            decoder.missing(_join(path, name, "/"))
     for name in saved:
         if name not in matched:
-            decoder.unexpected(_leaf_path(path, name))
+            decoder.unexpected(_join(path, name, "/"))
+
+
+# -- through load_state_dict --------------------------------------------------
 
 
 def _restore_by_loading(
     module: torch.nn.Module,
     node: dict[str, Node],
-    pairs: dict[str, Node],
+    saved: dict[str, Node],
     path: str,
     decoder: Decoder,
 ) -> None:
     """Through the module's own load_state_dict: it has hooks, its own loading, or
     parameters that get their shape from the checkpoint."""
     live = module.state_dict(keep_vars=True)
-    matched = match_names(pairs, live)
-    _report_names(pairs, live, matched, path, decoder)
+    matched = match_names(saved, live)
+    _report_names(saved, live, matched, path, decoder)
     state: OrderedDict[str, Any] = OrderedDict()
-    for name, value in pairs.items():
-        # Names that nobody has are given to it too: its hooks may know them (they
-        # come here only if the caller allowed differences).
+    for name, value in saved.items():
+        # Names that nobody has are passed on too: hooks may know them. They come to
+        # be loaded only if the caller allowed differences.
         live_name = matched.get(name, name)
-        fresh = decoder.decode(value, NOTHING, _leaf_path(path, live_name))
+        live_path = _join(path, live_name, "/")
+        fresh = decoder.decode(value, NOTHING, live_path)
         current = live.get(live_name)
         if is_lazy(fresh) and (current is None or is_lazy(current)):
             continue  # nothing was there yet, and nothing is now
         if _differs(fresh, current):
-            decoder.changed(_leaf_path(path, live_name), _word(fresh), _word(current))
+            decoder.changed(live_path, _words(fresh), _words(current))
             continue
         state[live_name] = fresh
-    metadata = decoder.decode(node["metadata"], NOTHING, path) if "metadata" in node else None
+    attributes = node["v"].get("attrs")
+    saved_attributes = {} if attributes is None else decoder.decode(attributes, NOTHING, path)
+    metadata = saved_attributes.get("_metadata")
     if isinstance(metadata, dict):
         state._metadata = _renamed_metadata(module, metadata)  # type: ignore[attr-defined]
     decoder.finish(lambda: _load(module, state, path))
@@ -295,24 +266,20 @@ def _restore_by_loading(
 def _differs(fresh: object, current: object) -> bool:
     if not isinstance(current, torch.Tensor):
         return False  # an extra state, or a name that only hooks know
-    if not isinstance(fresh, torch.Tensor) or is_lazy(fresh):
+    if not isinstance(fresh, torch.Tensor) or is_lazy(fresh) or fresh.dtype != current.dtype:
         return True
-    if is_lazy(current):
-        return fresh.dtype != current.dtype
-    return fresh.dtype != current.dtype or fresh.shape != current.shape
+    return not is_lazy(current) and fresh.shape != current.shape
 
 
-def _word(value: object) -> str:
-    from holdfast.torch.dtypes import describe, name_of
-
+def _words(value: Any) -> str:
     if is_lazy(value):
-        return f"uninitialized {name_of(value.dtype)}"  # type: ignore[attr-defined]
+        return f"uninitialized {name_of(value.dtype)}"
     return describe(value) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
 def _renamed_metadata(module: torch.nn.Module, saved: dict[str, Any]) -> OrderedDict[str, Any]:
-    """The metadata by the live modules' names. Of a wrapper and what it wraps, the
-    inner entry counts."""
+    """The metadata by the live modules' names."""
+    # Of a wrapper and what it wraps the inner entry counts: the longer name.
     by_bare_name = {bare(name): entry for name, entry in sorted(saved.items())}
     renamed: OrderedDict[str, Any] = OrderedDict()
     for name, _ in module.named_modules(remove_duplicate=False):
@@ -323,11 +290,13 @@ def _renamed_metadata(module: torch.nn.Module, saved: dict[str, Any]) -> Ordered
 
 
 def _load(module: torch.nn.Module, state: OrderedDict[str, Any], path: str) -> None:
+    for name, value in state.items():
+        state[name] = settle(value)
     try:
         # Names were compared before; here they may differ only if that is allowed.
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise StateError(
-            f"load_state_dict of {type_name(module)} at {path!r} failed: {error}",
+            f"load_state_dict of {type_name(type(module))} at {path!r} failed: {error}",
             hint="Its parameters may be partly restored: do not go on with this model.",
         ) from error

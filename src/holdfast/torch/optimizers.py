@@ -1,13 +1,10 @@
 """Optimizers: their state and hyperparameters, restored without any conversion.
 
-    {"!": "torch.optimizer", "type": "torch.optim.adam:Adam",
-     "params": [[["float32", [10, 4], "cpu"], ...], ...],   one list per group
-     "state": [[key, [[name, node], ...]], ...],
-     "groups": [[[name, node], ...], ...]}
+    {"!": "torch.optimizer", "type": "torch.optim.adam:Adam", "v": node of state_dict(),
+     "params": [[[0, "float32", [10, 4], "cpu"], ...], ...]}
 
-`state` and `groups` hold what `state_dict()` gives, parameters as numbers. Further
-entries of a state_dict are under `more`. An optimizer whose state_dict is something
-else has it under `v`.
+`params` describes the parameters of each group: number in the state_dict, dtype, shape,
+device.
 
 torch's own `load_state_dict` casts state to the dtype of the parameter, which loses
 the bits of float32 moments of bfloat16 parameters. Here every tensor keeps the dtype
@@ -17,20 +14,23 @@ dicts of the parameter groups, to which schedulers refer, stay the same objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from holdfast.core.adapters import NOTHING, Decoder, Encoder
 from holdfast.core.classes import type_name
+from holdfast.core.leaves import settle
 from holdfast.core.types import Node
 from holdfast.errors import StateError
-from holdfast.torch.dtypes import describe, name_of, words
+from holdfast.torch.dtypes import describe, name_of
+from holdfast.torch.memory import copy_bits
 from holdfast.torch.modules import bare
-from holdfast.torch.sparse import decode_sparse
-from holdfast.torch.tensors import decode_tensor, malformed
+from holdfast.torch.placing import Placing, entry_in_place, moved
+from holdfast.torch.tensors import malformed, naturals
 
 _HOOKS = (
     "_optimizer_state_dict_pre_hooks",
@@ -44,92 +44,28 @@ _HOOKS = (
 
 
 def encode_optimizer(optimizer: Optimizer, path: str, encoder: Encoder) -> Node:
-    saved = optimizer.state_dict()
-    node: dict[str, Node] = {"!": "torch.optimizer", "type": type_name(type(optimizer))}
-    if not _is_standard(saved):
-        node["v"] = encoder.encode(saved, path)
-        return node
-    node["params"] = [
-        [_describe_param(param) for param in group["params"]] for group in optimizer.param_groups
-    ]
-    node["state"] = [
-        [encoder.encode(key, path), _encode_entry(entry, f"{path}/state/{key}", encoder)]
-        for key, entry in saved["state"].items()
-    ]
-    node["groups"] = [
-        _encode_items(group, f"{path}/param_groups/{number}", encoder)
-        for number, group in enumerate(saved["param_groups"])
-    ]
-    more = {key: value for key, value in saved.items() if key not in ("state", "param_groups")}
-    if more:
-        node["more"] = _encode_items(more, path, encoder)
-    return node
+    number = 0
+    groups: list[Node] = []
+    numbers: dict[int, int] = {}
+    for group in optimizer.param_groups:
+        described: list[Node] = []
+        # As state_dict numbers them: a parameter listed twice has its first number.
+        for param in group["params"]:
+            described.append([numbers.setdefault(id(param), number), *_description(param)])
+            number += 1
+        groups.append(described)
+    return {
+        "!": "torch.optimizer",
+        "type": type_name(type(optimizer)),
+        "v": encoder.encode(optimizer.state_dict(), path),
+        "params": groups,
+    }
 
 
-def _is_standard(saved: object) -> bool:
-    return (
-        isinstance(saved, dict)
-        and all(isinstance(key, str) for key in saved)
-        and isinstance(saved.get("state"), dict)
-        and isinstance(saved.get("param_groups"), list)
-        and all(
-            isinstance(group, dict)
-            and all(isinstance(key, str) for key in group)
-            and isinstance(group.get("params"), list)
-            and all(isinstance(number, int) for number in group["params"])
-            for group in saved["param_groups"]
-        )
-    )
-
-
-def _describe_param(param: torch.Tensor) -> Node:
-    if torch.nn.parameter.is_lazy(param):
-        return None
-    return [name_of(param.dtype), list(param.shape), str(param.device)]
-
-
-def _encode_entry(entry: object, path: str, encoder: Encoder) -> Node:
-    """One parameter's state: a list of pairs, or what a few optimizers have instead
-    of a dict, in an object of its own."""
-    if isinstance(entry, dict) and all(isinstance(name, str) for name in entry):
-        return _encode_items(entry, path, encoder)
-    return {"v": encoder.encode(entry, path)}
-
-
-def _encode_items(items: dict[str, Any], path: str, encoder: Encoder) -> list[Node]:
-    return [[name, encoder.encode(value, f"{path}/{name}")] for name, value in items.items()]
-
-
-# -- the checked node ---------------------------------------------------------
-
-
-class _SavedState:
-    """The parts of a node, checked for their form."""
-
-    def __init__(self, node: dict[str, Node], path: str) -> None:
-        try:
-            self.groups = [_pairs(group) for group in node["groups"]]
-            self.state = [(key, entry) for key, entry in node["state"]]
-            self.params = [list(group) for group in node["params"]]
-            self.more = _pairs(node.get("more", []))
-            self.ids = [_ids(group["params"]) for group in self.groups]
-        except (KeyError, TypeError, ValueError) as error:
-            raise malformed(path, "its optimizer state is malformed") from error
-
-
-def _pairs(node: Node) -> dict[str, Node]:
-    pairs = dict(node)
-    if len(pairs) != len(node) or not all(isinstance(name, str) for name in pairs):
-        raise ValueError("names are malformed")
-    return pairs
-
-
-def _ids(node: Node) -> list[int]:
-    # After a reference to the same list elsewhere its first item is a marker.
-    numbers = [number for number in node if type(number) is int]
-    if len(numbers) != len(set(numbers)) or len(numbers) < len(node) - 1:
-        raise ValueError("parameter numbers are malformed")
-    return numbers
+def _description(param: torch.Tensor) -> list[Node]:
+    shape = [] if is_lazy(param) else list(param.shape)
+    dtype = "uninitialized" if is_lazy(param) else name_of(param.dtype)
+    return [dtype, shape, str(param.device)]
 
 
 # -- restore ------------------------------------------------------------------
@@ -137,23 +73,21 @@ def _ids(node: Node) -> list[int]:
 
 def decode_optimizer(node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:
     """Into the live optimizer `target`, or the state_dict that was saved if there is none."""
-    live = target if isinstance(target, Optimizer) else None
-    if "v" in node:
-        state = decoder.decode(node["v"], NOTHING, path)
-        if live is not None:
-            decoder.finish(lambda: _load(live, state, path))
-        return state if live is None else live
-    saved = _SavedState(node, path)
-    if live is None:
-        return _state_dict(saved, path, decoder)
-    if not _same_parameters(saved, live, path, decoder):
-        return live
-    if plain_loading(live) and not saved.more:
-        _restore_in_place(saved, live, path, decoder)
+    if not isinstance(target, Optimizer):
+        return decoder.decode(node.get("v"), NOTHING, path)
+    params = _read_params(node.get("params"), path)
+    live_kind, saved_kind = type_name(type(target)), str(node.get("type"))
+    if live_kind.rpartition(":")[2] != saved_kind.rpartition(":")[2]:
+        decoder.changed(path, saved_kind, live_kind)
+    if not _same_parameters(params, target, path, decoder):
+        return target
+    parts = _parts(node.get("v"))
+    if parts is not None and plain_loading(target):
+        _restore_in_place(parts, params, target, path, decoder)
     else:
-        state = _state_dict(saved, path, decoder)
-        decoder.finish(lambda: _load_and_repair(live, state, path))
-    return live
+        state = decoder.decode(node.get("v"), NOTHING, path)
+        decoder.finish(lambda: _load_and_repair(target, settle(state), params, path))
+    return target
 
 
 def plain_loading(optimizer: Optimizer) -> bool:
@@ -169,257 +103,259 @@ def plain_loading(optimizer: Optimizer) -> bool:
     )
 
 
-def _state_dict(saved: _SavedState, path: str, decoder: Decoder) -> dict[str, Any]:
-    state: dict[str, Any] = {"state": {}, "param_groups": []}
-    for key_node, entry in saved.state:
-        key = decoder.decode(key_node, NOTHING, path)
-        state["state"][key] = _decode_entry(entry, f"{path}/state/{key}", decoder)
-    for number, group in enumerate(saved.groups):
-        group_path = f"{path}/param_groups/{number}"
-        state["param_groups"].append(_decode_items(group, group_path, decoder))
-    state.update(_decode_items(saved.more, path, decoder))
-    return state
+_Params = list[list[tuple[int, str, str]]]
+"""Of each group, of each parameter: number, description, device."""
 
 
-def _decode_entry(entry: Node, path: str, decoder: Decoder) -> Any:
-    if isinstance(entry, dict):
-        return decoder.decode(entry.get("v"), NOTHING, path)
-    return _decode_items(_entry_pairs(entry, path), path, decoder)
-
-
-def _entry_pairs(entry: Node, path: str) -> dict[str, Node]:
+def _read_params(node: Node, path: str) -> _Params:
     try:
-        return _pairs(entry)
+        return [
+            [
+                (number, f"{dtype}[{', '.join(map(str, naturals(shape, path)))}]", str(device))
+                for number, dtype, shape, device in group
+            ]
+            for group in node
+        ]
     except (TypeError, ValueError) as error:
-        raise malformed(path, "its state is malformed") from error
+        raise malformed(path, "its parameters are malformed") from error
 
 
-def _decode_items(items: dict[str, Node], path: str, decoder: Decoder) -> dict[str, Any]:
-    return {
-        name: decoder.decode(value, NOTHING, f"{path}/{name}") for name, value in items.items()
-    }
-
-
-def _same_parameters(saved: _SavedState, live: Optimizer, path: str, decoder: Decoder) -> bool:
+def _same_parameters(saved: _Params, live: Optimizer, path: str, decoder: Decoder) -> bool:
     """Whether the parameters correspond by their order; reports it if not."""
-    saved_counts = [len(ids) for ids in saved.ids]
+    counts = [len(group) for group in saved]
     live_counts = [len(group["params"]) for group in live.param_groups]
-    if saved_counts != live_counts:
-        decoder.changed(f"{path}/param_groups", _count(saved_counts), _count(live_counts))
+    if counts != live_counts:
+        decoder.changed(f"{path}/param_groups", _count(counts), _count(live_counts))
         return False
     same = True
-    for number, (descriptions, group) in enumerate(
-        zip(saved.params, live.param_groups, strict=False)
-    ):
-        group_path = f"{path}/param_groups/{number}"
-        for position, (saved_param, param) in enumerate(
-            zip(descriptions, group["params"], strict=False)
-        ):
-            saved_words = _param_words(saved_param, group_path)
-            if torch.nn.parameter.is_lazy(param) or saved_words is None:
-                continue
-            if saved_words != describe(param):
-                decoder.changed(f"{group_path}/params/{position}", saved_words, describe(param))
+    for number, (group, live_group) in enumerate(zip(saved, live.param_groups, strict=True)):
+        params = zip(group, live_group["params"], strict=True)
+        for position, ((_, words, _), param) in enumerate(params):
+            unknown = is_lazy(param) or words.startswith("uninitialized")
+            if not unknown and words != describe(param):
                 same = False
-        same = _same_names(saved.groups[number], group, group_path, decoder) and same
+                where = f"{path}/param_groups/{number}/params/{position}"
+                decoder.changed(where, words, describe(param))
     return same
 
 
 def _count(counts: list[int]) -> str:
     groups = "1 group" if len(counts) == 1 else f"{len(counts)} groups"
-    numbers = " + ".join(map(str, counts)) or "0"
-    return f"{groups} of {numbers} parameters"
+    return f"{groups} of {' + '.join(map(str, counts)) or '0'} parameters"
 
 
-def _param_words(param: Node, path: str) -> str | None:
-    if param is None:
+# -- the state_dict's node ------------------------------------------------------
+
+
+class _Parts:
+    """The parts of a state_dict that are in the checkpoint and were not skipped."""
+
+    def __init__(self, state: list[Any] | None, groups: list[dict[str, Node]] | None) -> None:
+        self.state = state
+        self.groups = groups
+
+
+def _parts(node: Node) -> _Parts | None:
+    """None if the state_dict is not of the form that torch's own optimizers have."""
+    entries = _pairs(node)
+    if entries is None:
         return None
-    if not isinstance(param, list) or len(param) != 3 or not isinstance(param[1], list):
-        raise malformed(path, "its parameters are malformed")
-    return f"{param[0]}[{', '.join(map(str, param[1]))}]"
+    parts = dict(entries)
+    if not parts.keys() <= {"state", "param_groups"}:
+        return None
+    state = _pairs(parts["state"]) if "state" in parts else None
+    groups = None
+    if "param_groups" in parts:
+        nodes = parts["param_groups"]
+        if not isinstance(nodes, list):
+            return None
+        found = [_pairs(group) for group in nodes]
+        if any(group is None for group in found):
+            return None
+        groups = [dict(group) for group in found if group is not None]
+    if "state" in parts and state is None:
+        return None
+    return _Parts(state, groups)
 
 
-def _same_names(
-    saved: dict[str, Node], live: dict[str, Any], path: str, decoder: Decoder
-) -> bool:
-    """Parameters correspond by order alone; where both sides know names, a changed
-    order can be seen."""
-    names, live_names = saved.get("param_names"), live.get("param_names")
-    if not isinstance(names, list) or not isinstance(live_names, list):
-        return True
-    names = [name for name in names if isinstance(name, str)]
-    if [bare(name) for name in names] == [bare(name) for name in live_names]:
-        return True
-    decoder.changed(f"{path}/param_names", _shortened(names), _shortened(live_names))
-    return False
-
-
-def _shortened(names: list[str]) -> str:
-    text = ", ".join(names)
-    return text if len(text) <= 200 else f"{text[:200]}… ({len(names)} names)"
+def _pairs(node: Node) -> list[Any] | None:
+    """The [key, node] pairs of a dict node that nothing else refers to."""
+    if not isinstance(node, dict) or node.get("!") != "dict" or "id" in node:
+        return None
+    pairs = node.get("v")
+    if not isinstance(pairs, list):
+        return None
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str | int)
+        for pair in pairs
+    ):
+        return None
+    return pairs if len({(type(key), key) for key, _ in pairs}) == len(pairs) else None
 
 
 # -- in place -----------------------------------------------------------------
 
 
 def _restore_in_place(
-    saved: _SavedState, live: Optimizer, path: str, decoder: Decoder
+    parts: _Parts, params: _Params, live: Optimizer, path: str, decoder: Decoder
 ) -> None:
-    params: dict[int, tuple[torch.Tensor, str, dict[str, Node]]] = {}
-    for ids, group, described, live_group in zip(
-        saved.ids, saved.groups, saved.params, live.param_groups, strict=True
-    ):
-        for number, description, param in zip(ids, described, live_group["params"], strict=True):
-            device = description[2] if description else str(param.device)
-            params[number] = (param, str(device), group)
-    state: list[tuple[Any, Any]] = []
-    for key_node, entry in saved.state:
-        key = decoder.decode(key_node, NOTHING, path)
-        entry_path = f"{path}/state/{key}"
-        if not isinstance(key, int) or key not in params:
-            state.append((key, _decode_entry(entry, entry_path, decoder)))
-        else:
-            param, device, group = params[key]
-            placing = _Placing(param, device, group)
-            state.append((param, _entry_in_place(entry, placing, live, entry_path, decoder)))
+    placings: dict[Any, Placing] = {}
+    for number, (described, live_group) in enumerate(zip(params, live.param_groups, strict=True)):
+        group = live_group if parts.groups is None else parts.groups[number]
+        on_device = group.get("capturable") is True or group.get("fused") is True
+        for (key, _, device), param in zip(described, live_group["params"], strict=True):
+            placings.setdefault(key, Placing(param, device, on_device))
+    state: list[tuple[Any, Any]] | None = None
+    if parts.state is not None:
+        state = []
+        for key, entry in parts.state:
+            where = f"{path}/state/{key}"
+            placing = placings.get(key)
+            if placing is None:
+                state.append((key, decoder.decode(entry, NOTHING, where)))
+            else:
+                current = live.state.get(placing.param)
+                pairs = _pairs(entry)
+                state.append(
+                    (placing.param, entry_in_place(entry, pairs, current, placing, where, decoder))
+                )
     groups = [
         _group_in_place(group, live_group, f"{path}/param_groups/{number}", decoder)
         for number, (group, live_group) in enumerate(
-            zip(saved.groups, live.param_groups, strict=True)
+            zip(parts.groups or (), live.param_groups, strict=False)
         )
     ]
     decoder.finish(lambda: _apply(live, state, groups))
 
 
+def _group_in_place(
+    saved: dict[str, Node], live: dict[str, Any], path: str, decoder: Decoder
+) -> dict[str, Any]:
+    """Values for the live group, to be put there when the bytes are in."""
+    values: dict[str, Any] = {}
+    for name, node in saved.items():
+        if name == "params":
+            continue
+        current = live.get(name)
+        where = f"{path}/{name}"
+        if name == "param_names" and isinstance(current, list):
+            _same_names(node, current, where, decoder)
+        elif isinstance(current, torch.Tensor):
+            # A captured graph reads this very tensor: it is filled, not replaced.
+            if isinstance(node, int | float):
+                decoder.finish(_filling(current, node))
+            else:
+                values[name] = decoder.decode(node, current, where)
+        else:
+            values[name] = decoder.decode(node, NOTHING, where)
+    return values
+
+
+def _filling(tensor: torch.Tensor, number: float) -> Any:
+    def fill() -> None:
+        with torch.no_grad():
+            tensor.fill_(number)
+
+    return fill
+
+
+def _same_names(node: Node, live: list[str], path: str, decoder: Decoder) -> None:
+    """Parameters correspond by order alone; where both sides know names, a changed
+    order can be seen."""
+    names = [name for name in node if isinstance(name, str)] if isinstance(node, list) else []
+    if [bare(name) for name in names] != [bare(name) for name in live]:
+        decoder.changed(path, _shortened(names), _shortened(live))
+
+
+def _shortened(names: list[str]) -> str:
+    text = ", ".join(names)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(names)} names)"
+
+
 def _apply(
-    live: Optimizer, state: list[tuple[Any, Any]], groups: list[dict[str, Any]]
+    live: Optimizer, state: list[tuple[Any, Any]] | None, groups: list[dict[str, Any]]
 ) -> None:
-    entries = []
-    for key, value in state:
-        current = live.state.get(key)
-        if isinstance(value, dict) and isinstance(current, dict):
-            current.clear()
-            current.update(value)
-            value = current
-        entries.append((key, value))
-    live.state.clear()
-    live.state.update(entries)
-    for group, values in zip(live.param_groups, groups, strict=True):
-        group.update(values)
+    memo: dict[int, Any] = {}
+    if state is not None:
+        entries: list[tuple[Any, Any]] = []
+        for key, value in state:
+            value = moved(value, memo)
+            current = live.state.get(key)
+            if type(value) is dict and type(current) is dict:
+                current.clear()
+                current.update(value)
+                value = current
+            entries.append((key, value))
+        live.state.clear()
+        live.state.update(entries)
+    for group, values in zip(live.param_groups, groups, strict=False):
+        for name, value in values.items():
+            _put(group, name, settle(value))
     # Subclasses fill in there what older versions of them did not save.
     live.__setstate__({"state": live.state, "param_groups": live.param_groups})
 
 
-class _Placing:
-    """Where the tensors of one parameter's state belong."""
-
-    def __init__(self, param: torch.Tensor, saved_device: str, group: dict[str, Node]) -> None:
-        self.param = param
-        self._saved_device = saved_device
-        self._on_device = group.get("capturable") is True or group.get("fused") is True
-
-    def device(self, name: str, saved: str) -> torch.device:
-        """For the tensor `name` that was saved from the device `saved`."""
-        cpu = torch.device("cpu")
-        if torch.device(self._saved_device).type != "cpu":
-            # It shows whether the tensor was with its parameter or offloaded.
-            return cpu if saved.startswith("cpu") else self.param.device
-        if name == "step" and not self._on_device:
-            return cpu
-        return self.param.device
+def _put(group: dict[str, Any], name: str, value: Any) -> None:
+    current = group.get(name)
+    if isinstance(value, torch.Tensor) and value is not current:
+        if type(current) in (int, float) and value.numel() == 1:
+            value = value.item()  # built with a plain number this time
+        elif value.device.type == "cpu" and value.dim() and group["params"]:
+            value = value.to(group["params"][0].device)
+    group[name] = value
 
 
-def _entry_in_place(
-    entry: Node, placing: _Placing, live: Optimizer, path: str, decoder: Decoder
-) -> Any:
-    current = live.state.get(placing.param)
-    if isinstance(entry, dict):
-        return _moved(decoder.decode(entry.get("v"), NOTHING, path), "", placing, decoder)
-    values: dict[str, Any] = {}
-    for name, node in _entry_pairs(entry, path).items():
-        existing = current.get(name) if isinstance(current, dict) else None
-        value_path = f"{path}/{name}"
-        tag = node.get("!") if isinstance(node, dict) else None
-        if tag not in ("torch.tensor", "torch.sparse") or "id" in node:
-            # Plain values, and tensors in lists (LBFGS) or shared by parameters.
-            value = decoder.decode(node, NOTHING, value_path)
-            values[name] = _moved(value, name, placing, decoder)
-            continue
-        device = placing.device(name, str(node.get("device", "cpu")))
-        if _can_hold(existing, node, device, decoder):
-            values[name] = decoder.decode(node, existing, value_path)
-        elif tag == "torch.tensor":
-            values[name] = decode_tensor(node, NOTHING, value_path, decoder, device)
-        else:
-            values[name] = decode_sparse(node, NOTHING, value_path, decoder, device)
-    return values
+# -- through load_state_dict ----------------------------------------------------
 
 
-def _can_hold(
-    existing: object, node: dict[str, Node], device: torch.device, decoder: Decoder
-) -> bool:
-    """Whether the live state tensor can be written in place and be exactly as saved."""
-    if (
-        type(existing) is not torch.Tensor
-        or node["!"] != "torch.tensor"
-        or "offset" in node
-        or existing.layout is not torch.strided
-        or existing.device != device
-        or existing.is_meta
-    ):
-        return False
-    if name_of(existing.dtype) != node.get("dtype") or type(node.get("leaf")) is not int:
-        return False
-    storage = existing.untyped_storage()
-    if decoder.alias(("torch.claimed", str(device), storage.data_ptr())):
-        return False  # it shares memory with something else that is restored
-    _, shape = decoder.spec(node["leaf"])
-    return tuple(existing.shape) == tuple(shape)[: existing.dim()]
-
-
-def _moved(value: Any, name: str, placing: _Placing, decoder: Decoder) -> Any:
-    """`value` with its tensors where they belong. A container is changed in place,
-    after the bytes came."""
-    if isinstance(value, torch.Tensor):
-        device = placing.device(name, "cuda")
-        if value.device == device:
-            return value
-    elif all(tensor.device == placing.device(name, "cuda") for tensor in _tensors(value)):
-        return value
-    raise NotImplementedError
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _group_in_place(
-    saved: dict[str, Node], live: dict[str, Any], path: str, decoder: Decoder
-) -> dict[str, Any]:
-    """Values to put into the live group."""
-    values: dict[str, Any] = {}
-    for name, node in saved.items():
-        if name in ("params", "param_names"):
-            continue
-    return values
-
-
-def _load(optimizer: Optimizer, state: Any, path: str) -> None:
+def _load_and_repair(optimizer: Optimizer, state: Any, params: _Params, path: str) -> None:
+    """Through the optimizer's own load_state_dict, then undo what torch's one changes:
+    the dtypes of state tensors, and which objects the groups are."""
+    groups = list(optimizer.param_groups)
+    rates = [
+        {name: value for name, value in group.items() if isinstance(value, torch.Tensor)}
+        for group in groups
+    ]
     try:
         optimizer.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StateError(
             f"load_state_dict of {type_name(type(optimizer))} at {path!r} failed: {error}",
             hint="The optimizer may be partly restored: do not go on with it.",
         ) from error
+    if len(optimizer.param_groups) == len(groups):
+        for number, (group, tensors) in enumerate(zip(groups, rates, strict=True)):
+            loaded = dict(optimizer.param_groups[number])
+            for name, tensor in tensors.items():
+                value = loaded.get(name)
+                if isinstance(value, torch.Tensor) and _alike(value, tensor):
+                    if value is not tensor:
+                        copy_bits(value, tensor)
+                    loaded[name] = tensor
+            group.clear()
+            group.update(loaded)
+            optimizer.param_groups[number] = group
+    saved = state.get("state") if isinstance(state, dict) else None
+    live = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    numbers = [number for group in params for number, _, _ in group]
+    if isinstance(saved, dict) and len(live) == len(numbers):
+        for number, param in zip(numbers, live, strict=True):
+            entry, loaded = saved.get(number), optimizer.state.get(param)
+            if isinstance(entry, dict) and isinstance(loaded, dict):
+                _repair(entry, loaded)
 
 
-def _load_and_repair(optimizer: Optimizer, state: dict[str, Any], path: str) -> None:
-    ...
+def _repair(saved: dict[Any, Any], loaded: dict[Any, Any]) -> None:
+    for name, value in saved.items():
+        current = loaded.get(name)
+        if (
+            isinstance(value, torch.Tensor)
+            and isinstance(current, torch.Tensor)
+            and value.dtype != current.dtype
+            and value.shape == current.shape
+        ):
+            loaded[name] = value.to(current.device)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape

@@ -18,7 +18,14 @@ from holdfast.core.adapters import NOTHING, Decoder, Encoder
 from holdfast.core.types import Node
 from holdfast.errors import UnsupportedValue
 from holdfast.torch.dtypes import describe, name_of, words
-from holdfast.torch.tensors import attributes, decode_tensor, dressed, malformed, naturals, read_node
+from holdfast.torch.tensors import (
+    attributes,
+    decode_tensor,
+    dressed,
+    malformed,
+    naturals,
+    read_node,
+)
 
 _ROWS = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED = {
@@ -116,9 +123,7 @@ def _build(
         )
 
 
-def _check(
-    layout: Any, parts: list[torch.Tensor], shape: tuple[int, ...], coalesced: bool
-) -> None:
+def _check(layout: Any, parts: list[torch.Tensor], shape: tuple[int, ...], coalesced: bool) -> None:
     if layout == "sparse_coo":
         torch._validate_sparse_coo_tensor_args(*parts, shape, coalesced)
     else:

@@ -83,9 +83,7 @@ def check_supported(tensor: torch.Tensor, path: str) -> None:
             hint="Save tensor.int_repr() with its scale and zero point.",
         )
     if tensor.is_nested:
-        raise UnsupportedValue(
-            path, "nested tensor", hint="Save its parts: list(tensor.unbind())."
-        )
+        raise UnsupportedValue(path, "nested tensor", hint="Save its parts: list(tensor.unbind()).")
 
 
 def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:

@@ -1,0 +1,100 @@
+"""The adapter: which node and which function belong to which torch value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from holdfast.core.adapters import Decoder, Encoder
+from holdfast.core.classes import type_name
+from holdfast.core.types import Node
+from holdfast.errors import FormatTooNew
+from holdfast.torch import rng
+from holdfast.torch.modules import decode_module, encode_module
+from holdfast.torch.objects import (
+    STATEFUL,
+    decode_generator,
+    decode_stateful,
+    decode_value,
+    encode_generator,
+    encode_stateful,
+    encode_value,
+)
+from holdfast.torch.optimizers import decode_optimizer, encode_optimizer
+from holdfast.torch.sparse import decode_sparse, encode_sparse
+from holdfast.torch.tensors import check_supported, decode_tensor, encode_tensor
+from holdfast.torch.untracked import find_untracked
+
+# Tag -> what it restores into in place, in words, and how.
+_LIVE: dict[str, tuple[Any, str, Callable[[dict[str, Node], object, str, Decoder], Any]]] = {
+    "torch.tensor": (torch.Tensor, "a tensor", decode_tensor),
+    "torch.sparse": (torch.Tensor, "a sparse tensor", decode_sparse),
+    "torch.module": (torch.nn.Module, "a module", decode_module),
+    "torch.optimizer": (torch.optim.Optimizer, "an optimizer", decode_optimizer),
+    "torch.object": (STATEFUL, "a scheduler or scaler", decode_stateful),
+    "torch.generator": (torch.Generator, "a generator", decode_generator),
+}
+_VALUES = ("torch.size", "torch.device", "torch.name")
+
+
+class TorchAdapter:
+    """Implements core.adapters.Adapter for PyTorch."""
+
+    name = "torch"
+
+    def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
+        if isinstance(value, torch.Tensor):
+            check_supported(value, path)
+            if value.layout is torch.strided:
+                return encode_tensor(value, path, encoder)
+            return encode_sparse(value, path, encoder)
+        if isinstance(value, torch.nn.Module):
+            return encode_module(value, path, encoder)
+        if isinstance(value, torch.optim.Optimizer):
+            return encode_optimizer(value, path, encoder)
+        if isinstance(value, STATEFUL):
+            return encode_stateful(value, path, encoder)
+        if isinstance(value, torch.Generator):
+            return encode_generator(value, path, encoder)
+        return encode_value(value)
+
+    def decode(self, node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:
+        tag = node["!"]
+        if tag in _VALUES:
+            return decode_value(node, path)
+        if tag not in _LIVE:
+            raise FormatTooNew(
+                f"{path!r} is a {tag[:80]!r}, which this Holdfast does not know",
+                hint="Upgrade: pip install -U holdfast",
+            )
+        kind, words, decode = _LIVE[tag]
+        if self.is_live(target) and not isinstance(target, kind):
+            decoder.changed(path, words, f"a {type_name(type(target))}")
+            return target
+        return decode(node, target, path, decoder)
+
+    def is_live(self, value: object) -> bool:
+        return isinstance(
+            value,
+            torch.Tensor
+            | torch.nn.Module
+            | torch.optim.Optimizer
+            | torch.Generator
+            | torch.optim.lr_scheduler.LRScheduler
+            | torch.amp.GradScaler,
+        )
+
+    def find_untracked(self, scope: Mapping[str, Any], tracked: Mapping[str, Any]) -> list[str]:
+        """Names in a caller's frame of what should be tracked, too."""
+        return find_untracked(scope, tracked)
+
+    def capture_rng(self) -> dict[str, object]:
+        return rng.capture_rng()
+
+    def apply_rng(self, states: dict[str, Any]) -> None:
+        rng.apply_rng(states)
+
+
+adapter = TorchAdapter()

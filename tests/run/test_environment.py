@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from holdfast.errors import UsageError
+from holdfast.run import environment
+from holdfast.run.environment import collect, config_diff, differences, plain_config
+
+
+def test_facts_are_plain_and_hold_no_environment_variable(monkeypatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "very-secret-value")
+    facts = collect()
+    text = msgspec.json.encode(facts).decode()
+    assert "very-secret-value" not in text
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert facts["packages"]["numpy"] == np.__version__
+    assert facts["argv"] == sys.argv
+    assert facts["cwd"] == os.getcwd()
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+
+def test_git_commit_and_edits(tmp_path: Path, monkeypatch) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "train.py").write_text("1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "x")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"))
+    clean = collect()["git"]
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "train.py").write_text("2\n")
+    edited = collect()["git"]
+    assert edited["dirty"] is True
+    line = f"code {clean['commit'][:9]} -> {clean['commit'][:9]} (edited)"
+    assert differences({"git": clean}, {"git": edited}) == [line]
+
+
+def test_without_git(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "git" not in collect()
+    monkeypatch.setattr(environment, "_GIT_TIMEOUT_S", 0.0)
+    assert "git" not in collect()
+
+
+def test_differences() -> None:
+    before = {"python": "3.11.1", "packages": {"torch": "2.12.0", "numpy": "2"}, "device": "cpu"}
+    now = {"python": "3.11.1", "packages": {"torch": "2.13.0", "jax": "1"}, "device": "H200"}
+    assert differences(before, now) == ["device cpu -> H200", "torch 2.12.0 -> 2.13.0"]
+    assert differences({}, now) == []
+
+
+@dataclass
+class Settings:
+    lr: float
+    path: Path
+
+
+def test_config_becomes_plain() -> None:
+    assert plain_config(Namespace(a=1, b=[Settings(0.1, Path("x"))])) == {
+        "a": 1,
+        "b": [{"lr": 0.1, "path": "x"}],
+    }
+    assert plain_config({"n": np.float64(0.5), "t": (1, 2), "s": {2, 1}, 3: None}) == {
+        "n": 0.5,
+        "t": [1, 2],
+        "s": [1, 2],
+        "3": None,
+    }
+
+
+def test_config_that_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"config\.model\[0\] is a object"):
+        plain_config({"model": [object()]})
+
+
+def test_config_diff() -> None:
+    before = {"lr": 0.1, "data": {"seed": 1, "n": 3}, "flag": 1, "nan": float("nan")}
+    now = {"lr": 0.2, "data": {"seed": 1}, "flag": True, "nan": float("nan"), "new": {}}
+    assert config_diff(before, now) == [
+        "data.n: 3 -> (absent)",
+        "flag: 1 -> True",
+        "lr: 0.1 -> 0.2",
+        "new: (absent) -> {}",
+    ]
+    assert config_diff(before, before) == []
+    assert config_diff(1, 2) == ["config: 1 -> 2"]

@@ -1,0 +1,107 @@
+"""The flag that signals set; signals to whole programs are in test_stop_signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from holdfast.run.signals import StopSignals
+
+
+class Handlers:
+    """Signals under test, with what was noticed."""
+
+    def __init__(self) -> None:
+        self.is_inside = True
+        self.noticed: list[str] = []
+        self.stop = StopSignals(inside=lambda frame: self.is_inside, notice=self.noticed.append)
+
+
+@pytest.fixture
+def handlers() -> Iterator[Handlers]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    made = Handlers()
+    yield made
+    made.stop.restore()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_is_a_flag(handlers: Handlers) -> None:
+    assert handlers.stop.install()
+    signal.raise_signal(signal.SIGTERM)
+    assert handlers.stop.requested
+    assert handlers.stop.name == "SIGTERM"
+    assert handlers.noticed == ["SIGTERM"]
+
+
+def test_a_second_interrupt_stops_at_once(handlers: Handlers) -> None:
+    handlers.stop.install()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert handlers.noticed == ["SIGTERM"]
+
+
+def test_previous_handlers_are_called_and_come_back(handlers: Handlers) -> None:
+    called: list[int] = []
+
+    def mine(number: int, frame: object) -> None:
+        called.append(number)
+
+    signal.signal(signal.SIGTERM, mine)
+    handlers.stop.install()
+    handlers.stop.install()
+    signal.raise_signal(signal.SIGTERM)
+    assert called == [signal.SIGTERM]
+    handlers.stop.restore()
+    assert signal.getsignal(signal.SIGTERM) is mine
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_installed_after_ours_stays(handlers: Handlers) -> None:
+    handlers.stop.install()
+
+    def later(number: int, frame: object) -> None: ...
+
+    signal.signal(signal.SIGTERM, later)
+    handlers.stop.restore()
+    assert signal.getsignal(signal.SIGTERM) is later
+
+
+def test_an_ignored_interrupt_stays_ignored(handlers: Handlers) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers.stop.install()
+    signal.raise_signal(signal.SIGINT)
+    assert not handlers.stop.requested
+
+
+def test_outside_the_loop_a_signal_does_what_it_did_before(handlers: Handlers) -> None:
+    handlers.is_inside = False
+    handlers.stop.install()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert not handlers.stop.requested
+
+
+def test_not_on_another_thread(handlers: Handlers) -> None:
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(handlers.stop.install()))
+    thread.start()
+    thread.join()
+    assert answers == [False]
+    assert not handlers.stop.installed
+
+
+def test_waiting_for_a_signal_that_is_a_little_late(handlers: Handlers) -> None:
+    handlers.stop.install()
+    assert not handlers.stop.wait(0.05)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert handlers.stop.wait(10.0)
+    timer.join()

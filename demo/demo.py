@@ -8,6 +8,8 @@ compared step by step, and both models bit for bit. Exit status 1 if anything di
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import random
 import shutil
@@ -16,14 +18,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "torch_digits.py"
 
-# A start takes seconds (imports); nothing is proven by killing those more often.
-KILL_AFTER_START_S = (0.0, 1.2)
 STUCK_AFTER_S = 120
 
 
@@ -34,8 +34,8 @@ class Leg:
     starts: int = 0
     kills: int = 0
     wall_s: float = 0.0
-    lines: list[str] = field(default_factory=list)
-    """What Holdfast said at each start."""
+    training_s: float = 0.0
+    """Of the last start: from the line that Holdfast prints to the end."""
 
 
 def start(run: Path, epochs: int, *, hash_seed: int) -> subprocess.Popen[str]:
@@ -50,7 +50,7 @@ def start(run: Path, epochs: int, *, hash_seed: int) -> subprocess.Popen[str]:
 
 def starting_line(line: str) -> bool:
     """Holdfast's line about where it starts."""
-    return line.startswith(("no checkpoint", "resumed")) or "resumed" in line
+    return line.startswith(("no checkpoint", "resumed"))
 
 
 def follow(process: subprocess.Popen[str], leg: Leg, kill_after_s: float | None) -> int:
@@ -59,18 +59,20 @@ def follow(process: subprocess.Popen[str], leg: Leg, kill_after_s: float | None)
     timers = [threading.Timer(STUCK_AFTER_S, process.kill)]
     timers[0].start()
     output: list[str] = []
+    began = time.perf_counter()
     assert process.stdout is not None
     try:
         for line in process.stdout:
             output.append(line)
             if not starting_line(line):
                 continue
-            leg.lines.append(line.strip())
+            began = time.perf_counter()
             print(f"  start {leg.starts}: {line.strip()}", flush=True)
             if kill_after_s is not None and len(timers) == 1:
                 timers.append(threading.Timer(kill_after_s, process.kill))
                 timers[-1].start()
         code = process.wait()
+        leg.training_s = time.perf_counter() - began
     finally:
         for timer in timers:
             timer.cancel()
@@ -98,17 +100,25 @@ def train(run: Path, epochs: int, delays_s: Sequence[float]) -> Leg:
     return leg
 
 
+def moments_s(kills: int, training_s: float, seed: int) -> list[float]:
+    """After how long each start is killed, so that the kills spread over the training.
+
+    Starts themselves take seconds (imports): killing those proves nothing.
+    """
+    longest = 1.5 * training_s / (kills + 1)
+    return [random.Random(f"{seed}-{n}").uniform(0, longest) for n in range(kills)]
+
+
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """`values` averaged into `width` columns, as text."""
+    """`values` averaged into `width` columns, as text, on a logarithmic scale."""
     bars = "▁▂▃▄▅▆▇█"
-    size = max(1, len(values) / width)
-    columns = [
-        values[int(i * size) : max(int(i * size) + 1, int((i + 1) * size))]
-        for i in range(min(width, len(values)))
-    ]
-    means = [sum(column) / len(column) for column in columns]
-    top = max(means) or 1.0
-    return "".join(bars[min(len(bars) - 1, int(mean / top * len(bars)))] for mean in means)
+    size = len(values) / min(width, len(values))
+    edges = [round(n * size) for n in range(min(width, len(values)) + 1)]
+    parts = [values[start:stop] for start, stop in itertools.pairwise(edges)]
+    heights = [math.log(max(sum(part) / len(part), 1e-12)) for part in parts]
+    low, high = min(heights), max(heights)
+    scale = (len(bars) - 1) / (high - low or 1.0)
+    return "".join(bars[round((height - low) * scale)] for height in heights)
 
 
 def results(run: Path) -> tuple[list[float], dict[str, bytes]]:
@@ -129,8 +139,8 @@ def compare(alone: Path, killed: Path) -> bool:
     """Print both curves and every difference; whether there is none."""
     losses, weights = results(alone)
     other_losses, other_weights = results(killed)
-    print(f"\nloss, left alone      {sparkline(losses)}")
-    print(f"loss, killed          {sparkline(other_losses)}")
+    print(f"  loss, left alone  {sparkline(losses)}")
+    print(f"  loss, killed      {sparkline(other_losses)}\n")
 
     differing = [
         step
@@ -139,10 +149,10 @@ def compare(alone: Path, killed: Path) -> bool:
     ]
     same_curve = len(losses) == len(other_losses) and not differing
     if same_curve:
-        print(f"\n  losses   {len(losses)} steps, identical at every step")
+        print(f"  losses   {len(losses)} steps, identical at every step")
     else:
         where = f"first at step {differing[0]}" if differing else "in length"
-        print(f"\n  losses   {len(losses)} and {len(other_losses)} steps, DIFFERENT {where}")
+        print(f"  losses   {len(losses)} and {len(other_losses)} steps, DIFFERENT {where}")
 
     names = sorted(weights.keys() | other_weights.keys())
     unequal = [name for name in names if weights.get(name) != other_weights.get(name)]
@@ -164,14 +174,11 @@ def command() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, help="of the random moments")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"))
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10_000)
-    delays_s = [
-        random.Random(f"{seed}-{n}").uniform(*KILL_AFTER_START_S) for n in range(args.kills)
-    ]
 
     alone, killed = args.folder / "left-alone", args.folder / "killed"
     for run in (alone, killed):
@@ -180,6 +187,7 @@ def main() -> int:
     print(f"1. Train for {args.epochs} epochs, left alone:")
     undisturbed = train(alone, args.epochs, [])
     print(f"\n2. The same command, killed at random moments (--seed {seed}):")
+    delays_s = moments_s(args.kills, undisturbed.training_s, seed)
     disturbed = train(killed, args.epochs, delays_s)
 
     print("\n3. Compare:")

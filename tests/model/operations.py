@@ -61,9 +61,11 @@ class DeleteYoungest(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Another guest commits something that matters to nobody, and prunes the log."""
+    """Another guest commits something that matters to nobody: the number of its entry."""
 
     run: str
+    prune: bool
+    """Whether it also prunes the log, all in this step."""
 
 
 class Sync(NamedTuple):
@@ -102,7 +104,7 @@ class Acknowledge(NamedTuple):
 
 
 class Observe(NamedTuple):
-    """Take the entry for the newest. No operation; the world checks it."""
+    """Take the entry (None: nothing) for the newest. No operation; the world checks it."""
 
     run: str
-    entry: Entry
+    entry: Entry | None

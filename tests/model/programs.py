@@ -153,13 +153,14 @@ def guest(*changes: Transaction) -> Start:
     return program
 
 
-def churn(turns: int) -> Start:
-    """Others, who make the log move on, one whole commit at a time."""
+def churn(turns: int, *, slowly: bool = False) -> Start:
+    """Others, who make the log move on: one whole commit at a time, pruning with it or after."""
 
     def program(process: Process) -> Program:
-        del process
         for _ in range(turns):
-            yield Turn(PARENT)
+            number = yield Turn(PARENT, not slowly)
+            if slowly:
+                yield from process.prune_log(PARENT, number)
         return "done"
 
     return program

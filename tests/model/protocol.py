@@ -60,16 +60,14 @@ class Process:
             entry = yield ReadNewest(run)
         else:
             entry = yield from self._search(run, created)
-        if isinstance(entry, Entry):
+        if entry != "error":
             yield Observe(run, entry)
         return entry
 
     def _search(self, run: str, created: Entry | None) -> Program:
         number = created.number if created else (yield from self._highest(run))
         for _ in range(self.settings.read_attempts):
-            if number == 0:
-                return None
-            entry = yield from self._usable(run, number, created)
+            entry = (yield from self._usable(run, number, created)) if number else None
             if entry == "error":
                 return "error"
             if entry is not None and self.has(Bug.READS_AFTER_LISTING):
@@ -78,7 +76,7 @@ class Process:
             # between a listing and the reads the number may have been pruned, and taken
             # again by a late request. Never a lower number, for the same reason.
             above = yield from self._highest(run)
-            if entry is not None and above == number:
+            if above == number and (entry is not None or number == 0):
                 return entry
             number = above
         return "error"
@@ -127,7 +125,7 @@ class Process:
                 verdict, newest, entry = yield from self._send(run, entry)
             if verdict is Verdict.COMMITTED:
                 yield Acknowledge(run, entry)
-                yield from self._prune_log(run, entry.number)
+                yield from self.prune_log(run, entry.number)
                 return Result.COMMITTED, newest, entry, base
             if verdict is not Verdict.LOST:
                 return Result.UNKNOWN, base, None, None
@@ -204,7 +202,7 @@ class Process:
         for pack in dead:
             yield DeletePack(pack)
 
-    def _prune_log(self, run: str, newest: int) -> Program:
+    def prune_log(self, run: str, newest: int) -> Program:
         last = newest - self.settings.keep_entries
         delete = DeleteYoungest if self.has(Bug.PRUNE_DESCENDING) else DeleteOldest
         while (yield delete(run, last)):

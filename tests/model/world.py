@@ -48,6 +48,8 @@ class Scenario:
     right): HTTP clients and proxies repeat requests."""
     unreadable: bool = False
     """Whether a fault may also be a read that fails."""
+    listing_spans: int = 99
+    """Most entries that are created while one listing goes on."""
     collects: bool = False
     """Whether anyone lists packs. If not, the moment at which a pack is written does not
     matter, and it is written at once."""
@@ -180,13 +182,10 @@ class World(Model):
     def _after(
         self, state: State, at: int, local: int, result: Hashable, changes: dict[int, Any]
     ) -> State:
-        after = list(state)
-        for position, value in changes.items():
-            after[position] = value
         locals_ = state[LOCALS]
         moved = self.locals.step(local, result)
-        after[LOCALS] = (*locals_[:at], moved, *locals_[at + 1 :])
-        return self._run_eager(tuple(after), at)
+        changes[LOCALS] = (*locals_[:at], moved, *locals_[at + 1 :])
+        return self._run_eager(_with(state, changes), at)
 
     # -- operations -------------------------------------------------------------------
 
@@ -215,12 +214,10 @@ class World(Model):
                         return state
                 case _:
                     return state
-            after = list(state)
-            for position, value in changes.items():
-                after[position] = value
             locals_ = state[LOCALS]
-            after[LOCALS] = (*locals_[:at], self.locals.step(local, result), *locals_[at + 1 :])
-            state = tuple(after)
+            moved = self.locals.step(local, result)
+            changes[LOCALS] = (*locals_[:at], moved, *locals_[at + 1 :])
+            state = _with(state, changes)
 
     def _effects(self, state: State, at: int, local: int) -> list[Effect]:
         plan = self._plans.get(local)
@@ -252,9 +249,9 @@ class World(Model):
             case op.DeleteYoungest(run, last):
                 which = RUNS[run]
                 return lambda state, at: self._delete_entry(state, which, last, -1)
-            case op.Turn(run):
+            case op.Turn(run, prune):
                 which = RUNS[run]
-                return lambda state, at: self._turn(state, which)
+                return lambda state, at: self._turn(state, which, prune)
             case op.Sync(run):
                 which = RUNS[run]
                 return lambda state, at: [
@@ -281,6 +278,8 @@ class World(Model):
 
     def _put(self, state: State, run: int, eid: int) -> list[Effect]:
         effects: list[Effect] = []
+        if self._listings_hold(state, run):
+            return []
         if self._find(state[LOGS][run], self.entries[eid].number) is None:
             effects.append(("ok", self._created(state, run, eid), "ok"))
         else:
@@ -317,7 +316,8 @@ class World(Model):
     def _list_begin(self, state: State, at: int, run: int) -> list[Effect]:
         numbers = frozenset(self.entries[eid].number for eid in state[LOGS][run])
         lists = state[LISTS]
-        begun = (run, tuple(sorted(numbers)), tuple(sorted(numbers)))
+        shown = tuple(sorted(numbers))
+        begun: Listing = (run, shown, shown, 0)
         return [(None, {LISTS: (*lists[:at], begun, *lists[at + 1 :])}, "begun")]
 
     def _highest(self, state: State, at: int, run: int) -> list[Effect]:
@@ -326,11 +326,16 @@ class World(Model):
             log = state[LOGS][run]
             highest = self.entries[log[-1]].number if log else 0
             return [(highest, {}, str(highest))]
-        _, certain, possible = lists[at]
+        _, certain, possible, _ = lists[at]
         floor = max(certain, default=0)
         ended = {LISTS: (*lists[:at], None, *lists[at + 1 :])}
         answers = {floor} | {number for number in possible if number >= floor}
         return [(number, ended, str(number)) for number in sorted(answers, reverse=True)]
+
+    def _listings_hold(self, state: State, run: int) -> bool:
+        """Whether a listing has to end before one more entry is created."""
+        spans = self.scenario.listing_spans
+        return any(begun and begun[0] == run and begun[3] >= spans for begun in state[LISTS])
 
     def _delete_entry(self, state: State, run: int, last: int, which: int) -> list[Effect]:
         old = [eid for eid in state[LOGS][run] if self.entries[eid].number <= last]
@@ -341,24 +346,22 @@ class World(Model):
         changes = self._log_changed(state, run, log, gone.number, False)
         return [(True, changes, f"deleted {gone.number}")]
 
-    def _turn(self, state: State, run: int) -> list[Effect]:
-        if not state[LOGS][run]:
-            return []  # not before there is a run
-        base = self.entries[state[LOGS][run][-1]]
+    def _turn(self, state: State, run: int, prune: bool) -> list[Effect]:
+        if not state[LOGS][run] or self._listings_hold(state, run):
+            return []
         settings = self.scenario.settings
+        base = self.entries[state[LOGS][run][-1]]
         touch = Touch().draft(base, base, frozenset())
         entry = next_entry(touch, base, f"t{base.number + 1}", "churn", settings)
-        created = self._created(state, run, self._entry(entry))
-        last = entry.number - settings.keep_entries
-        for eid in created[LOGS][run]:
+        changes = self._created(state, run, self._entry(entry))
+        last = entry.number - settings.keep_entries if prune else 0
+        for eid in changes[LOGS][run]:
             number = self.entries[eid].number
             if number <= last:
-                after = list(state)
-                for position, value in created.items():
-                    after[position] = value
-                log = tuple(e for e in created[LOGS][run] if e != eid)
-                created |= self._log_changed(tuple(after), run, log, number, False)
-        return [(None, created, f"{entry.id} committed, log pruned up to {last}")]
+                log = tuple(e for e in changes[LOGS][run] if e != eid)
+                changes |= self._log_changed(_with(state, changes), run, log, number, False)
+        pruned = f", log pruned up to {last}" if prune else ""
+        return [(entry.number, changes, f"{entry.id} committed{pruned}")]
 
     def _put_pack(self, state: State, at: int, bit: int) -> list[Effect]:
         existed = state[PACKS] & bit
@@ -466,8 +469,11 @@ class World(Model):
             raise Violation("I2", f"{entry} is acknowledged, and not durable")
         return {ACKED: tuple(sorted({*state[ACKED], (run, eid)}))}
 
-    def _observed(self, state: State, run: int, entry: Entry) -> None:
-        if self._entry(entry) not in state[HISTORY][run]:
+    def _observed(self, state: State, run: int, entry: Entry | None) -> None:
+        if entry is None:
+            if state[HISTORY][run]:
+                raise Violation("I3", "a run that has entries is taken for a new one")
+        elif self._entry(entry) not in state[HISTORY][run]:
             raise Violation("I3", f"{entry} is taken for the newest, and not in the history")
 
     # -- what happens by itself ---------------------------------------------------------
@@ -475,6 +481,8 @@ class World(Model):
     def _landings(self, state: State) -> Iterator[tuple[Any, State | Violation]]:
         for run, eid in dict.fromkeys(state[PENDING]):
             entry = self.entries[eid]
+            if self._listings_hold(state, run):
+                continue
             if self._find(state[LOGS][run], entry.number) is not None:
                 continue  # it would find the number taken, now as when it never arrives
             pending = list(state[PENDING])
@@ -485,11 +493,8 @@ class World(Model):
             except Violation as violation:
                 yield label, violation
                 continue
-            after = list(state)
-            for position, value in changes.items():
-                after[position] = value
-            after[PENDING] = tuple(pending)
-            yield label, tuple(after)
+            changes[PENDING] = tuple(pending)
+            yield label, _with(state, changes)
 
     def _crashes(self, state: State) -> Iterator[tuple[Any, State | Violation]]:
         for process, name in enumerate(self.processes):
@@ -545,13 +550,23 @@ class World(Model):
         return tuple(after)
 
 
-def _list_changed(
-    begun: tuple[int, tuple[int, ...], tuple[int, ...]], number: int, created: bool
-) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    run, certain, possible = begun
+def _with(state: State, changes: dict[int, Any]) -> State:
+    after = list(state)
+    for position, value in changes.items():
+        after[position] = value
+    return tuple(after)
+
+
+Listing = tuple[int, tuple[int, ...], tuple[int, ...], int]
+"""A listing that was begun: the run, what it certainly shows, what it may show, and how
+many entries were created meanwhile."""
+
+
+def _list_changed(begun: Listing, number: int, created: bool) -> Listing:
+    run, certain, possible, count = begun
     if created:
-        return run, certain, tuple(sorted({*possible, number}))
-    return run, tuple(n for n in certain if n != number), possible
+        return run, certain, tuple(sorted({*possible, number})), count + 1
+    return run, tuple(n for n in certain if n != number), possible, count
 
 
 def _check_retired(record: Record, newest: Entry) -> None:

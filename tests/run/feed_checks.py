@@ -12,6 +12,7 @@ import numpy as np
 
 from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.run.feed import Feed, open_feed
+from tests.core.tree_harness import roundtrip
 
 EPOCHS = 3
 
@@ -88,7 +89,7 @@ def resume(make: Callable[[], Any], stop: Stop, prologue: Prologue = nothing) ->
     train_step()
     history = History()
     loader = make()
-    saved = pickle.loads(stop.feed)
+    saved = roundtrip(pickle.loads(stop.feed))
     first = stop.epoch
     if saved["at"] == "end":
         # The run has restored everything, and the next epoch's prologue comes first.

@@ -150,7 +150,13 @@ def test_a_finished_loop_that_another_followed_is_not_reopened() -> None:
 labels = st.builds(Label, st.sampled_from(["epochs", "batches", "range"]), st.text(max_size=3))
 counts = st.integers(0, 10**12)
 closed = st.builds(
-    Closed, labels, counts, st.none() | counts, st.booleans(), st.booleans(), st.none() | st.just({})
+    Closed,
+    labels,
+    counts,
+    st.none() | counts,
+    st.booleans(),
+    st.booleans(),
+    st.none() | st.just({}),
 )
 frames = st.builds(
     Frame,

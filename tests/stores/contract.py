@@ -208,6 +208,14 @@ class StoreContract:
             with pytest.raises(DamagedObject):
                 store.read_into(key, offset, view)
 
+    @pytest.mark.parametrize("offset", [-1, -(1 << 70), 6, 1 << 70])
+    def test_offsets_that_cannot_be(self, store: Store, offset: int) -> None:
+        store.put_new("a", [b"12345"])
+        with pytest.raises(DamagedObject):
+            store.read_into("a", offset, memoryview(bytearray(1)))
+        with pytest.raises(DamagedObject):
+            store.read_into("a", offset, memoryview(bytearray()))
+
     def test_reading_into_wider_items(self, store: Store) -> None:
         store.put_new("a", [bytes(range(16))])
         into = memoryview(bytearray(8)).cast("I")

@@ -186,9 +186,10 @@ def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
     assert (root / "log/2").exists()
 
 
-def test_a_root_that_leads_nowhere_is_not_an_empty_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["link", "link/runs", "link/runs/x"])
+def test_a_root_that_leads_nowhere_is_not_an_empty_store(tmp_path: Path, path: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "not mounted")
-    store = LocalStore(tmp_path / "link")
+    store = LocalStore(tmp_path / path)
     for call in [
         *reads(store, "log/1"),
         lambda: list(store.list("")),

@@ -106,6 +106,22 @@ def test_a_name_may_hold_anything(tmp_path: Path) -> None:
     assert process._read_stat(tmp_path / "absent") is None
 
 
+@pytest.mark.parametrize(("second", "alive"), [("S", True), ("D", True), ("Z", False)])
+def test_a_group_lives_as_long_as_its_last_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, alive: bool
+) -> None:
+    """A leader that is gone is a zombie while another thread is still in a write."""
+    me = process.current()
+    fields = " ".join(str(n) for n in range(4, 53))
+    for path, state in [("77", "Z"), ("77/task/77", "Z"), ("77/task/78", second)]:
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "stat").write_text(f"77 (python) {state} {fields}\n")
+    (tmp_path / "self").symlink_to(str(os.getpid()))
+    monkeypatch.setattr(process, "_PROC", tmp_path)
+    holder = msgspec.structs.replace(me, pid=77, started="22")
+    assert process.is_alive(holder) is alive
+
+
 @pytest.fixture
 def ps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A `ps` as on macOS, which knows this process and says what it was asked."""

@@ -75,18 +75,19 @@ def _describe(dtype: DType, path: str, nesting: int) -> Node:
     if nesting > _NESTING_MAX:
         raise UnsupportedValue(path, "deeply nested dtype", hint="Flatten its fields.")
     if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
+        base, shape = cast("tuple[DType, tuple[int, ...]]", dtype.subdtype)
         return {"base": _describe(base, path, nesting + 1), "shape": list(shape)}
-    if dtype.fields is not None and dtype.names is not None:
+    if dtype.names is not None:
         fields: list[Node] = []
+        by_name = cast("dict[str, tuple[Any, ...]]", dtype.fields)
         for name in dtype.names:
-            field = cast("tuple[Any, ...]", dtype.fields[name])
-            title = field[2] if len(field) > 2 else None
+            inner, offset, *titles = by_name[name]
+            title = titles[0] if titles else None
             if not (title is None or isinstance(title, str)):
                 raise UnsupportedValue(
                     path, "structured array with a title that is no string", hint="Remove it."
                 )
-            node = [name, _describe(field[0], path, nesting + 1), field[1]]
+            node = [name, _describe(inner, path, nesting + 1), offset]
             fields.append(node if title is None else [*node, title])
         described: dict[str, Node] = {"fields": fields, "itemsize": dtype.itemsize}
         if dtype.isalignedstruct:
@@ -137,7 +138,7 @@ def _parse(node: Node, nesting: int) -> DType:
     names: list[str] = []
     formats: list[DType] = []
     offsets: list[int] = []
-    titles: list[str | None] = []
+    titles: list[Any] = []
     size = _natural(fields["itemsize"])
     for field in fields["fields"]:
         name, inner, offset, *title = field
@@ -160,7 +161,7 @@ def _parse(node: Node, nesting: int) -> DType:
         if not all(title is None or isinstance(title, str) for title in titles):
             raise ValueError("a title is not a string")
         spec["titles"] = titles
-    return np.dtype(spec, align=fields.get("aligned") is True)
+    return np.dtype(cast(Any, spec), align=fields.get("aligned") is True)
 
 
 def _natural(value: object) -> int:

@@ -44,14 +44,15 @@ def find_class(name: str) -> type | None:
     module = sys.modules.get(module_name)
     if not isinstance(module, types.ModuleType) or not qualname:
         return None
-    found: object = module
+    space: Mapping[str, object] = module.__dict__
+    kind: type | None = None
     for part in qualname.split("."):
-        space = cast(Mapping[str, object], found.__dict__)
         found = space.get(part)
         if not isinstance(found, type):
             return None
+        kind, space = found, found.__dict__
     # An alias could name something else than the tree says.
-    return found if type_name(found) == name else None
+    return kind if kind is not None and type_name(kind) == name else None
 
 
 def class_for(name: object, target: object) -> type | None:
@@ -59,7 +60,7 @@ def class_for(name: object, target: object) -> type | None:
     (a script's `__main__` may be a module's name elsewhere)."""
     if not isinstance(name, str):
         return None
-    live = type(target)
+    live = cast(type, type(target))
     if type_name(live) == name or live.__qualname__ == name.partition(":")[2]:
         return live
     return find_class(name)
@@ -94,7 +95,7 @@ def dataclass_fields(value: object) -> dict[str, object]:
             found[item.name] = getattr(value, item.name)
         except AttributeError:
             pass  # a field that was never set, or deleted
-    found.update(getattr(value, "__dict__", {}))
+    found.update(cast(dict[str, object], getattr(value, "__dict__", {})))
     return found
 
 
@@ -153,7 +154,7 @@ def make_namedtuple(kind: type | None, name: str, names: list[str], values: list
         or hasattr(kind, "__del__")
     ):
         return Record(name, dict(zip(names, values, strict=True)))
-    return tuple.__new__(kind, values)
+    return cast(Any, tuple).__new__(kind, values)
 
 
 # -- enums --------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def decode_list(
     for index in range(len(items), len(live)):
         if decoder.is_live(live[index]):
             decoder.missing(f"{path}/{index}")
-    if type(target) is list and decoder.adopt(target, node):
+    if type(cast(object, target)) is list and decoder.adopt(live, node):
 
         def update() -> None:
             live[:] = [settle(value) for value in result]
@@ -81,7 +81,8 @@ def decode_list(
 
 
 def decode_dict(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
-    live = cast(dict[Any, Any], target) if isinstance(target, dict) else {}
+    live = cast(dict[Any, Any], target) if isinstance(target, dict) else dict[Any, Any]()
+    target = cast(object, target)
     result = _new_dict(node, path)
     late = False
     for key, inner in pairs_of(decoder, node, path):
@@ -99,8 +100,8 @@ def decode_dict(decoder: TreeDecoder, node: dict[str, Node], target: object, pat
         def update() -> None:
             settled = {key: settle(value) for key, value in result.items()}
             live.clear()
-            dict.update(live, settled)  # Counter.update would add
-            dict.update(live, kept)
+            for part in (settled, kept):
+                cast(Any, dict).update(live, part)  # Counter.update would add
             if attributes is not None:
                 getattr(live, "__dict__", {}).update(attributes)
 
@@ -132,7 +133,7 @@ def _attributes(
         raise malformed(path, "its attributes are malformed")
     late = {name: value for name, value in names.items() if type(value) is Later}
     if late:
-        owner = target if type(target) is OrderedDict else result
+        owner = cast(Any, target if type(target) is OrderedDict else result)
         decoder.finish(
             lambda: owner.__dict__.update({name: value.get() for name, value in late.items()})
         )
@@ -264,7 +265,7 @@ def decode_deque(decoder: TreeDecoder, node: dict[str, Node], target: object, pa
         decoder.decode_node(item, live[index] if index < len(live) else NOTHING, f"{path}/{index}")
         for index, item in enumerate(items)
     ]
-    if type(target) is deque and live.maxlen == limit and decoder.adopt(live, node):
+    if type(cast(object, target)) is deque and live.maxlen == limit and decoder.adopt(live, node):
         value = live
     else:
         value = deque[Any](result, limit)

@@ -200,7 +200,7 @@ class TreeDecoder:
     # -- dispatch ------------------------------------------------------------------------
 
     def decode_node(self, node: Node, target: object, path: str) -> Any:
-        kind = type(node)
+        kind = type(cast(object, node))
         if kind is not dict and kind is not list:
             if type(target) not in _PLAIN and self.is_live(target):
                 self.changed(path, repr(node)[:40], kind_name(target))

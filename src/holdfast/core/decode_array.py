@@ -69,6 +69,7 @@ def decode_array(decoder: TreeDecoder, node: dict[str, Node], target: object, pa
     leaf = cast(Any, node.get("leaf"))
     stored, stored_shape = decoder.spec(leaf)
     live = cast(arrays.Array, target) if isinstance(target, np.ndarray) else None
+    target = cast(object, target)
     if live is None and decoder.is_live(target):
         decoder.changed(path, f"a {dtype} array", kind_name(target))
         return target

@@ -12,9 +12,17 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import numpy as np
 
-from holdfast.core import arrays, classes, files, frameworks, generators, stored, values
+from holdfast.core import (
+    arrays,
+    classes,
+    encode_array,
+    files,
+    frameworks,
+    generators,
+    stored,
+    values,
+)
 from holdfast.core.adapters import LeafSource
-from holdfast.core.sharing import Layout, SharedMemory
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
 
@@ -44,9 +52,6 @@ class Captured:
     pickled: bool
 
 
-_First = tuple[arrays.Array, dict[str, Node], arrays.ArraySource]
-
-
 class TreeEncoder:
     """Builds the nodes and leaves of one save; see `adapters.Encoder`.
 
@@ -66,8 +71,7 @@ class TreeEncoder:
         self._memo: dict[int, Any] = {}
         self._kept: list[object] = []
         self._ids = 0
-        # id of a NumPy base -> its first array, or all of them once there is a second.
-        self._buffers: dict[int, _First | SharedMemory] = {}
+        self._arrays = encode_array.ArrayNodes(self)
         self._aliases: dict[Hashable, dict[str, Any]] = {}
         self._files = files.OpenFiles()
         self._inline = 0
@@ -156,13 +160,13 @@ class TreeEncoder:
             return handler(value, path)
         return self._encode_other(value, path)
 
-    def _encode_other(self, value: object, path: str) -> Node:
-        kind = type(value)
+    def _encode_other(self, value: Any, path: str) -> Node:
+        kind = type(cast(object, value))
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
         if isinstance(value, np.generic):
-            return self._scalar(value, path)
+            return self._scalar(cast(Any, value), path)
         adapter = frameworks.adapter_for_value(value)
         if adapter is not None:
             self._enter(value, path)
@@ -223,7 +227,7 @@ class TreeEncoder:
             )
         if isinstance(node, list):
             items = cast(list[Node], node)
-            marker = cast(Any, items[0]) if items else None
+            marker = items[0] if items else None
             if not (isinstance(marker, dict) and cast(dict[str, Any], marker).get("!") == "id"):
                 self._ids += 1
                 marker = {"!": "id", "v": self._ids}
@@ -262,7 +266,7 @@ class TreeEncoder:
     def _pairs(self, value: Mapping[Any, Any], path: str) -> list[Node]:
         types = self._types
         pairs: list[Node] = []
-        for key, item in value.items():
+        for key, item in cast(Mapping[object, object], value).items():
             name = key if type(key) is str else values.key_label(key)
             inner = f"{path}/{name}" if path else name
             handler = types.get(type(item))
@@ -270,7 +274,7 @@ class TreeEncoder:
             pairs.append([self._key(key, path), node])
         return pairs
 
-    def _dict(self, value: dict[Any, Any], path: str) -> Node:
+    def _dict(self, value: Any, path: str) -> Node:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
@@ -278,7 +282,7 @@ class TreeEncoder:
         node: dict[str, Node] = {"!": "dict"}
         if type(value) is OrderedDict:
             node["!"] = "odict"
-            attributes = cast(dict[str, Any], value.__dict__)
+            attributes: dict[str, Any] = value.__dict__
             if attributes:  # state_dict()._metadata
                 node["attrs"] = {"!": "dict", "v": self._pairs(attributes, path)}
         elif type(value) is defaultdict:
@@ -286,8 +290,8 @@ class TreeEncoder:
             node["factory"] = self._factory(value.default_factory, path)
         elif type(value) is Counter:
             node["!"] = "counter"
-        node["v"] = self._pairs(value, path)
-        self._leave(value, node)
+        node["v"] = self._pairs(cast(Any, value), path)
+        self._leave(cast(Any, value), node)
         return node
 
     def _factory(self, factory: object, path: str) -> str:
@@ -375,47 +379,20 @@ class TreeEncoder:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
-        dtype = value.dtype
-        node: dict[str, Node] = {"!": "array", "dtype": arrays.dtype_node(dtype, path)}
-        dense = value.flags.c_contiguous
-        if not dense:
-            order = arrays.dense_order(value.shape, value.strides, dtype.itemsize)
-            dense = order is not None
-            if order and order != sorted(order):
-                node["order"] = order
-        base: Any = value
-        while isinstance(base, np.ndarray) and base.base is not None:
-            base = base.base
-        if isinstance(base, memoryview):
-            base = base.obj
-        shared = self._buffers.get(id(base))
-        if shared is None and dense:
-            source = arrays.ArraySource(value)
-            node["leaf"] = self.leaf(source, path)
-            self._buffers[id(base)] = value, node, source
-        else:
-            if not isinstance(shared, SharedMemory):
-                first = shared
-                shared = SharedMemory(lambda low, high: arrays.memory_source(low, high, base))
-                if first is not None:
-                    shared.add(_layout(first[0]), first[1], first[2])
-                self._buffers[id(base)] = shared
-            layout = _layout(value)
-            shared.place(self, layout, node, lambda: arrays.ArraySource(value), path)
+        node = self._arrays.encode(value, path)
         self._kept.append(value)
         self._memo[id(value)] = node
         return node
 
-    def _scalar(self, value: np.generic, path: str) -> Node:
+    def _scalar(self, value: Any, path: str) -> Node:
         if type(value) is np.str_:
             return {"!": "npstr", "v": self._str("".join(value), path)}
         if type(value) is np.bytes_:
             return {"!": "npbytes", "v": self._bytes(value[:], path)}
-        array = np.asarray(value)
-        node: dict[str, Node] = {"!": "scalar", "dtype": arrays.dtype_node(array.dtype, path)}
-        if type(value) is not array.dtype.type:
+        node = encode_array.scalar_node(value, path)
+        if node is None:
             raise self._unsupported(value, path)
-        return {**node, "b64": values.b64(arrays.scalar_bytes(array))}
+        return node
 
     # -- objects ------------------------------------------------------------------------------
 
@@ -427,7 +404,10 @@ class TreeEncoder:
                 hint="Give it load_state_dict(state), or save value.state_dict() itself.",
             )
         self._enter(value, path)
-        node: dict[str, Node] = {"!": "object", "type": classes.type_name(type(value))}
+        node: dict[str, Node] = {
+            "!": "object",
+            "type": classes.type_name(type(cast(object, value))),
+        }
         node["v"] = self._encode(value.state_dict(), path)
         self._leave(value, node)
         return node
@@ -507,11 +487,6 @@ def capture(
         encoder.close()
         raise
     return Captured(tree, encoder.leaves, encoder.pickled)
-
-
-def _layout(array: arrays.Array) -> Layout:
-    address: int = array.__array_interface__["data"][0]
-    return Layout(address, array.shape, array.strides, array.dtype.itemsize, array.dtype)
 
 
 def _itself(value: Node, path: str) -> Node:

@@ -25,10 +25,14 @@ def check_leaf(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
         raise DamagedObject("the manifest", "its shape cannot be", leaf=leaf.path)
     elements = 0
     chunks = leaf.chunks
-    if len(chunks) == 1 and chunks[0].shape == shape and not any(chunks[0].start):
-        # Nearly every leaf: one chunk that is all of it.
-        if len(chunks[0].start) == len(shape) and chunks[0].nbytes == prod(shape) * size:
-            return leaf.dtype, shape
+    if (  # nearly every leaf: one chunk that is all of it
+        len(chunks) == 1
+        and chunks[0].shape == shape
+        and chunks[0].nbytes == prod(shape) * size
+        and len(chunks[0].start) == len(shape)
+        and not any(chunks[0].start)
+    ):
+        return leaf.dtype, shape
     for chunk in chunks:
         if box_offset(shape, chunk.start, chunk.shape) != elements:
             raise DamagedObject("the manifest", "its chunks do not tile it", leaf=leaf.path)

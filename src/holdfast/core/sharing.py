@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -110,10 +110,11 @@ class SharedMemory:
         encoder: Encoder,
         layout: Layout,
         node: dict[str, Any],
-        open_source: Callable[[], Movable],
+        open_source: Callable[[], LeafSource],
         path: str,
-    ) -> None:
-        """Complete `node` (its tag and dtype) with the leaf that holds the array.
+    ) -> dict[str, Any]:
+        """Complete `node` (its tag and dtype) with the leaf that holds the array, and
+        return it.
 
         `open_source` gives the array's elements as a leaf of its own.
         """
@@ -127,17 +128,18 @@ class SharedMemory:
                     fields = {name: known_node[name] for name in _PLACE if name in known_node}
                     node.update(fields)
                     group.members.append((layout, node))
-                    return
+                    return node
             if any(_overlap(known, layout) for known, _ in group.members):
                 sharing.append(group)
         if not sharing:
-            source = open_source()
+            opened = open_source()
+            source = opened if isinstance(opened, MovableSource) else MovableSource(opened)
             node["leaf"] = encoder.leaf(source, path)
             group = _Group(low, high, node["leaf"], source, [(layout, node)])
             self._groups.append(group)
             if overlaps_itself(layout):
                 self._store_bytes(group)
-            return
+            return node
         group, *others = sharing
         group.members.append((layout, node))
         group.low, group.high = min(low, group.low), max(high, group.high)
@@ -148,6 +150,7 @@ class SharedMemory:
             other.source.become(self._open_bytes(other.low, other.low))
             self._groups.remove(other)
         self._store_bytes(group)
+        return node
 
     def _store_bytes(self, group: _Group) -> None:
         group.source.become(self._open_bytes(group.low, group.high))
@@ -189,7 +192,7 @@ def _overlap(one: Layout, other: Layout) -> bool:
             np.shares_memory(
                 np.asarray(_Elements(one)),
                 np.asarray(_Elements(other)),
-                max_work=_EXACT_OVERLAP_WORK,
+                max_work=cast(Any, _EXACT_OVERLAP_WORK),  # NumPy's stubs know only 0 and -1
             )
         )
     except (np.exceptions.TooHardError, ValueError):

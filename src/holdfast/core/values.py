@@ -131,7 +131,7 @@ def _unhex(node: dict[str, Node], key: str, nbytes: int, path: str) -> bytes:
 
 
 def decode_float(node: dict[str, Node], path: str) -> float:
-    return cast(float, struct.unpack(">d", _unhex(node, "bits", 8, path))[0])
+    return struct.unpack(">d", _unhex(node, "bits", 8, path))[0]
 
 
 def encode_complex(number: complex) -> Node:
@@ -255,9 +255,9 @@ def decode_time(node: dict[str, Node], path: str) -> Any:
 def _decode_time(node: dict[str, Node], path: str) -> Any:
     match node["!"]:
         case "datetime":
-            return dt.datetime(*_numbers(node["v"], 7), **_fold_and_zone(node, path))  # noqa: DTZ001
+            return cast(Any, dt.datetime)(*_numbers(node["v"], 7), **_fold_and_zone(node, path))
         case "time":
-            return dt.time(*_numbers(node["v"], 4), **_fold_and_zone(node, path))
+            return cast(Any, dt.time)(*_numbers(node["v"], 4), **_fold_and_zone(node, path))
         case "date":
             return dt.date(*_numbers(node["v"], 3))
         case "timedelta":
@@ -268,8 +268,9 @@ def _decode_time(node: dict[str, Node], path: str) -> Any:
                 # timezone(timedelta(0)) and timezone.utc are one object, as pickle has it.
                 return dt.timezone(offset)
             name = node["name"]
-            text = from_utf8(unb64(name["b64"], path), path) if isinstance(name, dict) else name
-            return dt.timezone(offset, text)
+            if isinstance(name, dict):
+                name = from_utf8(unb64(cast(Any, name).get("b64"), path), path)
+            return dt.timezone(offset, name)
         case _:
             key = node["key"]
             if not isinstance(key, str) or not _ZONE.fullmatch(key):

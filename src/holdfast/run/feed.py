@@ -137,12 +137,13 @@ class BaseFeed:
         self._policy: Policy = policy
         self._at: Literal["new", "inside", "end"] = "new"
         self._taken = 0
+        self._identity: dict[str, Any] = {}  # of the epoch in progress
 
     # -- for subclasses ----------------------------------------------------------
 
     def identity(self) -> dict[str, Any]:
         """Facts of the loader that must not change inside an epoch."""
-        return {"type": describe(self.loader), "length": self.length()}
+        return {"type": self.name, "length": self.length()}
 
     def length(self) -> int | None:
         try:
@@ -186,12 +187,14 @@ class BaseFeed:
         if saved is None or saved.get("at") == "new":
             self._start()
             return True
+        self._identity = self.identity()
         changes = self._changes(saved)
         if saved["at"] == "end":
             if changes:
                 logger.warning("%s changed since the last epoch: %s", self.name, "; ".join(changes))
-            self._settle(saved)
             self._at, self._taken = "end", int(saved["taken"])
+            if saved.get("kind") == self.kind and saved["identity"]["type"] == self.name:
+                self._settle(saved)
             return True
         if not changes:
             changes = self._prepare(saved)
@@ -221,7 +224,7 @@ class BaseFeed:
             "kind": self.kind,
             "at": self._at,
             "taken": self._taken,
-            "identity": self.identity(),
+            "identity": self._identity,
             **self._record(),
         }
 
@@ -238,12 +241,13 @@ class BaseFeed:
 
     def _start(self) -> None:
         self._at, self._taken = "inside", 0
+        self._identity = self.identity()
         self._begin()
 
     def _changes(self, saved: dict[str, Any]) -> list[str]:
         if saved.get("kind") != self.kind:
             return [f"the kind of loader was {saved.get('kind')!r}, is {self.kind!r}"]
-        was, now = saved["identity"], self.identity()
+        was, now = saved["identity"], self._identity
         return [
             f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
             for key in dict.fromkeys([*was, *now])
@@ -311,7 +315,7 @@ class AskedFeed(BaseFeed):
 
     def identity(self) -> dict[str, Any]:
         # Its length may be what is left, and what may change is for it to say.
-        return {"type": describe(self.loader)}
+        return {"type": self.name}
 
     def _begin(self) -> None:
         self._left = False
@@ -409,11 +413,15 @@ class CountedFeed(BaseFeed):
         self._replay(saved, self._taken)
 
     def _settle(self, saved: dict[str, Any]) -> None:
-        if self._once:
-            self._replay(saved, int(saved["taken"]))
-        else:
+        if not self._once:
             self._start_state = {"rng": saved["rng"], "held": saved["held"]}
             self._held.settle(saved["held_now"])
+        elif not saved["exhausted"]:
+            # Left early, and the next loop goes on with it. (An exhausted one has been
+            # replaced by another: nobody can have gone on with it.)
+            rng = capture_rng()
+            self._replay(saved, 0)
+            apply_rng(rng)
 
     def _replay(self, saved: dict[str, Any], taken: int) -> None:
         if self._once and self._iterator is not None:
@@ -445,10 +453,13 @@ class CountedFeed(BaseFeed):
     def _next(self) -> Any:
         if self._iterator is None:
             raise StopIteration
-        return self._pull()
+        try:
+            return self._pull()
+        except StopIteration:
+            self._exhausted = True
+            raise
 
     def _ended(self) -> None:
-        self._exhausted = True
         self._held.end()
 
     def _record(self) -> dict[str, Any]:

@@ -108,35 +108,40 @@ class TogetherFeed:
         self.name = " and ".join(feed.name for feed in feeds)
         self._feeds = list(feeds)
         self._mode = mode
+        self._begin()
+
+    def _begin(self) -> None:
         self._ended = [False] * len(self._feeds)
+        # Each is opened when its first item is fetched, since a loader may draw random
+        # numbers then: it records the states that it will see again in a replay.
+        self._opened = [False] * len(self._feeds)
 
     def open(self, saved: dict[str, Any] | None) -> bool:
+        self._begin()
         if saved is None:
-            self._ended = [False] * len(self._feeds)
-            for feed in self._feeds:
-                feed.open(None)
             return True
         if len(saved["feeds"]) != len(self._feeds):
             raise UsageError(
                 f"this loop had {len(saved['feeds'])} loaders, and has {len(self._feeds)} now",
                 hint="Give run.batches the same loaders.",
             )
-        self._ended = [bool(ended) for ended in saved["ended"]]
-        went_on = [
-            feed.open(state) for feed, state in zip(self._feeds, saved["feeds"], strict=True)
+        as_saved = [
+            feed.open(state)
+            for feed, state in zip(self._feeds, saved["feeds"], strict=True)
+            if state is not None
         ]
-        if all(went_on):
+        if all(as_saved):
+            self._ended = [bool(ended) for ended in saved["ended"]]
+            self._opened = [state is not None for state in saved["feeds"]]
             return True
-        self._ended = [False] * len(self._feeds)
-        # One begins anew, so all do: their items belong together.
-        for feed, is_there in zip(self._feeds, went_on, strict=True):
-            if is_there:
-                feed.open(None)
-        return False
+        return False  # one begins anew, so all do: their items belong together
 
     def take(self) -> tuple[Any, ...]:
         items: list[Any] = []
         for index, feed in enumerate(self._feeds):
+            if not self._opened[index]:
+                feed.open(None)
+                self._opened[index] = True
             try:
                 items.append(feed.take())
             except StopIteration:
@@ -150,7 +155,13 @@ class TogetherFeed:
         return tuple(items)
 
     def state(self) -> dict[str, Any]:
-        return {"feeds": [feed.state() for feed in self._feeds], "ended": list(self._ended)}
+        return {
+            "feeds": [
+                feed.state() if opened else None
+                for feed, opened in zip(self._feeds, self._opened, strict=True)
+            ],
+            "ended": list(self._ended),
+        }
 
     def length(self) -> int | None:
         lengths = [feed.length() for feed in self._feeds]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import FrameType
@@ -230,10 +231,16 @@ class Engine:
         """The feeds of the open loops."""
         return [loop.feed for loop in self._loops]
 
-    def leave_all(self) -> None:
-        """Close every open loop: the program has left them."""
-        while self._loops:
-            self._close_top(broken=True)
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """The program has left its loops, or is to: close them all."""
+        self.busy = self.ended = True
+        try:
+            while self._loops:
+                self._close_top(broken=True)
+            yield
+        finally:
+            self.busy = False
 
     # -- advancing ---------------------------------------------------------------
 
@@ -242,6 +249,8 @@ class Engine:
         self._check_thread(loop)
         self.busy = True
         try:
+            if self.ended:
+                raise StopIteration
             if loop.status is Status.NEW:
                 self.start()
                 self._open(loop, caller)
@@ -254,7 +263,7 @@ class Engine:
                     hint="Two loops cannot be advanced in turn; for two loaders use "
                     'run.batches(a, b, mode="min").',
                 )
-            if loop.status is not Status.OPEN or self.ended:
+            if loop.status is not Status.OPEN:
                 raise StopIteration
             return self._take(loop)
         finally:

@@ -263,7 +263,7 @@ class Run:
         self._check_open()
         if not self._warned:
             self._warned = True
-            self._session.warn_untracked({**caller.f_globals, **caller.f_locals})
+            self._session.warn_untracked(caller.f_locals)
         engine = self._session.engine
         engine.start()
         return Loop(engine, label, feed, counted=count, loaders=loaders, mode=mode)

@@ -239,6 +239,8 @@ class Session:
     def before_item(self, loop: Loop) -> None:
         self._final = False
         if self._armed:
+            if self.stop.requested:
+                self._stop_here()
             return
         self._armed = True
         if not self._checked:
@@ -253,8 +255,6 @@ class Session:
             )
 
     def opened(self, loop: Loop, *, first_inside: bool) -> None:
-        if self.triggers.schedule.epoch and loop.counted and loop.label.kind != "epochs":
-            self._check_epochs()
         fresh = self.metrics.settle(is_step=False)
         last = self._last
         # Nothing but the start of this body ran since that save.
@@ -262,7 +262,9 @@ class Session:
             self._late.append((last, fresh))
 
     def _check_epochs(self) -> None:
-        if not any(frame.label.kind == "epochs" for frame in self.engine.position.frames):
+        if self.triggers.schedule.epoch and not any(
+            frame.label.kind == "epochs" for frame in self.engine.position.frames
+        ):
             raise LoopError(
                 'every="epoch" needs a loop over run.epochs(n), and this one is in none',
                 hint="Put `for epoch in run.epochs(n):` around it, or give an interval: "
@@ -270,6 +272,8 @@ class Session:
             )
 
     def open_feed(self, loop: Loop, saved: Any) -> bool:
+        if loop.counted:
+            self._check_epochs()
         if not loop.loaders:
             return loop.feed.open(saved)
         as_saved = self.feeds.open(loop.place, loop.loaders, loop.mode, loop.feed, saved)
@@ -397,9 +401,10 @@ class Session:
 
     def _stop_here(self) -> None:
         """Save and leave the process, if this is a place to come back to."""
-        if not self.engine.position.replayable:
-            return
-        self._save_now("preempted")
+        if not self.nothing_to_lose():
+            if not self.engine.position.replayable:
+                return
+            self._save_now("preempted")
         self.exit(f"saved step {self.engine.position.step:,}")
 
     def exit(self, what: str) -> None:
@@ -412,8 +417,9 @@ class Session:
         raise SystemExit(self.settings.exit_code)
 
     def nothing_to_lose(self) -> bool:
-        """Whether the last save was at this very place."""
-        return self._last is not None and self._last.ticks == self.engine.ticks
+        """Whether no step was completed since the last save, and that one is durable."""
+        last = self._last
+        return last is not None and last.ticks == self.engine.ticks and bool(last.checkpoint())
 
     # -- the end ---------------------------------------------------------------------
 
@@ -427,10 +433,9 @@ class Session:
                 "checkpoint; nothing was saved"
             )
             return
-        self.engine.leave_all()
-        self.engine.ended = True
-        self.metrics.settle(is_step=False)
-        self._finish()
+        with self.engine.finishing():
+            self.metrics.settle(is_step=False)
+            self._finish()
 
     def _finish(self) -> None:
         self._save_now("final", finished=True)

@@ -81,7 +81,8 @@ class Store(Protocol):
         """Fill `into` (bytes, writable) with the object's bytes from `offset` on.
 
         Raises ObjectNotFound; DamagedObject if the object ends earlier (also for
-        an empty `into`). What `into` holds after an error is undefined.
+        an empty `into`) or `offset` is negative: offsets come from a manifest. What
+        `into` holds after an error is undefined.
         """
         ...
 

@@ -91,26 +91,36 @@ class Folders:
         return fd
 
     def _refuse_broken_link(self) -> None:
-        with suppress(FileNotFoundError):
-            if stat.S_ISLNK(self._fs.status_of(self._root).mode):
-                # Not "no run here yet": that would start training from zero.
+        """A folder that is absent behind a link is not "no run here yet".
+
+        Taking an unmounted disk for an empty one would start training from zero.
+        """
+        path = self._root
+        while True:
+            try:
+                found = self._fs.status_of(path)
+            except FileNotFoundError:
+                path = os.path.dirname(path)
+                continue
+            if stat.S_ISLNK(found.mode):
                 raise StoreUnavailable(
-                    f"{self.address} is a symbolic link to a folder that is absent",
+                    f"{path} is a symbolic link to a folder that is absent",
                     hint="Is the disk mounted? Else make the folder or remove the link.",
                 )
+            return
 
     def _make_folders(self, path: str, made: list[str]) -> None:
         try:
-            self._fs.make_folder(path)
+            try:
+                self._fs.make_folder(path)
+            except FileNotFoundError:
+                above = os.path.dirname(path)
+                if above == path:
+                    raise
+                self._make_folders(above, made)
+                self._fs.make_folder(path)
         except FileExistsError:
             return  # another process was faster
-        except FileNotFoundError:
-            above = os.path.dirname(path)
-            if above == path:
-                raise
-            self._make_folders(above, made)
-            self._make_folders(path, made)
-            return
         made.append(path)
 
     def _sync_above(self, root: int, made: int) -> None:
@@ -128,9 +138,9 @@ class Folders:
                     if made > 0:
                         raise
                     return
-                if below != root:
-                    self._fs.close(below)
-                below = above
+                below, done = above, below
+                if done != root:
+                    self._fs.close(done)
                 parent = self._identity(above)
                 if parent == child or parent.device != child.device:
                     return  # the top of the tree, or of what is mounted here

@@ -190,7 +190,7 @@ class LocalStore:
     def settle(self, key: str) -> None:
         *folders, name = _split(key)
         with (
-            self._reading(key),
+            self._reading(key, "sync"),
             self._folders.open(folders, durable=True) as folder,
             self._open_object(key, name, folder) as (fd, _),
         ):
@@ -198,14 +198,14 @@ class LocalStore:
             self._fs.sync(folder)
 
     def delete(self, keys: Iterable[str]) -> None:
-        for key in [check_key(key) for key in keys]:  # a bad one stops us before the first
-            *folders, name = _split(key)
+        for *folders, name in [_split(key) for key in keys]:  # a bad one stops us before
             try:
                 with self._folders.open(folders) as folder:
                     self._fs.unlink(name, folder)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 pass  # no such object
             except OSError as error:
+                key = "/".join([*folders, name])
                 raise self._cannot_write(f"delete {key!r}", error) from error
 
     def prepare_writing(self) -> None:
@@ -302,6 +302,8 @@ class LocalStore:
             self._folders.open(folders) as folder,
             self._open_object(key, name, folder) as (fd, nbytes),
         ):
+            if offset < 0:
+                raise DamagedObject(key, f"there is no byte {offset:,}")
             if end > nbytes:
                 raise DamagedObject(key, f"it ends at byte {nbytes:,}, before byte {end:,}")
             at = offset
@@ -381,13 +383,13 @@ class LocalStore:
             self._fs.close(fd)
 
     @contextmanager
-    def _reading(self, key: str) -> Generator[None, None, None]:
+    def _reading(self, key: str, doing: str = "read") -> Generator[None, None, None]:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ObjectNotFound(key, self._address) from error
         except OSError as error:
-            raise self._unavailable(f"read {key!r}", error) from error
+            raise self._unavailable(f"{doing} {key!r}", error) from error
 
     def _unavailable(self, doing: str, error: OSError) -> StoreUnavailable:
         hint = "Check who may read it." if error.errno in _READ_ONLY else ""

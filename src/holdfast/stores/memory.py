@@ -61,6 +61,8 @@ class MemoryStore:
     def read_into(self, key: str, offset: int, into: memoryview) -> None:
         data = self._get(key)
         end = offset + into.nbytes
+        if offset < 0:
+            raise DamagedObject(key, f"there is no byte {offset:,}")
         if end > len(data):
             raise DamagedObject(key, f"it ends at byte {len(data):,}, before byte {end:,}")
         if into.nbytes:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from holdfast.core.address import Latest, parse_reference
-from holdfast.manager import CheckpointInfo, CheckpointManager, Restored
+
+if TYPE_CHECKING:
+    from holdfast.manager import CheckpointInfo, Restored
+
+# The manager is imported in the functions: the adapter, which shares this package, must
+# not pull it in.
 
 
 def save_checkpoint(
@@ -35,6 +40,8 @@ def save_checkpoint(
     >>> save_checkpoint("memory://plain", model=model, step=10, epoch=1).ref
     'memory://plain@10'
     """
+    from holdfast.manager import CheckpointManager
+
     with CheckpointManager(address, keep=keep) as manager:
         state = _named(model, optimizer, scheduler, more)
         return manager.save(step, state, metrics=metrics).result()
@@ -68,6 +75,8 @@ def load_checkpoint(
     >>> restored.info.step, restored.values["epoch"]
     (10, 1)
     """
+    from holdfast.manager import CheckpointManager
+
     reference = parse_reference(os.fspath(address))
     # The latest is asked for without a name: only then a damaged one is passed over.
     ref = None if isinstance(reference.selector, Latest) else str(reference.selector)

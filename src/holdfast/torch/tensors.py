@@ -24,7 +24,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.arrays import dense_order
-from holdfast.core.sharing import Layout, SharedMemory
+from holdfast.core.sharing import Layout, MovableSource, SharedMemory
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, StateError, UnsupportedValue
 from holdfast.torch.dtypes import DTYPES, describe, name_of, words
@@ -115,8 +115,10 @@ def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
         itemsize,
         node["dtype"],
     )
-    shared = _shared_memory(storage, encoder)
-    return shared.place(encoder, layout, node, lambda: TensorSource(tensor), path)
+    _shared_memory(storage, encoder).place(
+        encoder, layout, node, lambda: MovableSource(TensorSource(tensor)), path
+    )
+    return node
 
 
 def attributes(tensor: torch.Tensor) -> dict[str, Node]:
@@ -344,6 +346,8 @@ def recorded_device(node: dict[str, Node], path: str) -> torch.device:
     text = node.get("device")
     if not _recorded_devices.get() or not isinstance(text, str) or text == "cpu pinned":
         return torch.device("cpu")
+    if text.startswith("meta"):
+        raise malformed(path, "the meta device has no memory")
     try:
         device = torch.device(text)
         torch.empty(0, device=device)

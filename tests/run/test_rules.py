@@ -1,0 +1,683 @@
+"""The rules of the loop, in the order of docs/loop.md; each has a test of its name."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast.errors import (
+    ConfigChanged,
+    LoopError,
+    RunClosed,
+    StructureMismatch,
+    UsageError,
+)
+from tests.support.jobs import (
+    Countdown,
+    Killed,
+    Model,
+    Shuffled,
+    fresh_address,
+    kill_everywhere,
+    process,
+    train,
+)
+
+
+def steps_of(address: str) -> list[int]:
+    with holdfast.CheckpointManager(address) as manager:
+        return [info.step for info in manager.checkpoints()]
+
+
+def plain(every: Any) -> Any:
+    def script(address: str, die: Any, trace: list) -> None:
+        run = holdfast.Run(address, every=every, keep="last=3 best=1:val_loss", quiet=True)
+        model, loader = Model(), Shuffled(4)
+        run.track(model=model, trace=trace, data=loader)
+        state = run.box(best=float("inf"), history=[])
+        history = state.history
+        for epoch in run.epochs(3):
+            die()
+            noise = np.random.rand()
+            for batch in run.batches(loader):
+                die()
+                run.log(loss=model.step(batch))
+                trace.append((epoch, run.step, float(batch), noise, model.weights.sum()))
+                die()
+            die()
+            state.best = min(state.best, 10 - epoch)
+            history.append((epoch, state.best))
+            model.weights = model.weights * 0.5
+            run.log(val_loss=10 - epoch)
+            die()
+        trace.append((list(history), run.step, run.epoch, model.seen))
+
+    return script
+
+
+@pytest.mark.parametrize("every", [1, 3, "epoch", None])
+def test_killed_anywhere_the_same_things_happen(every: Any) -> None:
+    assert kill_everywhere(plain(every)) == 3 * (1 + 4 * 2 + 2)
+
+
+def test_loops_are_iterators() -> None:
+    run = holdfast.Run(fresh_address(), quiet=True)
+    loop = run.epochs(3)
+    assert iter(loop) is loop
+    assert len(loop) == 3
+    assert list(loop) == [0, 1, 2]
+    with pytest.raises(LoopError, match="iterated over once"):
+        iter(loop)
+
+
+def test_the_prologue_runs_again_with_the_random_numbers_it_had() -> None:
+    def script(address: str, die: Any, trace: list) -> None:
+        run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
+        for epoch in run.epochs(2):
+            order = np.random.permutation(4)  # a local that the prologue draws
+            for index in run.range(len(order)):
+                die()
+                trace.append((epoch, int(order[index]), np.random.rand()))
+
+    kill_everywhere(script)
+
+
+def test_a_save_due_after_the_last_batch_waits_for_the_tail() -> None:
+    address = fresh_address()
+    with holdfast.Run(address, every=4, keep=None, quiet=True) as run:
+        model = Model()
+        run.track(model=model)
+        train(run, model, Shuffled(4), 3, lambda: None)
+    with holdfast.CheckpointManager(address) as manager:
+        infos = manager.checkpoints()
+    assert [info.step for info in infos] == [4, 8, 12]
+    assert [info.metrics["val_loss"] for info in infos] == [3, 2, 1]
+    assert [info.note for info in infos] == ["every=4", "every=4", "final"]
+
+
+def test_box_values_survive_and_containers_keep_their_identity() -> None:
+    address = fresh_address()
+    for _ in range(2):
+        run = holdfast.Run(address, every=1, quiet=True)
+        state = run.box(best=9.0, history=[])
+        history = state.history
+        with process():
+            for epoch in run.epochs(4):
+                if run.resumed is None and epoch == 2:
+                    raise Killed
+                state.best -= 1
+                history.append(epoch)
+    assert history is state.history
+    assert history == [0, 1, 2, 3]
+    assert state.best == 5.0
+
+
+def test_a_box_default_that_the_checkpoint_lacks() -> None:
+    address = fresh_address()
+    with holdfast.Run(address, quiet=True) as run:
+        run.box(best=1.0)
+        list(run.range(2))
+    run = holdfast.Run(address, quiet=True)
+    run.box(patience=3)
+    list(run.range(3))
+    assert run.box(best=5.0, patience=7).best == 1.0
+    assert run.box.patience == 3
+
+
+def test_break_in_the_inner_loop_closes_it() -> None:
+    def script(address: str, die: Any, trace: list) -> None:
+        run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
+        for epoch in run.epochs(3):
+            for item in run.batches(Shuffled(5)):
+                die()
+                trace.append((epoch, float(item), run.step))
+                if len(trace) % 3 == 0:
+                    break
+            die()
+            trace.append(np.random.rand())
+            for index in run.range(2):
+                die()
+                trace.append((index, run.step))
+
+    kill_everywhere(script)
+
+
+def test_break_from_the_outermost_loop_and_finish_means_finished() -> None:
+    address = fresh_address()
+    for attempt in range(2):
+        run = holdfast.Run(address, quiet=True)
+        with run:
+            seen = []
+            for epoch in run.epochs(10):
+                seen.append(epoch)
+                if epoch == 3:
+                    break
+        assert seen == ([0, 1, 2, 3] if attempt == 0 else [])
+    assert steps_of(address) == [3]  # the item that was left by break is not complete
+
+
+def test_return_out_of_nested_loops_and_finish_means_finished() -> None:
+    address = fresh_address()
+
+    def search(run: holdfast.Run) -> int | None:
+        for epoch in run.epochs(10):
+            for index in run.range(10):
+                if (epoch, index) == (2, 5):
+                    return 1
+        return None
+
+    with holdfast.Run(address, quiet=True) as run:
+        assert search(run) == 1
+    assert steps_of(address) == [25]
+    with holdfast.Run(address, quiet=True) as run:
+        assert run.finished
+        assert search(run) is None
+
+
+def test_break_from_the_outermost_loop_without_finish_goes_on(capfd) -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, every=2, quiet=False)
+    for index in run.range(10):
+        if index == 5:
+            break
+    run.close()
+    run = holdfast.Run(address, every=2)
+    assert list(run.range(10)) == [4, 5, 6, 7, 8, 9]
+    assert f"resumed {address} at step 4 (verified, saved" in capfd.readouterr().err
+
+
+def test_finish_inside_the_loop_ends_it() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    seen = []
+    for index in run.range(10):
+        seen.append(index)
+        if index == 3:
+            run.finish()
+    assert seen == [0, 1, 2, 3]
+    assert run.finished
+    run.close()
+
+
+def test_continue_completes_the_step() -> None:
+    run = holdfast.Run(fresh_address(), quiet=True)
+    for index in run.range(6):
+        assert run.step == index
+        if index % 2:
+            continue
+    assert run.step == 6
+
+
+def test_an_exception_saves_nothing_new_and_is_raised() -> None:
+    address = fresh_address()
+    with pytest.raises(ZeroDivisionError), holdfast.Run(address, every=2, quiet=True) as run:
+        for index in run.range(10):
+            if index == 5:
+                _ = 1 / 0
+    assert steps_of(address) == [2, 4]
+
+
+def test_leaving_the_outermost_loop_saves_the_last_step() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, every=None, quiet=True)
+    list(run.range(7))
+    assert run.manager.latest() is not None
+    assert steps_of(address) == [7]
+    assert run.finished
+
+
+def test_steps_count_on_innermost_loops_only() -> None:
+    run = holdfast.Run(fresh_address(), quiet=True)
+    for _ in run.epochs(2):
+        for _ in run.range(3):
+            pass
+        for _ in run.range(2, count=False):
+            pass
+        for _ in run.range(2, name="more"):
+            for _ in run.range(2):
+                pass
+    assert run.step == 2 * (3 + 2 * 2)
+
+
+def test_completed_loops_yield_nothing() -> None:
+    def script(address: str, die: Any, trace: list) -> None:
+        run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
+        for _ in run.epochs(2, name="pretrain"):
+            die()
+            trace.append(("pretrain", run.step, np.random.rand()))
+        middle = np.random.rand()
+        for _ in run.epochs(2, name="tune"):
+            for _ in run.range(2):
+                die()
+                trace.append(("tune", middle, run.step))
+            for _ in run.range(2):
+                die()
+                trace.append(("more", np.random.rand(), run.step))
+
+    kill_everywhere(script)
+
+
+def killed_at(step: int, loop: Any) -> str:
+    """The address of a run that was killed after `step` steps of `loop(run)`."""
+    address = fresh_address()
+    with process():
+        run = holdfast.Run(address, every=1, quiet=True)
+        for _ in loop(run):
+            if run.step == step:
+                raise Killed
+    return address
+
+
+def test_other_loops_than_those_of_the_checkpoint_are_an_error() -> None:
+    def nested(run: holdfast.Run) -> Any:
+        for _ in run.epochs(3):
+            yield from run.range(4)
+
+    address = killed_at(6, nested)
+    run = holdfast.Run(address, quiet=True)
+    with pytest.raises(LoopError, match=r"saved in the loops \(epochs 1, range 2\).*batches"):
+        for _ in run.epochs(3):
+            list(run.batches([1]))
+    run = holdfast.Run(address, quiet=True)
+    with pytest.raises(LoopError, match="the body of epochs 1 ended without it"):
+        list(run.epochs(3))
+    run = holdfast.Run(address, quiet=True)
+    with pytest.raises(LoopError, match="opens the loop epochs 'other'"):
+        list(run.epochs(3, name="other"))
+
+
+def test_two_loaders_in_one_loop() -> None:
+    for mode, expected in (("min", 2), ("cycle", 5)):
+
+        def script(address: str, die: Any, trace: list, mode: Any = mode) -> None:
+            run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
+            left, right = Shuffled(2), Shuffled(5)
+            for _ in run.epochs(2):
+                for a, b in run.batches(left, right, mode=mode):
+                    die()
+                    trace.append((a, b, np.random.rand()))
+
+        assert kill_everywhere(script) == 2 * expected
+
+
+def test_interleaving_two_loops_raises() -> None:
+    run = holdfast.Run(fresh_address(), quiet=True)
+    with pytest.raises(LoopError, match="cannot be advanced in turn"):
+        for _ in zip(run.batches([1, 2]), run.batches([3, 4]), strict=True):
+            pass
+
+
+def test_guard_counts_and_saves_nothing() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, every=1, keep=None, quiet=True)
+    for _ in run.epochs(2):
+        assert list(run.guard([1, 2, 3])) == [1, 2, 3]
+        assert len(run.guard([1, 2])) == 2
+    assert steps_of(address) == [1, 2]
+
+
+def test_metrics_after_a_loop_belong_to_its_last_step() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, every="epoch", keep=None, quiet=True)
+    for epoch in run.epochs(2):
+        for index in run.range(2):
+            run.log(loss=index)
+        run.log(val_loss=epoch)
+    run.log(test_loss=0.125)
+    run.log(test_loss=0.25)
+    found = {info.step: dict(info.metrics) for info in run.manager.checkpoints()}
+    assert found == {
+        2: {"loss": 1.0, "val_loss": 0.0},
+        4: {"loss": 1.0, "val_loss": 1.0, "test_loss": 0.25},
+    }
+    assert run.metrics == {"loss": 1.0, "val_loss": 1.0, "test_loss": 0.25}
+
+
+def test_metrics_of_an_earlier_step_are_not_a_later_checkpoints() -> None:
+    run = holdfast.Run(fresh_address(), every=2, keep=None, quiet=True)
+    for index in run.range(5):
+        if index == 0:
+            run.log(val_loss=0.1)
+    assert [dict(info.metrics) for info in run.manager.checkpoints()] == [{}, {}, {}]
+    assert run.metrics == {"val_loss": 0.1}
+
+
+def test_metrics_survive_a_resume() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    for index in run.range(3):
+        run.log(loss=index)
+    run = holdfast.Run(address, quiet=True)
+    list(run.range(3))
+    assert run.metrics == {"loss": 2.0}
+
+
+def test_an_improving_metric_saves_at_the_next_boundary() -> None:
+    address = fresh_address()
+    losses = [5.0, 4.0, 6.0, float("nan"), 3.0, 3.0, 9.0]
+    run = holdfast.Run(address, every=None, keep="best=1:loss", quiet=True)
+    for index in run.range(len(losses)):
+        run.log(loss=losses[index])
+    infos = run.manager.checkpoints()
+    assert [info.step for info in infos] == [5, 7]
+    best = run.manager.best("loss")
+    assert best is not None
+    assert (best.step, best.note) == (5, "best")
+
+
+def test_best_survives_a_restart() -> None:
+    address = fresh_address()
+    losses = [5.0, 2.0, 4.0, 4.0, 1.0, 3.0]
+    for end in (3, 6):
+        run = holdfast.Run(address, every=None, keep="last=1 best=1:loss", quiet=True)
+        for index in run.range(end):
+            run.log(loss=losses[index])
+        best = run.manager.best("loss")
+        assert best is not None
+        assert best.metrics["loss"] == min(losses[:end])
+
+
+def test_a_metric_logged_before_the_next_step_joins_the_checkpoint_of_the_last() -> None:
+    run = holdfast.Run(fresh_address(), every="epoch", keep=None, quiet=True)
+    for epoch in run.epochs(3):
+        if epoch:
+            run.log(val_loss=epoch)  # evaluates what the epoch before has trained
+        list(run.range(2))
+    found = {info.step: dict(info.metrics) for info in run.manager.checkpoints()}
+    assert found == {2: {"val_loss": 1.0}, 4: {"val_loss": 2.0}, 6: {}}
+
+
+def test_a_step_saved_twice_is_the_newest_commit() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, every=2, keep=None, quiet=True)
+    box = run.box(value=0)
+    for _ in run.range(2, count=False):
+        for index in run.range(2):
+            box.value = index
+            run.save()
+        box.value = 10
+    with holdfast.CheckpointManager(address) as manager:
+        assert manager.load(2)["box"]["value"] == 10
+        assert [info.step for info in manager.checkpoints()] == [1, 2, 3, 4]
+
+
+def test_every_epoch_saves_after_the_tail() -> None:
+    run = holdfast.Run(fresh_address(), every="epoch", keep=None, quiet=True)
+    box = run.box(tails=0)
+    for _ in run.epochs(3):
+        list(run.range(2))
+        box.tails += 1
+    infos = run.manager.checkpoints()
+    assert [info.step for info in infos] == [2, 4, 6]
+    assert [run.manager.load(info.step)["box"]["tails"] for info in infos] == [1, 2, 3]
+
+
+def test_every_epoch_without_epochs_is_an_error_at_the_first_item() -> None:
+    run = holdfast.Run(fresh_address(), every="10min epoch", quiet=True)
+    loop = iter(run.range(3))
+    with pytest.raises(LoopError, match=r"run.epochs"):
+        next(loop)
+
+
+def test_tracking_a_name_again_replaces_it() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    first, second = Model(), Model()
+    run.track(model=first).track(model=second)
+    second.seen = 7
+    list(run.range(1))
+    assert run.manager.load()["model"]["seen"] == 7
+
+
+def test_late_track_restores_at_once() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    model, late = Model(), Model()
+    run.track(model=model, late=late)
+    late.seen = 5
+    list(run.range(3))
+    run = holdfast.Run(address, late=["late"], quiet=True)
+    run.track(model=Model())
+    for index in run.range(5):
+        if index == 3:
+            again = Model()
+            run.track(late=again)
+            assert again.seen == 5
+            again.seen = 6
+            run.track(late=again)  # not restored a second time
+            assert again.seen == 6
+
+
+def test_names_that_nobody_claimed_raise_before_the_first_step() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    list(run.track(model=Model(), ema=Model()).range(3))
+    run = holdfast.Run(address, quiet=True).track(model=Model())
+    loop = run.range(5)
+    with pytest.raises(StructureMismatch, match="'ema'") as caught:
+        next(loop)
+    assert "late=['ema']" in caught.value.hint
+    run = holdfast.Run(address, quiet=True).track(model=Model())
+    assert len(list(run.track(ema=Model()).range(5))) == 2
+
+
+def test_a_renamed_object() -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, quiet=True).track(net=Model()).range(3))
+    with pytest.raises(StructureMismatch) as caught:
+        next(holdfast.Run(address, quiet=True).track(model=Model()).range(5))
+    assert "rename" in str(caught.value)
+    run = holdfast.Run(address, rename={"net": "model"}, quiet=True).track(model=Model())
+    assert len(list(run.range(5))) == 2
+
+
+def test_more_epochs_for_a_finished_run_continue() -> None:
+    address = fresh_address()
+    model = Model()
+    with process():
+        train(holdfast.Run(address, quiet=True).track(m=model), model, Shuffled(3), 2, int)
+        again = Model()
+        run = holdfast.Run(address, quiet=True).track(m=again)
+        train(run, again, Shuffled(3), 5, int)
+    whole = Model()
+    with process():
+        run = holdfast.Run(fresh_address(), quiet=True).track(m=whole)
+        train(run, whole, Shuffled(3), 5, int)
+    assert again.seen == whole.seen == 15
+    assert again.weights.tolist() == whole.weights.tolist()
+
+
+def test_a_finished_run_says_so_and_goes_on_after_the_loop(capfd) -> None:
+    address = fresh_address()
+    for _ in range(2):
+        run = holdfast.Run(address)
+        model = Model()
+        run.track(model=model)
+        train(run, model, Shuffled(3), 2, lambda: None)
+        assert model.seen == 6
+        run.close()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == f"no checkpoint in {address}: starting at step 0"
+    assert lines[1].startswith(f"resumed {address} at step 6 (verified, saved ")
+    assert lines[2] == f"{address} is finished at step 6: nothing to train"
+    assert len(steps_of(address)) == 1
+
+
+def test_data_that_changed_is_allowed_between_epochs_with_one_line(capfd) -> None:
+    address = fresh_address()
+    for n, epochs in ((3, 2), (4, 3)):
+        run = holdfast.Run(address)
+        for _ in run.epochs(epochs):
+            list(run.batches(list(range(n))))
+        run.close()
+    assert "batches: 4 items in an epoch, 3 before" in capfd.readouterr().err
+    assert steps_of(address)[-1] == 10
+
+
+def test_data_that_changed_in_mid_epoch_is_refused_unless_allowed(caplog) -> None:
+    def epoch(run: holdfast.Run, n: int = 4) -> Any:
+        for _ in run.epochs(2):
+            yield from run.batches(list(range(n)))
+
+    address = killed_at(2, epoch)
+    with pytest.raises(LoopError, match="changed") as caught:
+        list(epoch(holdfast.Run(address, quiet=True), 6))
+    assert 'data="restart-epoch"' in caught.value.hint
+    run = holdfast.Run(address, data="restart-epoch", quiet=True)
+    assert list(epoch(run, 6)) == [0, 1, 2, 3, 4, 5] * 2
+    assert run.step == 2 + 12
+    assert "begins anew" in caplog.text
+
+
+def test_a_newer_run_at_the_address_closes_the_older(capfd) -> None:
+    address = fresh_address()
+    older = holdfast.Run(address)
+    next(older.range(3))
+    newer = holdfast.Run(address)
+    assert list(newer.range(2)) == [0, 1]
+    assert f"{address}: closing the Run that this process opened before" in capfd.readouterr().err
+    with pytest.raises(RunClosed):
+        older.log(loss=1)
+
+
+def test_log_and_save_from_other_threads() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, every=None, keep=None, quiet=True)
+    for index in run.range(4):
+        if index == 1:
+            thread = threading.Thread(target=lambda: (run.log(loss=0.5), run.save()))
+            thread.start()
+            thread.join()
+    found = [(info.step, dict(info.metrics)) for info in run.manager.checkpoints()]
+    assert found == [(2, {"loss": 0.5}), (4, {})]
+    assert run.manager.info(2).note == "asked"
+
+
+def test_loops_stay_on_one_thread_and_only_the_main_one_takes_signals(capfd) -> None:
+    run = holdfast.Run(fresh_address())
+    errors: list[BaseException] = []
+    loop = run.range(3)
+
+    def advance() -> None:
+        try:
+            next(loop)
+        except LoopError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=advance)
+    thread.start()
+    thread.join()
+    assert errors == []
+    assert capfd.readouterr().err.count("not on the main thread") == 1
+    with pytest.raises(LoopError, match="second thread"):
+        next(loop)
+
+
+# -- settings -----------------------------------------------------------------
+
+
+def test_a_changed_config_is_refused_with_a_diff(capfd) -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, config={"lr": 0.1, "seed": 1}, quiet=True).range(2))
+    model = Model()
+    run = holdfast.Run(address, config={"lr": 0.2, "seed": 1}, quiet=True).track(model=model)
+    with pytest.raises(ConfigChanged, match=r"lr: 0.1 -> 0.2"):
+        run.range(3)
+    run = holdfast.Run(address, config={"lr": 0.2}, allow_config_change=True)
+    assert list(run.range(3)) == [2]
+    err = capfd.readouterr().err
+    assert "lr: 0.1 -> 0.2" in err
+    assert "seed: 1 -> (absent)" in err
+    assert run.manager.manifest().config == {"lr": 0.2}
+
+
+def test_wrong_settings() -> None:
+    for settings in (
+        {"late": "ema"},
+        {"data": "whatever"},
+        {"publish": "best:x", "keep": "last=1"},
+        {"on_finish": "final best=1", "keep": "last=1"},
+        {"on_finish": " "},
+    ):
+        with pytest.raises(UsageError):
+            holdfast.Run(fresh_address(), **settings)  # type: ignore[arg-type]
+    run = holdfast.Run(fresh_address(), quiet=True)
+    for wrong in (-1, 2.5, True):
+        with pytest.raises(UsageError, match="epochs"):
+            run.epochs(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="needs a loader"):
+        run.batches()
+    with pytest.raises(UsageError, match=r"run\.box\(lr=0\.1\)"):
+        run.track(lr=0.1)
+    with pytest.raises(UsageError, match="another name"):
+        run.track(box={})
+
+
+def test_on_finish_keeps_what_it_says() -> None:
+    address = fresh_address()
+    run = holdfast.Run(
+        address, every=1, keep="last=5 best=1:loss", on_finish="final best=1", quiet=True
+    )
+    for index in run.range(6):
+        run.log(loss=abs(index - 2))
+    assert steps_of(address) == [3, 6]
+
+
+def test_environment_and_names_are_recorded() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    list(run.track(model=Model()).range(1))
+    environment = run.manager.manifest().environment
+    assert environment["packages"]["numpy"] == np.__version__
+    assert "argv" in environment
+
+
+def test_epochs_without_end() -> None:
+    run = holdfast.Run(fresh_address(), quiet=True)
+    seen = []
+    with run:
+        for epoch in run.epochs(None):
+            seen.append(epoch)
+            if epoch == 2:
+                break
+    assert seen == [0, 1, 2]
+
+
+def test_resumed_and_finished_before_the_loop() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    assert run.resumed is None
+    assert not run.finished
+    list(run.range(2))
+    run = holdfast.Run(address, quiet=True)
+    assert run.resumed is not None
+    assert run.resumed.step == 2
+    assert run.finished
+    assert run.step == 0
+    list(run.range(2))
+    assert (run.step, repr(run)) == (2, f"<Run {address!r} at step 2>")
+
+
+def test_a_checkpoint_that_no_run_saved_is_refused() -> None:
+    address = fresh_address()
+    with holdfast.CheckpointManager(address) as manager:
+        manager.save(3, {"x": [1]}).result()
+    with pytest.raises(LoopError, match="no loop position"):
+        holdfast.Run(address, quiet=True).epochs(3)
+
+
+def test_killed_again_and_again() -> None:
+    whole: list[Any] = []
+    with process():
+        plain(1)(fresh_address(), Countdown(), whole)
+    address, trace = fresh_address(), []
+    for _ in range(12):
+        with process():
+            plain(1)(address, Countdown(5), [])
+    with process():
+        plain(1)(address, Countdown(), trace)
+    assert trace == whole

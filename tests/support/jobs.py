@@ -1,0 +1,120 @@
+"""A small training job in plain Python and NumPy that can be killed at any line."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+import holdfast
+
+_numbers = itertools.count()
+
+
+def fresh_address() -> str:
+    """A run in memory that no other test uses."""
+    return f"memory://run-{next(_numbers)}"
+
+
+class Killed(BaseException):
+    """The process dies here: nothing is closed or flushed by the program."""
+
+
+class Model:
+    """Weights that depend on every random number and batch, with `state_dict`."""
+
+    def __init__(self) -> None:
+        self.weights = np.zeros(3)
+        self.seen = 0
+
+    def step(self, batch: Any) -> float:
+        self.weights = self.weights * 0.9 + np.random.rand(3) + float(np.sum(batch))
+        self.seen += 1
+        return float(self.weights.sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weights = np.array(state["weights"])
+        self.seen = state["seen"]
+
+
+class Shuffled:
+    """A loader that draws its order at the start of an epoch."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[float]:
+        yield from np.random.permutation(self.n) + random.random()
+
+
+@contextmanager
+def process(seed: int = 1) -> Iterator[None]:
+    """What a new process has: its own random states, and an end by `Killed`."""
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    except Killed:
+        pass
+
+
+class Countdown:
+    """Dies at the n-th call; `calls` tells how many there were."""
+
+    def __init__(self, n: int | None = None) -> None:
+        self.n = n
+        self.calls = 0
+
+    def __call__(self) -> None:
+        if self.calls == self.n:
+            raise Killed
+        self.calls += 1
+
+
+Script = Callable[[str, Countdown, list[Any]], None]
+
+
+def kill_everywhere(script: Script, *, address: Callable[[], str] = fresh_address) -> int:
+    """Run `script(address, die, trace)` with a kill at each of its `die()` calls, start it
+    again, and require the trace of an uninterrupted run. Returns the number of kills.
+
+    The script tracks `trace`, so that after a resume it holds what the first one did.
+    """
+    whole: list[Any] = []
+    count = Countdown()
+    with process():
+        script(address(), count, whole)
+    assert whole
+    for n in range(count.calls):
+        where, trace = address(), []
+        with process():
+            script(where, Countdown(n), [])
+        with process():
+            script(where, Countdown(), trace)
+        assert trace == whole, f"killed at place {n}"
+    return count.calls
+
+
+def train(
+    run: holdfast.Run, model: Model, loader: Any, epochs: int, die: Callable[[], None]
+) -> None:
+    """The plain loop, with places to die at."""
+    for epoch in run.epochs(epochs):
+        die()
+        for batch in run.batches(loader):
+            die()
+            run.log(loss=model.step(batch))
+            die()
+        die()
+        run.log(val_loss=abs(3 - epoch))
+        die()

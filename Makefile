@@ -34,7 +34,7 @@ types: $(VENV)/.dev  ## pyright
 	$(BIN)/pyright
 
 layers: $(VENV)/.dev  ## import-linter: imports go down only
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.dev  ## the quick tests
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -173,7 +173,7 @@ def command() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, help="of the random moments")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"))

@@ -32,7 +32,7 @@ class Bug(Enum):
     REUSED_NAMES = "R8: name packs by their content"
     DELETE_BEFORE_ENTRY = "R9: delete packs before the entry that retires them"
     UNKNOWN_CLEANS_UP = "R9: delete the packs of a save whose fate is unknown"
-    PRUNE_DESCENDING = "R10: prune the log from the top"
+    PRUNE_PARENT = "R10: prune the log up to the newest entry's parent"
     GC_BY_ANOTHER_PROCESS = "R11: collect in a process that did not open the epoch"
     GC_IGNORES_EPOCH = "R11: collect although the epoch is another's"
     GC_IGNORES_FLIGHT = "R11: collect what saves have in flight"

@@ -53,13 +53,6 @@ class DeleteOldest(NamedTuple):
     last: int
 
 
-class DeleteYoungest(NamedTuple):
-    """As `DeleteOldest`, the highest first: a bug."""
-
-    run: str
-    last: int
-
-
 class Turn(NamedTuple):
     """Another guest commits something that matters to nobody: the number of its entry."""
 

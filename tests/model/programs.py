@@ -65,7 +65,7 @@ def writer(
 
 def open_run(process: Process, run: str, serial: int) -> Program:
     """(The newest entry known, the epoch that is ours), or why there is none (R6)."""
-    base = yield from process.read_newest(run)
+    base = yield from process.read_newest(run, may_be_new=True)
     if base == "error":
         return "log unreadable", 0
     result, newest, own, _ = yield from process.commit(run, base, Open(process.name), serial)

@@ -16,7 +16,6 @@ from .operations import (
     Acknowledge,
     DeleteOldest,
     DeletePack,
-    DeleteYoungest,
     Get,
     Highest,
     InFlight,
@@ -51,22 +50,28 @@ class Process:
 
     # -- R1: the newest entry -------------------------------------------------------
 
-    def read_newest(self, run: str, created: Entry | None = None) -> Program:
-        """The newest entry; None for an empty log, "error" if it cannot be read.
+    def read_newest(
+        self, run: str, created: Entry | None = None, *, may_be_new: bool = False
+    ) -> Program:
+        """The newest entry, or "error" if it cannot be read.
 
         `created`: an entry that this process has just created; where to look first.
+        `may_be_new`: None for an empty log. To others than the process that opens the
+        run an empty listing says only that the log moved on.
         """
         if self.settings.atomic_reads:
             entry = yield ReadNewest(run)
         else:
-            entry = yield from self._search(run, created)
+            entry = yield from self._search(run, created, may_be_new)
         if entry != "error":
             yield Observe(run, entry)
         return entry
 
-    def _search(self, run: str, created: Entry | None) -> Program:
+    def _search(self, run: str, created: Entry | None, may_be_new: bool) -> Program:
         number = created.number if created else (yield from self._highest(run))
         for _ in range(self.settings.read_attempts):
+            if number == 0 and may_be_new:
+                return None
             entry = (yield from self._usable(run, number, created)) if number else None
             if entry == "error":
                 return "error"
@@ -76,7 +81,7 @@ class Process:
             # between a listing and the reads the number may have been pruned, and taken
             # again by a late request. Never a lower number, for the same reason.
             above = yield from self._highest(run)
-            if above == number and (entry is not None or number == 0):
+            if entry is not None and above == number:
                 return entry
             number = above
         return "error"
@@ -203,9 +208,9 @@ class Process:
             yield DeletePack(pack)
 
     def prune_log(self, run: str, newest: int) -> Program:
-        last = newest - self.settings.keep_entries
-        delete = DeleteYoungest if self.has(Bug.PRUNE_DESCENDING) else DeleteOldest
-        while (yield delete(run, last)):
+        """Ascending, one by one; the newest entries stay, two at least."""
+        last = newest - (1 if self.has(Bug.PRUNE_PARENT) else self.settings.keep_entries)
+        while (yield DeleteOldest(run, last)):
             pass
 
     # -- R11: collecting orphans ----------------------------------------------------------

@@ -208,7 +208,7 @@ class World(Model):
                     ((result, changes, _),) = self._effects(state, at, local)
                 case op.PutPack() if not self.scenario.collects:
                     ((result, changes, _),) = self._effects(state, at, local)
-                case op.DeleteOldest() | op.DeleteYoungest():
+                case op.DeleteOldest():
                     ((result, changes, _),) = self._effects(state, at, local)
                     if result:
                         return state
@@ -245,10 +245,7 @@ class World(Model):
                 return lambda state, at: self._read_newest(state, which)
             case op.DeleteOldest(run, last):
                 which = RUNS[run]
-                return lambda state, at: self._delete_entry(state, which, last, 0)
-            case op.DeleteYoungest(run, last):
-                which = RUNS[run]
-                return lambda state, at: self._delete_entry(state, which, last, -1)
+                return lambda state, at: self._delete_entry(state, which, last)
             case op.Turn(run, prune):
                 which = RUNS[run]
                 return lambda state, at: self._turn(state, which, prune)
@@ -337,12 +334,12 @@ class World(Model):
         spans = self.scenario.listing_spans
         return any(begun and begun[0] == run and begun[3] >= spans for begun in state[LISTS])
 
-    def _delete_entry(self, state: State, run: int, last: int, which: int) -> list[Effect]:
+    def _delete_entry(self, state: State, run: int, last: int) -> list[Effect]:
         old = [eid for eid in state[LOGS][run] if self.entries[eid].number <= last]
         if not old:
             return [(False, {}, "nothing to delete")]
-        gone = self.entries[old[which]]
-        log = tuple(eid for eid in state[LOGS][run] if eid != old[which])
+        gone = self.entries[old[0]]
+        log = tuple(eid for eid in state[LOGS][run] if eid != old[0])
         changes = self._log_changed(state, run, log, gone.number, False)
         return [(True, changes, f"deleted {gone.number}")]
 

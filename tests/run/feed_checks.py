@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.run.feed import Feed, open_feed
@@ -42,8 +43,9 @@ class History:
 
 def plain(value: Any) -> Any:
     """Arrays and tensors as bytes, so that == compares every bit."""
-    if hasattr(value, "detach"):
-        value = value.detach().numpy()
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().contiguous().view(-1).view(torch.uint8)
+        return ("tensor", str(value.dtype), tuple(value.shape), flat.numpy().tobytes())
     if isinstance(value, np.ndarray | np.generic):
         return ("array", value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, dict):
@@ -54,8 +56,6 @@ def plain(value: Any) -> Any:
 
 
 def seed_everything(seed: int) -> None:
-    import torch
-
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -63,8 +63,6 @@ def seed_everything(seed: int) -> None:
 
 def train_step() -> Any:
     """Draws as dropout and the like do, so that replays without it would drift."""
-    import torch
-
     return [random.random(), np.random.rand(), torch.rand(()).item()]
 
 

@@ -86,7 +86,7 @@ REPEATABLE: dict[str, Callable[[], Any]] = {
     "range": lambda: range(3, 15, 2),
     "list": lambda: ["a", "b", "c"],
     "tuple": lambda: (1, 2),
-    "empty": lambda: [],
+    "empty": list,
     "array": lambda: np.arange(12.0).reshape(4, 3),
     "sequence": Squares,
     "subclass": lambda: Backwards([1, 2, 3]),

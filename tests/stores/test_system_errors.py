@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,10 @@ from holdfast.errors import (
     StoreUnfit,
 )
 from holdfast.stores.base import Store
-from holdfast.stores.filesystem import FileSystem
+from holdfast.stores.filesystem import FileStatus, FileSystem
 from holdfast.stores.local import LocalStore
 from tests.stores.contract import listed
-from tests.stores.crash_checks import DATA, KEY, OLD_KEY, ROOT, machine
+from tests.stores.crash_checks import DATA, KEY, OLD_KEY, ROOT, machine, must_be
 from tests.support.crashfs import CrashFileSystem
 
 
@@ -172,3 +173,109 @@ def test_a_disk_that_does_not_answer_is_not_an_empty_one(
     for name in reads:
         with pytest.raises(StoreUnavailable):
             calls[name]()
+
+
+# -- names that must be synced, and those that need not ------------------------------------
+
+
+def test_a_link_made_by_a_call_that_was_sent_twice_is_ours() -> None:
+    """NFS repeats a call whose reply was lost, and reports the first one's success."""
+    trial = machine(make)
+    make(trial).put_new(KEY, [DATA])
+    link = len(trial.history) - trial.history[::-1].index("link")
+    fs = machine(make)
+    fs.fail_after = {link: errno.EEXIST}
+    assert make(fs).put_new(KEY, [DATA]) is True
+    must_be(fs, KEY, {DATA}, "after True")
+
+
+def test_a_folder_that_is_made_again_is_synced_again() -> None:
+    """Even where it gets the number of the one that is gone, as on ext4."""
+    fs = machine(make)
+    store = make(fs)
+    assert store.put_new("packs/a", [DATA])
+    run = fs._folder(fs.open_folder(ROOT))
+    gone = run.names["packs"]
+    for names in (run.names, run.synced):
+        del names["packs"]
+    fs._inodes = itertools.chain([gone.inode], fs._inodes)  # type: ignore[assignment]
+    assert store.put_new("packs/b", [DATA])
+    assert run.names["packs"].inode == gone.inode
+    must_be(fs, "packs/b", {DATA}, "after True")
+
+
+class Guarded(CrashFileSystem):
+    """Folders above the store that we may not read, or that cannot be synced."""
+
+    def __init__(self, *, unreadable: bool, last_inode: int = 3) -> None:
+        super().__init__()
+        self.last_inode = last_inode
+        self.unreadable = unreadable
+        self.guarded = False
+
+    def open_folder(self, name: str, folder: int | None = None) -> int:
+        if self.guarded and self.unreadable and name == "..":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return super().open_folder(name, folder)
+
+    def sync(self, fd: int) -> None:
+        if self.guarded and self._open[fd].inode <= self.last_inode:  # /, /data, /data/runs
+            raise OSError(errno.EINVAL, "Invalid argument")
+        super().sync(fd)
+
+
+@pytest.mark.parametrize("unreadable", [True, False])
+def test_old_folders_above_the_store_need_not_be_ours(unreadable: bool) -> None:
+    fs = Guarded(unreadable=unreadable)
+    for folder in ("/data", "/data/runs", ROOT):
+        fs.make_folder(folder)
+    fs.guarded = True
+    make(fs).prepare_writing()
+    assert make(fs).put_new(KEY, [DATA])
+
+
+@pytest.mark.parametrize(("unreadable", "kind"), [(True, StoreReadOnly), (False, StoreUnfit)])
+def test_new_folders_above_the_store_must_be_synced(
+    unreadable: bool, kind: type[StoreError]
+) -> None:
+    fs = Guarded(unreadable=unreadable)
+    for folder in ("/data", "/data/runs"):
+        fs.make_folder(folder)
+    fs.guarded = True
+    with pytest.raises(kind):
+        make(fs).put_new(KEY, [DATA])
+    assert listed(make(fs)) == {}
+
+
+def test_nothing_is_synced_beyond_a_mount_point() -> None:
+    class Mounted(CrashFileSystem):
+        def status(self, fd: int) -> FileStatus:
+            found = super().status(fd)
+            return found._replace(device=99) if found.inode == 1 else found
+
+        def sync(self, fd: int) -> None:
+            assert self._open[fd].inode != 1, "synced another disk"
+            super().sync(fd)
+
+    fs = Mounted()
+    fs.make_folder("/data")
+    assert make(fs).put_new(KEY, [DATA])
+
+
+def test_only_folders_with_new_ones_in_them_must_be_synced() -> None:
+    fs = Guarded(unreadable=False, last_inode=2)  # / and /data cannot, /data/runs can
+    for folder in ("/data", "/data/runs"):
+        fs.make_folder(folder)
+    fs.guarded = True
+    assert make(fs).put_new(KEY, [DATA])
+
+
+def test_folders_are_synced_once() -> None:
+    """Afterwards an object costs two syncs: its own and its folder's."""
+    fs = CrashFileSystem()
+    store = make(fs)
+    store.put_new("log/1", [b"x"])
+    before = len(fs.history)
+    store.put_new("log/2", [b"x"])
+    calls = [call for call in fs.history[before:] if call.startswith("sync")]
+    assert calls == ["sync_file", "sync_folder"]

@@ -83,9 +83,7 @@ def generator() -> torch.Generator:
 
 
 MAP_STYLE: dict[str, Callable[[], Any]] = {
-    "shuffled": lambda: DataLoader(
-        Augmented(), 3, shuffle=True, num_workers=2, collate_fn=jitter
-    ),
+    "shuffled": lambda: DataLoader(Augmented(), 3, shuffle=True, num_workers=2, collate_fn=jitter),
     "persistent, generator, init": lambda: DataLoader(
         InBulk(),
         3,

@@ -102,7 +102,7 @@ def dataclass_fields(value: object) -> dict[str, object]:
 def blank(kind: type, path: str) -> object:
     """An instance of a plain dataclass without any attribute."""
     try:
-        return object.__new__(kind)
+        return cast(object, object.__new__(kind))
     except TypeError as error:  # abstract, or with a C base
         raise StateError(f"cannot restore {path!r}: {error}") from error
 

@@ -100,8 +100,8 @@ def decode_dict(decoder: TreeDecoder, node: dict[str, Node], target: object, pat
         def update() -> None:
             settled = {key: settle(value) for key, value in result.items()}
             live.clear()
-            for part in (settled, kept):
-                cast(Any, dict).update(live, part)  # Counter.update would add
+            for key, value in (*settled.items(), *kept.items()):
+                live[key] = value  # Counter.update would add
             if attributes is not None:
                 getattr(live, "__dict__", {}).update(attributes)
 

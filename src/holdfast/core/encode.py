@@ -170,10 +170,10 @@ class TreeEncoder:
         adapter = frameworks.adapter_for_value(value)
         if adapter is not None:
             self._enter(value, path)
-            node = adapter.encode(value, path, self)
-            self._leave(value, node if isinstance(node, dict) else None)
+            node: Any = adapter.encode(value, path, self)
+            self._leave(value, cast(Node, node if isinstance(node, dict) else None))
             if node is not None:
-                return node
+                return cast(Node, node)
         if not isinstance(value, type):
             if callable(getattr(value, "state_dict", None)):
                 return self._object(value, path)

@@ -12,7 +12,7 @@ import numpy as np
 from holdfast.core import classes, generators, values
 from holdfast.core.adapters import NOTHING
 from holdfast.core.containers import items_of
-from holdfast.core.leaves import BufferDestination, Later, settle, then
+from holdfast.core.leaves import BufferDestination, Later, settle, then, together
 from holdfast.core.types import Node
 from holdfast.core.values import kind_name, malformed
 from holdfast.errors import PickleRefused, StateError
@@ -100,9 +100,9 @@ def decode_range(decoder: TreeDecoder, node: dict[str, Node], target: object, pa
 
 def decode_slice(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
     bounds = [decoder.decode_node(item, NOTHING, path) for item in items_of(node, path)]
-    if len(bounds) != 3 or any(type(bound) is Later for bound in bounds):
+    if len(bounds) != 3:
         raise malformed(path, "its bounds are malformed")
-    return slice(*bounds)
+    return together(bounds, lambda bounds: slice(*bounds))
 
 
 def decode_ellipsis(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:

@@ -40,9 +40,9 @@ def export(repo: Repo, record: Record, folder: Path) -> list[Path]:
         raise UsageError(f"{folder} exists and is not empty", hint="Name a new folder.")
     manifest = repo.manifest(record)
     ChunkReader(repo, record, manifest).check_packs(manifest.leaves)
+    used = set(leaf_indexes(manifest.tree))
     files = list(file_nodes(manifest.tree))
-    in_files = {index for _, node in files for index in leaf_indexes(node)}
-    indexes = sorted(set(leaf_indexes(manifest.tree)) - in_files)
+    indexes = sorted(used.difference(*(leaf_indexes(node) for _, node in files)))
     if indexes and not 0 <= indexes[0] <= indexes[-1] < len(manifest.leaves):
         raise DamagedObject(
             f"manifests/{record.id}.json", "its tree names leaves that are not there"

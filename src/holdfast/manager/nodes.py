@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from holdfast.core.types import Node
-from holdfast.core.values import malformed
+from holdfast.core.values import MAX_DEPTH, malformed
 
 _MAPPINGS = frozenset({"dict", "odict", "defaultdict", "counter"})
 _FILES = frozenset({"file", "dir"})
+# A level of a state takes up to three in its JSON: the node, its pairs, a pair.
+_DEEPEST = 3 * MAX_DEPTH + 8
 
 
 def mapping_pairs(node: Node) -> list[tuple[Node, Node]] | None:
@@ -55,14 +57,22 @@ def file_nodes(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
     yield from file_nodes(cast(dict[str, Any], node).get("v"), path)
 
 
-def leaf_indexes(node: Node) -> Iterator[int]:
-    """The leaves that a tree refers to."""
-    if isinstance(node, list):
-        for item in cast(list[Any], node):
-            yield from leaf_indexes(item)
-    elif isinstance(node, dict):
-        for key, value in cast(dict[str, Any], node).items():
-            if key == "leaf" and type(value) is int:
-                yield value
-            else:
-                yield from leaf_indexes(value)
+def leaf_indexes(tree: Node) -> Iterator[int]:
+    """The leaves that a tree refers to. Raises DamagedObject if it is nested too deeply
+    for the other functions here, which recurse."""
+    level: list[Any] = [tree]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, list):
+                below.extend(cast(list[Any], node))
+            elif isinstance(node, dict):
+                for key, value in cast(dict[str, Any], node).items():
+                    if key == "leaf" and type(value) is int:
+                        yield value
+                    else:
+                        below.append(value)
+        if not below:
+            return
+        level = below
+    raise malformed("", "it is nested too deeply")

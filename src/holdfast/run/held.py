@@ -228,7 +228,8 @@ def _feed(
     if numbers is not None:
         if numbers.dtype.hasobject or numbers.nbytes > MAX_ARRAY_BYTES:
             raise _NotPlain
-        hasher.update(f"array:{numbers.dtype.str}{numbers.shape};".encode())
+        shown = numbers if value is None else value  # a framework's array comes as bytes
+        hasher.update(f"array:{shown.dtype}{tuple(shown.shape)};".encode())
         hasher.update(np.ascontiguousarray(numbers).data.cast("B") if numbers.size else b"")
         return
     if id(value) in above:

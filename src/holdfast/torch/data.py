@@ -77,6 +77,12 @@ def feed(loader: Any, *, policy: Policy = "refuse") -> Feed | None:
         or kind._get_iterator is not DataLoader._get_iterator
     ):
         # It decides what an epoch is. All that is known is what it yields.
+        if loader.persistent_workers:
+            logger.warning(
+                "%s has an __iter__ of its own and persistent_workers=True: random numbers drawn "
+                "in its workers go on from epoch to epoch and cannot be replayed",
+                kind.__name__,
+            )
         return CountedFeed(loader, policy=policy, guard=death_watch.waiting)
     if isinstance(loader.dataset, IterableDataset):
         return StreamFeed(loader, policy=policy)

@@ -30,6 +30,7 @@ from types import (
 )
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -88,6 +89,7 @@ def _own_generators() -> list[tuple[Library, Any]]:
 
 MAX_DEPTH = 8
 MAX_CHILDREN = 64  # a container with more is data: looking into it would take seconds
+MAX_OBJECTS = 20_000  # about 20 ms, once in each process
 
 
 def find_generators(root: object) -> list[tuple[Library, Any]]:
@@ -98,6 +100,8 @@ def find_generators(root: object) -> list[tuple[Library, Any]]:
 
     def visit(value: object, depth: int) -> None:
         if id(value) in seen or depth > MAX_DEPTH or isinstance(value, _LEAVES):
+            return
+        if len(seen) >= MAX_OBJECTS:
             return
         seen.add(id(value))
         library = next((one for one in _LIBRARIES if one.owns(value)), None)
@@ -111,7 +115,7 @@ def find_generators(root: object) -> list[tuple[Library, Any]]:
     return found
 
 
-_LEAVES = (str, bytes, int, float, complex, type(None), type, torch.Tensor)
+_LEAVES = (str, bytes, int, float, complex, type(None), type, torch.Tensor, np.ndarray)
 
 
 def _children(value: Any) -> Iterable[object]:

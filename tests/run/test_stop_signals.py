@@ -1,0 +1,437 @@
+"""Signals to whole programs: the step is finished, saved, and the exit status is 75."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import holdfast
+
+HEAD = """
+import os, signal, sys, time
+import numpy as np
+import holdfast
+
+run = holdfast.Run(sys.argv[1], every=None, keep=None)
+values = []
+run.track(values=values)
+
+def say(word):
+    print(word, flush=True)
+
+def wait(seconds=30.0):
+    "A long step: its time is not cut short by a signal."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not run._session.stop.requested:
+        time.sleep(0.01)
+"""
+
+
+class Program:
+    """A training script in a child process with a process group of its own."""
+
+    def __init__(self, tmp_path: Path, body: str) -> None:
+        self.address = str(tmp_path / "run")
+        self.script = tmp_path / "train.py"
+        self.script.write_text(HEAD + textwrap.dedent(body))
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, until: str = "ready") -> subprocess.Popen[str]:
+        """Start it, and wait until it prints `until`."""
+        self.process = subprocess.Popen(
+            [sys.executable, str(self.script), self.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip() == until:
+                return self.process
+        raise AssertionError(f"ended early: {self.end()}")
+
+    def end(self) -> tuple[int, str, str]:
+        assert self.process is not None
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+    def again(self) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, str(self.script), self.address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def saved(self) -> list[tuple[int, str]]:
+        with holdfast.CheckpointManager(self.address) as manager:
+            return [(info.step, info.note) for info in manager.checkpoints()]
+
+
+LOOP = """
+for epoch in run.epochs(2):
+    for index in run.range(3):
+        values.append((epoch, index))
+        if (epoch, index) == (0, 1) and run.resumed is None:
+            say("ready")
+            wait()
+say(values)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_signal_finishes_the_step_saves_and_exits_75(
+    tmp_path: Path, number: signal.Signals, to_group: bool
+) -> None:
+    program = Program(tmp_path, LOOP)
+    process = program.start()
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    code, _, err = program.end()
+    assert code == 75
+    assert f"{number.name}: saved step 2; run the same command again to go on" in err
+    assert "Traceback" not in err
+    assert program.saved() == [(2, "preempted")]
+    code, out, err = program.again()
+    assert code == 0
+    assert "resumed" in err
+    assert out.strip() == str([(e, i) for e in range(2) for i in range(3)])
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for index in run.range(3):
+            if index == 1:
+                run.manager.wait()
+                say("ready")
+                wait()
+                say("first")
+                time.sleep(30)
+        """,
+    )
+    process = program.start()
+    os.kill(process.pid, signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "first"
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = program.end()
+    assert code in (130, -signal.SIGINT)
+    assert "KeyboardInterrupt" in err
+    assert program.saved() == []
+
+
+def test_preempted_in_the_tail(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for epoch in run.epochs(2):
+            for index in run.range(2):
+                values.append(index)
+            values.append("tail")
+            if run.resumed is None and epoch == 0:
+                say("ready")
+                wait()
+        say(values)
+        """,
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    assert program.end()[0] == 75
+    assert program.saved() == [(2, "preempted")]
+    assert program.again()[1].strip() == str([0, 1, "tail"] * 2)
+
+
+def test_preempted_in_the_last_batch_saves_that_the_tail_is_pending(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for epoch in run.epochs(2):
+            for index in run.range(2):
+                values.append(index)
+                if run.resumed is None and (epoch, index) == (0, 1):
+                    say("ready")
+                    wait()
+            values.append("tail")
+        say(values)
+        """,
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    assert program.end()[0] == 75
+    assert program.saved() == [(2, "preempted")]
+    with holdfast.CheckpointManager(program.address) as manager:
+        assert list(manager.load()["values"]) == [0, 1]
+    assert program.again()[1].strip() == str([0, 1, "tail"] * 2)
+
+
+def test_preempted_in_the_very_last_step(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for index in run.range(2):
+            values.append(index)
+            if run.resumed is None and index == 1:
+                say("ready")
+                wait()
+        say("after")
+        """,
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    code, out, err = program.end()
+    assert (code, out) == (75, "")
+    assert "saved step 2, the last of the loop" in err
+    code, out, err = program.again()
+    assert (code, out.strip()) == (0, "after")
+    assert "is finished at step 2: nothing to train" in err
+
+
+def test_preempted_before_the_first_step(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for epoch in run.epochs(1):
+            if run.resumed is None:
+                say("ready")
+                wait()
+            for index in run.range(2):
+                values.append(index)
+        say(values)
+        """,
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    assert program.end()[0] == 75
+    assert program.saved() == [(0, "preempted")]
+    assert program.again()[1].strip() == "[0, 1]"
+
+
+def test_after_the_loop_signals_do_what_they_did_before(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for index in run.range(2):
+            values.append(index)
+        say("ready")
+        time.sleep(30)
+        """,
+    )
+    process = program.start()
+    os.kill(process.pid, signal.SIGTERM)
+    assert program.end()[0] == -signal.SIGTERM
+
+
+def test_after_a_break_signals_do_what_they_did_before(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for index in run.range(2):
+            break
+        say("ready")
+        time.sleep(30)
+        """,
+    )
+    process = program.start()
+    os.kill(process.pid, signal.SIGTERM)
+    assert program.end()[0] == -signal.SIGTERM
+
+
+def test_a_guarded_evaluation_stops_when_nothing_would_be_lost(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        run.save()
+        for index in run.range(2):
+            values.append(index)
+            if index == 1 and run.resumed is None:
+                for batch in run.guard(range(1000)):
+                    if batch == 0:
+                        say("ready")
+                    time.sleep(0.05)
+        say(values)
+        """,
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    code, _, err = program.end()
+    assert code == 75
+    assert "stopped after step 1" in err
+    assert program.saved() == [(1, "asked")]
+    assert program.again()[1].strip() == "[0, 1]"
+
+
+def test_a_guarded_evaluation_goes_on_for_a_while_to_save_the_steps_before_it(
+    tmp_path: Path,
+) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for index in run.range(2):
+            values.append(index)
+            if index == 1 and run.resumed is None:
+                for batch in run.guard(range(5)):
+                    if batch == 0:
+                        say("ready")
+                        wait()
+                say("evaluated")
+        say(values)
+        """,
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    code, out, _ = program.end()
+    assert (code, out.strip()) == (75, "evaluated")
+    assert program.saved() == [(2, "final")]
+
+
+def test_a_guarded_evaluation_that_is_too_long_is_left(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        import holdfast.run.guard
+        holdfast.run.guard.Guarded.__init__.__defaults__ = (0.2,)
+        for index in run.range(2):
+            values.append(index)
+            if index == 1:
+                for batch in run.guard(range(1000)):
+                    if batch == 0:
+                        say("ready")
+                    time.sleep(0.05)
+        """,
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    code, _, err = program.end()
+    assert code == 75
+    assert "the steps since the last save will run again" in err
+    assert program.saved() == []
+
+
+def test_a_child_process_of_the_program_dies_of_its_signals(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        for index in run.range(2):
+            child = os.fork()
+            if child == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os._exit(3)
+            _, status = os.waitpid(child, 0)
+            values.append(os.waitstatus_to_exitcode(status))
+            child = os.fork()
+            if child == 0:
+                sys.exit(4)  # its atexit and its run do nothing
+            _, status = os.waitpid(child, 0)
+            values.append(os.waitstatus_to_exitcode(status))
+        say("ready")
+        say(values)
+        run.close()
+        """,
+    )
+    program.start()
+    code, out, err = program.end()
+    assert (code, err.count("Traceback")) == (0, 0)
+    assert out.strip() == str([-signal.SIGTERM, 4] * 2)
+    assert program.saved() == [(2, "final")]
+
+
+def test_the_programs_own_handler_is_called_too(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        "signal.signal(signal.SIGTERM, lambda number, frame: values.append('mine'))\n"
+        + LOOP.replace("say(values)", ""),
+    )
+    os.kill(program.start().pid, signal.SIGTERM)
+    assert program.end()[0] == 75
+    with holdfast.CheckpointManager(program.address) as manager:
+        assert list(manager.load()["values"])[-1] == "mine"
+
+
+def test_another_exit_status(tmp_path: Path) -> None:
+    program = Program(tmp_path, LOOP)
+    text = program.script.read_text().replace("keep=None)", "keep=None, exit_code=12)")
+    program.script.write_text(text)
+    os.kill(program.start().pid, signal.SIGTERM)
+    assert program.end()[0] == 12
+
+
+def test_a_notebook_gets_an_exception(monkeypatch, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    run = holdfast.Run(tmp_path / "run", quiet=True)
+    with pytest.raises(holdfast.Preempted, match="saved step 1") as caught:
+        for _ in run.range(3):
+            signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 75
+    run.close()
+
+
+LOADER = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+class Slow(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        if index >= 4 and not os.path.exists(sys.argv[1] + ".again"):
+            open(sys.argv[1] + ".waiting", "w").close()
+            time.sleep(30)
+        return index
+
+loader = DataLoader(Slow(), batch_size=1, num_workers=2)
+for batch in run.batches(loader):
+    values.append(int(batch))
+    if len(values) == 4:
+        say("ready")
+say(values)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_signal_also_killed_the_loaders_workers(tmp_path: Path, number) -> None:
+    program = Program(tmp_path, LOADER)
+    process = program.start()
+    os.killpg(process.pid, number)
+    code, _, err = program.end()
+    assert code == 75, err
+    assert f"{number.name}: saved step 4" in err
+    assert program.saved() == [(4, "preempted")]
+    Path(program.address + ".again").touch()
+    code, out, err = program.again()
+    assert code == 0, err
+    assert out.splitlines()[-1] == str(list(range(8)))
+
+
+def test_workers_that_die_before_the_signal_arrives(tmp_path: Path) -> None:
+    import time
+
+    program = Program(tmp_path, LOADER.replace("say(values)\n", ""))
+    process = program.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for child in children:
+        os.kill(int(child), signal.SIGTERM)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, err = program.end()
+    assert code == 75, err
+    assert program.saved() == [(4, "preempted")]
+
+
+def test_workers_that_die_without_a_signal_to_us_raise(tmp_path: Path) -> None:
+    program = Program(tmp_path, LOADER)
+    process = program.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    code, _, err = program.end()
+    assert code == 1
+    assert "LoaderInterrupted" in err
+    assert program.saved() == []

@@ -1,0 +1,503 @@
+"""Optimizers: three steps, save, rebuild, restore, three more = six at once, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.errors import StateError, StructureMismatch
+from holdfast.torch.optimizers import plain_loading
+from tests.torch.roundtrip import Checkpoint, assert_same
+
+Make = Callable[[list[Any]], torch.optim.Optimizer]
+
+
+def model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2, bias=False)).to(
+        dtype
+    )
+
+
+def train(module: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    dtype = next(module.parameters()).dtype
+    for step in range(first, last):
+        torch.manual_seed(100 + step)
+        x, y = torch.randn(5, 4).to(dtype), torch.randn(5, 2).to(dtype)
+
+        def closure(x: Any = x, y: Any = y) -> Any:
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(module(x).float(), y.float())
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def groups(module: nn.Module, **second: Any) -> list[dict[str, Any]]:
+    first, last = module.parameters()
+    return [{"params": [first]}, {"params": [last], **second}]
+
+
+def check_exact(
+    make: Make, *, dtype: torch.dtype = torch.float32, before: int = 3, grouped: bool = True
+) -> Checkpoint:
+    """Train, save, go on; restore into a fresh start and go on: no bit may differ."""
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        module = model(dtype)
+        params = groups(module, lr=0.05) if grouped else list(module.parameters())
+        return module, make(params)
+
+    module, optimizer = build()
+    train(module, optimizer, 0, before)
+    checkpoint = Checkpoint({"model": module, "optimizer": optimizer})
+    at_save = copy.deepcopy(optimizer.state_dict())
+    train(module, optimizer, before, before + 3)
+
+    # Fresh, and with state of its own of another history.
+    for steps in (0, 2):
+        fresh, restored = build()
+        train(fresh, restored, 50, 50 + steps)
+        kept = [(group, group["params"]) for group in restored.param_groups]
+        checkpoint.restore({"model": fresh, "optimizer": restored})
+        assert_same(restored.state_dict(), at_save, "state after the restore")
+        for group, (live, params) in zip(restored.param_groups, kept, strict=True):
+            assert group is live
+            assert group["params"] is params
+        train(fresh, restored, before, before + 3)
+        assert_same(dict(fresh.state_dict()), dict(module.state_dict()), "model")
+        assert_same(restored.state_dict(), optimizer.state_dict(), "optimizer")
+    return checkpoint
+
+
+OPTIMIZERS: dict[str, Make] = {
+    "ASGD": lambda params: torch.optim.ASGD(params, t0=2),
+    "Adadelta": torch.optim.Adadelta,
+    "Adafactor": torch.optim.Adafactor,
+    "Adagrad": lambda params: torch.optim.Adagrad(params, lr_decay=0.1),
+    "Adam": torch.optim.Adam,
+    "Adam amsgrad": lambda params: torch.optim.Adam(params, amsgrad=True, weight_decay=0.1),
+    "Adam foreach": lambda params: torch.optim.Adam(params, foreach=True),
+    "Adam fused": lambda params: torch.optim.Adam(params, fused=True),
+    "Adam capturable off": lambda params: torch.optim.Adam(params, capturable=False),
+    "AdamW": lambda params: torch.optim.AdamW(params, betas=(0.8, 0.95)),
+    "Adamax": torch.optim.Adamax,
+    "Muon": lambda params: torch.optim.Muon(params, lr=0.02),
+    "NAdam": lambda params: torch.optim.NAdam(params, decoupled_weight_decay=True),
+    "RAdam": torch.optim.RAdam,
+    "RMSprop": lambda params: torch.optim.RMSprop(params, momentum=0.9, centered=True),
+    "Rprop": torch.optim.Rprop,
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.1),
+    "SGD momentum": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True),
+    "SGD fused": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True),
+}
+
+
+def test_every_optimizer_of_torch_is_tried() -> None:
+    classes = {
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    }
+    tried = {name.split()[0] for name in OPTIMIZERS}
+    assert classes - tried == {"Optimizer", "LBFGS", "SparseAdam"}  # below
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("before", [0, 3])
+def test_training_goes_on_exactly(name: str, before: int) -> None:
+    check_exact(OPTIMIZERS[name], before=before)
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs(search: str | None) -> None:
+    check_exact(
+        lambda params: torch.optim.LBFGS(
+            params, lr=0.5, max_iter=4, history_size=3, line_search_fn=search
+        ),
+        grouped=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_sparse_adam() -> None:
+    def build() -> tuple[nn.Embedding, torch.optim.Optimizer]:
+        torch.manual_seed(1)
+        embedding = nn.Embedding(10, 3, sparse=True)
+        return embedding, torch.optim.SparseAdam(embedding.parameters())
+
+    def go(embedding: nn.Embedding, optimizer: Any, rows: range) -> None:
+        for row in rows:
+            optimizer.zero_grad()
+            embedding(torch.tensor([row, 9 - row])).square().sum().backward()
+            optimizer.step()
+
+    embedding, optimizer = build()
+    go(embedding, optimizer, range(3))
+    checkpoint = Checkpoint({"m": embedding, "o": optimizer})
+    go(embedding, optimizer, range(2, 5))
+    fresh, restored = build()
+    checkpoint.restore({"m": fresh, "o": restored})
+    go(fresh, restored, range(2, 5))
+    assert_same(dict(fresh.state_dict()), dict(embedding.state_dict()))
+    assert_same(restored.state_dict(), optimizer.state_dict())
+
+
+# -- dtypes and devices of state ------------------------------------------------------
+
+
+class MixedAdam(torch.optim.Optimizer):
+    """Keeps float32 moments of bfloat16 parameters, as many do."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "betas": [0.9, 0.99], "schedule": {"kind": "linear"}})
+
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    if param.grad is None:
+                        continue
+                    state = self.state[param]
+                    if not state:
+                        state["step"] = 0
+                        state["moments"] = [torch.zeros_like(param, dtype=torch.float32), None]
+                        state["master"] = param.float()
+                    state["step"] += 1
+                    beta = group["betas"][0]
+                    state["moments"][0].mul_(beta).add_(param.grad.float(), alpha=1 - beta)
+                    state["master"].sub_(state["moments"][0], alpha=group["lr"])
+                    param.copy_(state["master"])
+
+
+def test_float32_state_of_bfloat16_parameters_survives() -> None:
+    checkpoint = check_exact(MixedAdam, dtype=torch.bfloat16)
+    assert checkpoint.leaf("optimizer/state/0/master").dtype == "F32"
+    state = checkpoint.restore()["optimizer"]
+    assert state["state"][0]["moments"][0].dtype is torch.float32
+    assert type(state["param_groups"][0]["betas"]) is list
+
+
+def test_adam_with_float32_state_of_bfloat16_parameters() -> None:
+    def make(params: list[Any]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(params, lr=0.01)
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                optimizer.state[param] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(param, dtype=torch.float32),
+                    "exp_avg_sq": torch.zeros_like(param, dtype=torch.float32),
+                }
+        return optimizer
+
+    module = model(torch.bfloat16)
+    optimizer = make(groups(module))
+    for state in optimizer.state.values():
+        state["exp_avg"].normal_()
+    checkpoint = Checkpoint({"o": optimizer})
+    for fresh in (torch.optim.Adam(groups(module)), make(groups(module))):
+        checkpoint.restore({"o": fresh})
+        assert_same(fresh.state_dict(), optimizer.state_dict())
+
+
+def test_live_state_is_filled_in_place_and_lazy_state_is_made() -> None:
+    module = model()
+    optimizer = torch.optim.Adam(groups(module))
+    train(module, optimizer, 0, 2)
+    checkpoint = Checkpoint({"o": optimizer})
+    first, last = module.parameters()
+
+    live = torch.optim.Adam(groups(module))
+    train(module, live, 0, 1)
+    del live.state[last]
+    live.state[first]["left over"] = 1
+    entry, moment = live.state[first], live.state[first]["exp_avg"]
+    checkpoint.restore({"o": live})
+    assert live.state[first] is entry
+    assert entry["exp_avg"] is moment
+    assert "left over" not in entry
+    assert_same(live.state_dict(), optimizer.state_dict())
+
+
+def test_state_that_the_checkpoint_lacks_is_removed() -> None:
+    module = model()
+    empty = Checkpoint({"o": torch.optim.Adam(groups(module))})
+    live = torch.optim.Adam(groups(module))
+    train(module, live, 0, 2)
+    empty.restore({"o": live})
+    assert len(live.state) == 0
+    train(module, live, 0, 1)  # and it can be built again
+
+
+def test_state_of_some_parameters_only() -> None:
+    module = model()
+    first, last = module.parameters()
+    optimizer = torch.optim.Adam([first, last])
+    last.grad = torch.ones_like(last)
+    optimizer.step()
+    live = torch.optim.Adam([first, last])
+    Checkpoint({"o": optimizer}).restore({"o": live})
+    assert list(live.state) == [last]
+    assert_same(live.state_dict(), optimizer.state_dict())
+
+
+def test_channels_last_state_keeps_its_order() -> None:
+    conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(conv.parameters())
+    conv(torch.randn(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    live = torch.optim.Adam(conv.parameters())
+    Checkpoint({"o": optimizer}).restore({"o": live})
+    moment = live.state[conv.weight]["exp_avg"]
+    assert moment.is_contiguous(memory_format=torch.channels_last)
+    assert_same(live.state_dict(), optimizer.state_dict())
+
+
+def test_one_state_tensor_of_all_parameters_stays_one() -> None:
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for param in self.param_groups[0]["params"]:
+                self.state[param].setdefault("count", self.count)
+            self.count += 1
+
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, lr=0.1)
+            self.count = torch.tensor(0.0)
+
+    params = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    optimizer = Counting(params)
+    optimizer.step()
+    live = Counting(params)
+    for _ in range(3):
+        live.step()
+    Checkpoint({"o": optimizer}).restore({"o": live})
+    one, other = (live.state[param]["count"] for param in params)
+    assert one is other
+    assert one == 1
+
+
+def test_a_parameter_listed_twice() -> None:
+    with pytest.warns(UserWarning, match="duplicate"):
+        param = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.Adam([param, param])
+        live = torch.optim.Adam([param, param])
+    param.grad = torch.ones(2)
+    optimizer.step()
+    Checkpoint({"o": optimizer}).restore({"o": live})
+    assert_same(live.state_dict(), optimizer.state_dict())
+
+
+# -- hyperparameters ------------------------------------------------------------------
+
+
+def test_hyperparameters_are_restored_and_new_ones_stay() -> None:
+    module = model()
+    optimizer = torch.optim.SGD(groups(module, lr=0.5, label="head"), lr=0.1, momentum=0.9)
+    optimizer.param_groups[0]["custom"] = [1, (2, 3)]
+    live = torch.optim.SGD(groups(module), lr=7.0)
+    live.param_groups[0]["mine"] = "kept"
+    Checkpoint({"o": optimizer}).restore({"o": live})
+    assert [group["lr"] for group in live.param_groups] == [0.1, 0.5]
+    assert [group["momentum"] for group in live.param_groups] == [0.9, 0.9]
+    assert live.param_groups[0]["custom"] == [1, (2, 3)]
+    assert live.param_groups[1]["label"] == "head"
+    assert live.param_groups[0]["mine"] == "kept"
+
+
+def test_a_tensor_learning_rate_is_filled_in_place() -> None:
+    module = model()
+    rate = torch.tensor(0.25)
+    saved = Checkpoint({"o": torch.optim.Adam(groups(module), lr=rate)})
+    live = torch.optim.Adam(groups(module), lr=torch.tensor(7.0))
+    first = live.param_groups[0]["lr"]
+    saved.restore({"o": live})
+    assert live.param_groups[0]["lr"] is first is live.param_groups[1]["lr"]
+    assert first == 0.25
+
+
+def test_a_learning_rate_may_become_a_tensor_or_a_number() -> None:
+    module = model()
+    number = Checkpoint({"o": torch.optim.Adam(groups(module), lr=0.25)})
+    tensor = Checkpoint({"o": torch.optim.Adam(groups(module), lr=torch.tensor(0.25))})
+    live = torch.optim.Adam(groups(module), lr=torch.tensor(7.0))
+    rate = live.param_groups[0]["lr"]
+    number.restore({"o": live})
+    assert live.param_groups[0]["lr"] is rate
+    assert rate == 0.25
+    live = torch.optim.Adam(groups(module), lr=7.0)
+    tensor.restore({"o": live})
+    assert type(live.param_groups[0]["lr"]) is float
+    assert live.param_groups[0]["lr"] == 0.25
+
+
+def test_state_or_hyperparameters_can_be_left_out() -> None:
+    module = model()
+    optimizer = torch.optim.Adam(groups(module), lr=0.25)
+    train(module, optimizer, 0, 2)
+    checkpoint = Checkpoint({"o": optimizer})
+    live = torch.optim.Adam(groups(module), lr=7.0)
+    checkpoint.restore({"o": live}, skip=["o/param_groups"])
+    assert live.param_groups[0]["lr"] == 7.0
+    assert_same(live.state_dict()["state"], optimizer.state_dict()["state"])
+    live = torch.optim.Adam(groups(module), lr=7.0)
+    checkpoint.restore({"o": live}, skip=["o/state"])
+    assert live.param_groups[0]["lr"] == 0.25
+    assert not live.state
+
+
+# -- reports --------------------------------------------------------------------------
+
+
+def test_other_numbers_of_groups_or_parameters_are_reported() -> None:
+    module = model()
+    live = torch.optim.SGD(list(module.parameters()), lr=7.0)
+    with pytest.raises(StructureMismatch) as caught:
+        Checkpoint({"o": torch.optim.SGD(groups(module), lr=0.1)}).restore({"o": live})
+    assert caught.value.changed == (
+        "o/param_groups: saved as 2 groups of 1 + 1 parameters, live is 1 group of 2 parameters",
+    )
+    assert live.param_groups[0]["lr"] == 7.0
+
+
+def test_parameters_in_another_order_are_reported() -> None:
+    module = model()
+    first, last = module.parameters()
+    saved = Checkpoint({"o": torch.optim.SGD([first, last], lr=0.1)})
+    with pytest.raises(StructureMismatch) as caught:
+        saved.restore({"o": torch.optim.SGD([last, first], lr=0.1)})
+    assert caught.value.changed[0] == (
+        "o/param_groups/0/params/0: saved as float32[3, 4], live is float32[2, 3]"
+    )
+
+
+def test_parameter_names_show_an_order_that_shapes_do_not() -> None:
+    one, two = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    saved = Checkpoint({"o": torch.optim.SGD([("a", one), ("b", two)], lr=0.1)})
+    with pytest.raises(StructureMismatch, match="saved as a, b, live is b, a"):
+        saved.restore({"o": torch.optim.SGD([("b", two), ("a", one)], lr=0.1)})
+    live = torch.optim.SGD([("module.a", one), ("module.b", two)], lr=0.1)
+    saved.restore({"o": live})
+    assert live.param_groups[0]["param_names"] == ["module.a", "module.b"]
+
+
+def test_another_class_is_reported() -> None:
+    module = model()
+    saved = Checkpoint({"o": torch.optim.Adam(groups(module))})
+    with pytest.raises(StructureMismatch, match=r"saved as torch\.optim\.adam:Adam, live is .*SGD"):
+        saved.restore({"o": torch.optim.SGD(groups(module), lr=0.1)})
+
+
+# -- optimizers that load themselves --------------------------------------------------
+
+
+class Own(MixedAdam):
+    """Adds to the state_dict and takes it out again."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        self.calls += 1
+
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "calls": self.calls}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self.calls = state_dict["calls"]
+
+
+def test_an_optimizer_with_its_own_loading_does_it_itself() -> None:
+    check_exact(Own)
+
+
+def test_hooks_run_and_dtypes_are_repaired() -> None:
+    module = model(torch.bfloat16)
+    optimizer = MixedAdam(groups(module))
+    train(module, optimizer, 0, 2)
+    checkpoint = Checkpoint({"o": optimizer})
+    live = MixedAdam(groups(module), lr=7.0)
+    calls: list[str] = []
+    live.register_load_state_dict_pre_hook(lambda *_: calls.append("pre"))
+    live.register_load_state_dict_post_hook(lambda *_: calls.append("post"))
+    assert not plain_loading(live)
+    kept = list(live.param_groups)
+    checkpoint.restore({"o": live})
+    assert calls == ["pre", "post"]
+    assert all(group is same for group, same in zip(live.param_groups, kept, strict=True))
+    assert live.state[next(module.parameters())]["master"].dtype is torch.float32
+    assert_same(
+        live.state_dict()["state"][0]["master"], optimizer.state_dict()["state"][0]["master"]
+    )
+
+
+def test_hooks_keep_a_tensor_learning_rate_where_it_is() -> None:
+    module = model()
+    checkpoint = Checkpoint({"o": torch.optim.Adam(groups(module), lr=torch.tensor(0.25))})
+    live = torch.optim.Adam(groups(module), lr=torch.tensor(7.0))
+    live.register_load_state_dict_post_hook(lambda *_: None)
+    rate = live.param_groups[0]["lr"]
+    checkpoint.restore({"o": live})
+    assert live.param_groups[0]["lr"] is rate
+    assert rate == 0.25
+
+
+def test_a_state_dict_of_another_form_is_passed_on() -> None:
+    class Odd(torch.optim.SGD):
+        seen: Any = None
+
+        def state_dict(self) -> Any:
+            return {"rates": [group["lr"] for group in self.param_groups], "x": torch.ones(2)}
+
+        def load_state_dict(self, state_dict: Any) -> None:
+            self.seen = state_dict
+
+    module = model()
+    live = Odd(groups(module), lr=7.0)
+    Checkpoint({"o": Odd(groups(module), lr=0.1)}).restore({"o": live})
+    assert_same(live.seen, {"rates": [0.1, 0.1], "x": torch.ones(2)})
+
+
+def test_an_error_of_the_optimizers_own_loading_is_explained() -> None:
+    class Refusing(torch.optim.SGD):
+        def load_state_dict(self, state_dict: Any) -> None:
+            raise ValueError("not today")
+
+    module = model()
+    with pytest.raises(StateError, match="Refusing at 'o' failed: not today"):
+        Checkpoint({"o": Refusing(groups(module), lr=0.1)}).restore(
+            {"o": Refusing(groups(module), lr=0.1)}
+        )
+
+
+def test_any_object_with_state_dict_is_restored_too() -> None:
+    class Lookahead:
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner = inner
+            self.slow = [torch.zeros(2)]
+
+        def state_dict(self) -> Any:
+            return {"inner": self.inner.state_dict(), "slow": self.slow}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.inner.load_state_dict(state["inner"])
+            self.slow = state["slow"]
+
+    module = model()
+    saved = Lookahead(torch.optim.Adam(groups(module), lr=0.25))
+    saved.slow[0] += 3
+    train(module, saved.inner, 0, 2)
+    live = Lookahead(torch.optim.Adam(groups(module)))
+    Checkpoint({"o": saved}).restore({"o": live})
+    assert_same(live.state_dict(), saved.state_dict())

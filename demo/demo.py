@@ -105,7 +105,7 @@ def moments_s(kills: int, training_s: float, seed: int) -> list[float]:
 
     Starts themselves take seconds (imports): killing those proves nothing.
     """
-    longest = 1.5 * training_s / (kills + 1)
+    longest = training_s / (kills + 1)
     return [random.Random(f"{seed}-{n}").uniform(0, longest) for n in range(kills)]
 
 

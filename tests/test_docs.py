@@ -12,9 +12,11 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 
 import holdfast
 from holdfast.cli import cli
+from holdfast.core import decode, values
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -120,6 +122,13 @@ def test_commands_exist(page: Path) -> None:
                     assert word.split("=")[0] in known, f"{line!r}: no option {word}"
 
 
+def test_commands_in_messages_exist() -> None:
+    """A hint that names a command must not send people to one that is not there."""
+    for source in (ROOT / "src" / "holdfast").rglob("*.py"):
+        for name in re.findall(r"holdfast ([a-z]+) --?[a-z]", source.read_text()):
+            assert name in cli.commands, f"{source.relative_to(ROOT)}: no command {name!r}"
+
+
 def test_every_command_is_documented() -> None:
     said = {shlex.split(line.removeprefix("python -m "))[1] for p in PAGES for line in commands(p)}
     assert set(cli.commands) <= said
@@ -131,6 +140,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
 
 
+def test_files_named_in_the_text_exist() -> None:
+    """`core/log.py` and the like: from the root, or from the package."""
+    starts = (ROOT, ROOT / "src" / "holdfast")
+    for page in (ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"):
+        named = re.findall(r"`([a-z_.]+(?:/[a-z_]+)*(?:/|\.py|\.md|\.toml))`", page.read_text())
+        assert len(named) > 3
+        gone = [name for name in named if not any((start / name).exists() for start in starts)]
+        assert not gone, f"{name_of(page)}: {gone}"
+
+
 def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / target).resolve() for target in _LINK.findall(index.read_text())}
@@ -138,6 +157,18 @@ def test_every_page_is_in_the_index() -> None:
 
 
 # -- the format ------------------------------------------------------------------
+
+
+def test_every_tag_is_specified() -> None:
+    page = (ROOT / "docs" / "format.md").read_text()
+    specified = set[str]()
+    for row in re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE):
+        specified |= set(re.findall(r"`([a-z.]+)`", row))
+    sources = [p.read_text() for p in (ROOT / "src" / "holdfast").rglob("*.py")]
+    written = {tag for text in sources for tag in re.findall(r'"!": "([a-z.]+)"', text)}
+    read = {*decode._TAGS, *values.DECODERS}
+    assert len(written | read) > 40
+    assert (written | read) - {"id", "ref"} <= specified  # those two are in the text
 
 
 def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
@@ -164,9 +195,11 @@ def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
     with holdfast.CheckpointManager(run) as ckpts:
         ckpts.save(1, {"weights": large[:1]}).result()
         ckpts.save(2, state).result()
+        ckpts.tag(2, "kept")
+        ckpts.save(3, state).result()  # stores nothing anew
 
     step, value, leaves = namespace["read_checkpoint"](run)  # type: ignore[operator]
-    assert step == 2
+    assert step == 3
     assert value["name"] == "é"
     assert value["counts"] == shared
     assert value["again"] == (shared, (1, 2))
@@ -177,6 +210,28 @@ def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
     assert np.array_equal(leaves["fortran"], state["fortran"])
     assert leaves["empty"].shape == (0, 3)
     assert leaves["bits"].tolist() == [True, False]
+
+
+def test_the_reader_in_the_format_page_reads_a_model(tmp_path: Path) -> None:
+    [reader] = [b for b in blocks(ROOT / "docs" / "format.md") if b.word == "reader"]
+    namespace: dict[str, object] = {}
+    exec(compile(reader.text, "format.md", "exec"), namespace)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    run = tmp_path / "run"
+    with holdfast.CheckpointManager(run) as ckpts:
+        ckpts.save(1, {"model": model, "optimizer": optimizer}).result()
+
+    _, value, leaves = namespace["read_checkpoint"](run)  # type: ignore[operator]
+    assert list(value["model"]) == list(model.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert np.array_equal(value["model"][name], tensor.numpy())
+        assert np.array_equal(leaves[f"model/{name}"], tensor.numpy())
+    saved, live = value["optimizer"], optimizer.state_dict()
+    assert saved["param_groups"][0]["lr"] == 0.5
+    assert np.array_equal(saved["state"][0]["exp_avg"], live["state"][0]["exp_avg"].numpy())
 
 
 def test_the_reader_in_the_format_page_refuses_damage(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,10 @@ def holdfast_cli(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 class Clock:
-    """Two minutes pass between any two looks at it; the last one is now."""
+    """Started three hours ago; a minute passes between any two looks at it."""
 
     def __init__(self) -> None:
-        self.now_s = 1_780_000_000.0
+        self.now_s = time.time() - 3 * 3600
 
     def __call__(self) -> float:
         self.now_s += 60

@@ -83,8 +83,9 @@ def test_ls_of_a_folder_lists_its_runs(run: Path, holdfast_cli: Command) -> None
     done = holdfast_cli("ls", run.parent)
     title, *rows, total = done.out.splitlines()
     assert title.split() == ["RUN", "KEPT", "STEP", "SAVED", "SIZE", "STATE"]
-    assert len(rows) == 2
-    assert total == "2 runs"
+    assert [row.split()[:3] for row in rows] == [["deep/gpt", "1", "7"], ["mnist", "4", "400"]]
+    assert rows[0].endswith("finished")
+    assert total == f"2 runs in {run.parent}"
     value = holdfast_cli("ls", run.parent.parent, "--json").json
     assert [(r["run"], r["checkpoints"], r["finished"]) for r in value["runs"]] == [
         (str(run.parent / "deep" / "gpt"), 1, True),
@@ -111,10 +112,13 @@ def test_a_damaged_run_does_not_hide_the_others(run: Path, holdfast_cli: Command
         flip(entry, 100)
     done = holdfast_cli("ls", run.parent)
     assert done.status == 0
-    assert str(run)[-20:] in done.out
-    [broken, whole] = holdfast_cli("ls", run.parent, "--json").json["runs"]
-    assert broken["exit_code"] == 4
-    assert whole["checkpoints"] == 4
+    _, broken, whole, _ = done.out.splitlines()
+    assert broken.startswith("bad ")
+    assert "no entry of the log of" in broken
+    assert whole.startswith("mnist ")
+    listed = holdfast_cli("ls", run.parent, "--json").json["runs"]
+    assert listed[0]["exit_code"] == 4
+    assert listed[1]["checkpoints"] == 4
 
 
 def test_nothing_there(tmp_path: Path, holdfast_cli: Command) -> None:

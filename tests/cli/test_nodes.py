@@ -131,6 +131,8 @@ def test_flat() -> None:
         ("l[0].x", "1"),
     ]
     assert list(nodes.flat(3)) == [("", "3")]
+    assert list(nodes.flat(list(range(9)))) == [("", "0, 1, 2, 3, 4, 5, 6, 7, 8")]
+    assert list(nodes.flat(list(range(1410)))) == [("", "0, 1, 2, 3, 4, 5, 6, 7, … (1,410 in all)")]
 
 
 def test_page_shows_hostile_names_as_escapes() -> None:

@@ -7,22 +7,30 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 HOLDFAST = [sys.executable, "-m", "holdfast"]
 
 
-def test_start_up_is_quick(run: Path) -> None:
-    """The best of several: other processes may disturb one, not all."""
-    best = 9.0
-    for _ in range(20):
-        began = time.perf_counter()
-        subprocess.run([*HOLDFAST, "ls", str(run)], check=True, stdout=subprocess.DEVNULL)
-        best = min(best, time.perf_counter() - began)
-        if best < 0.25:
-            return
-    raise AssertionError(f"holdfast ls took {best:.2f} s")
+def test_start_up_is_quick(run: Path, tmp_path: Path) -> None:
+    """Under a quarter of a second on a warm machine: in processor time, since other
+    processes may hold the processor, and once Python has compiled the modules."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def processor_s() -> float:
+        before = os.times()
+        command = [*HOLDFAST, "ls", str(run)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        after = os.times()
+        return (
+            after.children_user
+            + after.children_system
+            - (before.children_user + before.children_system)
+        )
+
+    best = min(processor_s() for _ in range(6))
+    assert best < 0.25, f"holdfast ls took {best:.2f} s"
 
 
 def test_ls_imports_nothing_heavy(run: Path) -> None:

@@ -78,7 +78,7 @@ def test_every_table_escapes_what_a_store_says() -> None:
         checkpoints_text([hostile], [], 1000.0, 200),
         checkpoints_text([hostile], [HOSTILE], 1000.0),
         results_text([Verification(hostile, False, (HOSTILE,), 0)]),
-        runs_text([{"run": HOSTILE, "error": HOSTILE}], 0.0),
+        runs_text("runs", [{"run": f"runs/{HOSTILE}", "error": HOSTILE}], 0.0),
         decisions_text(
             decide(
                 [record(1, tags=[HOSTILE], pins=[HOSTILE], metrics={HOSTILE: 1.0}), record(2)],
@@ -187,6 +187,15 @@ def test_prune_page() -> None:
         f"   2  1 min ago  100 B  {ids[1]}  no rule keeps it\n"
         "Removed 1 checkpoint, kept 3, freed 100 B."
     )
+
+
+def test_reasons_go_on_below_where_they_do_not_fit() -> None:
+    tags = [f"release-candidate-{i}" for i in range(5)]
+    decisions = decide([record(1, time_s=0.0, tags=tags), record(2)], parse_keep("last=1"))
+    page = decisions_text(decisions, dry_run=True, now_s=60.0, width=80)
+    why = " ".join(line[42:].strip() for line in page.split("\n")[2:-1])
+    assert why == ", ".join(f"tag {tag}" for tag in tags)
+    assert all(len(line) <= 80 for line in page.split("\n"))
 
 
 def test_freed_bytes_count_packs_that_no_one_else_needs() -> None:

@@ -212,7 +212,7 @@ def test_rules_are_ored_and_each_gives_its_reason() -> None:
     records = [record(s, metrics={"loss": float(s)}) for s in (100, 200, 300, 400)]
     reasons = why(records, "last=2 best=1:loss every=300")
     assert reasons == {
-        100: ("best=1:loss (100)", "every=300"),
+        100: ("every=300", "best=1:loss (100)"),
         200: ("no rule keeps it",),
         300: ("last=2", "every=300"),
         400: ("newest", "last=2"),
@@ -271,7 +271,7 @@ def test_damaged_ones_take_nobodys_place_and_are_left_alone() -> None:
     assert kept(records, "last=1", damaged=damaged) == [2, 3]
     reasons = why(records, "last=1 best=1:loss", damaged=damaged)
     assert reasons[3] == ("damaged: no rule removes it",)
-    assert reasons[2] == ("newest", "best=1:loss (-2)", "last=1")
+    assert reasons[2] == ("newest", "last=1", "best=1:loss (-2)")
     assert kept(records[2:], "last=1", damaged=damaged) == [3]
 
 

@@ -19,6 +19,9 @@ from holdfast import CheckpointManager
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
+SAVING = ("capture", "pack", "fsync", "manifest", "log", "retention", "restore")
+PLACES = ("prologue", "body", "last batch", "tail", "after")
+
 
 @dataclass
 class Script:
@@ -132,6 +135,28 @@ def choose(counts: Counter[str], point: str, chance: random.Random, share: int =
     """A random passing of `point`, in the first `share`-th part of them."""
     assert counts[point], f"the script never passes {point!r}: {dict(counts)}"
     return f"{point}:{chance.randint(1, max(1, counts[point] // share))}"
+
+
+def reference(name: str, folder: Path, *args: str) -> tuple[dict[str, Any], Counter[str]]:
+    """The uninterrupted run's result, and how often it passed each point."""
+    script = Script(name, folder / "whole", args)
+    result = script.finish()
+    assert script.starts == 1
+    return result, script.passed()
+
+
+def kill_at_each(script: Script, points: tuple[str, ...], counts: Counter[str], seed: int) -> None:
+    """One kill at a random passing of each point, in random order, in one run."""
+    chance = random.Random(seed)
+    # "after" ends the run; each other kill comes early in what is left of it.
+    order = chance.sample(points, len(points))
+    order.sort(key=lambda point: point == "after")
+    for point in order:
+        if point == "restore":
+            # Only a resuming process restores: any of its reads.
+            script.run(f"restore:{chance.randint(1, 3)}")
+        else:
+            script.run(choose(counts, point, chance, share=2 * len(order)))
 
 
 def wait_until(condition: Any, timeout_s: float = 60.0) -> None:

@@ -8,32 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill.driver import Script, choose, differing
-
-SAVING = ("capture", "pack", "fsync", "manifest", "log", "retention", "restore")
-PLACES = ("prologue", "body", "last batch", "tail", "after")
-
-
-def reference(name: str, folder: Path, *args: str) -> tuple[dict[str, object], Counter[str]]:
-    """The uninterrupted run's result, and how often it passed each point."""
-    script = Script(name, folder / "whole", args)
-    result = script.finish()
-    assert script.starts == 1
-    return result, script.passed()
-
-
-def kill_at_each(script: Script, points: tuple[str, ...], counts: Counter[str], seed: int) -> None:
-    """One kill at a random passing of each point, in random order, in one run."""
-    chance = random.Random(seed)
-    # "after" ends the run; each other kill comes early in what is left of it.
-    order = chance.sample(points, len(points))
-    order.sort(key=lambda point: point == "after")
-    for point in order:
-        if point == "restore":
-            # Only a resuming process restores: any of its reads.
-            script.run(f"restore:{chance.randint(1, 3)}")
-        else:
-            script.run(choose(counts, point, chance, share=2 * len(order)))
+from tests.kill.driver import PLACES, SAVING, Script, differing, kill_at_each, reference
 
 
 def test_a_generic_script_killed_in_every_phase(tmp_path: Path) -> None:

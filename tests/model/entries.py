@@ -125,9 +125,7 @@ class Draft(NamedTuple):
     holder: str
 
 
-def next_entry(
-    draft: Draft, base: Entry | None, id: str, author: str, settings: Settings
-) -> Entry:
+def next_entry(draft: Draft, base: Entry | None, id: str, author: str, settings: Settings) -> Entry:
     """The entry that follows `base` (None: a run's first) and says what `draft` wants (R2)."""
     lineage = sorted(base.lineage().items(), reverse=True) if base else []
     return Entry(

@@ -11,6 +11,7 @@ only equal histories.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import GeneratorType
@@ -51,6 +52,8 @@ class Locals:
     table: list[Local] = field(default_factory=lambda: [Local(-1, None, ())])
     endings: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
     _index: dict[Hashable, int] = field(default_factory=dict[Hashable, int])
+    _suspended: dict[int, Program] = field(default_factory=dict[int, Program])
+    """Programs that wait in a local state whose first successor they will become."""
     _next: dict[tuple[int, Hashable], int] = field(default_factory=dict[tuple[int, Hashable], int])
 
     def start(self, thread: int) -> int:
@@ -62,15 +65,19 @@ class Locals:
             return self._next[local, result]
         except KeyError:
             state = self.table[local]
-            found = self._reach(state.thread, (*state.history, self.decode(result)))
+            history = (*state.history, self.decode(result))
+            found = self._reach(state.thread, history, self._suspended.pop(local, None))
             self._next[local, result] = found
             return found
 
-    def _reach(self, thread: int, history: tuple[Any, ...]) -> int:
-        generator = self.programs[thread]()
+    def _reach(
+        self, thread: int, history: tuple[Any, ...], suspended: Program | None = None
+    ) -> int:
+        """`suspended`: the program as it is before the last result of `history`."""
+        generator = suspended or self.programs[thread]()
         try:
-            operation = next(generator)
-            for result in history:
+            operation = None if suspended else next(generator)
+            for result in history[-1:] if suspended else history:
                 operation = generator.send(result)
         except StopIteration as end:
             self.endings.add((thread, str(end.value)))
@@ -79,6 +86,7 @@ class Locals:
         found = self._index.setdefault(key, len(self.table))
         if found == len(self.table):
             self.table.append(Local(thread, operation, history))
+            self._suspended[found] = generator
         return found
 
 
@@ -113,6 +121,7 @@ class Explored:
     """The shortest way to the violation."""
     endings: set[tuple[str, str]]
     """How each program ended, in some interleaving."""
+    visited: list[State]
 
     def __str__(self) -> str:
         if self.violation is None:
@@ -142,6 +151,16 @@ def search(model: Model, *, most_states: int = 3_000_000) -> Explored:
 
     Raises OverflowError rather than leave states out.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here is cyclic garbage, and there are millions of tuples to scan
+    try:
+        return _search(model, most_states)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _search(model: Model, most_states: int) -> Explored:
     start = model.initial()
     seen: dict[State, int] = {start: 0}
     queue: list[State] = [start]
@@ -150,9 +169,8 @@ def search(model: Model, *, most_states: int = 3_000_000) -> Explored:
     while at < len(queue):
         for label, after in model.successors(queue[at]):
             if isinstance(after, Violation):
-                return Explored(
-                    len(queue), after, _trace(model, came, at, label), set(model.endings())
-                )
+                trace = _trace(model, came, at, label)
+                return Explored(len(queue), after, trace, set(model.endings()), queue)
             if after not in seen:
                 seen[after] = len(queue)
                 queue.append(after)
@@ -160,7 +178,7 @@ def search(model: Model, *, most_states: int = 3_000_000) -> Explored:
         at += 1
         if len(queue) > most_states:
             raise OverflowError(f"more than {most_states} states")
-    return Explored(len(queue), None, [], set(model.endings()))
+    return Explored(len(queue), None, [], set(model.endings()), queue)
 
 
 def _trace(model: Model, came: list[tuple[int, Any]], at: int, last: Any) -> list[str]:

@@ -49,6 +49,10 @@ def writer(
                 return known
         serial, outcome = 1, None
         while serial <= saves and outcome is not Result.FENCED:
+            if outcome is Result.UNKNOWN:  # the old base may be gone (R5)
+                known = yield from process.read_newest(PARENT)
+                if not isinstance(known, Entry):
+                    return "log unreadable"
             again = outcome is Result.UNKNOWN and process.has(Bug.RETRY_REUSES_PACKS)
             name = f"{process.name}{serial - again}"
             outcome, known = yield from save(

@@ -7,58 +7,19 @@ lands, a crash, a power loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from . import operations as op
-from .entries import CHILD, PARENT, Entry, Record, Settings, Touch, next_entry
+from .entries import CHILD, PARENT, Entry, Touch, next_entry
 from .explore import FINISHED, Locals, Model, State, Violation
+from .invariants import check_next, check_usable
 from .programs import Start
 from .protocol import Process
+from .scenarios import Scenario, Thread
 
 RUNS = {PARENT: 0, CHILD: 1}
-
-
-class Thread(NamedTuple):
-    """A program in a process. Threads of one process share what is in flight."""
-
-    process: str
-    program: Start
-    restart: Start | None = None
-    """What runs after a crash of the process; without it the process stays dead."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A bounded configuration."""
-
-    name: str
-    threads: Sequence[Thread]
-    log: Sequence[Entry]
-    packs: Sequence[str]
-    child_log: Sequence[Entry] = ()
-    settings: Settings = field(default_factory=Settings)
-    faults: int = 0
-    """How many requests on the log fail. A failed put has not arrived: it lands at any
-    later moment or never (a lost reply is one that lands at once)."""
-    duplicates: bool = False
-    """Whether a fault may also be a put that arrives once more, later (its reply is
-    right): HTTP clients and proxies repeat requests."""
-    unreadable: bool = False
-    """Whether a fault may also be a read that fails."""
-    listing_spans: int = 99
-    """Most entries that are created while one listing goes on."""
-    collects: bool = False
-    """Whether anyone lists packs. If not, the moment at which a pack is written does not
-    matter, and it is written at once."""
-    crashes: int = 0
-    disk: bool = False
-    """Whether what is visible may be lost with the power until it is synced."""
-
-    def world(self, *, merge: bool = True) -> World:
-        return World(self, merge=merge)
 
 
 # Positions in a state.
@@ -66,6 +27,18 @@ LOGS, PACKS, FLIGHT, PENDING, LISTS, FAULTS, CRASHES, HISTORY, VOLATILE, ACKED, 
 
 Effect = tuple[Hashable, dict[int, Any], str]
 """The result that the thread gets, what changes in the state, how to tell it."""
+
+
+Effects = Callable[[State, int], list[Effect]]
+"""What an operation can do in a state, for a thread. Raises Violation."""
+
+
+class Plan(NamedTuple):
+    """How the operation of a local state is carried out."""
+
+    effects: Effects
+    eager: bool
+    """Whether no other thread can notice when it happens."""
 
 
 class World(Model):
@@ -85,19 +58,19 @@ class World(Model):
             if thread.restart is not None:
                 self._restart_of[at] = len(programs)
                 programs.append(self._bound(thread, thread.restart, "r"))
+                self._alone.append(self._alone[at])
         self.entries: list[Entry] = []
         self._entry_index: dict[Entry, int] = {}
         self._pack_bits: dict[str, int] = {}
-        self._facts: list[tuple[int, int]] = []
+        self._facts: list[tuple[int, int]] = []  # packs of the parent run that it needs:
+        # its own, if it is an entry of the parent run; borrowed ones, if of the child
         self.locals = Locals(programs, self._decoded, merge)
-        self._names = [t.process for t in self.threads] + [
+        self.names = [t.process for t in self.threads] + [
             f"{self.threads[at].process} (restarted)" for at in self._restart_of
         ]
-        self._plans: dict[int, Callable[[State, int], list[Effect]]] = {}
+        self._plans: dict[int, Plan] = {}
 
-    def _bound(
-        self, thread: Thread, program: Start, suffix: str = ""
-    ) -> Callable[[], op.Program]:
+    def _bound(self, thread: Thread, program: Start, suffix: str = "") -> Callable[[], op.Program]:
         process = Process(thread.process + suffix, self.scenario.settings)
         return lambda: program(process)
 
@@ -148,7 +121,7 @@ class World(Model):
         return current
 
     def endings(self) -> Iterable[tuple[str, str]]:
-        return {(self._names[thread], how) for thread, how in self.locals.endings}
+        return {(self.names[thread], how) for thread, how in self.locals.endings}
 
     def describe(self, label: Any) -> str:
         who, text, operation = label
@@ -157,7 +130,7 @@ class World(Model):
         shown = operation
         if isinstance(operation, op.Put):
             shown = f"put {operation.run} {operation.entry}"
-        return f"{self._names[who]:6} {shown} -> {text}"
+        return f"{self.names[who]:6} {shown} -> {text}"
 
     def successors(self, state: State) -> Iterator[tuple[Any, State | Violation]]:
         for at, local in enumerate(state[LOCALS]):
@@ -165,7 +138,7 @@ class World(Model):
                 continue
             operation = self.locals.table[local].operation
             try:
-                effects = self._effects(state, at, local)
+                effects = self._plan(local).effects(state, at)
             except Violation as violation:
                 yield (at, "VIOLATION", operation), violation
                 continue
@@ -191,86 +164,76 @@ class World(Model):
 
     def _run_eager(self, state: State, at: int) -> State:
         """Take the steps of thread `at` that no other thread can notice."""
-        while True:
-            local = state[LOCALS][at]
-            if local == FINISHED:
-                return state
-            operation = self.locals.table[local].operation
-            match operation:
-                case op.Acknowledge(run, entry):
-                    result, changes = None, self._acknowledged(state, RUNS[run], entry)
-                case op.Observe(run, entry):
-                    self._observed(state, RUNS[run], entry)
-                    result, changes = None, {}
-                case op.Sync() if not self.scenario.disk:
-                    result, changes = None, {}
-                case op.InFlight() | op.Settled() if self._alone[at]:
-                    ((result, changes, _),) = self._effects(state, at, local)
-                case op.PutPack() if not self.scenario.collects:
-                    ((result, changes, _),) = self._effects(state, at, local)
-                case op.DeleteOldest():
-                    ((result, changes, _),) = self._effects(state, at, local)
-                    if result:
-                        return state
-                case _:
-                    return state
+        while (local := state[LOCALS][at]) != FINISHED and self._plan(local).eager:
+            effects = self._plan(local).effects(state, at)
+            result, changes, _ = effects[0]
+            if result and isinstance(self.locals.table[local].operation, op.DeleteOldest):
+                return state  # something is there to delete: that others can notice
             locals_ = state[LOCALS]
             moved = self.locals.step(local, result)
             changes[LOCALS] = (*locals_[:at], moved, *locals_[at + 1 :])
             state = _with(state, changes)
+        return state
 
-    def _effects(self, state: State, at: int, local: int) -> list[Effect]:
+    def _plan(self, local: int) -> Plan:
         plan = self._plans.get(local)
         if plan is None:
-            plan = self._plans[local] = self._plan(self.locals.table[local].operation)
-        return plan(state, at)
+            thread, operation, _ = self.locals.table[local]
+            plan = Plan(self._effects(operation), self._is_eager(thread, operation))
+            self._plans[local] = plan
+        return plan
 
-    def _plan(self, operation: Any) -> Callable[[State, int], list[Effect]]:
-        """What an operation does, with everything looked up that can be beforehand."""
+    def _is_eager(self, thread: int, operation: Any) -> bool:
+        match operation:
+            case op.Acknowledge() | op.Observe() | op.DeleteOldest():
+                return True
+            case op.Sync():
+                return not self.scenario.disk
+            case op.InFlight() | op.Settled():
+                return self._alone[thread]
+            case op.PutPack():
+                return not self.scenario.collects
+        return False
+
+    def _effects(self, operation: Any) -> Effects:
+        """What an operation does, with what can be looked up beforehand looked up."""
         match operation:
             case op.Put(run, entry):
                 which, eid = RUNS[run], self._entry(entry)
                 return lambda state, at: self._put(state, which, eid)
             case op.Get(run, number):
-                which = RUNS[run]
-                return lambda state, at: self._get(state, which, number)
+                return lambda state, at: self._get(state, RUNS[run], number)
             case op.ListBegin(run):
-                which = RUNS[run]
-                return lambda state, at: self._list_begin(state, at, which)
+                return lambda state, at: self._list_begin(state, at, RUNS[run])
             case op.Highest(run):
-                which = RUNS[run]
-                return lambda state, at: self._highest(state, at, which)
+                return lambda state, at: self._highest(state, at, RUNS[run])
             case op.ReadNewest(run):
-                which = RUNS[run]
-                return lambda state, at: self._read_newest(state, which)
+                return lambda state, at: self._read_newest(state, RUNS[run])
             case op.DeleteOldest(run, last):
-                which = RUNS[run]
-                return lambda state, at: self._delete_entry(state, which, last)
+                return lambda state, at: self._delete_oldest(state, RUNS[run], last)
             case op.Turn(run, prune):
-                which = RUNS[run]
-                return lambda state, at: self._turn(state, which, prune)
+                return lambda state, at: self._turn(state, RUNS[run], prune)
             case op.Sync(run):
-                which = RUNS[run]
-                return lambda state, at: [
-                    (None, {VOLATILE: tuple(v for v in state[VOLATILE] if v[0] != which)}, "done")
-                ]
+                return lambda state, at: self._sync(state, RUNS[run])
             case op.PutPack(name):
                 bit = self._bit(name)
                 return lambda state, at: self._put_pack(state, at, bit)
             case op.ListPacks():
-                assert self.scenario.collects
-                return lambda state, at: [(self._pack_names(state[PACKS]), {}, "")]
+                assert self.scenario.collects, "the scenario must say that packs are listed"
+                return lambda state, at: [(self._pack_names(state[PACKS]), {}, "listed")]
             case op.DeletePack(name):
                 bit = self._bit(name)
                 return lambda state, at: self._delete_pack(state, name, bit)
             case op.InFlight():
-                return lambda state, at: [
-                    (self._pack_names(state[FLIGHT][self._process_of[at]]), {}, "")
-                ]
+                return lambda state, at: self._in_flight(state, at)
             case op.Settled():
-                return lambda state, at: [
-                    (None, {FLIGHT: self._flight(state, at, 0)}, "settled")
-                ]
+                return lambda state, at: [(None, {FLIGHT: self._flight(state, at, 0)}, "done")]
+            case op.Acknowledge(run, entry):
+                eid = self._entry(entry)
+                return lambda state, at: self._acknowledge(state, RUNS[run], eid)
+            case op.Observe(run, entry):
+                eid = None if entry is None else self._entry(entry)
+                return lambda state, at: self._observe(state, RUNS[run], eid)
         raise TypeError(operation)
 
     def _put(self, state: State, run: int, eid: int) -> list[Effect]:
@@ -334,7 +297,7 @@ class World(Model):
         spans = self.scenario.listing_spans
         return any(begun and begun[0] == run and begun[3] >= spans for begun in state[LISTS])
 
-    def _delete_entry(self, state: State, run: int, last: int) -> list[Effect]:
+    def _delete_oldest(self, state: State, run: int, last: int) -> list[Effect]:
         old = [eid for eid in state[LOGS][run] if self.entries[eid].number <= last]
         if not old:
             return [(False, {}, "nothing to delete")]
@@ -360,6 +323,13 @@ class World(Model):
         pruned = f", log pruned up to {last}" if prune else ""
         return [(entry.number, changes, f"{entry.id} committed{pruned}")]
 
+    def _sync(self, state: State, run: int) -> list[Effect]:
+        volatile = tuple(item for item in state[VOLATILE] if item[0] != run)
+        return [(None, {VOLATILE: volatile}, "done")]
+
+    def _in_flight(self, state: State, at: int) -> list[Effect]:
+        return [(self._pack_names(state[FLIGHT][self._process_of[at]]), {}, "read")]
+
     def _put_pack(self, state: State, at: int, bit: int) -> list[Effect]:
         existed = state[PACKS] & bit
         changes = {
@@ -374,12 +344,10 @@ class World(Model):
         return (*flight[:process], bits, *flight[process + 1 :])
 
     def _delete_pack(self, state: State, name: str, bit: int) -> list[Effect]:
-        for run, kind in ((0, 0), (1, 1)):
-            if state[HISTORY][run]:
-                head = state[HISTORY][run][-1]
-                if self._facts[head][kind] & bit:
-                    needed = "the child borrows it" if run else f"{self.entries[head]} needs it"
-                    raise Violation("I5" if run else "I1", f"pack {name} is deleted, but {needed}")
+        for run, history in enumerate(state[HISTORY]):
+            if history and self._facts[history[-1]][run] & bit:
+                needs = f"{self.entries[history[-1]]} needs it"
+                raise Violation("I5" if run else "I1", f"{name} is deleted, but {needs}")
         return [(None, {PACKS: state[PACKS] & ~bit}, "done")]
 
     # -- the log ----------------------------------------------------------------------
@@ -389,9 +357,7 @@ class World(Model):
         return next((eid for eid in log if entries[eid].number == number), None)
 
     def _created(self, state: State, run: int, eid: int) -> dict[int, Any]:
-        log = tuple(
-            sorted((*state[LOGS][run], eid), key=lambda found: self.entries[found].number)
-        )
+        log = tuple(sorted((*state[LOGS][run], eid), key=lambda found: self.entries[found].number))
         changes = self._log_changed(state, run, log, self.entries[eid].number, True)
         if self.scenario.disk:
             changes[VOLATILE] = tuple(sorted((*state[VOLATILE], (run, eid))))
@@ -412,66 +378,46 @@ class World(Model):
 
     def _chosen(self, state: State, run: int, log: tuple[int, ...]) -> dict[int, Any]:
         """Check what a reader would choose now; extend the history (I1 to I4, I7, I8)."""
-        history = state[HISTORY][run]
         if not log:
             raise Violation("I3", "the log is empty")
-        newest = self.entries[log[-1]]
-        if newest.parent is not None:
-            under = self._find(log, newest.parent[0])
-            if under is None or self.entries[under].id != newest.parent[1]:
-                raise Violation("I3", f"no reader can use {newest}: its parent is not there")
+        history, entries = state[HISTORY][run], self.entries
+        newest = entries[log[-1]]
+        under = self._find(log, newest.parent[0]) if newest.parent else None
+        check_usable(newest, None if under is None else entries[under])
         if history and log[-1] == history[-1]:
             return {}
         if history:
-            before = self.entries[history[-1]]
-            if newest.parent != (before.number, before.id):
-                raise Violation("I3", f"readers go from {before} to {newest}")
-            self._check_step(history, before, newest)
-        own, lent = self._facts[log[-1]]
-        missing = (lent if run else own) & ~state[PACKS]
-        if missing:
-            names = ", ".join(sorted(self._pack_names(missing)))
-            raise Violation("I5" if run else "I1", f"{newest} needs {names}: deleted")
+            added = {record.name for eid in history for record in entries[eid].records}
+            check_next(entries[history[-1]], newest, added)
+        self._check_packs(run, log[-1], state[PACKS])
         extended = (*history, log[-1])
         both = state[HISTORY]
         return {HISTORY: (extended, both[1]) if run == 0 else (both[0], extended)}
 
-    def _check_step(self, history: tuple[int, ...], before: Entry, newest: Entry) -> None:
-        """One entry of the history after another."""
-        if newest.action == "open":
-            if newest.epoch != before.epoch + 1:
-                raise Violation("I4", f"{newest} opens an epoch that is not new")
-        elif (newest.epoch, newest.holder) != (before.epoch, before.holder):
-            raise Violation("I4", f"{newest} follows epoch {before.epoch}")
-        if newest.action == "save" and newest.author != before.holder:
-            raise Violation("I4", f"{newest} is by {newest.author}, {before.holder} is the writer")
-        new = {record.name: record for record in newest.records}
-        for record in before.records:
-            kept = new.pop(record.name, None)
-            if kept is None:
-                _check_retired(record, newest)
-            elif newest.action != "unpin" and not set(kept.pins) >= set(record.pins):
-                raise Violation("I7", f"{newest} drops a pin of {record.name}")
-        for name in new:
-            if any(name == r.name for eid in history for r in self.entries[eid].records):
-                raise Violation("I8", f"{newest} adds {name}, which was added before")
+    def _check_packs(self, run: int, eid: int, packs: int) -> None:
+        missing = self._facts[eid][run] & ~packs
+        if missing:
+            names = ", ".join(sorted(self._pack_names(missing)))
+            raise Violation("I5" if run else "I1", f"{self.entries[eid]} needs {names}: deleted")
 
-    def _acknowledged(self, state: State, run: int, entry: Entry) -> dict[int, Any]:
-        eid = self._entry(entry)
+    def _acknowledge(self, state: State, run: int, eid: int) -> list[Effect]:
         if eid not in state[HISTORY][run]:
+            entry = self.entries[eid]
             raise Violation("I3", f"{entry} is acknowledged, and not in the history")
         if not self.scenario.disk:
-            return {}
+            return [(None, {}, "done")]
         if (run, eid) in state[VOLATILE]:
-            raise Violation("I2", f"{entry} is acknowledged, and not durable")
-        return {ACKED: tuple(sorted({*state[ACKED], (run, eid)}))}
+            raise Violation("I2", f"{self.entries[eid]} is acknowledged, and not durable")
+        return [(None, {ACKED: tuple(sorted({*state[ACKED], (run, eid)}))}, "done")]
 
-    def _observed(self, state: State, run: int, entry: Entry | None) -> None:
-        if entry is None:
+    def _observe(self, state: State, run: int, eid: int | None) -> list[Effect]:
+        if eid is None:
             if state[HISTORY][run]:
                 raise Violation("I3", "a run that has entries is taken for a new one")
-        elif self._entry(entry) not in state[HISTORY][run]:
+        elif eid not in state[HISTORY][run]:
+            entry = self.entries[eid]
             raise Violation("I3", f"{entry} is taken for the newest, and not in the history")
+        return [(None, {}, "done")]
 
     # -- what happens by itself ---------------------------------------------------------
 
@@ -539,11 +485,8 @@ class World(Model):
         after[LOGS], after[HISTORY] = tuple(logs), tuple(histories)
         for run, log in enumerate(logs):
             if log:
-                after_state = tuple(after)
-                self._chosen(after_state, run, log)
-                own, lent = self._facts[log[-1]]
-                if (lent if run else own) & ~state[PACKS]:
-                    raise Violation("I1", f"{self.entries[log[-1]]} is back, its packs are not")
+                self._chosen(tuple(after), run, log)
+                self._check_packs(run, log[-1], state[PACKS])
         return tuple(after)
 
 
@@ -564,10 +507,3 @@ def _list_changed(begun: Listing, number: int, created: bool) -> Listing:
     if created:
         return run, certain, tuple(sorted({*possible, number})), count + 1
     return run, tuple(n for n in certain if n != number), possible, count
-
-
-def _check_retired(record: Record, newest: Entry) -> None:
-    if newest.action not in {"save", "prune"}:
-        raise Violation("I2", f"{newest} loses {record.name}")
-    if record.pins:
-        raise Violation("I7", f"{newest} retires {record.name}, pinned for {record.pins}")

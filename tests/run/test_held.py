@@ -20,7 +20,7 @@ class Sampler:
         vars(self).update(attributes)
 
 
-def held(**attributes: Any) -> tuple[Sampler, Held]:
+def held(**attributes: Any) -> tuple[Any, Held]:
     sampler = Sampler(**attributes)
     return sampler, Held({"sampler": sampler}, lambda value: isinstance(value, Sampler))
 

@@ -28,6 +28,9 @@ from tests.support.jobs import (
 )
 
 
+def nothing() -> None: ...
+
+
 def steps_of(address: str) -> list[int]:
     with holdfast.CheckpointManager(address) as manager:
         return [info.step for info in manager.checkpoints()]
@@ -91,7 +94,7 @@ def test_a_save_due_after_the_last_batch_waits_for_the_tail() -> None:
     with holdfast.Run(address, every=4, keep=None, quiet=True) as run:
         model = Model()
         run.track(model=model)
-        train(run, model, Shuffled(4), 3, lambda: None)
+        train(run, model, Shuffled(4), 3, nothing)
     with holdfast.CheckpointManager(address) as manager:
         infos = manager.checkpoints()
     assert [info.step for info in infos] == [4, 8, 12]
@@ -479,14 +482,14 @@ def test_more_epochs_for_a_finished_run_continue() -> None:
     address = fresh_address()
     model = Model()
     with process():
-        train(holdfast.Run(address, quiet=True).track(m=model), model, Shuffled(3), 2, int)
+        train(holdfast.Run(address, quiet=True).track(m=model), model, Shuffled(3), 2, nothing)
         again = Model()
         run = holdfast.Run(address, quiet=True).track(m=again)
-        train(run, again, Shuffled(3), 5, int)
+        train(run, again, Shuffled(3), 5, nothing)
     whole = Model()
     with process():
         run = holdfast.Run(fresh_address(), quiet=True).track(m=whole)
-        train(run, whole, Shuffled(3), 5, int)
+        train(run, whole, Shuffled(3), 5, nothing)
     assert again.seen == whole.seen == 15
     assert again.weights.tolist() == whole.weights.tolist()
 
@@ -497,7 +500,7 @@ def test_a_finished_run_says_so_and_goes_on_after_the_loop(capfd) -> None:
         run = holdfast.Run(address)
         model = Model()
         run.track(model=model)
-        train(run, model, Shuffled(3), 2, lambda: None)
+        train(run, model, Shuffled(3), 2, nothing)
         assert model.seen == 6
         run.close()
     lines = capfd.readouterr().err.splitlines()
@@ -505,6 +508,50 @@ def test_a_finished_run_says_so_and_goes_on_after_the_loop(capfd) -> None:
     assert lines[1].startswith(f"resumed {address} at step 6 (verified, saved ")
     assert lines[2] == f"{address} is finished at step 6: nothing to train"
     assert len(steps_of(address)) == 1
+
+
+class OwnGenerator:
+    """A loader with a generator that goes on from epoch to epoch."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.rng = np.random.default_rng(5)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Any:
+        return iter(self.rng.permutation(self.n).tolist())
+
+
+@pytest.mark.parametrize("leave_at", [99, 2])
+@pytest.mark.parametrize("every", [1, "epoch"])
+def test_what_a_loader_keeps_between_epochs_goes_on(every: Any, leave_at: int) -> None:
+    def script(address: str, die: Any, trace: list) -> None:
+        run = holdfast.Run(address, every=every, quiet=True).track(trace=trace)
+        first, second = OwnGenerator(4), OwnGenerator(3)
+        for _ in run.epochs(3):
+            for loader in (first, second, first):
+                for index, item in enumerate(run.batches(loader)):
+                    die()
+                    trace.append((item, run.step))
+                    if index == leave_at:
+                        break
+
+    kill_everywhere(script)
+
+
+def test_a_loader_that_is_built_in_each_epoch() -> None:
+    def script(address: str, die: Any, trace: list) -> None:
+        run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
+        for epoch in run.epochs(3):
+            loader = OwnGenerator(3)
+            loader.rng = np.random.default_rng(epoch)
+            for item in run.batches(loader):
+                die()
+                trace.append(item)
+
+    kill_everywhere(script)
 
 
 def test_data_that_changed_is_allowed_between_epochs_with_one_line(capfd) -> None:
@@ -542,6 +589,59 @@ def test_a_newer_run_at_the_address_closes_the_older(capfd) -> None:
     assert f"{address}: closing the Run that this process opened before" in capfd.readouterr().err
     with pytest.raises(RunClosed):
         older.log(loss=1)
+
+
+def test_a_cell_that_runs_its_loop_again_needs_a_new_run() -> None:
+    address = fresh_address()
+    cell = "for index in run.range(9):\n    if index == 5: raise ValueError"
+    scope = {"run": holdfast.Run(address, every=2, quiet=True)}
+    with pytest.raises(ValueError):
+        exec(compile(cell, "<cell 1>", "exec"), scope)
+    with pytest.raises(LoopError, match="left after 5 items") as caught:
+        exec(compile(cell, "<cell 2>", "exec"), scope)
+    assert "new Run" in caught.value.hint
+    scope["run"] = holdfast.Run(address, every=2, quiet=True)
+    with pytest.raises(ValueError):
+        exec(compile(cell, "<cell 3>", "exec"), scope)
+    assert scope["index"] == 5
+    resumed = scope["run"].resumed
+    assert resumed is not None
+    assert resumed.step == 4
+
+
+def test_a_loop_after_one_that_was_left_is_another_loop_and_says_so(capfd) -> None:
+    run = holdfast.Run(fresh_address(), quiet=True)
+
+    def search() -> int:
+        for index in run.range(4):
+            if index == 2:
+                return index
+        return -1
+
+    assert [search(), search()] == [2, 2]
+    err = capfd.readouterr().err
+    assert err.count("range loop was left after 2 items; the next one is another loop") == 1
+
+
+def test_after_an_error_of_ours_the_loops_stay_ended() -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, quiet=True).track(model=Model()).range(3))
+    run = holdfast.Run(address, quiet=True)
+    with pytest.raises(StructureMismatch):
+        next(run.range(5))
+    run.track(model=Model())
+    with pytest.raises(LoopError, match="ended with an error"):
+        next(run.range(5))
+
+
+def test_a_start_that_failed_can_be_tried_again() -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, quiet=True).track(model=Model()).range(3))
+    run = holdfast.Run(address, quiet=True).track(model=Model(), other=Model())
+    for _ in range(2):
+        with pytest.raises(StructureMismatch, match="other"):
+            run.range(5)
+    assert run.step == 0
 
 
 def test_log_and_save_from_other_threads() -> None:

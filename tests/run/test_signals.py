@@ -98,6 +98,32 @@ def test_not_on_another_thread(handlers: Handlers) -> None:
     assert not handlers.stop.installed
 
 
+def test_runs_that_are_closed_in_any_order_leave_the_previous_handlers(handlers: Handlers) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    second = Handlers()
+    handlers.stop.install()
+    second.stop.install()
+    handlers.stop.restore()
+    signal.raise_signal(signal.SIGTERM)
+    assert second.noticed == ["SIGTERM"]
+    assert handlers.noticed == []
+    handlers.stop.install()
+    second.stop.restore()
+    handlers.stop.restore()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_was_abandoned_is_not_asked(handlers: Handlers) -> None:
+    abandoned = Handlers()
+    abandoned.stop.install()
+    abandoned.is_inside = False
+    handlers.stop.install()
+    signal.raise_signal(signal.SIGTERM)
+    assert handlers.noticed == ["SIGTERM"]
+    assert abandoned.noticed == []
+    abandoned.stop.restore()
+
+
 def test_waiting_for_a_signal_that_is_a_little_late(handlers: Handlers) -> None:
     handlers.stop.install()
     assert not handlers.stop.wait(0.05)

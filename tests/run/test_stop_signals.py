@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -39,18 +40,20 @@ class Program:
     def __init__(self, tmp_path: Path, body: str) -> None:
         self.address = str(tmp_path / "run")
         self.script = tmp_path / "train.py"
+        self.errors = tmp_path / "stderr"
         self.script.write_text(HEAD + textwrap.dedent(body))
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, until: str = "ready") -> subprocess.Popen[str]:
         """Start it, and wait until it prints `until`."""
-        self.process = subprocess.Popen(
-            [sys.executable, str(self.script), self.address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(self.script), self.address],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.strip() == until:
@@ -59,8 +62,10 @@ class Program:
 
     def end(self) -> tuple[int, str, str]:
         assert self.process is not None
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
+        assert self.process.stdout is not None
+        with self.process.stdout as stdout:
+            out = stdout.read()
+        return self.process.wait(60), out, self.errors.read_text()
 
     def again(self) -> tuple[int, str, str]:
         done = subprocess.run(
@@ -380,9 +385,8 @@ class Slow(Dataset):
     def __len__(self):
         return 8
     def __getitem__(self, index):
-        if index >= 4 and not os.path.exists(sys.argv[1] + ".again"):
-            open(sys.argv[1] + ".waiting", "w").close()
-            time.sleep(30)
+        if index >= 4 and run.resumed is None:
+            time.sleep(1)
         return index
 
 loader = DataLoader(Slow(), batch_size=1, num_workers=2)
@@ -394,43 +398,47 @@ say(values)
 """
 
 
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    assert len(text.split()) >= 2
+    return [int(word) for word in text.split()]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_signal_also_killed_the_loaders_workers(tmp_path: Path, number) -> None:
+def test_a_signal_to_the_group_while_the_loader_works(tmp_path: Path, number) -> None:
+    """The loader's workers outlive it, so that the batch that is waited for comes."""
     program = Program(tmp_path, LOADER)
     process = program.start()
+    time.sleep(0.3)  # it waits for a batch now, unless this machine is very busy
     os.killpg(process.pid, number)
     code, _, err = program.end()
     assert code == 75, err
-    assert f"{number.name}: saved step 4" in err
-    assert program.saved() == [(4, "preempted")]
-    Path(program.address + ".again").touch()
+    ((step, note),) = program.saved()
+    assert step in (4, 5)
+    assert note == "preempted"
     code, out, err = program.again()
     assert code == 0, err
     assert out.splitlines()[-1] == str(list(range(8)))
 
 
-def test_workers_that_die_before_the_signal_arrives(tmp_path: Path) -> None:
-    import time
-
-    program = Program(tmp_path, LOADER.replace("say(values)\n", ""))
+def test_the_loaders_workers_died_before_the_signal_arrived(tmp_path: Path) -> None:
+    program = Program(tmp_path, LOADER)
     process = program.start()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
-    for child in children:
-        os.kill(int(child), signal.SIGTERM)
-    time.sleep(0.5)
+    for child in workers_of(process):
+        os.kill(child, signal.SIGKILL)
+    time.sleep(0.3)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = program.end()
     assert code == 75, err
     assert program.saved() == [(4, "preempted")]
+    assert program.again()[1].splitlines()[-1] == str(list(range(8)))
 
 
-def test_workers_that_die_without_a_signal_to_us_raise(tmp_path: Path) -> None:
+def test_workers_that_die_without_a_signal_to_the_program_raise(tmp_path: Path) -> None:
     program = Program(tmp_path, LOADER)
     process = program.start()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
+    for child in workers_of(process):
+        os.kill(child, signal.SIGKILL)
     code, _, err = program.end()
     assert code == 1
     assert "LoaderInterrupted" in err

@@ -111,6 +111,15 @@ def test_stopped_at_several_batches_of_a_stream() -> None:
     )
 
 
+def test_a_stream_is_as_without_holdfast() -> None:
+    def make() -> Any:
+        return DataLoader(Stream(), 3, num_workers=2)
+
+    ours, theirs = record(make), without_holdfast(make)
+    assert ours.steps == theirs.steps
+    assert ours.final_rng == theirs.final_rng
+
+
 def test_order_and_main_process_are_as_without_holdfast() -> None:
     make = MAP_STYLE["shuffled"]
     ours, theirs = record(make), without_holdfast(make)

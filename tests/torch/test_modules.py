@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed import device_mesh
+from torch.distributed.tensor import distribute_module
 
 from holdfast.errors import StateError, StructureMismatch, UnsupportedValue
 from holdfast.torch.modules import match_names, plain_loading
 from tests.torch.roundtrip import Checkpoint, assert_same
 
 
-def network() -> nn.Module:
+def network() -> Any:
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), flat=nn.Flatten(), head=nn.Linear(4, 2)
@@ -24,7 +26,11 @@ def network() -> nn.Module:
     )
 
 
-def scrambled(module: nn.Module) -> nn.Module:
+def named(**parts: nn.Module) -> Any:
+    return nn.ModuleDict(parts)
+
+
+def scrambled(module: nn.Module) -> Any:
     """A copy with other values everywhere."""
     other = copy.deepcopy(module)
     with torch.no_grad():
@@ -37,7 +43,7 @@ def test_a_module_is_restored_into_the_tensors_that_it_has() -> None:
     saved, live = network(), scrambled(network())
     live.conv.weight.requires_grad_(False)
     live.to(memory_format=torch.channels_last)
-    tensors = {name: tensor for name, tensor in live.state_dict(keep_vars=True).items()}
+    tensors = dict(live.state_dict(keep_vars=True).items())  # a copy
     before = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     Checkpoint({"model": saved}).restore({"model": live})
     assert plain_loading(live)
@@ -100,6 +106,15 @@ def test_untied_weights_do_not_fit_a_tied_model() -> None:
         Checkpoint({"m": Tied(tied=False)}).restore({"m": Tied()})
 
 
+def test_weights_that_were_tied_do_not_fit_a_model_where_they_are_not() -> None:
+    live = Tied(tied=False)
+    checkpoint = Checkpoint({"m": Tied()})
+    with pytest.raises(StructureMismatch, match=r"saved as tied to 'm/embedding\.weight'"):
+        checkpoint.restore({"m": live})
+    checkpoint.restore({"m": live}, strict=False)
+    assert live.head.weight.tolist() == live.embedding.weight.tolist()
+
+
 # -- wrappers -----------------------------------------------------------------------
 
 
@@ -111,14 +126,18 @@ class Wrapper(nn.Module):
         self.add_module(name, inner)
 
 
-WRAPPINGS = {
+def compiled(module: nn.Module) -> Any:
+    return torch.compile(module, backend="eager")
+
+
+WRAPPINGS: dict[str, Any] = {
     "plain": lambda module: module,
     "module": lambda module: Wrapper("module", module),
     "_orig_mod": lambda module: Wrapper("_orig_mod", module),
     "both": lambda module: Wrapper("module", Wrapper("_orig_mod", module)),
     "DataParallel": nn.DataParallel,
-    "compiled": lambda module: torch.compile(module, backend="eager"),
-    "compiled parallel": lambda module: nn.DataParallel(torch.compile(module, backend="eager")),
+    "compiled": lambda module: compiled(module),
+    "compiled parallel": lambda module: nn.DataParallel(compiled(module)),
 }
 
 
@@ -142,7 +161,7 @@ def test_real_wrappers_leave_no_trace_in_the_checkpoint() -> None:
 
 def test_a_compiled_part_of_a_model() -> None:
     saved, live = network(), scrambled(network())
-    saved.head = torch.compile(saved.head, backend="eager")
+    saved.head = compiled(saved.head)
     checkpoint = Checkpoint({"m": saved})
     assert "m/head.weight" in [leaf.path for leaf in checkpoint.leaves]
     checkpoint.restore({"m": live})
@@ -152,8 +171,9 @@ def test_a_compiled_part_of_a_model() -> None:
 def test_distributed_data_parallel_in_a_world_of_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    store = torch.distributed.TCPStore("127.0.0.1", port, 1, is_master=True)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
+    )
     try:
         saved, live = network(), scrambled(network())
         wrapped = nn.parallel.DistributedDataParallel(saved)
@@ -164,6 +184,41 @@ def test_distributed_data_parallel_in_a_world_of_one() -> None:
         scrambled_again = scrambled(network())
         checkpoint.restore({"m": nn.parallel.DistributedDataParallel(scrambled_again)})
         assert_same(dict(scrambled_again.state_dict()), dict(saved.state_dict()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Special(nn.Parameter):
+    """As vendors do, to carry attributes."""
+
+
+def test_kinds_of_parameters_keep_their_class() -> None:
+    saved, live = nn.Linear(2, 2), nn.Linear(2, 2)
+    saved.weight, live.weight = Special(torch.ones(2, 2)), Special(torch.zeros(2, 2))
+    saved.register_buffer("cache", nn.Buffer(torch.ones(2)))
+    live.register_buffer("cache", nn.Buffer(torch.zeros(2)))
+    weight = live.weight
+    Checkpoint({"m": saved}).restore({"m": live})
+    assert live.weight is weight
+    assert_same(dict(live.state_dict()), dict(saved.state_dict()))
+    assert type(Checkpoint({"p": saved.weight}).restore()["p"]) is nn.Parameter
+
+
+def test_distributed_tensors_are_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
+    )
+    try:
+        mesh = device_mesh.init_device_mesh("cpu", (1,))
+        sharded = nn.Linear(2, 2)
+        distribute_module(sharded, mesh)
+        with pytest.raises(UnsupportedValue, match=r"DTensor.*not in this version") as caught:
+            Checkpoint({"m": sharded})
+        assert caught.value.path == "m/weight"
+        with pytest.raises(StateError, match=r"DTensor.*not in this version"):
+            Checkpoint({"m": nn.Linear(2, 2)}).restore({"m": sharded})
     finally:
         torch.distributed.destroy_process_group()
 
@@ -194,8 +249,8 @@ def test_names_match_exactly_before_they_match_bare() -> None:
 
 
 def test_everything_that_differs_is_in_one_report() -> None:
-    saved = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2), "c": nn.Linear(3, 2)})
-    live = nn.ModuleDict({"a": nn.Linear(2, 2).double(), "c": nn.Linear(4, 2), "d": nn.Linear(1, 1)})
+    saved = named(a=nn.Linear(2, 2), b=nn.Linear(2, 2), c=nn.Linear(3, 2))
+    live = named(a=nn.Linear(2, 2).double(), c=nn.Linear(4, 2), d=nn.Linear(1, 1))
     before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
     checkpoint = Checkpoint({"m": saved})
     with pytest.raises(StructureMismatch) as caught:
@@ -214,12 +269,12 @@ def test_everything_that_differs_is_in_one_report() -> None:
 
 
 def test_parts_can_be_skipped_chosen_and_renamed() -> None:
-    saved = nn.ModuleDict({"old": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    live = nn.ModuleDict({"new": nn.Linear(2, 2), "head": nn.Linear(2, 5)})
+    saved = named(old=nn.Linear(2, 2), head=nn.Linear(2, 2))
+    live = named(new=nn.Linear(2, 2), head=nn.Linear(2, 5))
     checkpoint = Checkpoint({"m": saved})
     checkpoint.restore({"m": live}, rename={"m/old": "m/new"}, skip=["m/head"])
     assert live.new.weight.tolist() == saved.old.weight.tolist()
-    other = nn.ModuleDict({"old": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    other = named(old=nn.Linear(2, 2), head=nn.Linear(2, 2))
     head = other.head.weight.clone()
     checkpoint.restore({"m": other}, only=["m/old"])
     assert other.old.weight.tolist() == saved.old.weight.tolist()
@@ -365,7 +420,7 @@ def test_lazy_modules() -> None:
     assert parameter.requires_grad
     assert_same(dict(live.state_dict()), dict(saved.state_dict()))
 
-    still_lazy = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
+    still_lazy: Any = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
     unseen.restore({"m": still_lazy})
     assert nn.parameter.is_lazy(still_lazy[0].weight)
     with pytest.raises(StructureMismatch, match="uninitialized"):
@@ -373,7 +428,7 @@ def test_lazy_modules() -> None:
 
 
 def test_normalised_weights() -> None:
-    def make() -> nn.Module:
+    def make() -> Any:
         spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
         return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), spectral)
 
@@ -384,7 +439,7 @@ def test_normalised_weights() -> None:
 
 
 def test_recurrent_and_attention_modules() -> None:
-    def make() -> nn.Module:
+    def make() -> Any:
         layer = nn.TransformerEncoderLayer(4, 2, 8)
         return nn.ModuleList([nn.LSTM(3, 4, 2), layer, nn.MultiheadAttention(4, 2, kdim=3, vdim=3)])
 

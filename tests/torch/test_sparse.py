@@ -13,7 +13,7 @@ from tests.torch.roundtrip import Checkpoint, assert_same, roundtrip
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
 
-COO = torch.sparse_coo_tensor
+COO: Any = torch.sparse_coo_tensor
 DENSE = torch.tensor([[0.0, 1.5, 0.0, 2.5], [3.5, 0.0, 0.0, 0.0]])
 
 

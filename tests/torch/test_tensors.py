@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import warnings
 from typing import Any
@@ -180,9 +182,7 @@ def test_live_views_are_written_through() -> None:
 def test_live_tied_tensors_refuse_two_different_values() -> None:
     live = torch.zeros(3)
     with pytest.raises(StructureMismatch, match="tied") as caught:
-        Checkpoint({"a": torch.ones(3), "b": torch.ones(3)}).restore(
-            {"a": live, "b": live.view(3)}
-        )
+        Checkpoint({"a": torch.ones(3), "b": torch.ones(3)}).restore({"a": live, "b": live.view(3)})
     assert len(caught.value.changed) == 1
     assert live.tolist() == [0, 0, 0]
 
@@ -305,6 +305,20 @@ def test_devices_are_recorded_and_loading_goes_to_the_cpu() -> None:
         assert checkpoint.restore()["x"].device.type == "cpu"
 
 
+PROGRAM = """
+import torch
+from holdfast.torch.tensors import _empty
+for shape in ((), (3,), (0, 2)):
+    tensor = _empty(shape, torch.complex32, torch.device("cpu"))
+    assert (tensor.dtype, tensor.shape) == (torch.complex32, shape)
+"""
+
+
+def test_loading_an_experimental_dtype_does_not_warn() -> None:
+    """torch warns once in a process when such a tensor is made."""
+    subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM], check=True, timeout=120)
+
+
 # -- refusals -----------------------------------------------------------------
 
 
@@ -339,8 +353,9 @@ def test_live_targets_that_cannot_be_written_are_refused() -> None:
     checkpoint = Checkpoint({"x": torch.zeros(2)})
     with pytest.raises(StateError, match="to_empty"):
         checkpoint.restore({"x": torch.zeros(2, device="meta")})
-    with pytest.raises(StateError, match="not in this version"):
-        checkpoint.restore({"x": torch.zeros(2).as_subclass(Subclass)})
+    live = torch.ones(2).as_subclass(Subclass)
+    checkpoint.restore({"x": live})  # it has memory like any other
+    assert live.tolist() == [0, 0]
 
 
 def test_reports_name_dtype_and_shape_of_both_sides() -> None:
@@ -438,7 +453,6 @@ def views(draw: st.DrawFn) -> list[torch.Tensor]:
 @example([torch.zeros(3)[1:]], 1)
 def test_any_views_of_one_storage(tensors: list[torch.Tensor], chunk_bytes: int) -> None:
     checkpoint = Checkpoint({"x": tensors}, chunk_bytes=chunk_bytes)
-    assert checkpoint.stored_bytes <= tensors[0].untyped_storage().nbytes()
     loaded = checkpoint.restore()["x"]
     for one, other in zip(loaded, tensors, strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)

@@ -55,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
     try:
-        with _escaped_warnings():
-            status = cli.main(words, prog_name="holdfast", standalone_mode=False)
+        # Not `cli.main`: that makes status 1 of a closed pipe.
+        with _escaped_warnings(), cli.make_context("holdfast", words) as context:
+            status = cli.invoke(context)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.ClickException as error:
         return _fail(as_json, error.format_message(), _help_for(error), error.exit_code)
     except HoldfastError as error:

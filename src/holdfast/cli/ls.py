@@ -19,6 +19,7 @@ from holdfast.cli.render import (
     print_json,
     shown,
     table,
+    table_width,
     terminal_width,
 )
 from holdfast.cli.runs import find_runs
@@ -29,11 +30,11 @@ from holdfast.errors import HoldfastError
 if TYPE_CHECKING:
     from holdfast.manager.info import CheckpointInfo
 
-# A metric's column: wider titles are cut, so that several fit beside the rest.
-_METRIC_WIDTH = 10
-_OTHER_COLUMNS = 52
-"""STEP to NEW, and ID, as wide as they usually are, with gaps."""
-_NOTES = 16
+# Longer names of metrics are cut, so that several fit beside the rest.
+_METRIC_TITLE = 10
+# Tags and notes may be cut to this for one more metric.
+_SHORT_NOTE = 14
+_GAP = 2
 
 
 @click.command(
@@ -68,13 +69,14 @@ def ls(address: str, metrics: tuple[str, ...], as_json: bool) -> None:
             print(checkpoints_text(infos, metrics, time.time()))
         return
     found = find_runs(address)
-    if not found or found == [os.path.expanduser(address)]:  # itself, without a checkpoint
+    folder = os.path.expanduser(address)
+    if not found or found == [folder]:  # itself, without a checkpoint
         raise no_checkpoint(address)
     runs = [_summary(run) for run in found]
     if as_json:
-        print_json({"ok": True, "folder": address, "runs": runs})
+        print_json({"ok": True, "folder": folder, "runs": runs})
     else:
-        print(runs_text(runs, time.time()))
+        print(runs_text(folder, runs, time.time()))
 
 
 def checkpoints_text(
@@ -85,37 +87,45 @@ def checkpoints_text(
 ) -> str:
     """The table of `infos`, and a line about metrics that found no room."""
     width = terminal_width() if width is None else width
-    counts = Counter(name for info in infos for name in info.metrics)
-    names = list(wanted) or sorted(counts, key=lambda name: (-counts[name], name))
-    has_notes = any(info.tags or info.pinned or info.note for info in infos)
-    room = max(1, (width - _OTHER_COLUMNS - _NOTES * has_notes) // (_METRIC_WIDTH + 2))
-    chosen, left = names[:room], names[room:]
     ids = short_ids([info.id for info in infos])
-    rows = [
+    left_cells = [
         [
             f"{info.step:,}",
             format_ago(now_s - info.time_s),
             format_size(info.nbytes),
             format_size(info.new_bytes),
-            *(metric_text(info.metrics[m]) if m in info.metrics else "" for m in chosen),
-            note_text(info),
-            ids[info.id],
         ]
         for info in infos
     ]
-    columns = [
-        Column("STEP", right=True),
-        Column("SAVED"),
-        Column("SIZE", right=True),
-        Column("NEW", right=True),
-        *(Column(_title(name), right=True) for name in chosen),
-        Column("TAGS/NOTE", elastic=True),
-        Column("ID"),
-    ]
-    text = table(columns, rows, width)
-    if left:
-        text += f"\nalso logged: {', '.join(shown(name) for name in left[:8])}"
-        text += f" and {len(left) - 8} more" if len(left) > 8 else ""
+    right_cells = [[note_text(info), ids[info.id]] for info in infos]
+    left = [Column("STEP", right=True), Column("SAVED")]
+    left += [Column("SIZE", right=True), Column("NEW", right=True)]
+    right = [Column("TAGS/NOTE", elastic=True), Column("ID")]
+
+    taken = table_width(left, left_cells) + table_width(right[1:], [c[1:] for c in right_cells])
+    taken += _GAP + min(_SHORT_NOTE, table_width(right[:1], [c[:1] for c in right_cells]) + _GAP)
+    counts = Counter(name for info in infos for name in info.metrics)
+    waiting = list(wanted) or sorted(counts, key=lambda name: (-counts[name], name))
+    titles: list[Column] = []
+    cells: list[list[str]] = [[] for _ in infos]
+    while waiting:
+        title = Column(_title(waiting[0]), right=True)
+        values = [
+            metric_text(info.metrics[waiting[0]]) if waiting[0] in info.metrics else ""
+            for info in infos
+        ]
+        taken += _GAP + table_width([title], [[value] for value in values])
+        if titles and taken > width:
+            break
+        titles.append(title)
+        for row, value in zip(cells, values, strict=True):
+            row.append(value)
+        del waiting[0]
+    rows = [[*a, *b, *c] for a, b, c in zip(left_cells, cells, right_cells, strict=True)]
+    text = table([*left, *titles, *right], rows, width)
+    if waiting:
+        text += f"\nalso logged: {', '.join(shown(name) for name in waiting[:8])}"
+        text += f" and {len(waiting) - 8} more" if len(waiting) > 8 else ""
         text += " (--metric NAME)"
     return text
 
@@ -123,7 +133,7 @@ def checkpoints_text(
 def _title(metric: str) -> str:
     """The end of a long name says more than its start: `eval/…/val_loss`."""
     name = shown(metric)
-    return name if len(name) <= _METRIC_WIDTH else "…" + name[-(_METRIC_WIDTH - 1) :]
+    return name if len(name) <= _METRIC_TITLE else "…" + name[-(_METRIC_TITLE - 1) :]
 
 
 def note_text(info: CheckpointInfo) -> str:
@@ -145,17 +155,19 @@ def _summary(address: str) -> dict[str, Any]:
     return {"run": address, "checkpoints": len(infos), "finished": finished, "latest": latest}
 
 
-def runs_text(runs: Sequence[dict[str, Any]], now_s: float, width: int | None = None) -> str:
-    """The table of runs."""
+def runs_text(
+    folder: str, runs: Sequence[dict[str, Any]], now_s: float, width: int | None = None
+) -> str:
+    """The table of runs, each by its path below `folder`."""
     rows: list[list[str]] = []
     for run in runs:
         if "error" in run:
-            rows.append([run["run"], "", "", "", "", run["error"]])
+            rows.append([os.path.relpath(run["run"], folder), "", "", "", "", run["error"]])
             continue
         latest = run["latest"]
         rows.append(
             [
-                run["run"],
+                os.path.relpath(run["run"], folder),
                 str(run["checkpoints"]),
                 f"{latest['step']:,}" if latest else "",
                 format_ago(now_s - latest["time_s"]) if latest and latest["saved"] else "",
@@ -171,4 +183,4 @@ def runs_text(runs: Sequence[dict[str, Any]], now_s: float, width: int | None = 
         Column("SIZE", right=True),
         Column("STATE", elastic=True),
     ]
-    return f"{table(columns, rows, width)}\n{plural(len(runs), 'run')}"
+    return f"{table(columns, rows, width)}\n{plural(len(runs), 'run')} in {shown(folder)}"

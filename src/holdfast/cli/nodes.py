@@ -16,6 +16,8 @@ from holdfast.core.types import Node
 
 _DEPTH = 60
 _TEXT = 200
+_ITEMS = 8
+"""Of a list on one line."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def cut_text(text: str) -> str:
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """`value` as lines of (path, text): `data.seed`, `1`. Short lists are one line."""
+    """`value` as lines of (path, text): `data.seed`, `1`. Lists of scalars are one line."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
@@ -147,7 +149,9 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for index, item in enumerate(value):
             yield from flat(item, f"{prefix}[{index}]")
     elif isinstance(value, list):
-        yield prefix, cut_text(", ".join(map(_scalar, value)))
+        more = f", … ({len(value):,} in all)" if len(value) > _ITEMS + 1 else ""
+        items = value[:_ITEMS] if more else value
+        yield prefix, cut_text(", ".join(map(_scalar, items)) + more)
     else:
         yield prefix, _scalar(value)
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 from typing import Any
 
 import click
 
 from holdfast.cli.options import json_option, no_checkpoint, opened, whole_run
-from holdfast.cli.render import Column, checkpoint_json, plural, print_json, table
+from holdfast.cli.render import (
+    Column,
+    checkpoint_json,
+    plural,
+    print_json,
+    shown,
+    table,
+    table_width,
+    terminal_width,
+)
 from holdfast.core.address import short_ids
 from holdfast.core.retention import Decision, parse_keep
 from holdfast.core.units import format_ago, format_size
@@ -28,7 +38,7 @@ Rules (one is enough to keep a checkpoint; size= is applied last):
   last=N               the N newest steps
   best=K:METRIC[:max]  the K best by a metric
   every=N              the first of each N steps
-  within=DUR           those of the last DUR before the newest (90s 10min 2h 7d)
+  within=DUR           those of the last DUR before the newest (90s 2h 7d)
   size=SIZE            at most so much in all (200GB)
 The newest, the best by a rule, pinned and tagged ones always stay.""",
 )
@@ -72,18 +82,18 @@ def decisions_text(
     decisions: Sequence[Decision], *, dry_run: bool, now_s: float, width: int | None = None
 ) -> str:
     """Newest first: all of them in a dry run, else those that were removed; then the sum."""
+    width = terminal_width() if width is None else width
     ids = short_ids([decision.record.id for decision in decisions])
-    rows = [
+    listed = [d for d in reversed(decisions) if dry_run or not d.keep]
+    facts = [
         [
             ("keep" if decision.keep else "remove") if dry_run else "",
             f"{decision.record.step:,}",
             format_ago(now_s - decision.record.time_s),
             format_size(decision.record.nbytes),
             ids[decision.record.id],
-            ", ".join(decision.why),
         ]
-        for decision in reversed(decisions)
-        if dry_run or not decision.keep
+        for decision in listed
     ]
     columns = [
         Column("ACTION"),
@@ -91,8 +101,15 @@ def decisions_text(
         Column("SAVED"),
         Column("SIZE", right=True),
         Column("ID"),
-        Column("WHY", elastic=True),
     ]
+    # Reasons are never cut: what does not fit goes on below.
+    room = max(20, width - table_width(columns, facts) - 2)
+    rows: list[list[str]] = []
+    for decision, fact in zip(listed, facts, strict=True):
+        for line in wrap(shown(", ".join(decision.why)), room, break_on_hyphens=False):
+            rows.append([*fact, line])
+            fact = [""] * len(fact)
+    columns.append(Column("WHY", elastic=True))
     kept = sum(decision.keep for decision in decisions)
     removed, freed = len(decisions) - kept, format_size(freed_bytes(decisions))
     if not removed:

@@ -68,11 +68,7 @@ def table(
     Columns that are empty in every row are left out.
     """
     width = terminal_width() if width is None else width
-    used = [i for i in range(len(columns)) if not rows or any(row[i] for row in rows)]
-    columns = [columns[i] for i in used]
-    cells = [[shown(column.title) for column in columns]]
-    cells += [[shown(row[i]) for i in used] for row in rows]
-    widths = [max(_cells(row[i]) for row in cells) for i in range(len(columns))]
+    columns, cells, widths = _measured(columns, rows)
     spare = width - len(_GAP) * (len(columns) - 1)
     while sum(widths) > spare:
         # Cut the widest elastic column; where they are narrow already, any other.
@@ -88,6 +84,23 @@ def table(
         ).rstrip()
         for row in cells
     )
+
+
+def table_width(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
+    """How wide `table` would be if nothing were cut."""
+    widths = _measured(columns, rows)[2]
+    return sum(widths) + len(_GAP) * max(0, len(widths) - 1)
+
+
+def _measured(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]]
+) -> tuple[list[Column], list[list[str]], list[int]]:
+    """The columns that are not empty, their escaped cells (titles first), their widths."""
+    used = [i for i in range(len(columns)) if not rows or any(row[i] for row in rows)]
+    cells = [[shown(columns[i].title) for i in used]]
+    cells += [[shown(row[i]) for i in used] for row in rows]
+    widths = [max(_cells(row[i]) for row in cells) for i in range(len(used))]
+    return [columns[i] for i in used], cells, widths
 
 
 def _cells(text: str) -> int:

@@ -72,14 +72,17 @@ class TreeDecoder:
             self._scope = node
         try:
             return self.decode_node(node, target, path)
+        except RecursionError as error:  # the caller's own stack is deep already
+            raise malformed(path, "it is nested too deeply") from error
         finally:
             self._depth = 0
 
     def spec(self, leaf: int) -> tuple[str, tuple[int, ...]]:
+        # Type first: the number comes from a store, and True would find leaf 1.
+        if type(leaf) is not int or not 0 <= leaf < len(self._leaves):
+            raise malformed("", f"there is no leaf {str(leaf)[:40]!r}")
         known = self._specs.get(leaf)
         if known is None:
-            if type(leaf) is not int or not 0 <= leaf < len(self._leaves):
-                raise malformed("", f"there is no leaf {leaf!r}")
             known = self._specs[leaf] = check_leaf(self._leaves[leaf])
         return known
 
@@ -136,6 +139,8 @@ class TreeDecoder:
             if not isinstance(key, str):
                 raise malformed(path, "a name at the top level is not a string")
             inner = f"{path}/{key}" if path else key
+            if key in result:
+                raise malformed(inner, "it is there twice")
             if into is not None and key not in into:
                 self.unexpected(inner)
                 continue

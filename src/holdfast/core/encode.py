@@ -7,7 +7,7 @@ import pickle
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from holdfast.core import (
     arrays,
     classes,
     encode_array,
+    encode_plain,
     files,
     frameworks,
     generators,
@@ -71,39 +72,10 @@ class TreeEncoder:
         self._memo: dict[int, Any] = {}
         self._kept: list[object] = []
         self._ids = 0
-        self._arrays = encode_array.ArrayNodes(self)
+        self._arrays = encode_array.ArrayNodes()
         self._aliases: dict[Hashable, dict[str, Any]] = {}
         self._files = files.OpenFiles()
         self._inline = 0
-        self._types: dict[type, Callable[[Any, str], Node]] = {
-            type(None): _itself,
-            bool: _itself,
-            int: _int,
-            float: _float,
-            str: self._str,
-            list: self._list,
-            dict: self._dict,
-            tuple: self._tuple,
-            complex: _complex,
-            bytes: self._bytes,
-            bytearray: self._bytearray,
-            set: self._set,
-            frozenset: self._frozenset,
-            deque: self._deque,
-            OrderedDict: self._dict,
-            defaultdict: self._dict,
-            Counter: self._dict,
-            range: _range,
-            slice: self._slice,
-            type(Ellipsis): _ellipsis,
-            np.ndarray: self._array,
-            np.memmap: self._array,
-            files.File: self._file,
-            files.Directory: self._directory,
-            **dict.fromkeys(values.PATH_TYPES, _path),
-            **dict.fromkeys(values.TIME_TYPES, values.encode_time),
-            **dict.fromkeys(generators.TYPES, self._generator),
-        }
 
     # -- the contract of adapters.Encoder ------------------------------------------
 
@@ -114,6 +86,8 @@ class TreeEncoder:
         self._ids = 0
         try:
             return self._encode(value, path)
+        except RecursionError as error:  # the caller's own stack is deep already
+            raise _too_deep(path) from error
         finally:
             self._depth = self._inline = 0
 
@@ -155,9 +129,9 @@ class TreeEncoder:
     # -- dispatch -------------------------------------------------------------------
 
     def _encode(self, value: object, path: str) -> Node:
-        handler = self._types.get(type(value))
+        handler = self._TYPES.get(type(value))
         if handler is not None:
-            return handler(value, path)
+            return handler(self, value, path)
         return self._encode_other(value, path)
 
     def _encode_other(self, value: Any, path: str) -> Node:
@@ -204,10 +178,7 @@ class TreeEncoder:
     def _enter(self, value: object, path: str) -> None:
         self._depth += 1
         if self._depth > values.MAX_DEPTH:
-            raise StateError(
-                f"cannot save {path[:200]!r}: it is nested deeper than {values.MAX_DEPTH} levels",
-                hint="Store deep structures flat, for example as a list with indices.",
-            )
+            raise _too_deep(path)
         self._memo[id(value)] = _IN_PROGRESS
         self._kept.append(value)
 
@@ -264,13 +235,13 @@ class TreeEncoder:
         return node
 
     def _pairs(self, value: Mapping[Any, Any], path: str) -> list[Node]:
-        types = self._types
+        types = self._TYPES
         pairs: list[Node] = []
         for key, item in cast(Mapping[object, object], value).items():
             name = key if type(key) is str else values.key_label(key)
             inner = f"{path}/{name}" if path else name
             handler = types.get(type(item))
-            node = handler(item, inner) if handler else self._encode_other(item, inner)
+            node = handler(self, item, inner) if handler else self._encode_other(item, inner)
             pairs.append([self._key(key, path), node])
         return pairs
 
@@ -379,7 +350,7 @@ class TreeEncoder:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
-        node = self._arrays.encode(value, path)
+        node = self._arrays.encode(self, value, path)
         self._kept.append(value)
         self._memo[id(value)] = node
         return node
@@ -471,6 +442,37 @@ class TreeEncoder:
     def _directory(self, value: files.Directory, path: str) -> Node:
         return files.encode_directory(value, path, self, self._files)
 
+    # -- which method for which type (exact types: a subclass may mean something else) --
+
+    _TYPES: ClassVar[dict[type, Callable[[TreeEncoder, Any, str], Node]]] = {
+        **encode_plain.PLAIN,
+        str: _str,
+        list: _list,
+        dict: _dict,
+        tuple: _tuple,
+        bytes: _bytes,
+        bytearray: _bytearray,
+        set: _set,
+        frozenset: _frozenset,
+        deque: _deque,
+        OrderedDict: _dict,
+        defaultdict: _dict,
+        Counter: _dict,
+        slice: _slice,
+        np.ndarray: _array,
+        np.memmap: _array,
+        files.File: _file,
+        files.Directory: _directory,
+        **dict.fromkeys(generators.TYPES, _generator),
+    }
+
+
+def _too_deep(path: str) -> StateError:
+    return StateError(
+        f"cannot save {path[:200]!r}: it is nested deeper than {values.MAX_DEPTH} levels",
+        hint="Store deep structures flat, for example as a list with indices.",
+    )
+
 
 def capture(
     state: Mapping[str, object], *, allow_pickle: bool = False, prefix: str = ""
@@ -487,32 +489,3 @@ def capture(
         encoder.close()
         raise
     return Captured(tree, encoder.leaves, encoder.pickled)
-
-
-def _itself(value: Node, path: str) -> Node:
-    return value
-
-
-def _int(value: int, path: str) -> Node:
-    return values.encode_int(value)
-
-
-def _float(value: float, path: str) -> Node:
-    return values.encode_float(value)
-
-
-def _complex(value: complex, path: str) -> Node:
-    return values.encode_complex(value)
-
-
-def _path(value: Any, path: str) -> Node:
-    return values.encode_path(value)
-
-
-def _ellipsis(value: object, path: str) -> Node:
-    return {"!": "ellipsis"}
-
-
-def _range(value: range, path: str) -> Node:
-    bounds = (value.start, value.stop, value.step)
-    return {"!": "range", "v": [values.encode_int(number) for number in bounds]}

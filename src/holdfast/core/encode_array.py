@@ -17,12 +17,11 @@ _First = tuple[arrays.Array, dict[str, Node], arrays.ArraySource]
 class ArrayNodes:
     """The arrays of one save, and the buffers that they share."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self) -> None:
         # id of a buffer -> its first array, or all of them once there is a second.
         self._buffers: dict[int, _First | SharedMemory] = {}
 
-    def encode(self, value: arrays.Array, path: str) -> dict[str, Node]:
+    def encode(self, encoder: Encoder, value: arrays.Array, path: str) -> dict[str, Node]:
         """The node of `value`, which must be kept alive until the save is captured."""
         dtype = value.dtype
         node: dict[str, Node] = {"!": "array", "dtype": arrays.dtype_node(dtype, path)}
@@ -36,7 +35,7 @@ class ArrayNodes:
         shared = self._buffers.get(id(base))
         if shared is None and dense:
             source = arrays.ArraySource(value)
-            node["leaf"] = self._encoder.leaf(source, path)
+            node["leaf"] = encoder.leaf(source, path)
             self._buffers[id(base)] = value, node, source
             return node
         if not isinstance(shared, SharedMemory):
@@ -46,7 +45,7 @@ class ArrayNodes:
                 shared.add(_layout(first[0]), first[1], first[2])
             self._buffers[id(base)] = shared
         layout = _layout(value)
-        return shared.place(self._encoder, layout, node, lambda: arrays.ArraySource(value), path)
+        return shared.place(encoder, layout, node, lambda: arrays.ArraySource(value), path)
 
 
 def scalar_node(value: Any, path: str) -> dict[str, Node] | None:

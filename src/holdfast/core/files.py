@@ -67,6 +67,15 @@ def _identity(status: os.stat_result) -> _Identity:
     )
 
 
+def _same(now: os.stat_result, then: os.stat_result) -> bool:
+    """Whether an open file still has the content that it had then."""
+    if now.st_nlink != then.st_nlink:
+        # Another file was renamed over it, or it was linked elsewhere: that alone
+        # changes ctime, and does no harm.
+        return _identity(now)[:4] == _identity(then)[:4]
+    return _identity(now) == _identity(then)
+
+
 class OpenFiles:
     """The descriptors that one save holds."""
 
@@ -83,7 +92,7 @@ class FileSource:
     def __init__(self, name: str, fd: int, status: os.stat_result, held: OpenFiles) -> None:
         """Takes over `fd`; keeps it open only while few are."""
         self._name = name
-        self._identity = _identity(status)
+        self._status = status
         self._held = held
         self._fd: int | None = fd
         self.nbytes = status.st_size
@@ -108,7 +117,7 @@ class FileSource:
         if self._fd is None and self.nbytes == 0:
             return
         try:
-            unchanged = _identity(os.fstat(self._open())) == self._identity
+            unchanged = _same(os.fstat(self._open()), self._status)
         finally:
             if self._fd is not None:
                 os.close(self._fd)
@@ -125,7 +134,7 @@ class FileSource:
                 fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except OSError as error:
                 raise self._changed() from error
-            if _identity(os.fstat(fd)) != self._identity:
+            if _identity(os.fstat(fd)) != _identity(self._status):
                 os.close(fd)
                 raise self._changed()
             self._fd = fd
@@ -196,24 +205,38 @@ def encode_directory(value: Directory, path: str, encoder: Encoder, held: OpenFi
     """The node of a Directory, names in sorted order, empty folders included."""
     if not os.path.isdir(value.path):
         raise StateError(f"cannot save {path!r}: no folder {value.path!r}", hint="Check the path.")
-    node = _folder(value.path, value.follow_links, path, 0, encoder, held)
+    node = _folder(value.path, value.follow_links, path, (), encoder, held)
     return {**node, "name": _name(value.path)}
 
 
 def _folder(
-    folder: str, follow: bool, path: str, level: int, encoder: Encoder, held: OpenFiles
+    folder: str,
+    follow: bool,
+    path: str,
+    around: tuple[tuple[int, int], ...],
+    encoder: Encoder,
+    held: OpenFiles,
 ) -> dict[str, Node]:
+    """`around`: (device, inode) of the folders that this one is in."""
+    level = len(around)
     if level > MAX_LEVELS:
         raise StateError(
-            f"cannot save {path!r}: folders are nested more than {MAX_LEVELS} levels deep",
-            hint="With follow_links=True, a link may point to a folder around it.",
+            f"cannot save {path[:200]!r}: folders are nested more than {MAX_LEVELS} levels deep",
+            hint="Save an archive of it as one File.",
         )
     nodes: list[Node] = []
     try:
-        mode = stat.S_IMODE(os.stat(folder).st_mode) & 0o777
+        status = os.stat(folder)
+        mode = stat.S_IMODE(status.st_mode) & 0o777
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise StateError(f"cannot save {path!r}: {error}", hint="Check the folder.") from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in around:
+        raise StateError(
+            f"cannot save {path!r}: a link leads to a folder around it", hint="Remove the link."
+        )
+    around = (*around, identity)
     for entry in entries:
         inner = f"{path}/{entry.name}"
         try:
@@ -232,7 +255,7 @@ def _folder(
                 )
             nodes.append([entry.name, {"!": "link", "v": target}])
         elif entry.is_dir():
-            nodes.append([entry.name, _folder(entry.path, follow, inner, level + 1, encoder, held)])
+            nodes.append([entry.name, _folder(entry.path, follow, inner, around, encoder, held)])
         else:
             nodes.append([entry.name, _file(entry.path, inner, encoder, held)])
     return {"!": "dir", "v": nodes, "mode": mode}

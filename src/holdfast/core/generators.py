@@ -54,20 +54,6 @@ def state_of(value: Any) -> tuple[str, dict[str, object]]:
     return "bitgenerator", state
 
 
-def make(tag: str) -> Any:
-    """A new generator, to be given its state by `apply`; None if that needs the state."""
-    if tag == "random":
-        return random.Random(0)
-    return None
-
-
-def blank_bit_generator(name: object) -> Any:
-    kind = BIT_GENERATORS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise StateError(f"unknown random bit generator {name!r}")
-    return kind(0)
-
-
 def seed_sequence(state: dict[str, Any]) -> np.random.SeedSequence:
     """A SeedSequence as `state_of` described it."""
     pool_size, spawned = state.get("pool_size"), state.get("n_children_spawned")
@@ -82,7 +68,7 @@ def seed_sequence(state: dict[str, Any]) -> np.random.SeedSequence:
             pool_size=pool_size,
             n_children_spawned=spawned,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise StateError("a saved SeedSequence is malformed") from error
 
 

@@ -84,11 +84,19 @@ class Selection:
         )
 
     def live_path(self, saved: str) -> str:
-        """Where a saved path goes; the longest prefix decides."""
-        best = max((old for old, _ in self.rename if _under(saved, old)), key=len, default=None)
-        if best is None:
+        """Where a saved path goes. At each level the longest prefix decides; both
+        sides of a rename name the saved parent.
+
+        >>> Selection(rename=(("a", "b"), ("a/x", "a/y"))).live_path("a/x/w")
+        'b/y/w'
+        """
+        prefixes = [old for old, _ in self.rename if _under(saved, old)]
+        if not prefixes:
             return saved
-        return dict(self.rename)[best] + saved[len(best) :]
+        old = max(prefixes, key=len)
+        parent, slash, _ = old.rpartition("/")
+        name = dict(self.rename)[old].rpartition("/")[2]
+        return (self.live_path(parent) if parent else "") + slash + name + saved[len(old) :]
 
 
 def make_selection(

@@ -283,11 +283,11 @@ def decide(
     intact = [i for i, record in enumerate(run) if record.id not in damaged]
     _apply_floor(run, intact, damaged, why)
     floor = {i for i, reasons in enumerate(why) if reasons}
-    for rule in policy.best:
-        floor.update(_apply_best(run, intact, rule, why))
     newest_of_step = {run[i].step: i for i in intact}
     representatives = sorted(newest_of_step.values())
     _apply_rules(run, representatives, policy, why)
+    for rule in policy.best:
+        floor.update(_apply_best(run, intact, rule, why))
     if policy.size_bytes is not None and policy == KeepPolicy(size_bytes=policy.size_bytes):
         for reasons in why:
             reasons.append(f"size={exact_size(policy.size_bytes)}")
@@ -330,7 +330,7 @@ def _apply_best(
         for record in ranking([run[i] for i in intact], rule.metric, rule.mode)[: rule.k]
     ]
     for i in winners:
-        why[i].append(f"{rule} ({run[i].metrics[rule.metric]:.6g})")
+        why[i].append(f"{rule} ({run[i].metrics[rule.metric]:.4g})")
     return winners
 
 

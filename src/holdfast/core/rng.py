@@ -27,9 +27,21 @@ def capture_rng() -> dict[str, object]:
 
 
 def apply_rng(states: dict[str, Any]) -> None:
-    """Set what `capture_rng` returned. The frameworks in it are imported if need be."""
-    random.setstate(python_state_from(states["python"]))
-    np.random.set_state(numpy_state_from(states["numpy"]))
+    """Set what `capture_rng` returned; what is not in it stays as it is. The frameworks
+    in it are imported if need be. Raises StateError before it changes anything of
+    Python or NumPy if their states are malformed."""
+    python = python_state_from(states["python"]) if "python" in states else None
+    numpy = numpy_state_from(states["numpy"]) if "numpy" in states else None
+    if numpy is not None:
+        current = np.random.get_state(legacy=False)
+        if current["bit_generator"] != numpy["bit_generator"]:
+            raise StateError(
+                f"NumPy's global generator was a {numpy['bit_generator']} when this was saved",
+                hint="Call numpy.random.set_bit_generator as the saved program did.",
+            )
+        np.random.set_state(numpy)
+    if python is not None:
+        random.setstate(python)
     frameworks: dict[str, Any] = states.get("frameworks", {})
     for name, state in frameworks.items():
         adapter = adapter_for_tag(f"{name}.")
@@ -49,6 +61,8 @@ def python_state(state: tuple[Any, ...]) -> dict[str, object]:
 
 def python_state_from(saved: dict[str, Any]) -> tuple[Any, ...]:
     """The inverse of `python_state`. Raises StateError if `saved` is not one."""
+    if not isinstance(cast(object, saved), dict):
+        raise StateError("the saved state of a Python random generator is malformed")
     version, words, gauss = saved.get("version"), saved.get("words"), saved.get("gauss")
     if (
         version != 3
@@ -91,21 +105,35 @@ def _numpy_state_from(state: dict[str, Any]) -> dict[str, Any]:
     kind = state["bit_generator"]
     inner = dict(state["state"])
     if kind == "MT19937":
+        _check(isinstance(inner["key"], bytes))
         inner["key"] = np.frombuffer(inner["key"], "<u4").astype(np.uint32)
-        _check(inner["key"].shape == (MT_WORDS,) and 0 <= inner["pos"] <= MT_WORDS)
+        _check(inner["key"].shape == (MT_WORDS,) and _in(inner["pos"], MT_WORDS + 1))
     elif kind == "Philox":
-        _check(np.shape(inner["counter"]) == (4,) and np.shape(inner["key"]) == (2,))
-        _check(np.shape(state["buffer"]) == (4,) and 0 <= state["buffer_pos"] <= 4)
+        _check(_words64(inner["counter"], 4) and _words64(inner["key"], 2))
+        _check(_words64(state["buffer"], 4) and _in(state["buffer_pos"], 5))
     elif kind == "SFC64":
-        _check(np.shape(inner["state"]) == (4,))
+        _check(_words64(inner["state"], 4))
     elif kind in ("PCG64", "PCG64DXSM"):
-        _check(0 <= inner["state"] < 1 << 128 and 0 <= inner["inc"] < 1 << 128)
+        _check(_in(inner["state"], 1 << 128) and _in(inner["inc"], 1 << 128))
     else:
         raise ValueError(kind)
     if "has_uint32" in state:
-        _check(state["has_uint32"] in (0, 1) and 0 <= state["uinteger"] < 1 << 32)
+        _check(_in(state["has_uint32"], 2) and _in(state["uinteger"], 1 << 32))
+    if "has_gauss" in state:
+        _check(_in(state["has_gauss"], 2) and isinstance(state["gauss"], float))
     state["state"] = inner
     return state
+
+
+def _in(number: object, limit: int) -> bool:
+    return type(number) is int and 0 <= number < limit
+
+
+def _words64(value: object, count: int) -> bool:
+    if not isinstance(value, np.ndarray):
+        return False
+    array = cast("np.ndarray[Any, np.dtype[Any]]", value)
+    return array.dtype == np.uint64 and array.shape == (count,)
 
 
 def _check(valid: bool) -> None:

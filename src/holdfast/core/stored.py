@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -95,9 +95,11 @@ class FileDestination:
     """A `U8` leaf goes into a new file; see `adapters.Destination`. The file is created
     at the first write, so that a refused restore leaves nothing."""
 
-    def __init__(self, path: str, mode: int) -> None:
+    def __init__(self, path: str, mode: int, prepare: Callable[[], None]) -> None:
+        """`prepare` makes the folder that the file goes into."""
         self.path = path
         self._mode = mode
+        self._prepare = prepare
         self._fd: int | None = None
         self._lock = threading.Lock()
 
@@ -110,6 +112,7 @@ class FileDestination:
     def _open(self) -> int:
         with self._lock:
             if self._fd is None:
+                self._prepare()
                 # O_EXCL | O_NOFOLLOW: never through something that is there already.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
                 self._fd = os.open(self.path, flags, 0o600)
@@ -166,8 +169,9 @@ class StoredFile:
             target.discard()
             raise
 
-    def requests_into(self, path: str) -> tuple[int, FileDestination]:
-        return self._leaf, FileDestination(path, self.mode)
+    def place(self, path: str, prepare: Callable[[], None]) -> tuple[int, FileDestination]:
+        """A request for its bytes, into a new file at `path`."""
+        return self._leaf, FileDestination(path, self.mode, prepare)
 
 
 class StoredDirectory:
@@ -231,28 +235,25 @@ class _Placed:
         self._path = path
         self._temporary = _temporary(path)
         self._destinations: list[FileDestination] = []
-        self._made = False
+        self._prepared = False
+        self._lock = threading.Lock()
         self.requests: list[tuple[int, Any]] = []
-        if isinstance(content, StoredFile):
-            self._add(content, self._temporary)
-        else:
-            for name, file in content.files():
-                self._add(file, os.path.join(self._temporary, name), in_folder=True)
+        files = [("", content)] if isinstance(content, StoredFile) else content.files()
+        for name, file in files:
+            inner = os.path.join(self._temporary, name) if name else self._temporary
+            leaf, destination = file.place(inner, self._prepare)
+            self._destinations.append(destination)
+            self.requests.append((leaf, destination))
 
-    def _add(self, file: StoredFile, path: str, *, in_folder: bool = False) -> None:
-        leaf, destination = file.requests_into(path)
-        if in_folder:
-            destination = _InFolder(path, file.mode, self._make_folders)
-        self._destinations.append(destination)
-        self.requests.append((leaf, destination))
-
-    def _make_folders(self) -> None:
-        if self._made or not isinstance(self._content, StoredDirectory):
-            return
-        _remove_leftovers(self._path)
-        os.makedirs(os.path.dirname(self._temporary), exist_ok=True)
-        _make_folders(self._content, self._temporary)
-        self._made = True
+    def _prepare(self) -> None:
+        """Before the first byte comes, from whichever thread brings it."""
+        with self._lock:
+            if not self._prepared:
+                os.makedirs(os.path.dirname(self._temporary), exist_ok=True)
+                _remove_leftovers(self._path)
+                if isinstance(self._content, StoredDirectory):
+                    _make_folders(self._content, self._temporary)
+                self._prepared = True
 
     def finish(self) -> None:
         """Everything is written: sync it and put it in place."""
@@ -260,12 +261,10 @@ class _Placed:
         if isinstance(self._content, StoredFile):
             if os.path.isdir(self._path):
                 raise StateError(f"cannot restore a file to {self._path!r}: it is a folder")
-            os.makedirs(parent, exist_ok=True)
-            _remove_leftovers(self._path)
             self._destinations[0].finish()
             os.replace(self._temporary, self._path)
         else:
-            self._make_folders()
+            self._prepare()
             for destination in self._destinations:
                 destination.finish()
             _seal_folders(self._content, self._temporary)
@@ -290,22 +289,6 @@ class _Placed:
         for destination in self._destinations:
             destination.close()
         _remove(self._temporary)
-
-
-class _InFolder(FileDestination):
-    """A file of a folder that is made when the first byte comes."""
-
-    def __init__(self, path: str, mode: int, make_folders: Any) -> None:
-        super().__init__(path, mode)
-        self._make_folders = make_folders
-
-    def _open(self) -> int:
-        with _FOLDERS:
-            self._make_folders()
-        return super()._open()
-
-
-_FOLDERS = threading.Lock()
 
 
 def _make_folders(folder: StoredDirectory, path: str) -> None:
@@ -375,10 +358,13 @@ def _file(decoder: TreeDecoder, node: dict[str, Node], path: str) -> StoredFile:
     dtype, shape = decoder.spec(leaf)
     if dtype != "U8" or len(shape) != 1:
         raise malformed(path, "its leaf is no file")
-    name = node.get("name", "")
-    return StoredFile(
-        name if isinstance(name, str) else "", leaf, shape[0], _mode(node, path), decoder.fetch
-    )
+    return StoredFile(_name(node), leaf, shape[0], _mode(node, path), decoder.fetch)
+
+
+def _name(node: dict[str, Node]) -> str:
+    """What it was called, for people and as a name to copy it to."""
+    name = node.get("name")
+    return cast(str, name) if is_safe_name(name) else ""
 
 
 def _folder(decoder: TreeDecoder, node: dict[str, Node], path: str, level: int) -> StoredDirectory:
@@ -408,8 +394,7 @@ def _folder(decoder: TreeDecoder, node: dict[str, Node], path: str, level: int) 
                 entries[name] = tagged["v"]
             case _:
                 raise malformed(at, "it is neither a file, nor a folder, nor a link inside")
-    name = node.get("name", "")
-    return StoredDirectory(name if isinstance(name, str) else "", _mode(node, path), entries)
+    return StoredDirectory(_name(node), _mode(node, path), entries)
 
 
 def is_safe_name(name: object) -> bool:

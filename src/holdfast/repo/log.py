@@ -100,7 +100,7 @@ class Log:
         self._store = store
         self._clock = clock
         self._segments: dict[str, tuple[Record, ...]] = {}
-        self._oldest_known = 0
+        self._oldest_known = 2
 
     # -- reading ---------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Log:
     def _list(self) -> list[int]:
         found = (keys.entry_number(info.key) for info in self._store.list(keys.LOG))
         numbers = sorted((n for n in found if n is not None), reverse=True)
-        self._oldest_known = numbers[-1] if numbers else 0
+        self._oldest_known = min((n for n in numbers if n > 1), default=2)
         return numbers
 
     def _newest_of(self, numbers: list[int], damage: dict[int, str]) -> tuple[Entry, str] | None:
@@ -387,14 +387,15 @@ class Log:
         )
 
     def _prune(self, newest: int) -> None:
-        """Remove old entries, lowest first, so that the highest always has its parent."""
-        last = newest - KEEP_ENTRIES
-        if last < 1:
-            return
+        """Remove old entries, lowest first, so that the highest always has its parent.
+
+        Entry 1 stays for ever: a late write of a first entry, which has no parent to be
+        checked by, must not find its number free.
+        """
         try:
-            for number in range(max(1, self._oldest_known), last + 1):
+            for number in range(self._oldest_known, newest - KEEP_ENTRIES + 1):
                 self._store.delete([keys.entry_key(number)])
-            self._oldest_known = last + 1
+                self._oldest_known = number + 1
         except StoreUnavailable as error:
             logger.warning("could not remove old log entries: %s", error)
 

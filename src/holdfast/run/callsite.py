@@ -33,6 +33,13 @@ class Callsite:
     def __init__(self, caller: FrameType | None) -> None:
         self._places = _fors(caller)
 
+    def cell_ended(self, current: FrameType | None) -> bool:
+        """Whether the loop was at the top level of code that has ended while the
+        process goes on: a cell of a notebook, a line at a prompt."""
+        if not self._places or self._places[-1].code.co_name != "<module>":
+            return False
+        return self._places[-1].frame_id not in map(id, _stack(current))
+
     def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:
         """Whether `current`, the calling frame, is in the loop's body.
 

@@ -192,7 +192,7 @@ def _plain(value: Any, path: str) -> Any:
 def config_diff(before: Any, now: Any) -> list[str]:
     """Lines like `lr: 0.1 -> 0.2`; none if the two are the same.
 
-    >>> config_diff({"lr": 0.1, "data": {"seed": 1}}, {"lr": 0.2, "data": {}})
+    >>> config_diff({"lr": 0.1, "data": {"seed": 1}}, {"lr": 0.2})
     ['data.seed: 1 -> (absent)', 'lr: 0.1 -> 0.2']
     """
     old, new = dict(_flatten(before, "")), dict(_flatten(now, ""))

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from holdfast.core.rng import apply_rng, capture_rng
-from holdfast.errors import LoopError
+from holdfast.errors import HoldfastError, LoopError
 from holdfast.run import position as at
 from holdfast.run.callsite import Callsite
 from holdfast.run.feed import Feed, LoaderInterrupted
@@ -149,6 +149,10 @@ class Host(Protocol):
         """Before each item; cheap after the first."""
         ...
 
+    def left(self, loop: Loop, following: Loop) -> None:
+        """An outermost loop was left early, and another one starts after it."""
+        ...
+
     def opened(self, loop: Loop, *, first_inside: bool) -> None:
         """A loop is about to start; `first_inside`: no other ran in this body."""
         ...
@@ -189,6 +193,7 @@ class Engine:
         """In a boundary: the interrupted code is ours, and a stop will be seen."""
         self.ended = False
         """`finish` was called: every loop stops at its next item."""
+        self._failed: HoldfastError | None = None
         self._host = host
         self._loops: list[Loop] = []
         self._replay: Replay | None = None
@@ -206,8 +211,8 @@ class Engine:
         """Restore, if that was not done yet."""
         if self.started:
             return
-        self.started = True
         self._replay = self._host.start()
+        self.started = True
         if self._replay is not None:
             self.position = replace(self.position, step=self._replay.saved.step)
 
@@ -249,6 +254,11 @@ class Engine:
         self._check_thread(loop)
         self.busy = True
         try:
+            if self._failed is not None:
+                raise LoopError(
+                    f"the loops of this run ended with an error: {self._failed.message}",
+                    hint="Make a new Run: it goes on from the newest checkpoint.",
+                )
             if self.ended:
                 raise StopIteration
             if loop.status is Status.NEW:
@@ -266,6 +276,10 @@ class Engine:
             if loop.status is not Status.OPEN:
                 raise StopIteration
             return self._take(loop)
+        except HoldfastError as error:
+            # Another loop would start from its first item, with whatever state there is.
+            self._failed = self._failed or error
+            raise
         finally:
             self.busy = False
 
@@ -347,6 +361,8 @@ class Engine:
         while self._loops and not self._in_body(self._loops[-1], caller):
             if self._replay is not None:
                 raise self._replay.mismatch(f"the program left {self._loops[-1].label} before")
+            if len(self._loops) == 1:
+                self._host.left(self._loops[0], loop)
             self._close_top(broken=True)
         limit = loop.feed.length() if loop.label.kind != "batches" else None
         if self._replay is not None:

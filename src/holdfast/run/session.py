@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -239,8 +240,8 @@ class Session:
     def before_item(self, loop: Loop) -> None:
         self._final = False
         if self._armed:
-            if self.stop.requested:
-                self._stop_here()
+            if self.stop.requested and self.engine.position.top.completed == 0:
+                self._stop_here()  # the signal came after the last boundary
             return
         self._armed = True
         if not self._checked:
@@ -252,6 +253,20 @@ class Session:
             self.console.loud(
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
                 "will not be waited for"
+            )
+
+    def left(self, loop: Loop, following: Loop) -> None:
+        completed = self.engine.position.frames[0].completed
+        what = f"the {loop.label} loop was left after {plural(completed, 'item')}"
+        if loop.site is not None and loop.site.cell_ended(sys._getframe()):
+            raise LoopError(
+                f"{what}, and now the {following.label} loop would start after it",
+                hint="Make a new Run: it goes on from the newest checkpoint.",
+            )
+        if loop.label == following.label:
+            self.console.loud(
+                f"{self._address}: {what}; the next one is another loop and starts at 0 "
+                "(to go on instead, make a new Run)"
             )
 
     def opened(self, loop: Loop, *, first_inside: bool) -> None:

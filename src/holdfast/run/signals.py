@@ -22,20 +22,18 @@ _LATE_SIGNAL_S = 2.0
 
 
 class StopSignals:
-    """Handlers for the signals that ask a job to stop.
+    """Whether one run was asked to stop.
 
     `inside(frame)` tells whether `frame`, the code that was interrupted, will come to a
-    boundary at all (False: the signal is handed to the previous handler). `notice` gets
-    the signal's name once, inside the handler: it must not use buffered output.
+    boundary of the run at all (False: the signal is not for it). `notice` gets the
+    signal's name once, inside the handler: it must not use buffered output.
     """
 
     def __init__(
         self, *, inside: Callable[[FrameType | None], bool], notice: Callable[[str], None]
     ) -> None:
-        self._inside = inside
+        self.inside = inside
         self._notice = notice
-        self._pid = os.getpid()
-        self._previous: dict[int, Any] = {}
         self._interrupts = 0
         self.name = ""
         """The signal that asked for a stop: "SIGTERM"; "" while none did."""
@@ -48,32 +46,19 @@ class StopSignals:
 
     @property
     def installed(self) -> bool:
-        return bool(self._previous)
+        return self in _dispatcher.listeners
 
     def install(self) -> bool:
         """Take the signals over; False in threads other than the main one."""
         if threading.current_thread() is not threading.main_thread():
             return False
-        for number in _SIGNALS:
-            if number in self._previous:
-                continue
-            previous = signal.getsignal(number)
-            # Ignored before we came: a shell put the job into the background (nohup).
-            # None: a handler that was not installed from Python and cannot be put back.
-            if previous is signal.SIG_IGN or previous is None:
-                continue
-            self._previous[number] = previous
-            signal.signal(number, self._handle)
+        _dispatcher.add(self)
         return True
 
     def restore(self) -> None:
-        """Put the previous handlers back, where nobody has replaced ours since."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number, previous in self._previous.items():
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, previous)
-        self._previous.clear()
+        """Give the signals back to the handlers before us, where nobody has replaced
+        ours since."""
+        _dispatcher.remove(self)
 
     def wait(self, timeout_s: float = _LATE_SIGNAL_S) -> bool:
         """Whether a stop is requested, now or within `timeout_s`."""
@@ -82,11 +67,8 @@ class StopSignals:
             time.sleep(0.01)
         return self.requested
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        previous = self._previous.get(number, signal.SIG_DFL)
-        if os.getpid() != self._pid or not self._inside(frame):
-            _deliver(number, frame, previous)
-            return
+    def receive(self, number: int) -> None:
+        """In a signal handler. Raises KeyboardInterrupt at a second SIGINT."""
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
@@ -95,8 +77,53 @@ class StopSignals:
             self.name = signal.Signals(number).name
             self.requested_s = time.monotonic()
             self._notice(self.name)
+
+
+class _Dispatcher:
+    """The one handler of this process, for all its runs: chains of handlers that are
+    taken off in another order than they were put on would leave dead ones in place."""
+
+    def __init__(self) -> None:
+        self.listeners: list[StopSignals] = []
+        self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+
+    def add(self, listener: StopSignals) -> None:
+        if listener not in self.listeners:
+            self.listeners.append(listener)
+        self._pid = os.getpid()
+        for number in _SIGNALS:
+            previous = signal.getsignal(number)
+            # Ignored before we came: a shell put the job into the background (nohup).
+            # None: a handler that was not installed from Python and cannot be put back.
+            if previous == self._handle or previous is signal.SIG_IGN or previous is None:
+                continue
+            self._previous[number] = previous
+            signal.signal(number, self._handle)
+
+    def remove(self, listener: StopSignals) -> None:
+        if listener in self.listeners:
+            self.listeners.remove(listener)
+        if self.listeners or threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, self._previous[number])
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        previous = self._previous[number]
+        mine = os.getpid() == self._pid  # else: a forked child, such as a loader's worker
+        concerned = [one for one in self.listeners if mine and one.inside(frame)]
+        if not concerned:
+            _deliver(number, frame, previous)
+            return
+        for listener in concerned:
+            listener.receive(number)
         if callable(previous) and previous is not signal.default_int_handler:
             previous(number, frame)
+
+
+_dispatcher = _Dispatcher()
 
 
 def _deliver(number: int, frame: FrameType | None, handler: Any) -> None:

@@ -116,16 +116,37 @@ class Tracked:
         )
 
     def adopt(self, restored: Mapping[str, Any]) -> None:
-        """After a restore: values of targets that were replaced and not filled in place."""
-        for name, value in restored.items():
-            if name == BOX:
-                live = values_of(self._box)
-                if live is not value:
-                    live.clear()
-                    live.update(value)
-            elif name in self._objects:
-                self._objects[name] = value
+        """After a restore into `targets`: what it made of them.
+
+        Raises StructureMismatch if a tracked object was replaced instead of filled,
+        since the program would go on with the old one.
+        """
         redeclare(self._box)
+        replaced = [
+            name
+            for name, value in restored.items()
+            if name in self._objects
+            and value is not self._objects[name]
+            and not isinstance(value, tuple)
+        ]
+        if replaced:
+            lines = "\n  ".join(
+                f"{name}: saved as {_describe(restored[name])}, "
+                f"tracked as {_describe(self._objects[name])}"
+                for name in replaced
+            )
+            raise StructureMismatch(
+                f"these tracked objects cannot take what was saved:\n  {lines}",
+                changed=replaced,
+                hint="Make them like those of the last run, or track what holds them: a dict "
+                "or an object with state_dict.",
+            )
+
+
+def _describe(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__
 
 
 def _is_data_loader(value: Any) -> bool:

@@ -47,8 +47,7 @@ STORED: dict[torch.dtype, str] = {
 }
 """The dtypes that safetensors can name."""
 
-NATIVE: dict[str, torch.dtype] = {stored: dtype for dtype, stored in STORED.items()}
-"""The torch dtype that a safetensors dtype stands for by itself."""
+NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 # Bits are moved as numbers of the same size: some dtypes (int4, float4) have no copy
 # kernel, and integers keep the payload of every NaN.
@@ -61,7 +60,7 @@ _CARRIERS = {
 }
 
 
-def name_of(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype | torch.layout | torch.memory_format) -> str:
     """
     >>> name_of(torch.bfloat16)
     'bfloat16'
@@ -82,7 +81,7 @@ def describe(tensor: torch.Tensor) -> str:
     """`words` of a live tensor, with what is unusual about it."""
     text = words(tensor.dtype, tensor.shape)
     if tensor.layout is not torch.strided:
-        text = f"{name_of(tensor.layout)} {text}"  # type: ignore[arg-type]
+        text = f"{name_of(tensor.layout)} {text}"
     return f"{text} on the meta device" if tensor.is_meta else text
 
 

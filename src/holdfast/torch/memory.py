@@ -68,40 +68,56 @@ class TensorSource:
 
     streamed = False
 
+    __slots__ = ("_bytes", "_items", "_tensor", "dtype", "nbytes", "shape")
+
     def __init__(self, tensor: torch.Tensor) -> None:
+        self._become(tensor)
+
+    def become(self, source: TensorSource) -> None:
+        """Stand for another tensor; see core.sharing.Movable."""
+        self._become(source._tensor)
+
+    def _become(self, tensor: torch.Tensor) -> None:
         self.dtype = stored_dtype(tensor.dtype)
         self.shape = stored_shape(tensor.dtype, tensor.shape)
-        self.nbytes = tensor.numel() * tensor.dtype.itemsize
-        self._tensor = stored(tensor)
-        self._bytes = _flat_bytes(self._tensor)
+        self.nbytes = tensor.nbytes
+        self._tensor = tensor
+        self._items: torch.Tensor | None = None  # made when first read: most are read once
+        self._bytes: np.ndarray | None = None
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         out = np.frombuffer(into, np.uint8)
+        if self._items is None:
+            self._items = stored(self._tensor)
+            if self._items.is_contiguous():
+                self._items = self._items.view(-1)  # so that any range is one copy
+            self._bytes = _flat_bytes(self._items)
         if self._bytes is not None:
             np.copyto(out, self._bytes[offset : offset + out.size])  # releases the GIL
             return
-        itemsize = self._tensor.dtype.itemsize
+        itemsize = self._items.dtype.itemsize
         first = offset // itemsize
         end = -(-(offset + out.size) // itemsize)
         whole = first * itemsize == offset and (end - first) * itemsize == out.size
         if whole and out.ctypes.data % itemsize == 0:
-            self._gather(first, end, torch.from_numpy(out).view(self._tensor.dtype))
+            _gather(self._items, first, end, torch.from_numpy(out).view(self._items.dtype))
             return
-        items = torch.empty(end - first, dtype=self._tensor.dtype, device="cpu")
-        self._gather(first, end, items)
+        items = torch.empty(end - first, dtype=self._items.dtype, device="cpu")
+        _gather(self._items, first, end, items)
         skipped = offset - first * itemsize
         np.copyto(out, items.view(torch.uint8).numpy()[skipped : skipped + out.size])
 
     def close(self) -> None:
         return
 
-    def _gather(self, first: int, end: int, out: torch.Tensor) -> None:
-        """Fill `out` with items [first, end) in C order."""
-        done = 0
-        for start, shape in _boxes_of_range(tuple(self._tensor.shape), first, end):
-            count = prod(shape)
-            out[done : done + count].view(shape).copy_(self._tensor[_slices(start, shape)])
-            done += count
+
+def _gather(tensor: torch.Tensor, first: int, end: int, out: torch.Tensor) -> None:
+    """Fill `out` with items [first, end) of `tensor` in C order."""
+    done = 0
+    for start, shape in _boxes_of_range(tuple(tensor.shape), first, end):
+        count = prod(shape)
+        out[done : done + count].view(shape).copy_(tensor[_slices(start, shape)])
+        done += count
 
 
 class TensorDestination:
@@ -135,26 +151,36 @@ def copy_bits(source: torch.Tensor, target: torch.Tensor) -> None:
 
 def bytes_between(storage: torch.UntypedStorage, first: int, end: int) -> torch.Tensor:
     """The bytes [first, end) of a storage, as a tensor over them."""
-    with torch.inference_mode(False):
-        empty = torch.empty(0, dtype=torch.uint8, device=storage.device)
-        return empty.set_(storage, first, (end - first,), (1,))
+    return _over(storage, torch.uint8, first, (end - first,), (1,))
 
 
 def _view(
     tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int]
 ) -> torch.Tensor:
     offset = tensor.storage_offset() * tensor.dtype.itemsize // dtype.itemsize
-    # A tensor made in inference mode would refuse writes outside of it.
-    with torch.inference_mode(False), torch.no_grad():
-        view = torch.empty(0, dtype=dtype, device=tensor.device)
-        return view.set_(tensor.untyped_storage(), offset, tuple(shape), tuple(strides))
+    return _over(tensor.untyped_storage(), dtype, offset, tuple(shape), tuple(strides))
+
+
+def _over(
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> torch.Tensor:
+    if torch.is_inference_mode_enabled():
+        # A tensor made now would refuse to be written when the mode has ended.
+        with torch.inference_mode(False):
+            return _over(storage, dtype, offset, shape, strides)
+    empty = torch.empty(0, dtype=dtype, device=storage.device)
+    return empty.set_(storage, offset, shape, strides)
 
 
 def _flat_bytes(tensor: torch.Tensor) -> np.ndarray | None:
     """The memory of a contiguous CPU tensor; None for others."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         return None
-    first = tensor.storage_offset() * tensor.dtype.itemsize
+    first = int(tensor.storage_offset()) * tensor.dtype.itemsize
     end = first + tensor.numel() * tensor.dtype.itemsize
     return bytes_between(tensor.untyped_storage(), first, end).numpy()
 

@@ -159,7 +159,8 @@ def plain_loading(module: torch.nn.Module) -> bool:
             return False
         if any(name in part.__dict__ for name in _LOADING):
             return False
-        if any(map(is_lazy, (*part._parameters.values(), *part._buffers.values()))):
+        tensors: list[Any] = [*part._parameters.values(), *part._buffers.values()]
+        if any(map(is_lazy, tensors)):
             return False
     return True
 
@@ -170,15 +171,34 @@ def _restore_in_place(
     tensors, extras = _live_state(module)
     matched = match_names(state, [*tensors, *extras])
     _report_names(state, [*tensors, *extras], matched, path, decoder)
+    first: dict[Any, str] = {}
     for name, node in state.items():
         live_name = matched.get(name)
         if live_name is None:
             continue
         live_path = _join(path, live_name, "/")
         if live_name in tensors:
+            tied = first.setdefault(_leaf(node), live_name)
+            if tied != live_name and _apart(tensors[tied], tensors[live_name]):
+                # Equal now, but they would go different ways from here.
+                saved = f"tied to {_join(path, tied, '/')!r}"
+                decoder.changed(live_path, saved, f"{describe(tensors[live_name])}, not tied to it")
             decoder.decode(node, tensors[live_name], live_path)
         else:
             _into_extra_state(node, extras[live_name], live_path, decoder)
+
+
+def _leaf(node: Node) -> Any:
+    """The leaf of a node that holds one tensor; for others something of their own."""
+    whole = isinstance(node, dict) and node.get("!") == "torch.tensor" and "offset" not in node
+    leaf = node.get("leaf") if whole else None
+    return leaf if isinstance(leaf, int) else ("none", id(node))
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one is other or one.layout is not torch.strided or other.layout is not torch.strided:
+        return False
+    return one.data_ptr() != other.data_ptr() and one.shape == other.shape
 
 
 def _live_state(

@@ -28,16 +28,13 @@ from holdfast.torch.tensors import (
 )
 
 _ROWS = (torch.sparse_csr, torch.sparse_bsr)
-_COMPRESSED = {
-    name_of(layout): layout  # type: ignore[arg-type]
-    for layout in (*_ROWS, torch.sparse_csc, torch.sparse_bsc)
-}
+_COMPRESSED = {name_of(layout): layout for layout in (*_ROWS, torch.sparse_csc, torch.sparse_bsc)}
 
 
 def encode_sparse(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
     """The node of a tensor that is not dense."""
     tensor = value.detach()
-    layout = name_of(tensor.layout)  # type: ignore[arg-type]
+    layout = name_of(tensor.layout)
     node: dict[str, Node] = {"!": "torch.sparse", "layout": layout, "shape": list(tensor.shape)}
     node.update(attributes(value))
     if tensor.layout is torch.sparse_coo:
@@ -81,7 +78,7 @@ def decode_sparse(
     live = target if isinstance(target, torch.Tensor) else None
     if live is not None:
         saved = read_node(parts[-1], path, decoder)
-        if (name_of(live.layout), live.dtype, tuple(live.shape)) != (layout, saved.dtype, shape):  # type: ignore[arg-type]
+        if (name_of(live.layout), live.dtype, tuple(live.shape)) != (layout, saved.dtype, shape):
             decoder.changed(path, f"{layout} {words(saved.dtype, shape)}", describe(live))
             return target
         device = live.device
@@ -109,25 +106,26 @@ def decode_sparse(
     return dressed(fresh, node) if live is None else live
 
 
-def _build(
-    layout: Any, parts: list[torch.Tensor], shape: tuple[int, ...], coalesced: bool
-) -> torch.Tensor:
+def _build(layout: Any, parts: list[Any], shape: tuple[int, ...], coalesced: bool) -> torch.Tensor:
     """A tensor over the memory of `parts`, unchecked."""
     with warnings.catch_warnings():  # CSR "is in beta state"
         warnings.simplefilter("ignore", UserWarning)
         if layout == "sparse_coo":
-            tensor = torch.sparse_coo_tensor(*parts, shape, check_invariants=False)
+            indices, values = parts
+            tensor = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
             return tensor._coalesced_(coalesced)
+        rows, columns, values = parts
         return torch.sparse_compressed_tensor(
-            *parts, shape, layout=_COMPRESSED[layout], check_invariants=False
+            rows, columns, values, shape, layout=_COMPRESSED[layout], check_invariants=False
         )
 
 
-def _check(layout: Any, parts: list[torch.Tensor], shape: tuple[int, ...], coalesced: bool) -> None:
+def _check(layout: Any, parts: list[Any], shape: tuple[int, ...], coalesced: bool) -> None:
+    checks: Any = torch  # these two are not in torch's type stubs
     if layout == "sparse_coo":
-        torch._validate_sparse_coo_tensor_args(*parts, shape, coalesced)
+        checks._validate_sparse_coo_tensor_args(*parts, shape, coalesced)
     else:
-        torch._validate_sparse_compressed_tensor_args(*parts, shape, _COMPRESSED[layout])
+        checks._validate_sparse_compressed_tensor_args(*parts, shape, _COMPRESSED[layout])
 
 
 def _replace(live: torch.Tensor, fresh: torch.Tensor, coalesced: bool) -> None:

@@ -24,10 +24,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.arrays import dense_order
-from holdfast.core.sharing import Layout, MovableSource, SharedMemory
+from holdfast.core.sharing import Layout, SharedMemory
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, StateError, UnsupportedValue
-from holdfast.torch.dtypes import DTYPES, describe, name_of, words
+from holdfast.torch.dtypes import DTYPES, NAMES, describe, name_of, words
 from holdfast.torch.memory import (
     TensorDestination,
     TensorSource,
@@ -40,6 +40,7 @@ from holdfast.torch.memory import (
 )
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PARAMETERS = (torch.nn.Parameter, UninitializedParameter)
 _LAZY = (UninitializedParameter, UninitializedBuffer)
 
 _recorded_devices: ContextVar[bool] = ContextVar("recorded_devices", default=False)
@@ -63,7 +64,9 @@ def recorded_devices() -> Iterator[None]:
 def check_supported(tensor: torch.Tensor, path: str) -> None:
     """Raises UnsupportedValue for tensors whose bytes are not their own."""
     kind = type(tensor)
-    if kind not in _PLAIN and kind not in _LAZY:
+    # A kind of parameter comes back as a plain one; live ones keep their class.
+    simple = kind in _PLAIN or kind in _LAZY or issubclass(kind, torch.nn.Parameter)
+    if not simple or not _has_memory(kind):
         raise UnsupportedValue(
             path,
             f"tensor of class {kind.__module__}.{kind.__qualname__}, not in this version",
@@ -86,45 +89,75 @@ def check_supported(tensor: torch.Tensor, path: str) -> None:
         raise UnsupportedValue(path, "nested tensor", hint="Save its parts: list(tensor.unbind()).")
 
 
+def _has_memory(kind: type) -> bool:
+    """Whether tensors of this class hold their elements themselves; DTensor and other
+    wrappers intercept every operation and hold other tensors."""
+    own: Any = torch.Tensor
+    return getattr(kind, "__torch_dispatch__", None) is own.__torch_dispatch__
+
+
 def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
     """The node of a dense tensor that `check_supported` accepted."""
-    node: dict[str, Node] = {"!": "torch.tensor", "dtype": name_of(value.dtype)}
-    node.update(attributes(value))
+    dtype = value.dtype
+    name = NAMES.get(dtype)
+    if name is None:
+        raise UnsupportedValue(
+            path, f"tensor of dtype {name_of(dtype)}", hint="Convert it with .to(dtype)."
+        )
+    node: dict[str, Node] = {"!": "torch.tensor", "dtype": name, **attributes(value)}
     if type(value) in _LAZY:
         # Its shape is not known before the module has seen its first input.
         node["uninitialized"] = True
         return node
-    if value.dtype not in DTYPES.values():
-        raise UnsupportedValue(
-            path, f"tensor of dtype {name_of(value.dtype)}", hint="Convert it with .to(dtype)."
-        )
-    tensor = value.detach().resolve_conj().resolve_neg()
+    tensor = value.detach() if value.requires_grad else value
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
     if tensor.numel() == 0:
         node["leaf"] = encoder.leaf(TensorSource(tensor), path)
         return node
-    itemsize = tensor.dtype.itemsize
     if not tensor.is_contiguous():
         order = dense_order(tensor.shape, tensor.stride(), 1)
         if order and order != sorted(order):
             node["order"] = order
-    storage = tensor.untyped_storage()
-    layout = Layout(
-        storage.data_ptr() + tensor.storage_offset() * itemsize,
-        tuple(tensor.shape),
-        tuple(step * itemsize for step in tensor.stride()),
-        itemsize,
-        node["dtype"],
-    )
-    _shared_memory(storage, encoder).place(
-        encoder, layout, node, lambda: MovableSource(TensorSource(tensor)), path
-    )
+    _place(tensor, node, path, encoder)
     return node
+
+
+def _place(tensor: torch.Tensor, node: dict[str, Node], path: str, encoder: Encoder) -> None:
+    """Give `node` its leaf: a new one, or one that holds the tensor's memory already."""
+    # One memo for all storages: the sources keep those alive, so no address comes twice.
+    memo: dict[int, Any] = encoder.alias(("torch", tensor.device), None).setdefault("memory", {})
+    storage = tensor.untyped_storage()
+    base = storage.data_ptr()
+    known = memo.get(base)
+    whole = tensor.is_contiguous() or not overlaps_itself(tensor.shape, tensor.stride())
+    if known is None and whole:
+        source = TensorSource(tensor)
+        node["leaf"] = encoder.leaf(source, path)
+        memo[base] = (tensor, node, source)
+        return
+    if not isinstance(known, SharedMemory):
+        shared = memo[base] = SharedMemory(
+            lambda low, high: TensorSource(bytes_between(storage, low - base, high - base))
+        )
+        if known is not None:
+            first, first_node, first_source = known
+            shared.add(_layout(first, first_node), first_node, first_source)
+        known = shared
+    known.place(encoder, _layout(tensor, node), node, lambda: TensorSource(tensor), path)
+
+
+def _layout(tensor: torch.Tensor, node: dict[str, Node]) -> Layout:
+    itemsize = tensor.dtype.itemsize
+    start = tensor.untyped_storage().data_ptr() + int(tensor.storage_offset()) * itemsize
+    strides = tuple(step * itemsize for step in tensor.stride())
+    return Layout(start, tuple(tensor.shape), strides, itemsize, node["dtype"])
 
 
 def attributes(tensor: torch.Tensor) -> dict[str, Node]:
     """What a node says of a tensor besides its elements."""
     found: dict[str, Node] = {}
-    if isinstance(tensor, torch.nn.Parameter):
+    if issubclass(type(tensor), _PARAMETERS):  # isinstance() is slow: its class overrides it
         found["parameter"] = True
     # A result of other tensors comes back without its graph.
     if tensor.requires_grad and tensor.is_leaf:
@@ -135,16 +168,6 @@ def attributes(tensor: torch.Tensor) -> dict[str, Node]:
     elif torch.cuda.is_initialized() and tensor.layout is torch.strided and tensor.is_pinned():
         found["device"] = "cpu pinned"
     return found
-
-
-def _shared_memory(storage: torch.UntypedStorage, encoder: Encoder) -> SharedMemory:
-    base = storage.data_ptr()
-    memo = encoder.alias(("torch", str(storage.device), base), storage)
-    if "memory" not in memo:
-        memo["memory"] = SharedMemory(
-            lambda low, high: TensorSource(bytes_between(storage, low - base, high - base))
-        )
-    return memo["memory"]
 
 
 # -- restore ------------------------------------------------------------------
@@ -242,8 +265,8 @@ def decode_tensor(
 def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> bool:
     """Whether the live `target` can hold `saved`; reports it if not. Raises
     StateError for tensors that this version cannot write."""
-    if type(target) not in _PLAIN:
-        kind = type(target)
+    kind = type(target)
+    if not _has_memory(kind):
         raise StateError(
             f"cannot restore into {path!r}: it is a {kind.__module__}.{kind.__qualname__}, "
             "not in this version",
@@ -272,6 +295,7 @@ def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) 
     """Fill the live `target`, which `fits`. Nothing changes before the bytes came."""
     if target.numel() == 0 or not _claim(saved, target, path, decoder):
         return
+    wait_for_device(target.device, decoder)
     if saved.view is None and not target.is_conj() and not target.is_neg():
         decoder.request(saved.leaf, TensorDestination(target))
         return
@@ -315,6 +339,7 @@ def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Te
     if saved.view is not None:
         memo = decoder.alias(("torch.bytes", saved.leaf, str(device)))
         if "tensor" not in memo:
+            wait_for_device(device, decoder)
             memo["tensor"] = torch.empty(saved.leaf_bytes, dtype=torch.uint8, device=device)
             decoder.request(saved.leaf, TensorDestination(memo["tensor"]))
         storage = memo["tensor"].untyped_storage()
@@ -323,6 +348,7 @@ def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Te
         return view.set_(storage, offset // saved.dtype.itemsize, saved.shape, strides)
     memo = decoder.alias(("torch.new", saved, str(device)))
     if "tensor" not in memo:
+        wait_for_device(device, decoder)
         sizes = [saved.shape[dim] for dim in saved.order or range(len(saved.shape))]
         tensor = _empty(sizes, saved.dtype, device)
         if saved.order is not None:
@@ -331,6 +357,16 @@ def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Te
             decoder.request(saved.leaf, TensorDestination(tensor))
         memo["tensor"] = tensor
     return memo["tensor"].detach()
+
+
+def wait_for_device(device: torch.device, decoder: Decoder) -> None:
+    """Bytes are written from other threads, and so on other CUDA streams than the one
+    on which the memory may still be in use. Once per restore."""
+    if device.type == "cuda":
+        memo = decoder.alias(("torch.waited", str(device)))
+        if not memo:
+            memo["done"] = True
+            torch.cuda.synchronize(device)
 
 
 def dressed(tensor: torch.Tensor, node: dict[str, Node]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from holdfast.core.address import (
     short_ids,
     validate_tag,
 )
+from holdfast.core.retention import parse_keep
 from holdfast.errors import BadAddress, CheckpointNotFound
 from tests.core.policy_records import record, runs
 
@@ -174,10 +175,19 @@ def test_the_latest_is_the_newest_commit_not_the_highest_step() -> None:
     assert select(went_back, Latest()).step == 200
 
 
-def test_best_follows_the_runs_own_rule() -> None:
-    assert select(RUN, BestBy(), ("acc", "max")).ordinal == 4
-    assert select(RUN, BestBy("acc"), ("acc", "max")).ordinal == 4
-    assert select(RUN, BestBy("acc", "min"), ("acc", "max")).ordinal == 1
+def test_steps_are_listed_in_the_order_of_their_commits() -> None:
+    went_back = [record(100, 1), record(300, 2), record(200, 3), record(100, 4)]
+    with pytest.raises(CheckpointNotFound) as caught:
+        select(went_back, AtStep(1))
+    assert caught.value.hint == "There are steps 300, 200, 100."
+
+
+def test_best_follows_the_runs_own_rules() -> None:
+    rules = parse_keep("best=1:acc:max best=2:val_loss:max").best
+    assert select(RUN, BestBy(), rules).ordinal == 4
+    assert select(RUN, BestBy("acc"), rules).ordinal == 4
+    assert select(RUN, BestBy("acc", "min"), rules).ordinal == 1
+    assert select(RUN, BestBy("val_loss"), rules).ordinal == 1
     only = [record(1, metrics={"val_loss": 2.0}), record(2, metrics={"val_loss": 1.0})]
     assert select(only, BestBy()).step == 2
 

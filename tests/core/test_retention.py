@@ -153,9 +153,19 @@ def test_last() -> None:
     assert why(HUNDREDS, "last=3")[100] == ("no rule keeps it",)
 
 
-def test_order_is_by_step_not_by_clock() -> None:
+def test_order_is_by_commit_not_by_clock() -> None:
     records = [record(1, time_s=9e9), record(2, time_s=5), record(3, time_s=1)]
     assert kept(records[::-1], "last=2") == [2, 3]
+
+
+def test_after_going_back_the_newest_are_those_of_the_new_line() -> None:
+    alive = [record(step, n) for n, step in enumerate((100, 400, 450, 500), 1)]
+    left: list[list[int]] = []
+    for ordinal, step in enumerate((150, 200, 250), 5):  # resumed from step 100
+        decisions = decide([*alive, record(step, ordinal)], parse_keep("last=3"))
+        alive = [d.record for d in decisions if d.keep]
+        left.append([r.step for r in alive])
+    assert left == [[450, 500, 150], [500, 150, 200], [150, 200, 250]]
 
 
 def test_best_keeps_the_best_and_says_its_value() -> None:
@@ -199,13 +209,18 @@ def test_every_does_not_lose_its_checkpoints_while_the_run_grows() -> None:
     assert [r.step for r in alive] == [30, 120, 210, 300, 420, 510, 600, 720, 810, 900, 990]
 
 
+def test_every_keeps_the_lowest_step_of_each_bucket_whatever_was_committed_first() -> None:
+    back = [record(420, 1), record(480, 2), record(410, 3), record(450, 4)]
+    assert [d.record.ordinal for d in decide(back, parse_keep("every=100")) if d.keep] == [3, 4]
+
+
 def test_within_counts_from_the_newest_commit() -> None:
     assert kept(HUNDREDS, "within=200s") == [800, 900, 1000]
     # The newest commit is not the highest step after going back to an earlier one.
     back = [record(1, 1, time_s=0), record(9, 2, time_s=50), record(2, 3, time_s=100)]
-    assert kept(back, "within=60s") == [2, 9]
+    assert kept(back, "within=60s") == [9, 2]
     assert why(back, "within=60s")[3] == ("newest", "within=1min")
-    assert why(back, "within=60s")[2] == ("highest step", "within=1min")
+    assert why(back, "within=60s")[2] == ("within=1min",)
 
 
 def test_rules_are_ored_and_each_gives_its_reason() -> None:
@@ -239,6 +254,8 @@ def test_a_step_saved_twice_is_represented_by_its_newest_commit() -> None:
     assert [d.record.ordinal for d in decide(records, parse_keep("last=2")) if d.keep] == [1, 4]
     assert why(records, "last=2")[3] == ("step 2 was saved again",)
     assert [r.ordinal for r in ordered(records)] == [1, 2, 3, 4]
+    again = [record(2, 1), record(3, 2), record(2, 3)]
+    assert [d.record.ordinal for d in decide(again, parse_keep("last=2")) if d.keep] == [2, 3]
 
 
 def test_the_best_is_not_given_up_when_its_step_comes_round_again() -> None:
@@ -262,7 +279,8 @@ def test_the_best_is_not_given_up_when_its_step_comes_round_again() -> None:
 def test_the_newest_commit_stays_after_going_back() -> None:
     records = [record(s, s) for s in (1, 2, 3)] + [record(1, 4)]
     decisions = decide(records, parse_keep("last=1"))
-    assert [(d.record.step, d.record.ordinal) for d in decisions if d.keep] == [(1, 4), (3, 3)]
+    assert [(d.record.step, d.record.ordinal) for d in decisions if d.keep] == [(1, 4)]
+    assert kept(records, "size=1B") == [1]
 
 
 def test_damaged_ones_take_nobodys_place_and_are_left_alone() -> None:

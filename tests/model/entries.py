@@ -32,6 +32,7 @@ class Bug(Enum):
     REUSED_NAMES = "R8: name packs by their content"
     DELETE_BEFORE_ENTRY = "R9: delete packs before the entry that retires them"
     UNKNOWN_CLEANS_UP = "R9: delete the packs of a save whose fate is unknown"
+    KEEP_FIRST_ENTRY = "R10: never prune a run's first entry"
     PRUNE_PARENT = "R10: prune the log up to the newest entry's parent"
     GC_BY_ANOTHER_PROCESS = "R11: collect in a process that did not open the epoch"
     GC_IGNORES_EPOCH = "R11: collect although the epoch is another's"
@@ -66,6 +67,10 @@ class Settings:
     """How often an absent entry is sent again."""
     read_attempts: int = 3
     """How often a reader looks again before it gives up."""
+
+    def oldest_prunable(self) -> int:
+        """The lowest entry that log pruning deletes."""
+        return 2 if Bug.KEEP_FIRST_ENTRY in self.bugs else 1
 
 
 class Record(NamedTuple):
@@ -125,11 +130,15 @@ class Draft(NamedTuple):
     holder: str
 
 
-def next_entry(draft: Draft, base: Entry | None, id: str, author: str, settings: Settings) -> Entry:
-    """The entry that follows `base` (None: a run's first) and says what `draft` wants (R2)."""
-    lineage = sorted(base.lineage().items(), reverse=True) if base else []
+NOTHING = Entry(0, "", None, (), 0, "", "", "", ())
+"""The base of a run's first entry."""
+
+
+def next_entry(draft: Draft, base: Entry, id: str, author: str, settings: Settings) -> Entry:
+    """The entry that follows `base` and says what `draft` wants (R2)."""
+    lineage = sorted(base.lineage().items(), reverse=True) if base.number else []
     return Entry(
-        number=base.number + 1 if base else 1,
+        number=base.number + 1,
         id=id,
         parent=lineage[0] if lineage else None,
         ancestors=tuple(lineage[1 : 1 + settings.ancestors]),
@@ -184,10 +193,8 @@ class Open(NamedTuple):
 
     holder: str
 
-    def draft(self, base: Entry | None, first: Entry | None, bugs: frozenset[Bug]) -> Draft:
+    def draft(self, base: Entry, first: Entry, bugs: frozenset[Bug]) -> Draft:
         del first, bugs
-        if base is None:
-            return Draft("open", (), 1, self.holder)
         return Draft("open", base.records, base.epoch + 1, self.holder)
 
 

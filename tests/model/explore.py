@@ -95,7 +95,7 @@ def frames(generator: Program) -> Hashable:
     parts: list[Hashable] = []
     inner: Any = generator
     while isinstance(inner, GeneratorType):
-        frame = inner.gi_frame
+        frame: Any = inner.gi_frame
         parts.append((frame.f_code.co_name, frame.f_lasti, _frozen(frame.f_locals)))
         inner = inner.gi_yieldfrom
     return tuple(parts)

@@ -47,9 +47,10 @@ class ReadNewest(NamedTuple):
 
 
 class DeleteOldest(NamedTuple):
-    """Delete the lowest entry that is at most `last`; was there one?"""
+    """Delete the lowest entry that is at least `first` and at most `last`; was there one?"""
 
     run: str
+    first: int
     last: int
 
 
@@ -97,7 +98,7 @@ class Acknowledge(NamedTuple):
 
 
 class Observe(NamedTuple):
-    """Take the entry (None: nothing) for the newest. No operation; the world checks it."""
+    """Take the entry for the newest. No operation; the world checks it."""
 
     run: str
-    entry: Entry | None
+    entry: Entry

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .entries import (
     CHILD,
+    NOTHING,
     PARENT,
     Bug,
     Entry,
@@ -27,7 +28,7 @@ Start = Callable[[Process], Program]
 def writer(
     saves: int,
     *,
-    opened: Entry | None = None,
+    opened: Entry = NOTHING,
     keep: int = 2,
     reuse: bool = True,
     collect: bool = False,
@@ -39,11 +40,11 @@ def writer(
     """
 
     def program(process: Process) -> Program:
-        early = process.has(Bug.PACKS_BEFORE_OPEN) and opened is None
+        early = process.has(Bug.PACKS_BEFORE_OPEN) and opened is NOTHING
         if early:
             yield PutPack(f"{process.name}1")
-        known, epoch = opened, opened.epoch if opened else 0
-        if opened is None:
+        known, epoch = opened, opened.epoch
+        if opened is NOTHING:
             known, epoch = yield from open_run(process, PARENT, 0)
             if not isinstance(known, Entry):
                 return known
@@ -89,18 +90,20 @@ def save(
     reuse: bool,
 ) -> Program:
     """(Result, the newest entry known)."""
-    reused = head.records[0].packs[:1] if reuse and head.records else ()
-    written = (name,)
+    oldest = head.records[0].packs if head.records else ()
+    reused = oldest[:1] if reuse else ()
+    written: tuple[str, ...] = (name,)
     if process.has(Bug.REUSED_NAMES):  # named by content, and that is the oldest one's
         written, reused = reused, ()
-    if not is_written:
-        yield PutPack(written[0])
+    for pack in () if is_written else written:
+        yield PutPack(pack)
     change = Save(name, written, reused, epoch, process.name, keep)
     outcome, head, entry, base = yield from process.commit(PARENT, head, change, serial)
     if outcome is Result.BASE_LOST:
         # Write what has gone anew, under a new name, and commit once more (R7).
-        written = (*written, f"{name}b")
-        yield PutPack(written[1])
+        anew = f"{name}b"
+        yield PutPack(anew)
+        written = (*written, anew)
         change = Save(name, written, (), epoch, process.name, keep)
         outcome, head, entry, base = yield from process.commit(PARENT, head, change, serial + 5)
     if outcome is Result.COMMITTED:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from .entries import PARENT, Bug, Entry, Result, Settings, Transaction, next_entry
+from .entries import NOTHING, PARENT, Bug, Entry, Result, Settings, Transaction, next_entry
 from .operations import (
     Acknowledge,
     DeleteOldest,
@@ -56,14 +56,14 @@ class Process:
         """The newest entry, or "error" if it cannot be read.
 
         `created`: an entry that this process has just created; where to look first.
-        `may_be_new`: None for an empty log. To others than the process that opens the
+        `may_be_new`: NOTHING for an empty log. To others than the process that opens the
         run an empty listing says only that the log moved on.
         """
         if self.settings.atomic_reads:
-            entry = yield ReadNewest(run)
+            entry = (yield ReadNewest(run)) or NOTHING
         else:
             entry = yield from self._search(run, created, may_be_new)
-        if entry != "error":
+        if isinstance(entry, Entry):
             yield Observe(run, entry)
         return entry
 
@@ -71,7 +71,7 @@ class Process:
         number = created.number if created else (yield from self._highest(run))
         for _ in range(self.settings.read_attempts):
             if number == 0 and may_be_new:
-                return None
+                return NOTHING
             entry = (yield from self._usable(run, number, created)) if number else None
             if entry == "error":
                 return "error"
@@ -107,7 +107,7 @@ class Process:
 
     # -- R2 to R5: adding an entry ----------------------------------------------------
 
-    def commit(self, run: str, base: Entry | None, change: Transaction, serial: int) -> Program:
+    def commit(self, run: str, base: Entry, change: Transaction, serial: int) -> Program:
         """(Result, the newest entry known, the committed entry, the base it was made from).
 
         `serial` tells this process's commits apart.
@@ -117,10 +117,9 @@ class Process:
             draft = change.draft(base, first, self.settings.bugs)  # decided on each base
             if isinstance(draft, Result):
                 return draft, base, None, None
-            number = base.number + 1 if base else 1
-            id = f"{self.name}{serial}.{number}"
+            id = f"{self.name}{serial}.{base.number + 1}"
             entry = next_entry(draft, base, id, self.name, self.settings)
-            if base and base.author != self.name and not self.has(Bug.BUILD_WITHOUT_SYNC):
+            if base.author != self.name and not self.has(Bug.BUILD_WITHOUT_SYNC):
                 yield Sync(run)  # R12
             if self.has(Bug.DELETE_BEFORE_ENTRY):
                 yield from self.delete_retired(base, entry)
@@ -179,15 +178,15 @@ class Process:
                 return Verdict.LOST
         return None
 
-    def _send_and_check_parent(self, run: str, entry: Entry, base: Entry | None) -> Program:
+    def _send_and_check_parent(self, run: str, entry: Entry, base: Entry) -> Program:
         """As `_send`, by reading the number back and checking the parent: a bug."""
         for _ in range(1 + self.settings.retries):
             reply = yield Put(run, entry)
             found = entry if reply == "ok" else (yield Get(run, entry.number))
             if found == entry:
                 yield Sync(run)
-                parent = (yield Get(run, base.number)) if base else None
-                if base is None or (isinstance(parent, Entry) and parent.id == base.id):
+                parent = (yield Get(run, base.number)) if base.number else NOTHING
+                if isinstance(parent, Entry) and parent.id == base.id:
                     return Verdict.COMMITTED, entry
             newest = yield from self.read_newest(run)
             if found == "error" or not isinstance(newest, Entry):
@@ -200,9 +199,9 @@ class Process:
 
     # -- R9 and R10: deleting -----------------------------------------------------------
 
-    def delete_retired(self, base: Entry | None, entry: Entry) -> Program:
+    def delete_retired(self, base: Entry, entry: Entry) -> Program:
         """Delete the packs that `base` kept alive and `entry`, which is committed, does not."""
-        dead = tuple(sorted(base.packs() - entry.packs())) if base else ()
+        dead = tuple(sorted(base.packs() - entry.packs()))
         del base, entry
         for pack in dead:
             yield DeletePack(pack)
@@ -210,7 +209,7 @@ class Process:
     def prune_log(self, run: str, newest: int) -> Program:
         """Ascending, one by one; the newest entries stay, two at least."""
         last = newest - (1 if self.has(Bug.PRUNE_PARENT) else self.settings.keep_entries)
-        while (yield DeleteOldest(run, last)):
+        while (yield DeleteOldest(run, self.settings.oldest_prunable(), last)):
             pass
 
     # -- R11: collecting orphans ----------------------------------------------------------

@@ -64,8 +64,8 @@ class Scenario:
     """Whether what is visible may be lost with the power until it is synced."""
 
 
-def _writer(name: str, saves: int, *, keep: int = 2, reuse: bool = True, **more: bool) -> Thread:
-    return Thread(name, writer(saves, keep=keep, reuse=reuse, **more))
+def _writer(name: str, saves: int, *, keep: int = 2, collect: bool = False) -> Thread:
+    return Thread(name, writer(saves, keep=keep, collect=collect))
 
 
 def _a(saves: int, *, keep: int = 2, reuse: bool = True) -> Thread:
@@ -102,7 +102,7 @@ SCENARIOS = (
     Scenario(
         "take over, twice",
         [_a(1), _writer("B", 1), _writer("C", 1)],
-        faults=2,
+        faults=1,
         settings=Settings(atomic_reads=True, tidy=True),
         sees=[("A", FENCED), ("B", FENCED), ("B", COMMITTED), ("C", FENCED), ("C", COMMITTED)],
         catches=[Bug.EPOCH_OF_NEWEST],
@@ -162,6 +162,15 @@ SCENARIOS = (
         catches=[Bug.NO_PARENT_CHECK],
     ),
     Scenario(
+        "one listing that takes too long, from the first entry on",
+        [Thread("A", writer(1, opened=FIRST)), _others(5)],
+        log=[FIRST],
+        packs=["p0"],
+        settings=Settings(mixed_lists=True),
+        sees=[("A", COMMITTED), ("A", UNKNOWN)],
+        catches=[Bug.KEEP_FIRST_ENTRY],
+    ),
+    Scenario(
         "a new run",
         [_writer("A", 1), _writer("B", 1)],
         faults=1,
@@ -205,7 +214,7 @@ SCENARIOS = (
             _writer("B", 1, collect=True),
             Thread("C", foreign_collector()),
         ],
-        faults=2,
+        faults=1,
         collects=True,
         settings=Settings(atomic_reads=True),
         sees=[
@@ -299,6 +308,8 @@ LARGE_SCENARIOS = (
         ],
         faults=1,
     ),
+    _larger("take over, twice", faults=2),
+    _larger("collecting orphans", faults=2),
     _larger("fork, twice", faults=1),
     _larger("power loss", settings=Settings()),
     Scenario(
@@ -306,6 +317,5 @@ LARGE_SCENARIOS = (
         [_a(1), _guest("guest", Touch()), _others(3)],
         faults=1,
         sees=[("A", COMMITTED), ("guest", COMMITTED), ("guest", UNKNOWN)],
-        catches=[Bug.READS_AFTER_LISTING],
     ),
 )

@@ -123,6 +123,18 @@ class World(Model):
     def endings(self) -> Iterable[tuple[str, str]]:
         return {(self.names[thread], how) for thread, how in self.locals.endings}
 
+    def outside(self, state: State) -> Hashable:
+        """What is outside the programs, in words that do not depend on the search."""
+        entries = self.entries
+        logs, histories = (
+            tuple(tuple(entries[eid] for eid in run) for run in state[at]) for at in (LOGS, HISTORY)
+        )
+        pending, volatile = (
+            frozenset((run, entries[eid]) for run, eid in state[at]) for at in (PENDING, VOLATILE)
+        )
+        counts = (state[FAULTS], state[CRASHES], len(state[PENDING]))
+        return logs, histories, pending, volatile, self._pack_names(state[PACKS]), counts
+
     def describe(self, label: Any) -> str:
         who, text, operation = label
         if who is None:
@@ -209,8 +221,8 @@ class World(Model):
                 return lambda state, at: self._highest(state, at, RUNS[run])
             case op.ReadNewest(run):
                 return lambda state, at: self._read_newest(state, RUNS[run])
-            case op.DeleteOldest(run, last):
-                return lambda state, at: self._delete_oldest(state, RUNS[run], last)
+            case op.DeleteOldest(run, first, last):
+                return lambda state, at: self._delete_oldest(state, RUNS[run], first, last)
             case op.Turn(run, prune):
                 return lambda state, at: self._turn(state, RUNS[run], prune)
             case op.Sync(run):
@@ -232,7 +244,7 @@ class World(Model):
                 eid = self._entry(entry)
                 return lambda state, at: self._acknowledge(state, RUNS[run], eid)
             case op.Observe(run, entry):
-                eid = None if entry is None else self._entry(entry)
+                eid = self._entry(entry) if entry.number else None
                 return lambda state, at: self._observe(state, RUNS[run], eid)
         raise TypeError(operation)
 
@@ -297,8 +309,8 @@ class World(Model):
         spans = self.scenario.listing_spans
         return any(begun and begun[0] == run and begun[3] >= spans for begun in state[LISTS])
 
-    def _delete_oldest(self, state: State, run: int, last: int) -> list[Effect]:
-        old = [eid for eid in state[LOGS][run] if self.entries[eid].number <= last]
+    def _delete_oldest(self, state: State, run: int, first: int, last: int) -> list[Effect]:
+        old = [eid for eid in state[LOGS][run] if first <= self.entries[eid].number <= last]
         if not old:
             return [(False, {}, "nothing to delete")]
         gone = self.entries[old[0]]
@@ -317,7 +329,7 @@ class World(Model):
         last = entry.number - settings.keep_entries if prune else 0
         for eid in changes[LOGS][run]:
             number = self.entries[eid].number
-            if number <= last:
+            if settings.oldest_prunable() <= number <= last:
                 log = tuple(e for e in changes[LOGS][run] if e != eid)
                 changes |= self._log_changed(_with(state, changes), run, log, number, False)
         pruned = f", log pruned up to {last}" if prune else ""

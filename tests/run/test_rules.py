@@ -62,7 +62,7 @@ def plain(every: Any) -> Any:
     return script
 
 
-@pytest.mark.parametrize("every", [1, 3, "epoch", None])
+@pytest.mark.parametrize("every", [1, 3, "epoch"])
 def test_killed_anywhere_the_same_things_happen(every: Any) -> None:
     assert kill_everywhere(plain(every)) == 3 * (1 + 4 * 2 + 2)
 
@@ -204,6 +204,21 @@ def test_finish_inside_the_loop_ends_it() -> None:
     assert seen == [0, 1, 2, 3]
     assert run.finished
     run.close()
+
+
+def test_the_number_of_the_batch_survives_where_enumerate_starts_again() -> None:
+    def loop(run: holdfast.Run) -> Any:
+        for _ in run.epochs(2):
+            yield from run.batches("abcde")
+
+    address = killed_at(3, loop)
+    run = holdfast.Run(address, quiet=True)
+    assert [(run.epoch, run.batch, x) for x in loop(run)] == [
+        (0, 3, "d"),
+        (0, 4, "e"),
+        *((1, number, "abcde"[number]) for number in range(5)),
+    ]
+    assert run.batch == 0
 
 
 def test_continue_completes_the_step() -> None:
@@ -394,6 +409,22 @@ def test_a_metric_logged_before_the_next_step_joins_the_checkpoint_of_the_last()
     assert found == {2: {"val_loss": 1.0}, 4: {"val_loss": 2.0}, 6: {}}
 
 
+def test_a_metric_of_the_tail_does_not_join_a_checkpoint_from_before_the_tail() -> None:
+    class NoLength:
+        def __iter__(self) -> Any:
+            yield from (1, 2)
+
+    run = holdfast.Run(fresh_address(), every=2, keep=None, quiet=True)
+    box = run.box(value=0)
+    for epoch in run.epochs(1):
+        list(run.batches(NoLength()))  # saves at its end, which it cannot know to be it
+        box.value = 1  # the state changes
+        run.log(val_loss=epoch)
+        list(run.range(1))
+    found = [(info.step, dict(info.metrics)) for info in run.manager.checkpoints()]
+    assert found == [(2, {}), (3, {})]
+
+
 def test_a_step_saved_twice_is_the_newest_commit() -> None:
     address = fresh_address()
     run = holdfast.Run(address, every=2, keep=None, quiet=True)
@@ -524,18 +555,17 @@ class OwnGenerator:
         return iter(self.rng.permutation(self.n).tolist())
 
 
-@pytest.mark.parametrize("leave_at", [99, 2])
-@pytest.mark.parametrize("every", [1, "epoch"])
+@pytest.mark.parametrize(("every", "leave_at"), [(1, 99), (1, 2), ("epoch", 2)])
 def test_what_a_loader_keeps_between_epochs_goes_on(every: Any, leave_at: int) -> None:
     def script(address: str, die: Any, trace: list) -> None:
         run = holdfast.Run(address, every=every, quiet=True).track(trace=trace)
         first, second = OwnGenerator(4), OwnGenerator(3)
-        for _ in run.epochs(3):
+        for _ in run.epochs(2):
             for loader in (first, second, first):
-                for index, item in enumerate(run.batches(loader)):
+                for item in run.batches(loader):
                     die()
                     trace.append((item, run.step))
-                    if index == leave_at:
+                    if run.batch == leave_at:
                         break
 
     kill_everywhere(script)
@@ -545,11 +575,9 @@ def test_a_loader_that_is_built_in_each_epoch() -> None:
     def script(address: str, die: Any, trace: list) -> None:
         run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
         for epoch in run.epochs(3):
-            loader = OwnGenerator(3)
-            loader.rng = np.random.default_rng(epoch)
-            for item in run.batches(loader):
+            for item in run.batches(Shuffled(3)):
                 die()
-                trace.append(item)
+                trace.append((epoch, float(item)))
 
     kill_everywhere(script)
 

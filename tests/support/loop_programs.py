@@ -156,6 +156,10 @@ class Process:
             return loop.feed.open(saved)
         return self.book.open(loop.place, loop.loaders, loop.mode, loop.feed, saved)
 
+    def passed(self, loop: Loop) -> None:
+        if loop.loaders:
+            self.book.bind(loop.place, loop.loaders, loop.mode, loop.feed)
+
     def completed(self, *, is_step: bool) -> None:
         pass
 

@@ -39,6 +39,21 @@ def test_without_torch_the_error_says_what_to_install() -> None:
     ]
 
 
+def test_a_save_does_not_import_the_compiler() -> None:
+    program = (
+        "import sys, torch\n"
+        "from holdfast.core.tree import capture\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "capture({'m': torch.nn.Linear(2, 2)})\n"
+        "assert ('torch._dynamo' in sys.modules) == before\n"
+        "print(before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "False\n"
+
+
 def test_public_names() -> None:
     assert sorted(holdfast.torch.__all__) == [
         "adapter",

@@ -427,6 +427,15 @@ def test_lazy_modules() -> None:
         unseen.restore({"m": saved})
 
 
+def test_uninitialized_parameters_are_never_written_in_place() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.UninitializedParameter()
+
+    assert not plain_loading(nn.Sequential(Late()))
+
+
 def test_normalised_weights() -> None:
     def make() -> Any:
         spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))

@@ -277,13 +277,53 @@ def test_one_state_tensor_of_all_parameters_stays_one() -> None:
     params = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
     optimizer = Counting(params)
     optimizer.step()
-    live = Counting(params)
-    for _ in range(3):
-        live.step()
+    checkpoint = Checkpoint({"o": optimizer})
+    for steps in (0, 3):
+        live = Counting(params)
+        for _ in range(steps):
+            live.step()
+        checkpoint.restore({"o": live})
+        one, other = (live.state[param]["count"] for param in params)
+        assert one is other
+        assert one == 1
+
+
+def test_live_state_of_another_kind_is_replaced() -> None:
+    module = model(torch.bfloat16)
+    first, last = module.parameters()
+    optimizer = torch.optim.Adam([first, last])
+    for param in (first, last):
+        optimizer.state[param] = {
+            "step": torch.tensor(3.0),
+            "exp_avg": torch.randn(param.shape),
+            "exp_avg_sq": torch.randn(param.shape),
+        }
+    live = torch.optim.Adam([first, last])
+    shared = torch.zeros(last.shape)
+    live.state[first] = {
+        "step": torch.tensor([1.0, 2.0]),
+        "exp_avg": torch.zeros_like(first),  # bfloat16
+        "exp_avg_sq": 3.0,
+    }
+    live.state[last] = {"step": torch.tensor(1.0), "exp_avg": shared, "exp_avg_sq": shared}
     Checkpoint({"o": optimizer}).restore({"o": live})
-    one, other = (live.state[param]["count"] for param in params)
-    assert one is other
-    assert one == 1
+    assert_same(live.state_dict(), optimizer.state_dict())
+    # Where two live tensors were one, each value has its own now.
+    entry = live.state[last]
+    assert entry["exp_avg"].data_ptr() != entry["exp_avg_sq"].data_ptr()
+
+
+def test_state_of_an_older_form_is_converted_as_torch_does() -> None:
+    """Long ago steps were plain numbers; Adam's __setstate__ makes tensors of them."""
+    param = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([param])
+    param.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.state[param]["step"] = 1
+    live = torch.optim.Adam([param])
+    Checkpoint({"o": optimizer}).restore({"o": live})
+    assert live.state[param]["step"] == torch.tensor(1.0)
+    live.step()
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with dupl:UserWarning")

@@ -17,7 +17,7 @@ from hypothesis import example, given
 import holdfast.torch
 from holdfast.errors import DamagedObject, StateError, StructureMismatch, UnsupportedValue
 from holdfast.torch.dtypes import DTYPES, STORED
-from holdfast.torch.memory import TensorDestination, TensorSource
+from holdfast.torch.memory import TensorDestination, TensorSource, _tensor_over
 from tests.torch.roundtrip import Checkpoint, assert_same, bits, roundtrip
 
 
@@ -271,6 +271,23 @@ def test_unaligned_buffers() -> None:
     for target in (live, strided):
         TensorDestination(target).write((0, 0), (5, 3), memoryview(whole)[1:].toreadonly())
         assert bits(target) == bits(tensor)
+
+
+def test_read_only_memory_is_read_in_place_unless_it_is_unaligned() -> None:
+    data = np.frombuffer(bytes(64), np.uint8)
+    whole = _tensor_over(data, 8)
+    assert whole.data_ptr() == data.ctypes.data
+    assert _tensor_over(data[1:9], 8).data_ptr() % 8 == 0
+
+
+def test_boxes_need_not_be_contiguous_in_the_leaf() -> None:
+    """Other writers may cut leaves as they like."""
+    saved, live = torch.randn(4, 6), torch.zeros(4, 6)
+    destination = TensorDestination(live)
+    for column in range(0, 6, 2):
+        piece = saved[:, column : column + 2]
+        destination.write((0, column), (4, 2), memoryview(bits(piece)))
+    assert bits(live) == bits(saved)
 
 
 def test_destinations_can_be_written_from_threads() -> None:

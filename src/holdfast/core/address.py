@@ -25,7 +25,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from holdfast.core.records import Record
-from holdfast.core.retention import Mode, looks_higher_better, ordered, ranking, split_metric
+from holdfast.core.retention import (
+    Best,
+    Mode,
+    looks_higher_better,
+    ordered,
+    ranking,
+    split_metric,
+)
 from holdfast.errors import BadAddress, CheckpointNotFound
 
 SELECTORS = "@latest, @best, @best:metric[:max|:min], @<step>, @<tag> or @<id prefix>"
@@ -208,14 +215,14 @@ def validate_tag(name: str) -> str:
 def select(
     records: Sequence[Record],
     selector: Selector,
-    default_best: tuple[str, Mode] | None = None,
+    rules: Sequence[Best] = (),
 ) -> Record:
     """The one of `records` that `selector` names.
 
-    `default_best` is (metric, mode) of the run's own `best` rule: what "@best" means,
-    and the mode of "@best:metric" for that metric. Without it "@best" takes the only
-    metric there is. Raises CheckpointNotFound, which names what exists; BadAddress if
-    it must be said which metric, or whether higher is better.
+    `rules` are the run's own `best` rules: the first is what "@best" means, and each
+    gives the mode of "@best:metric" for its metric. Without them "@best" takes the
+    only metric there is. Raises CheckpointNotFound, which names what exists; BadAddress
+    if it must be said which metric, or whether higher is better.
 
     The message holds tags and metric names as they were stored.
     """
@@ -224,14 +231,14 @@ def select(
         raise CheckpointNotFound("the run has no checkpoint")
     match selector:
         case Latest():
-            return max(run, key=lambda record: record.ordinal)
+            return run[-1]
         case AtStep(step):
             found = [record for record in run if record.step == step]
             if not found:
                 raise CheckpointNotFound(f"no checkpoint at step {step:,}", hint=available(run))
             return found[-1]
         case BestBy(metric, mode):
-            return _select_best(run, metric, mode, default_best)
+            return _select_best(run, metric, mode, rules)
         case Named(name):
             return _select_named(run, name)
 
@@ -240,12 +247,12 @@ def _select_best(
     run: Sequence[Record],
     metric: str | None,
     mode: Mode | None,
-    default_best: tuple[str, Mode] | None,
+    rules: Sequence[Best],
 ) -> Record:
     names = sorted({name for record in run for name in record.metrics})
     if metric is None:
-        if default_best is not None:
-            metric, mode = default_best
+        if rules:
+            metric, mode = rules[0].metric, rules[0].mode
         elif len(names) == 1:
             metric = names[0]
         elif not names:
@@ -254,8 +261,7 @@ def _select_best(
             raise BadAddress(
                 "'@best' does not say by which metric", hint=f"Logged: {_some(names)}."
             )
-    if mode is None and default_best is not None and default_best[0] == metric:
-        mode = default_best[1]
+    mode = mode or next((rule.mode for rule in rules if rule.metric == metric), None)
     if mode is None:
         if looks_higher_better(metric):
             raise BadAddress(
@@ -294,7 +300,8 @@ def _select_named(run: Sequence[Record], name: str) -> Record:
 def available(records: Sequence[Record]) -> str:
     """What a reference could have said, in one line."""
     run = ordered(records)
-    steps = list(dict.fromkeys(f"{record.step:,}" for record in run))
+    # A step that was saved twice is where its newest commit is.
+    steps = list(dict.fromkeys(f"{record.step:,}" for record in reversed(run)))[::-1]
     parts = [f"There are steps {_some(steps, newest=True)}"]
     if tags := sorted({tag for record in run for tag in record.tags}):
         parts.append(f"tags {_some(tags)}")

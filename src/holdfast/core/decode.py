@@ -134,8 +134,14 @@ class TreeDecoder:
         self.selection = selection
         if not isinstance(tree, dict) or cast(dict[str, Node], tree).get("!") != "dict":
             raise malformed(path, "the state is not a dict")
+        with values.collector_paused():
+            return self._apply(cast(dict[str, Node], tree), into, path)
+
+    def _apply(
+        self, tree: dict[str, Node], into: MutableMapping[str, Any] | None, path: str
+    ) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key, node in pairs_of(self, cast(dict[str, Node], tree), path):
+        for key, node in pairs_of(self, tree, path):
             if not isinstance(key, str):
                 raise malformed(path, "a name at the top level is not a string")
             inner = f"{path}/{key}" if path else key

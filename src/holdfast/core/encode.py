@@ -85,7 +85,8 @@ class TreeEncoder:
         self._memo.clear()
         self._ids = 0
         try:
-            return self._encode(value, path)
+            with values.collector_paused():
+                return self._encode(value, path)
         except RecursionError as error:  # the caller's own stack is deep already
             raise _too_deep(path) from error
         finally:

@@ -72,15 +72,15 @@ def seed_sequence(state: dict[str, Any]) -> np.random.SeedSequence:
         raise StateError("a saved SeedSequence is malformed") from error
 
 
-def set_random(value: random.Random, state: dict[str, Any]) -> None:
+def _set_random(value: random.Random, state: dict[str, Any]) -> None:
     value.setstate(python_state_from(state))
 
 
-def set_random_state(value: np.random.RandomState, state: dict[str, Any]) -> None:
+def _set_random_state(value: np.random.RandomState, state: dict[str, Any]) -> None:
     value.set_state(cast(Any, numpy_state_from(state)))
 
 
-def set_bit_generator(value: Any, state: dict[str, Any]) -> None:
+def _set_bit_generator(value: Any, state: dict[str, Any]) -> None:
     """Also its seed sequence, so that spawn() goes on."""
     state = dict(state)
     sequence = state.pop("seed_seq", None)
@@ -91,8 +91,17 @@ def set_bit_generator(value: Any, state: dict[str, Any]) -> None:
         value.state = checked
 
 
-SETTERS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
-    "random": set_random,
-    "randomstate": set_random_state,
-    "bitgenerator": set_bit_generator,
+_SETTERS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
+    "random": _set_random,
+    "randomstate": _set_random_state,
+    "bitgenerator": _set_bit_generator,
 }
+
+
+def set_state(tag: str, value: Any, state: dict[str, Any]) -> None:
+    """Give a generator the state that `state_of` found. Raises StateError if it is
+    not one of a generator of this kind."""
+    try:
+        _SETTERS[tag](value, state)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise StateError("the saved state of a random generator does not fit it") from error

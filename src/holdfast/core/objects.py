@@ -177,8 +177,7 @@ def decode_generator(decoder: TreeDecoder, node: dict[str, Node], target: object
         return target
     if value is target and not decoder.adopt(target, node):
         return decode_generator(decoder, node, NOTHING, path)
-    setter = generators.SETTERS[tag]
-    decoder.finish(lambda: setter(value, state))
+    decoder.finish(lambda: generators.set_state(tag, value, state))
     return value
 
 

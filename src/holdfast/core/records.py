@@ -187,6 +187,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[Record, ...] = ()
     """The newest live checkpoints, oldest first, after those of `segments`."""
     finished: bool = False
+    keep: str = ""
+    """The retention rule (`keep=`) that the newest save was made under: says what
+    `best` means. "" = no rule."""
     rebuilt: bool = False
     """Made by repair, from the manifests that were whole."""
 

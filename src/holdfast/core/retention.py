@@ -1,6 +1,6 @@
 """Which checkpoints stay: the `keep=` language, and its decision with reasons.
 
-    last=N              the N newest steps
+    last=N              the N newest, by commit
     best=K:metric:max   the K best by a logged metric (":min" is the default)
     every=N             the first checkpoint of each N steps (0..N-1, N..2N-1, …), for ever
     within=DUR          everything saved at most DUR before the newest commit
@@ -8,13 +8,14 @@
 
 A checkpoint stays if any rule wants it. No rules: everything stays. Rules:
 
-1. Order is (step, ordinal), never a clock or a file time. A step that was saved
-   twice is represented by its newest commit; the older one counts for no rule
-   (but for `best` by its better value: the best weights are never given up
-   because the same step came round again).
-2. The newest commit, the highest step (another one after going back to an earlier
-   step), pinned and tagged ones and those that a `best` rule wants are a floor:
-   nothing removes them, `size=` included.
+1. Order is the order of the commits (`ordinal`), never the step, a clock or a file
+   time: a run that went back to an earlier step goes on from there, and its newest
+   checkpoints are those of the new line. A step that was saved twice is
+   represented by its newest commit; the older one counts for no rule (but for
+   `best` by its better value: the best weights are never given up because the same
+   step came round again). Of each N steps `every=N` keeps the lowest.
+2. The newest commit, pinned and tagged ones and those that a `best` rule wants are
+   a floor: nothing removes them, `size=` included.
 3. `size=` removes the oldest above the floor until the packs that are left fit,
    each pack counted once however many checkpoints share it. One whose removal
    would free nothing stays. Alone, it keeps everything that fits.
@@ -236,8 +237,8 @@ def looks_higher_better(metric: str) -> bool:
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:
-    """`records` by (step, ordinal): oldest first."""
-    return sorted(records, key=lambda record: (record.step, record.ordinal))
+    """`records` in the order of their commits, oldest first."""
+    return sorted(records, key=lambda record: record.ordinal)
 
 
 def _cost(value: float, mode: Mode) -> float:
@@ -310,10 +311,7 @@ def _apply_floor(
     run: Sequence[Record], intact: Sequence[int], damaged: Collection[str], why: list[list[str]]
 ) -> None:
     if intact:
-        newest = max(intact, key=lambda i: run[i].ordinal)
-        why[newest].append("newest")
-        if newest != intact[-1]:
-            why[intact[-1]].append("highest step")
+        why[intact[-1]].append("newest")
     for record, reasons in zip(run, why, strict=True):
         reasons.extend("pinned" if not pin else f"pinned: {pin}" for pin in record.pins)
         reasons.extend(f"tag {tag}" for tag in record.tags)
@@ -324,9 +322,9 @@ def _apply_floor(
 def _apply_best(
     run: Sequence[Record], intact: Sequence[int], rule: Best, why: list[list[str]]
 ) -> list[int]:
-    index = {run[i].ordinal: i for i in intact}
+    index = {run[i].id: i for i in intact}
     winners = [
-        index[record.ordinal]
+        index[record.id]
         for record in ranking([run[i] for i in intact], rule.metric, rule.mode)[: rule.k]
     ]
     for i in winners:
@@ -344,14 +342,14 @@ def _apply_rules(
         for i in representatives[-policy.last :]:
             why[i].append(f"last={policy.last}")
     if policy.every is not None:
-        buckets: set[int] = set()
-        for i in representatives:
-            bucket = run[i].step // policy.every
-            if bucket not in buckets:
-                buckets.add(bucket)
-                why[i].append(f"every={policy.every}")
+        # By step: after going back, what is committed later can be the earlier step.
+        lowest: dict[int, int] = {}
+        for i in sorted(representatives, key=lambda i: run[i].step):
+            lowest.setdefault(run[i].step // policy.every, i)
+        for i in lowest.values():
+            why[i].append(f"every={policy.every}")
     if policy.within_s is not None:
-        newest = max((run[i] for i in representatives), key=lambda record: record.ordinal)
+        newest = run[representatives[-1]]
         for i in representatives:
             if newest.time_s - run[i].time_s <= policy.within_s:
                 why[i].append(f"within={exact_duration(policy.within_s)}")

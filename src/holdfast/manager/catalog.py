@@ -1,11 +1,10 @@
-"""Opening a checkpoint, or a folder of runs, by address."""
+"""Opening a checkpoint by its reference."""
 
 from __future__ import annotations
 
 import os
 
 from holdfast.core.address import parse_reference
-from holdfast.errors import NoStore
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.manager import CheckpointManager
 
@@ -27,6 +26,4 @@ def open_checkpoint(
     """
     parsed = parse_reference(os.fspath(reference))
     manager = CheckpointManager(parsed.address, keep=None)
-    if manager.latest() is None:
-        raise NoStore(f"there is no checkpoint in {parsed.address}", hint="Check the address.")
     return manager.load_selected(parsed.selector, allow_pickle=allow_pickle)

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import msgspec
-
-from holdfast.core.address import BestBy, Selector, parse_selector, select
+from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.records import Manifest, Record
-from holdfast.core.retention import Decision, KeepPolicy, Mode, decide, parse_keep
 from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
-from holdfast.errors import (
-    CheckpointNotFound,
-    Fenced,
-    HoldfastError,
-    NoStore,
-    RunClosed,
-    SaveFailed,
-    UsageError,
-)
-from holdfast.manager.export import export
-from holdfast.manager.info import CheckpointInfo, Restored, Verification, info_of
+from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError
+from holdfast.manager.info import CheckpointInfo, Restored, info_of
+from holdfast.manager.listing import Listing, Ref, split_metrics
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.pending import Pending
 from holdfast.manager.restore import RUNTIME, Restorer, Wish
 from holdfast.manager.saver import Order, Saver
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory
-from holdfast.manager.verify import verify
 from holdfast.repo.fork import fork
-from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.base import Store
@@ -46,11 +31,8 @@ from holdfast.stores.open import open_store
 
 logger = logging.getLogger("holdfast")
 
-Ref = str | int | None
-"""A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
 
-
-class CheckpointManager:
+class CheckpointManager(Listing):
     """Saves and restores the checkpoints of one run.
 
     `address` is a folder or a URL (`memory://name`). `keep` is the retention rule
@@ -84,16 +66,13 @@ class CheckpointManager:
     ) -> None:
         if rewrite_every is not None and rewrite_every < 1:
             raise UsageError(f"rewrite_every must be at least 1, not {rewrite_every}")
-        self.address = os.fspath(address)
-        self.policy: KeepPolicy = parse_keep(keep)
+        super().__init__(address, keep=keep, store=store, clock=clock)
         self.config = config
         self.environment = dict(environment or {})
         self._take_over = take_over
         self._allow_pickle = allow_pickle
         self._max_failures = max_save_failures
         self._rewrite_every = rewrite_every
-        self._clock = clock
-        self._repo = Repo(store if store is not None else open_store(self.address), clock=clock)
         self._writer: Writer | None = None
         self._saver: Saver | None = None
         self._memory = SnapshotMemory()
@@ -102,8 +81,6 @@ class CheckpointManager:
         """Manifest whose chunks the next save may reuse."""
         self._distrusted: set[str] = set()
         """Packs in which damage was found: never a source for reuse."""
-        self._closed = False
-        self._pid = os.getpid()
 
     # -- writing ---------------------------------------------------------------
 
@@ -261,9 +238,6 @@ class CheckpointManager:
                 hint="Earlier checkpoints are whole.",
             ) from saver.last_error
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -277,65 +251,6 @@ class CheckpointManager:
                 raise  # else the body's own error matters more; this one was logged
 
     # -- reading ---------------------------------------------------------------
-
-    def checkpoints(self) -> list[CheckpointInfo]:
-        """Every live checkpoint, oldest first; none where there is no run yet."""
-        return [info_of(self.address, record) for record in self._records()]
-
-    def latest(self) -> CheckpointInfo | None:
-        """The newest checkpoint, or None."""
-        records = self._records()
-        return info_of(self.address, records[-1]) if records else None
-
-    def best(self, metric: str, mode: Mode | None = None) -> CheckpointInfo | None:
-        """The checkpoint with the lowest (mode "max": highest) finite `metric`, or None.
-
-        Without `mode`, as the run's `keep` rule for that metric says, else the lowest.
-        """
-        chosen = mode or self.policy.mode_of(metric) or "min"
-        try:
-            return info_of(self.address, select(self._records(), BestBy(metric, chosen), None))
-        except CheckpointNotFound:
-            return None
-
-    def info(self, ref: Ref = None) -> CheckpointInfo:
-        """The checkpoint that `ref` names. Raises CheckpointNotFound, BadAddress."""
-        return info_of(self.address, self._resolve(ref))
-
-    def manifest(self, ref: Ref = None) -> Manifest:
-        """The checkpoint's whole description. Raises DamagedObject."""
-        return self._repo.manifest(self._resolve(ref))
-
-    @property
-    def finished(self) -> bool:
-        """Whether the newest checkpoint was saved as a finished run's last."""
-        head = self._head()
-        return bool(head and head.finished)
-
-    def _head(self) -> Any:
-        try:
-            self._repo.info()
-        except NoStore:
-            return None
-        head = self._repo.head()
-        return head.entry if head else None
-
-    def _records(self) -> tuple[Record, ...]:
-        self._check_usable()
-        try:
-            self._repo.info()
-        except NoStore:
-            return ()
-        return self._repo.records()
-
-    def _resolve(self, ref: Ref) -> Record:
-        return self._select(parse_selector(ref))
-
-    def _select(self, selector: Selector) -> Record:
-        records = self._records()
-        if not records:
-            raise NoStore(f"there is no checkpoint in {self.address}", hint="Check the address.")
-        return select(records, selector, self.policy.default_best)
 
     def restore(
         self,
@@ -401,103 +316,18 @@ class CheckpointManager:
 
     # -- looking after ----------------------------------------------------------
 
-    def tag(self, ref: Ref, name: str) -> CheckpointInfo:
-        """Give a checkpoint a name; it moves there if another had it. Tagged ones stay."""
-        check_tag(name)
-        id = self._resolve(ref).id
-
-        def change(records: tuple[Record, ...]) -> list[Record]:
-            _require(records, id, self.address)
-            return [_with_tags(r, r.id == id, name) for r in records]
-
-        self._amend("tag", change)
-        return self.info(name)
-
-    def untag(self, name: str) -> None:
-        """Take a tag away. Raises CheckpointNotFound if no checkpoint has it."""
-        if not any(name in record.tags for record in self._records()):
-            raise CheckpointNotFound(f"no checkpoint of {self.address} has the tag {name!r}")
-        self._amend("untag", lambda records: [_with_tags(r, False, name) for r in records])
-
-    def pin(self, ref: Ref, reason: str = "") -> CheckpointInfo:
-        """Keep a checkpoint whatever the rules say, until `unpin`."""
-        if is_fork_pin(reason):
-            raise UsageError(f"a reason cannot start like a forked run's pin: {reason!r}")
-        return self._edit("pin", ref, lambda r: {"pins": tuple(sorted({*r.pins, reason}))})
-
-    def unpin(self, ref: Ref) -> CheckpointInfo:
-        """Leave a checkpoint to the rules again. Pins of forked runs stay."""
-        return self._edit("unpin", ref, lambda r: {"pins": tuple(filter(is_fork_pin, r.pins))})
-
-    def log_metrics(self, ref: Ref, metrics: Mapping[str, float]) -> CheckpointInfo:
-        """Add metrics to a checkpoint after the fact; its data is not touched."""
-        finite, odd = split_metrics(metrics)
-
-        def fields(record: Record) -> dict[str, object]:
-            old_finite = {k: v for k, v in record.metrics.items() if k not in odd}
-            old_odd = {k: v for k, v in record.odd_metrics.items() if k not in finite}
-            return {"metrics": {**old_finite, **finite}, "odd_metrics": {**old_odd, **odd}}
-
-        return self._edit("metrics", ref, fields)
-
-    def _edit(
-        self, action: str, ref: Ref, fields: Callable[[Record], Mapping[str, object]]
-    ) -> CheckpointInfo:
-        id = self._resolve(ref).id
-        edited: list[Record] = []
-
-        def change(records: tuple[Record, ...]) -> list[Record]:
-            edited[:] = [_require(records, id, self.address)]
-            edited[:] = [msgspec.structs.replace(edited[0], **fields(edited[0]))]
-            return [edited[0] if r.id == id else r for r in records]
-
-        self._amend(action, change)
-        return info_of(self.address, edited[0])
-
     def _amend(self, action: str, change: Callable[[tuple[Record, ...]], Iterable[Record]]) -> None:
+        if self._writer is None:
+            super()._amend(action, change)
+            return
         self._check_usable()
-        if self._writer is not None:
-            self._writer.amend(action, change)
-        else:
-            self._repo.store.prepare_writing()
-            self._repo.amend(action, change)
-
-    def prune(self, keep: str | None = None, *, dry_run: bool = False) -> list[Decision]:
-        """Apply a retention rule now (the manager's own without `keep`).
-
-        Returns each checkpoint with the reason why it stays or goes. With `dry_run`
-        nothing is changed. Safe beside a live writer in another process.
-        """
-        policy = self.policy if keep is None else parse_keep(keep)
-        decisions = decide(self._records(), policy)
-        if dry_run or all(d.keep for d in decisions):
-            return decisions
-
-        def change(records: tuple[Record, ...]) -> list[Record]:
-            decisions[:] = decide(records, policy)
-            return [d.record for d in decisions if d.keep]
-
-        self._amend("prune", change)
-        return decisions
-
-    def verify(self, ref: Ref = None) -> list[Verification]:
-        """Read every byte of one checkpoint, or of all, and compare with its digest."""
-        records = self._records() if ref is None else (self._resolve(ref),)
-        return [verify(self._repo, record, self.address) for record in records]
+        self._writer.amend(action, change)
 
     def gc(self, *, dry_run: bool = False) -> list[str]:
         """Delete objects that no checkpoint needs; their keys. Makes this the writer."""
         self.acquire()
         assert self._writer is not None
         return self._writer.collect(dry_run=dry_run)
-
-    def export(self, ref: Ref, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write a checkpoint as plain files that need no Holdfast to be read.
-
-        `state.safetensors` with every tensor, `state.json` with the rest, `files/`
-        with tracked files. The folder must not exist or be empty.
-        """
-        return export(self._repo, self._resolve(ref), Path(folder))
 
     def fork(self, ref: Ref, address: str | os.PathLike[str]) -> CheckpointInfo:
         """Start a new run at `address` from a checkpoint, sharing its data.
@@ -509,40 +339,3 @@ class CheckpointManager:
             return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
         finally:
             child.close()
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise RunClosed(f"the manager of {self.address} is closed")
-        if self._pid != os.getpid():
-            raise RunClosed(
-                f"{self.address} was opened by process {self._pid}, not by this forked child",
-                hint="Open it again in the child; only one process may write.",
-            )
-
-
-def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
-    """(finite ones, the others as "nan", "inf", "-inf"). Raises UsageError for non-numbers."""
-    finite: dict[str, float] = {}
-    odd: dict[str, str] = {}
-    for name, value in metrics.items():
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"metric {name!r} is not a number: {value!r}") from error
-        if math.isfinite(number):
-            finite[name] = number
-        else:
-            odd[name] = str(number)
-    return finite, odd
-
-
-def _require(records: Iterable[Record], id: str, address: str) -> Record:
-    for record in records:
-        if record.id == id:
-            return record
-    raise CheckpointNotFound(f"the checkpoint {id:.12} of {address} was removed meanwhile")
-
-
-def _with_tags(record: Record, add: bool, name: str) -> Record:
-    tags = tuple(tag for tag in record.tags if tag != name) + ((name,) if add else ())
-    return record if tags == record.tags else msgspec.structs.replace(record, tags=tags)

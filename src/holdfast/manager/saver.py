@@ -162,6 +162,7 @@ class Saver:
                 tags=order.tags,
                 note=order.note,
                 finished=order.finished,
+                keep=str(self.policy),
                 retire=lambda records: [
                     d.record.id for d in decide(records, self.policy) if not d.keep
                 ],

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 from holdfast.core.records import Chunk, Leaf, Record
-from holdfast.errors import CorruptionError
+from holdfast.core.retention import ordered
+from holdfast.errors import CheckpointRemoved, CorruptionError, NoIntactCheckpoint
 from holdfast.manager.info import Verification, info_of
 from holdfast.manager.reader import ChunkReader, Wanted, pack_heads
 from holdfast.repo.repo import Repo
+
+logger = logging.getLogger("holdfast")
 
 
 def verify(repo: Repo, record: Record, address: str) -> Verification:
@@ -26,6 +32,36 @@ def verify(repo: Repo, record: Record, address: str) -> Verification:
     problems = reader.survey(wanted)
     lines = tuple(sorted(problem.message for problem in problems))
     return Verification(info, not lines, lines, reader.bytes_read)
+
+
+def newest_intact(
+    repo: Repo, records: Iterable[Record], address: str
+) -> tuple[str, frozenset[str]]:
+    """The id of the newest of `records` that is intact, and those of the damaged after it.
+
+    Reads from the newest backwards, no further than it must. Raises NoIntactCheckpoint;
+    CheckpointRemoved if others removed them all meanwhile; StoreUnavailable.
+    """
+    damaged: dict[str, str] = {}
+    removed: CheckpointRemoved | None = None
+    for record in reversed(ordered(records)):
+        try:
+            found = verify(repo, record, address)
+        except CheckpointRemoved as error:
+            removed = error
+            continue
+        if found.ok:
+            return record.id, frozenset(damaged)
+        damaged[record.id] = f"checkpoint {found.info.ref} is damaged: {found.problems[0]}"
+        logger.error("%s", damaged[record.id])
+    if removed is not None and not damaged:
+        raise removed
+    raise NoIntactCheckpoint(
+        f"none of the {len(damaged)} checkpoint(s) of {address} is intact, so none was removed:\n  "
+        + "\n  ".join(damaged.values()),
+        hint=f"Look at the damage: holdfast verify {address}. What is whole in one of them "
+        "may be all that is left.",
+    )
 
 
 def _drop(leaf: Leaf, chunk: Chunk, data: memoryview) -> None:

@@ -128,8 +128,8 @@ class Log:
         raise CorruptionError(
             f"no entry of the log of {self._store.address} can be used: "
             + "; ".join(damage.values()),
-            hint=f"Rebuild it from the whole manifests: holdfast doctor --repair "
-            f"{self._store.address}",
+            hint="Start the run's job again: it rebuilds the list from the checkpoints that "
+            "are whole.",
         )
 
     def _list(self) -> list[int]:

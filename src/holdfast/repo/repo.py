@@ -162,7 +162,7 @@ class Repo:
                 raise DamagedObject(
                     f"{self.address}/log",
                     "; ".join(head.damage),
-                    hint=f"Start the writer, or run: holdfast doctor --repair {self.address}",
+                    hint="Start the run's job again: it rebuilds the list before it trains.",
                 )
             return Draft(tuple(change(records)), action)
 

@@ -165,11 +165,13 @@ class Writer:
         tags: tuple[str, ...] = (),
         note: str = "",
         finished: bool = False,
+        keep: str | None = None,
         retire: Retire = lambda records: (),
         borrowing: frozenset[str] = frozenset(),
     ) -> Record:
         """Make the checkpoint visible, retire others in the same entry, delete those.
 
+        `keep` is the retention rule to record (None: the one recorded before stays);
         `borrowing`: parent runs that were pinned for this very commit.
         Returns once it is durable. Raises Fenced; BaseLost if packs that it reuses
         are gone (write them anew, in a new save); CommitUnknown; StoreUnavailable.
@@ -206,6 +208,7 @@ class Writer:
                 {
                     "ordinal": max(head.entry.ordinal, manifest.ordinal),
                     "finished": finished,
+                    "keep": head.entry.keep if keep is None else keep,
                 },
             )
 

@@ -113,11 +113,12 @@ def _ask_git(folder: str, *words: str) -> str | None:
 
 
 def _device() -> str:
-    """The accelerator that a loaded framework would use; starts none up."""
+    """The accelerator in use. None is started up for the question: that would take
+    memory on it and forbid forked workers."""
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     try:
-        if cuda is not None and cuda.is_available():
+        if cuda is not None and cuda.is_initialized():
             count = cuda.device_count()
             name = cuda.get_device_name(0)
             return name if count == 1 else f"{count} x {name}"

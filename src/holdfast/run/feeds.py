@@ -49,16 +49,22 @@ class FeedBook:
 
     def open(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed, saved: Any) -> bool:
         """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open."""
-        entry = self._bind(place, loaders, mode, feed)
+        entry = self.bind(place, loaders, mode, feed)
         first, entry.opened = not entry.opened, True
-        if saved is None and first and (before := self._saved.get(place)) is not None:
+        if saved is None and first and (before := self._before(entry)) is not None:
             rng = capture_rng()
             feed.open(before)
             feed.close()
             apply_rng(rng)
         return feed.open(saved)
 
-    def _bind(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed) -> _Entry:
+    def _before(self, entry: _Entry) -> Any:
+        """The saved state of a feed: one loader may serve loops at several places."""
+        places = (place for place, one in self._entries.items() if one is entry)
+        return next((self._saved[place] for place in places if place in self._saved), None)
+
+    def bind(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed) -> _Entry:
+        """The loop at `place` is served by `feed`."""
         found = self._entries.get(place)
         if found is not None and found.feed is feed:
             return found
@@ -74,6 +80,8 @@ class FeedBook:
         states: dict[int, Any] = {}
         found = dict(self._saved)
         for place, entry in self._entries.items():
+            if not entry.opened:
+                continue  # still as it was saved
             if any(feed is entry.feed for feed in open_feeds):
                 found.pop(place, None)
                 continue

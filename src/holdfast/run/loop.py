@@ -161,6 +161,10 @@ class Host(Protocol):
         """Open the loop's feed (see `Feed.open`) for a new epoch (None) or a saved place."""
         ...
 
+    def passed(self, loop: Loop) -> None:
+        """The loop had ended before the checkpoint and is not opened."""
+        ...
+
     def completed(self, *, is_step: bool) -> None:
         """A body ran to its end; the position is the one after it."""
         ...
@@ -364,6 +368,9 @@ class Engine:
             if len(self._loops) == 1:
                 self._host.left(self._loops[0], loop)
             self._close_top(broken=True)
+        same = sum(one.label.name == loop.label.name for one in self.position.siblings)
+        around = f"{self._loops[-1].place}/" if self._loops else ""
+        loop.place = f"{around}{loop.label}#{same}"
         limit = loop.feed.length() if loop.label.kind != "batches" else None
         if self._replay is not None:
             met = self._replay.meet(self.position, loop.label, limit)
@@ -387,9 +394,6 @@ class Engine:
         return loop.site is None or loop.site.holds(caller) is not False
 
     def _push(self, loop: Loop, caller: FrameType, frame: Frame) -> None:
-        same = sum(one.label.name == loop.label.name for one in self.position.siblings)
-        around = f"{self._loops[-1].place}/" if self._loops else ""
-        loop.place = f"{around}{loop.label}#{same}"
         loop.habits = self._habits.setdefault(loop.place, Habits())
         if self._loops:
             parent = self._loops[-1]
@@ -426,6 +430,7 @@ class Engine:
             closed = replace(closed, rng=capture_rng())
         elif closed.rng is not None:
             apply_rng(closed.rng)
+        self._host.passed(loop)
         self.position = at.skip(self.position, closed)
         loop.status = Status.EXHAUSTED
 

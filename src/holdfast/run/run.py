@@ -190,6 +190,15 @@ class Run:
         return 0
 
     @property
+    def batch(self) -> int:
+        """The item in progress of the innermost open loop, from 0.
+
+        Use it instead of `enumerate`, which counts from 0 again after a resume.
+        """
+        frames = self._session.engine.position.frames
+        return frames[-1].completed if frames else 0
+
+    @property
     def resumed(self) -> CheckpointInfo | None:
         """The checkpoint that this process goes on from; None if it starts from nothing.
 

@@ -300,6 +300,10 @@ class Session:
             self._lengths[loop.place] = length
         return as_saved
 
+    def passed(self, loop: Loop) -> None:
+        if loop.loaders:
+            self.feeds.bind(loop.place, loop.loaders, loop.mode, loop.feed)
+
     def completed(self, *, is_step: bool) -> None:
         fresh = self.metrics.settle(is_step=is_step)
         if fresh and self.triggers.improves(fresh):

@@ -10,6 +10,7 @@ DataParallel or torch.compile puts in front is dropped at save, and `module.` an
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -59,12 +60,13 @@ def encode_module(module: torch.nn.Module, path: str, encoder: Encoder) -> Node:
 
 def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
     """Names of modules that a wrapper holds, like `module` or `encoder._orig_mod`."""
-    from torch._dynamo.eval_frame import OptimizedModule
-
+    # Importing the compiler takes seconds; without it nothing is compiled.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    compiled: Any = getattr(compiler, "OptimizedModule", ())
     parallel = torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel
     found: set[str] = set()
     for name, part in module.named_modules(remove_duplicate=False):
-        if isinstance(part, OptimizedModule):
+        if isinstance(part, compiled):
             found.add(_join(name, "_orig_mod"))
         elif isinstance(part, parallel):
             found.add(_join(name, "module"))

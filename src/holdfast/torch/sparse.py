@@ -100,7 +100,7 @@ def decode_sparse(
         except (RuntimeError, ValueError, IndexError) as error:
             raise malformed(path, str(error).partition("\n")[0]) from error
         if live is not None:
-            _replace(live, fresh, coalesced)
+            _replace(live, fresh)
 
     decoder.finish(finish)
     return dressed(fresh, node) if live is None else live
@@ -128,17 +128,10 @@ def _check(layout: Any, parts: list[Any], shape: tuple[int, ...], coalesced: boo
         checks._validate_sparse_compressed_tensor_args(*parts, shape, _COMPRESSED[layout])
 
 
-def _replace(live: torch.Tensor, fresh: torch.Tensor, coalesced: bool) -> None:
+def _replace(live: torch.Tensor, fresh: torch.Tensor) -> None:
     """The number of stored items changes with the values: a sparse tensor has to be
     resized to be restored."""
-    gradient = live.requires_grad
     with torch.no_grad():
-        live.requires_grad_(False)
-        try:
-            if live.layout is not torch.sparse_coo:
-                live.resize_as_sparse_(fresh)
-            live.copy_(fresh)
-        finally:
-            live.requires_grad_(gradient)
-        if live.layout is torch.sparse_coo:
-            live._coalesced_(coalesced)
+        if live.layout is not torch.sparse_coo:
+            live.resize_as_sparse_(fresh)
+        live.copy_(fresh)  # with the coalesced flag

@@ -1,0 +1,309 @@
+"""`Listing`: a run's checkpoints as its log lists them, and what can be changed there.
+
+Imports neither NumPy nor the tree code: this is what `holdfast ls` waits for. What
+reads or writes a state is in `manager`, or imported when it is called.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from holdfast.core.address import BestBy, Selector, parse_selector, select
+from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.records import Entry, Manifest, Record
+from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep
+from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
+from holdfast.manager.info import CheckpointInfo, Verification, info_of
+from holdfast.repo.lending import is_fork_pin
+from holdfast.repo.repo import Repo
+from holdfast.stores.base import Store
+from holdfast.stores.open import open_store
+
+Ref = str | int | None
+"""A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
+
+
+class Listing:
+    """The checkpoints of one run, for a process that is not its writer.
+
+    Reads the list, changes tags, pins and metrics, prunes, verifies and exports; safe
+    beside a live writer. Opening it creates nothing. `keep` is the rule that `prune`
+    applies; where it has no `best=`, "best" follows the rule that the run recorded.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        *,
+        keep: str | None = None,
+        store: Store | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.address = os.fspath(address)
+        self.policy: KeepPolicy = parse_keep(keep)
+        self._clock = clock
+        self._repo = Repo(store if store is not None else open_store(self.address), clock=clock)
+        self._closed = False
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Close the store. May be called twice."""
+        if self._closed or self._pid != os.getpid():
+            return  # a forked child holds nothing
+        self._closed = True
+        self._repo.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- reading ---------------------------------------------------------------
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Every live checkpoint, oldest commit first; none where there is no run yet."""
+        return [info_of(self.address, record) for record in self._records()]
+
+    def latest(self) -> CheckpointInfo | None:
+        """The newest checkpoint, or None."""
+        records = self._records()
+        return info_of(self.address, records[-1]) if records else None
+
+    def best(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointInfo | None:
+        """The checkpoint with the lowest (mode "max": highest) finite `metric`, or None.
+
+        What is not said is taken from the `keep` rule, the manager's own or else the
+        one that the run recorded; a metric without a rule is better when it is lower.
+        Raises BadAddress if it is not clear which metric, or whether higher is better.
+        """
+        try:
+            return info_of(self.address, self._select(BestBy(metric, mode)))
+        except (CheckpointNotFound, NoStore):
+            return None
+
+    def info(self, ref: Ref = None) -> CheckpointInfo:
+        """The checkpoint that `ref` names. Raises NoStore, CheckpointNotFound, BadAddress."""
+        return info_of(self.address, self._resolve(ref))
+
+    def manifest(self, ref: Ref = None) -> Manifest:
+        """The checkpoint's whole description. Raises DamagedObject."""
+        return self._repo.manifest(self._resolve(ref))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest checkpoint was saved as a finished run's last."""
+        entry, _ = self._read()
+        return entry is not None and entry.finished
+
+    def verify(self, ref: Ref = None) -> list[Verification]:
+        """Read every byte of one checkpoint, or of all, and compare with its digest."""
+        from holdfast.manager.verify import verify
+
+        records = self._records() if ref is None else (self._resolve(ref),)
+        return [verify(self._repo, record, self.address) for record in records]
+
+    def export(
+        self, ref: Ref, folder: str | os.PathLike[str], *, replace: bool = False
+    ) -> list[Path]:
+        """Write a checkpoint as plain files that need no Holdfast to be read.
+
+        `state.safetensors` with every tensor, `state.json` with the rest, `files/`
+        with tracked files; returns their paths. The folder must not exist or be empty,
+        or, with `replace`, files of the same names in it are replaced. It appears
+        when every byte was verified and is on disk; an error leaves nothing behind.
+
+        Raises UsageError for a folder that cannot take it; DamagedObject.
+        """
+        from holdfast.manager.export import export
+
+        return export(self._repo, self._resolve(ref), Path(folder), replace=replace)
+
+    def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
+        """The newest log entry and its records; (None, ()) where there is no run yet."""
+        self._check_usable()
+        try:
+            self._repo.info()
+        except NoStore:
+            return None, ()
+        with self._repo.lock:
+            head = self._repo.head()
+            return (head.entry, self._repo.log.records(head.entry)) if head else (None, ())
+
+    def _records(self) -> tuple[Record, ...]:
+        return self._read()[1]
+
+    def _resolve(self, ref: Ref) -> Record:
+        return self._select(parse_selector(ref))
+
+    def _select(self, selector: Selector) -> Record:
+        entry, records = self._read()
+        if not records:
+            raise no_checkpoint(self.address)
+        return select(records, selector, self.policy.best or _recorded_rules(entry))
+
+    # -- looking after ----------------------------------------------------------
+
+    def tag(self, ref: Ref, name: str) -> CheckpointInfo:
+        """Give a checkpoint a name; it moves there if another had it. Tagged ones stay."""
+        check_tag(name)
+        id = self._resolve(ref).id
+
+        def change(records: tuple[Record, ...]) -> list[Record]:
+            _require(records, id, self.address)
+            return [_with_tags(r, r.id == id, name) for r in records]
+
+        self._amend("tag", change)
+        return self.info(name)
+
+    def untag(self, name: str) -> None:
+        """Take a tag away. Raises CheckpointNotFound if no checkpoint has it."""
+        if not any(name in record.tags for record in self._records()):
+            raise CheckpointNotFound(f"no checkpoint of {self.address} has the tag {name!r}")
+        self._amend("untag", lambda records: [_with_tags(r, False, name) for r in records])
+
+    def pin(self, ref: Ref, reason: str = "") -> CheckpointInfo:
+        """Keep a checkpoint whatever the rules say, until `unpin`."""
+        if is_fork_pin(reason):
+            raise UsageError(f"a reason cannot start like a forked run's pin: {reason!r}")
+        return self._edit("pin", ref, lambda r: {"pins": tuple(sorted({*r.pins, reason}))})
+
+    def unpin(self, ref: Ref) -> CheckpointInfo:
+        """Leave a checkpoint to the rules again. Pins of forked runs stay."""
+        return self._edit("unpin", ref, lambda r: {"pins": tuple(filter(is_fork_pin, r.pins))})
+
+    def log_metrics(self, ref: Ref, metrics: Mapping[str, float]) -> CheckpointInfo:
+        """Add metrics to a checkpoint after the fact; its data is not touched."""
+        finite, odd = split_metrics(metrics)
+
+        def fields(record: Record) -> dict[str, object]:
+            old_finite = {k: v for k, v in record.metrics.items() if k not in odd}
+            old_odd = {k: v for k, v in record.odd_metrics.items() if k not in finite}
+            return {"metrics": {**old_finite, **finite}, "odd_metrics": {**old_odd, **odd}}
+
+        return self._edit("metrics", ref, fields)
+
+    def _edit(
+        self, action: str, ref: Ref, fields: Callable[[Record], Mapping[str, object]]
+    ) -> CheckpointInfo:
+        id = self._resolve(ref).id
+        edited: list[Record] = []
+
+        def change(records: tuple[Record, ...]) -> list[Record]:
+            edited[:] = [_require(records, id, self.address)]
+            edited[:] = [msgspec.structs.replace(edited[0], **fields(edited[0]))]
+            return [edited[0] if r.id == id else r for r in records]
+
+        self._amend(action, change)
+        return info_of(self.address, edited[0])
+
+    def prune(self, keep: str | None = None, *, dry_run: bool = False) -> list[Decision]:
+        """Apply a retention rule now (its own without `keep`).
+
+        Returns each checkpoint with the reason why it stays or goes. With `dry_run`
+        nothing is changed. Safe beside a live writer in another process.
+
+        Where something would go, the newest checkpoints are read first, up to one
+        whose every byte is right: that one stays, and damaged ones take nobody's
+        place. Raises NoIntactCheckpoint, and removes nothing, if there is none.
+        """
+        policy = self.policy if keep is None else parse_keep(keep)
+        records = self._records()
+        decisions = decide(records, policy)
+        if all(d.keep for d in decisions):
+            return decisions
+        from holdfast.manager.verify import newest_intact
+
+        intact, damaged = newest_intact(self._repo, records, self.address)
+
+        def verdicts(records: tuple[Record, ...]) -> list[Decision]:
+            # A checkpoint that was committed since then is newer, but was not read.
+            return [
+                d._replace(keep=True, why=("newest verified",))
+                if d.record.id == intact and not d.keep
+                else d
+                for d in decide(records, policy, damaged=damaged)
+            ]
+
+        decisions = verdicts(records)
+        if dry_run or all(d.keep for d in decisions):
+            return decisions
+
+        def change(records: tuple[Record, ...]) -> list[Record]:
+            decisions[:] = verdicts(records)
+            return [d.record for d in decisions if d.keep]
+
+        self._amend("prune", change)
+        return decisions
+
+    def _amend(self, action: str, change: Callable[[tuple[Record, ...]], Iterable[Record]]) -> None:
+        """Commit a changed list, as a guest of the run's writer."""
+        self._check_usable()
+        self._repo.store.prepare_writing()
+        self._repo.amend(action, change)
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise RunClosed(f"the manager of {self.address} is closed")
+        if self._pid != os.getpid():
+            raise RunClosed(
+                f"{self.address} was opened by process {self._pid}, not by this forked child",
+                hint="Open it again in the child; only one process may write.",
+            )
+
+
+def no_checkpoint(address: str) -> NoStore:
+    """The error for a run that is not there or is empty."""
+    return NoStore(
+        f"there is no checkpoint in {address}",
+        hint="Check the address: `holdfast ls FOLDER` lists the runs below a folder.",
+    )
+
+
+def _recorded_rules(entry: Entry | None) -> tuple[Best, ...]:
+    """The `best` rules that the run's writer last saved under."""
+    try:
+        return parse_keep(entry.keep).best if entry else ()
+    except BadPolicy:  # a store can say anything, and a newer Holdfast may have more rules
+        return ()
+
+
+def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
+    """(finite ones, the others as "nan", "inf", "-inf"). Raises UsageError for non-numbers."""
+    finite: dict[str, float] = {}
+    odd: dict[str, str] = {}
+    for name, value in metrics.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"metric {name!r} is not a number: {value!r}") from error
+        if math.isfinite(number):
+            finite[name] = number
+        else:
+            odd[name] = str(number)
+    return finite, odd
+
+
+def _require(records: Iterable[Record], id: str, address: str) -> Record:
+    for record in records:
+        if record.id == id:
+            return record
+    raise CheckpointNotFound(f"the checkpoint {id:.12} of {address} was removed meanwhile")
+
+
+def _with_tags(record: Record, add: bool, name: str) -> Record:
+    tags = tuple(tag for tag in record.tags if tag != name) + ((name,) if add else ())
+    return record if tags == record.tags else msgspec.structs.replace(record, tags=tags)

@@ -1,0 +1,49 @@
+"""What a commit costs: counted, so that it cannot creep up unnoticed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from holdfast.repo.repo import Repo
+from holdfast.repo.writer import Writer
+from holdfast.stores.faulty import FaultyStore
+from holdfast.stores.filesystem import OsFileSystem
+from holdfast.stores.local import LocalStore
+from holdfast.stores.memory import MemoryStore
+from tests.repo.support import dead, keep_last, process, save
+
+
+def test_a_small_save_costs_six_syncs(tmp_path: Path) -> None:
+    """Pack, manifest and log entry: each the file and its folder."""
+    counted: Counter[str] = Counter()
+
+    class Counting(OsFileSystem):
+        def sync(self, fd: int) -> None:
+            counted["sync"] += 1
+            super().sync(fd)
+
+    store = LocalStore(tmp_path / "run", Counting())
+    writer = Writer.open(Repo(store), holder=process(), alive=dead)
+    for step in (1, 2, 3):
+        save(writer, step)
+    counted.clear()
+    save(writer, 4, retire=keep_last(2))
+    assert counted["sync"] == 6
+
+
+def test_a_save_makes_few_requests() -> None:
+    """Pack, manifest, log entry, and the read that proves that it continues the log."""
+    inner = MemoryStore("requests")
+    store = FaultyStore(inner)
+    writer = Writer.open(Repo(store), holder=process(), alive=dead)
+    save(writer, 1)
+    before = len(store.calls)
+    save(writer, 2)
+    made = [(call.operation, call.key.split("/")[0]) for call in store.calls[before:]]
+    assert made == [
+        ("put_new", "packs"),
+        ("put_new", "manifests"),
+        ("put_new", "log"),
+        ("get", "log"),
+    ]

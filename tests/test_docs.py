@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 import holdfast
 from holdfast.cli import cli
-from holdfast.core import decode, values
+from holdfast.core import decode, records, values
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -157,6 +158,29 @@ def test_every_page_is_in_the_index() -> None:
 
 
 # -- the format ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "heading"),
+    [
+        (records.RunInfo, "## `holdfast.json`"),
+        (records.Entry, "## The log"),
+        (records.Holder, "## The log"),
+        (records.SegmentRef, "### Segments"),
+        (records.Segment, "### Segments"),
+        (records.Record, "### Records"),
+        (records.Manifest, "## Manifests"),
+        (records.Pack, "## Manifests"),
+        (records.Leaf, "## Manifests"),
+        (records.Chunk, "## Manifests"),
+        (records.Fragment, "## Fragments"),
+    ],
+)
+def test_every_field_is_specified(kind: type[msgspec.Struct], heading: str) -> None:
+    page = (ROOT / "docs" / "format.md").read_text()
+    section = re.split(r"^#+ ", page.partition(f"{heading}\n")[2], flags=re.MULTILINE)[0]
+    unnamed = [name for name in kind.__struct_fields__ if f"`{name}`" not in section]
+    assert unnamed == []
 
 
 def test_every_tag_is_specified() -> None:

@@ -38,7 +38,7 @@ HEAVY = {
     "torch", "tensorflow", "jax", "keras", "xgboost", "lightgbm", "sklearn", "transformers",
     "lightning", "boto3", "obstore", "numpy", "rich", "pandas", "scipy",
 }  # fmt: skip
-FRAMEWORKS = HEAVY - {"numpy", "rich"}
+FRAMEWORKS = HEAVY - {"numpy"}
 
 
 def modules_after(code: str) -> set[str]:
@@ -107,7 +107,7 @@ def test_using_it_imports_no_framework() -> None:
 
 def test_the_command_line_imports_no_framework() -> None:
     loaded = modules_after("from holdfast.cli import cli; [c.name for c in cli.commands.values()]")
-    assert not loaded & (FRAMEWORKS | {"rich"})
+    assert not loaded & HEAVY
 
 
 def test_import_takes_little_time() -> None:
@@ -135,7 +135,7 @@ def test_version_matches_metadata() -> None:
 def test_core_needs_no_framework() -> None:
     requires = importlib.metadata.requires("holdfast") or []
     core = {re.split(r"[^\w-]", r)[0] for r in requires if "extra ==" not in r}
-    assert core == {"numpy", "blake3", "xxhash", "msgspec", "click", "rich"}
+    assert core == {"numpy", "blake3", "xxhash", "msgspec", "click"}
 
 
 @pytest.fixture(scope="module")

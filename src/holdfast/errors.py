@@ -213,3 +213,23 @@ class LoaderInterrupted(HoldfastError):
 
     No batch was handed out: the state is that of the last completed step.
     """
+
+
+_PARAMETERS_SHOWN = 10  # of what may be thousands
+
+
+class UntrackedParameters(StateError):
+    """Optimizers train parameters that no checkpoint would hold: a resumed run would go
+    on with old moments and new parameters."""
+
+    def __init__(self, parameters: Sequence[str]) -> None:
+        lines = ["trained, but not tracked, so that no checkpoint would hold them:"]
+        lines += parameters[:_PARAMETERS_SHOWN]
+        if len(parameters) > _PARAMETERS_SHOWN:
+            lines.append(f"... and {len(parameters) - _PARAMETERS_SHOWN} more")
+        super().__init__(
+            "\n  ".join(lines),
+            hint="Track the module that owns them, or the tensors themselves: "
+            "run.track(extra=tensor), or save_checkpoint(..., extra=tensor).",
+        )
+        self.parameters = tuple(parameters)

@@ -113,7 +113,7 @@ def test_deeply_nested_dtypes_are_refused() -> None:
     [
         np.array([{}, []], dtype=object),
         np.zeros(2, [("a", "i4"), ("b", "O")]),
-        np.zeros(2, np.dtypes.StringDType()),
+        np.zeros(2, "T" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else object),
         np.ma.masked_array([1, 2], [True, False]),
     ],
     ids=["object", "field", "string", "masked"],

@@ -316,6 +316,15 @@ def test_targets_of_another_kind(folder: Path, tmp_path: Path) -> None:
         saved.restore({"b": File(tmp_path / "y")}, only=["b"])
 
 
+def test_a_live_file_where_something_else_was_saved(tmp_path: Path) -> None:
+    live: Any = {"a": File(tmp_path / "x"), "b": {"f": Directory(tmp_path / "y")}, "c": [1]}
+    live["c"].append(File(tmp_path / "z"))
+    with pytest.raises(StructureMismatch) as caught:
+        save({"a": 5, "b": {}, "c": [1, {"k": 2}]}).restore(live)
+    assert caught.value.missing == ("b/f",)
+    assert [line.partition(":")[0] for line in caught.value.changed] == ["a", "c/1"]
+
+
 # -- without a target ------------------------------------------------------------------------
 
 

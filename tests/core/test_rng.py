@@ -12,6 +12,11 @@ from holdfast.errors import DamagedObject, StateError, UnsupportedValue
 from tests.core.tree_harness import Saved, roundtrip, save
 
 
+def numpy_words() -> list[int]:
+    state: Any = np.random.get_state()
+    return state[1].tolist()
+
+
 def draw() -> list[object]:
     return [
         random.random(),
@@ -37,11 +42,11 @@ def test_global_states_need_no_leaves() -> None:
 
 def test_nothing_is_set_when_a_state_is_malformed() -> None:
     states: Any = copy.deepcopy(capture_rng())
-    before = random.getstate(), np.random.get_state(legacy=True)[1].tolist()
+    before = random.getstate(), numpy_words()
     states["python"]["words"] = states["python"]["words"][:-4] + (10**6).to_bytes(4, "little")
     with pytest.raises(StateError, match="range"):
         apply_rng(states)
-    assert (random.getstate(), np.random.get_state(legacy=True)[1].tolist()) == before
+    assert (random.getstate(), numpy_words()) == before
     apply_rng({})
     assert random.getstate() == before[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 import time
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
@@ -282,6 +283,33 @@ def test_a_state_is_a_dict(tree: Any) -> None:
     saved = save({})
     with pytest.raises(DamagedObject, match="not a dict"):
         saved.decoder().apply(tree)
+
+
+# -- long lists of numbers -------------------------------------------------------------
+
+
+def test_long_lists_of_numbers_are_leaves() -> None:
+    nan = struct.unpack(">d", bytes.fromhex("7ff4000000000001"))[0]
+    state: Any = {
+        "losses": [0.5, -0.0, nan, float("inf")] * 2000,
+        "steps": [*range(-5000, 5000), 2**63 - 1, -(2**63)],
+        "mixed": [1, 1.0] * 4000,
+        "flags": [True] * 5000,
+        "huge": [2**63] * 5000,
+        "short": [1.5] * 4096,
+    }
+    state["again"] = state["losses"]
+    saved = save(state)
+    assert [leaf.path for leaf in saved.leaves] == ["losses", "steps"]
+    back = saved.restore()
+    assert_exact(state, back)
+    live: Any = {name: [0] for name in state}
+    live["again"] = live["losses"]
+    lists = dict(live)
+    saved.restore(live)
+    assert_exact(state, live)
+    for name, value in lists.items():
+        assert live[name] is value
 
 
 # -- leaf paths -----------------------------------------------------------------

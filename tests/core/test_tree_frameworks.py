@@ -92,6 +92,22 @@ def test_live_things_are_reported_missing(toy: ToyAdapter) -> None:
     assert caught.value.changed == ("b: saved as 3, live is Thing",)
 
 
+class Stateful:
+    def state_dict(self) -> dict[str, int]:
+        return {"k": 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        raise AssertionError("not its state")
+
+
+def test_a_live_object_of_another_kind_is_reported(toy: ToyAdapter) -> None:
+    saved = save({"a": Thing(1), "b": Stateful(), "c": {"k": 1}, "d": {1}})
+    live: Any = {"a": Stateful(), "b": Thing(0), "c": Thing(0), "d": Thing(0)}
+    with pytest.raises(StructureMismatch) as caught:
+        saved.restore(live)
+    assert [line.partition(":")[0] for line in caught.value.changed] == ["a", "b", "c", "d"]
+
+
 def test_random_states_of_frameworks(toy: ToyAdapter) -> None:
     states = capture_rng()
     toy.seed = 0

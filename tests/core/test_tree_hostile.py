@@ -38,6 +38,7 @@ EXAMPLE: dict[str, Any] = {
     "generators": [np.random.default_rng(1), np.random.RandomState(1), np.random.SeedSequence(1)],
     "shared": [SHARED, SHARED],
     "slice": slice(1, None, 2),
+    "history": [0.5] * 5000,
 }
 
 
@@ -94,6 +95,7 @@ TAGS = [
     "generator",
     "seedsequence",
     "array",
+    "numbers",
     "scalar",
     "file",
     "dir",

@@ -206,8 +206,13 @@ def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+NUMBERS = st.one_of(
+    st.lists(FLOATS, min_size=1, max_size=3).map(lambda items: items * 4097),
+    st.lists(st.integers(-(2**64), 2**64), min_size=1, max_size=3).map(lambda items: items * 4097),
+)
+
 UNIVERSE = st.recursive(
-    st.one_of(SCALARS, NUMPY, GENERATORS, st.binary(max_size=9).map(bytearray)),
+    st.one_of(SCALARS, NUMPY, GENERATORS, NUMBERS, st.binary(max_size=9).map(bytearray)),
     _containers,
     max_leaves=12,
 )

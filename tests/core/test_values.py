@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import inspect
 import pathlib
 import struct
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any
 
@@ -279,6 +281,20 @@ def test_leaves_at_the_limit() -> None:
             at = at[0]
         at[0] = inner
         assert roundtrip(value) == value
+
+
+def test_depth_is_a_clear_error_on_a_deep_stack_too() -> None:
+    value = nested(KINDS["tuple"], values.MAX_DEPTH - 1)
+    saved = save({"v": value})
+
+    def deep(levels: int, action: Any) -> Any:
+        return action() if levels == 0 else deep(levels - 1, action)
+
+    room = sys.getrecursionlimit() - len(inspect.stack(0)) - 200
+    with pytest.raises(StateError, match="nested deeper"):
+        deep(room, lambda: capture({"v": value}))
+    with pytest.raises(DamagedObject, match="nested too deeply"):
+        deep(room, saved.restore)
 
 
 @pytest.mark.parametrize("levels", [values.MAX_DEPTH + 10, 900, 100_000])

@@ -33,7 +33,7 @@ def test_a_small_save_costs_six_syncs(tmp_path: Path) -> None:
 
 
 def test_a_save_makes_few_requests() -> None:
-    """Pack, manifest, log entry, and the read that proves that it continues the log."""
+    """Pack, manifest, log entry, and the two that show that it is now the newest."""
     inner = MemoryStore("requests")
     store = FaultyStore(inner)
     writer = Writer.open(Repo(store), holder=process(), alive=dead)
@@ -46,4 +46,5 @@ def test_a_save_makes_few_requests() -> None:
         ("put_new", "manifests"),
         ("put_new", "log"),
         ("get", "log"),
+        ("list", "log"),
     ]

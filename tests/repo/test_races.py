@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from holdfast.errors import BaseLost, CommitUnknown, Fenced, RunHeld
-from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES
+from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, Draft, Head, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.faulty import Call, FaultyStore
@@ -70,6 +70,42 @@ def test_a_number_that_was_used_and_pruned_is_not_believed() -> None:
         with pytest.raises((Fenced, CommitUnknown)):
             save(old, 99)
         assert 99 not in check(store)
+
+
+def add_entries(log: Log, head: Head, count: int) -> Head:
+    for _ in range(count):
+        head, _ = log.commit(lambda head, records: Draft(records, "touch"), base=head, run="r")
+    return head
+
+
+def test_a_first_entry_is_no_base_for_ever() -> None:
+    """A process that slept on entry 1 must not create the pruned number 2 again."""
+    store = MemoryStore("first")
+    slept, busy = Log(store), Log(store)
+    first, _ = slept.commit(lambda head, records: Draft(records, "open"), base=None, run="r")
+    newest = add_entries(busy, first, KEEP_ENTRIES + 3)
+    mine, _ = slept.commit(lambda head, records: Draft(records, "mine"), base=first, run="r")
+    assert mine.number == newest.number + 1
+    assert busy.read() == mine
+
+
+def test_a_parent_that_came_back_late_is_not_believed() -> None:
+    """The first of two puts of one entry lands after the entry was pruned; it is then the
+    parent of what a process that slept on it creates."""
+    store = MemoryStore("back")
+    slept, busy = Log(store), Log(store)
+    base, _ = slept.commit(lambda head, records: Draft(records, "open"), base=None, run="r")
+    base = add_entries(slept, base, 2)
+    late = store.get(f"log/{base.number:012}.json", max_bytes=1 << 20)
+    newest = add_entries(busy, base, KEEP_ENTRIES + 3)
+    assert store.put_new(f"log/{base.number:012}.json", [late])
+    try:
+        mine, _ = slept.commit(lambda head, records: Draft(records, "mine"), base=base, run="r")
+    except CommitUnknown:
+        mine = None
+    found = busy.read()
+    assert found is not None
+    assert found == (mine or newest)
 
 
 def test_a_prune_beside_a_save_that_reuses() -> None:
@@ -137,8 +173,8 @@ def test_two_processes_never_interleave() -> None:
                 for step in range(5):
                     record = save(writer, 1000 * round_ + 10 * step + offset)
                     acknowledged.append((record.step, record.id))
-            except Fenced:
-                continue
+            except (Fenced, CommitUnknown):
+                continue  # overtaken, or too busy a log to be certain: not acknowledged
             except Exception as error:
                 errors.append(error)
 
@@ -150,7 +186,8 @@ def test_two_processes_never_interleave() -> None:
     assert errors == []
     check(store)
     listed = {record.id for record in Repo(store).records()}
-    assert {id for _, id in acknowledged} == listed
+    assert {id for _, id in acknowledged} <= listed
+    assert len(acknowledged) > 30
 
 
 def test_guests_and_a_writer_at_once_lose_nothing() -> None:

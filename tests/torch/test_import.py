@@ -61,6 +61,7 @@ def test_public_names() -> None:
         "load_checkpoint",
         "recorded_devices",
         "save_checkpoint",
+        "untracked_parameters",
     ]
     adapter: Adapter = holdfast.torch.adapter
     assert adapter.name == "torch"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import socket
 from collections import OrderedDict
 from typing import Any
 
@@ -168,24 +167,17 @@ def test_a_compiled_part_of_a_model() -> None:
     assert live.head.weight.tolist() == saved.head.weight.tolist()
 
 
-def test_distributed_data_parallel_in_a_world_of_one() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
-    )
-    try:
-        saved, live = network(), scrambled(network())
-        wrapped = nn.parallel.DistributedDataParallel(saved)
-        checkpoint = Checkpoint({"m": wrapped})
-        assert checkpoint.leaves[0].path == "m/conv.weight"
-        checkpoint.restore({"m": live})
-        assert_same(dict(live.state_dict()), dict(saved.state_dict()))
-        scrambled_again = scrambled(network())
-        checkpoint.restore({"m": nn.parallel.DistributedDataParallel(scrambled_again)})
-        assert_same(dict(scrambled_again.state_dict()), dict(saved.state_dict()))
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.usefixtures("world_of_one")
+def test_distributed_data_parallel() -> None:
+    saved, live = network(), scrambled(network())
+    wrapped = nn.parallel.DistributedDataParallel(saved)
+    checkpoint = Checkpoint({"m": wrapped})
+    assert checkpoint.leaves[0].path == "m/conv.weight"
+    checkpoint.restore({"m": live})
+    assert_same(dict(live.state_dict()), dict(saved.state_dict()))
+    scrambled_again = scrambled(network())
+    checkpoint.restore({"m": nn.parallel.DistributedDataParallel(scrambled_again)})
+    assert_same(dict(scrambled_again.state_dict()), dict(saved.state_dict()))
 
 
 class Special(nn.Parameter):
@@ -204,23 +196,16 @@ def test_kinds_of_parameters_keep_their_class() -> None:
     assert type(Checkpoint({"p": saved.weight}).restore()["p"]) is nn.Parameter
 
 
+@pytest.mark.usefixtures("world_of_one")
 def test_distributed_tensors_are_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
-    )
-    try:
-        mesh = device_mesh.init_device_mesh("cpu", (1,))
-        sharded = nn.Linear(2, 2)
-        distribute_module(sharded, mesh)
-        with pytest.raises(UnsupportedValue, match=r"DTensor.*not in this version") as caught:
-            Checkpoint({"m": sharded})
-        assert caught.value.path == "m/weight"
-        with pytest.raises(StateError, match=r"DTensor.*not in this version"):
-            Checkpoint({"m": nn.Linear(2, 2)}).restore({"m": sharded})
-    finally:
-        torch.distributed.destroy_process_group()
+    mesh = device_mesh.init_device_mesh("cpu", (1,))
+    sharded = nn.Linear(2, 2)
+    distribute_module(sharded, mesh)
+    with pytest.raises(UnsupportedValue, match=r"DTensor.*not in this version") as caught:
+        Checkpoint({"m": sharded})
+    assert caught.value.path == "m/weight"
+    with pytest.raises(StateError, match=r"DTensor.*not in this version"):
+        Checkpoint({"m": nn.Linear(2, 2)}).restore({"m": sharded})
 
 
 def test_an_averaged_model_has_a_module_of_its_own() -> None:

@@ -184,6 +184,13 @@ def test_grad_scaler() -> None:
     assert used._scale is scale
 
 
+def test_a_part_of_a_scaler_can_be_skipped() -> None:
+    saved = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+    live = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=5)
+    Checkpoint({"s": saved}).restore({"s": live}, skip=["s/growth_interval"])
+    assert (live.get_scale(), live.get_growth_interval()) == (8.0, 5)
+
+
 def test_disabled_scalers() -> None:
     off, on = torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu")
     Checkpoint({"x": off}).restore({"x": off})

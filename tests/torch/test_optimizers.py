@@ -1,80 +1,16 @@
-"""Optimizers: three steps, save, rebuild, restore, three more = six at once, bit for bit."""
+"""Optimizers: training goes on bit for bit, dtypes and devices of state, reports."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from holdfast.errors import StateError, StructureMismatch
-from holdfast.torch.optimizers import plain_loading
+from holdfast.errors import StructureMismatch
 from tests.torch.roundtrip import Checkpoint, assert_same
-
-Make = Callable[[list[Any]], torch.optim.Optimizer]
-
-
-def model(dtype: torch.dtype = torch.float32) -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2, bias=False)).to(
-        dtype
-    )
-
-
-def train(module: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    dtype = next(module.parameters()).dtype
-    for step in range(first, last):
-        torch.manual_seed(100 + step)
-        x, y = torch.randn(5, 4).to(dtype), torch.randn(5, 2).to(dtype)
-
-        def closure(x: Any = x, y: Any = y) -> Any:
-            optimizer.zero_grad()
-            loss = nn.functional.mse_loss(module(x).float(), y.float())
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-
-
-def groups(module: nn.Module, **second: Any) -> list[dict[str, Any]]:
-    first, last = module.parameters()
-    return [{"params": [first]}, {"params": [last], **second}]
-
-
-def check_exact(
-    make: Make, *, dtype: torch.dtype = torch.float32, before: int = 3, grouped: bool = True
-) -> Checkpoint:
-    """Train, save, go on; restore into a fresh start and go on: no bit may differ."""
-
-    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
-        module = model(dtype)
-        params = groups(module, lr=0.05) if grouped else list(module.parameters())
-        return module, make(params)
-
-    module, optimizer = build()
-    train(module, optimizer, 0, before)
-    checkpoint = Checkpoint({"model": module, "optimizer": optimizer})
-    at_save = copy.deepcopy(optimizer.state_dict())
-    train(module, optimizer, before, before + 3)
-
-    # Fresh, and with state of its own of another history.
-    for steps in (0, 2):
-        fresh, restored = build()
-        train(fresh, restored, 50, 50 + steps)
-        kept = [(group, group["params"]) for group in restored.param_groups]
-        checkpoint.restore({"model": fresh, "optimizer": restored})
-        assert_same(restored.state_dict(), at_save, "state after the restore")
-        for group, (live, params) in zip(restored.param_groups, kept, strict=True):
-            assert group is live
-            assert group["params"] is params
-        train(fresh, restored, before, before + 3)
-        assert_same(dict(fresh.state_dict()), dict(module.state_dict()), "model")
-        assert_same(restored.state_dict(), optimizer.state_dict(), "optimizer")
-    return checkpoint
-
+from tests.torch.training import Make, MixedAdam, check_exact, groups, model, train
 
 OPTIMIZERS: dict[str, Make] = {
     "ASGD": lambda params: torch.optim.ASGD(params, t0=2),
@@ -150,33 +86,6 @@ def test_sparse_adam() -> None:
 
 
 # -- dtypes and devices of state ------------------------------------------------------
-
-
-class MixedAdam(torch.optim.Optimizer):
-    """Keeps float32 moments of bfloat16 parameters, as many do."""
-
-    def __init__(self, params: Any, lr: float = 0.1) -> None:
-        super().__init__(params, {"lr": lr, "betas": [0.9, 0.99], "schedule": {"kind": "linear"}})
-
-    def step(self, closure: Any = None) -> Any:
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        with torch.no_grad():
-            for group in self.param_groups:
-                for param in group["params"]:
-                    if param.grad is None:
-                        continue
-                    state = self.state[param]
-                    if not state:
-                        state["step"] = 0
-                        state["moments"] = [torch.zeros_like(param, dtype=torch.float32), None]
-                        state["master"] = param.float()
-                    state["step"] += 1
-                    beta = group["betas"][0]
-                    state["moments"][0].mul_(beta).add_(param.grad.float(), alpha=1 - beta)
-                    state["master"].sub_(state["moments"][0], alpha=group["lr"])
-                    param.copy_(state["master"])
 
 
 def test_float32_state_of_bfloat16_parameters_survives() -> None:
@@ -380,21 +289,6 @@ def test_a_learning_rate_may_become_a_tensor_or_a_number() -> None:
     assert live.param_groups[0]["lr"] == 0.25
 
 
-def test_state_or_hyperparameters_can_be_left_out() -> None:
-    module = model()
-    optimizer = torch.optim.Adam(groups(module), lr=0.25)
-    train(module, optimizer, 0, 2)
-    checkpoint = Checkpoint({"o": optimizer})
-    live = torch.optim.Adam(groups(module), lr=7.0)
-    checkpoint.restore({"o": live}, skip=["o/param_groups"])
-    assert live.param_groups[0]["lr"] == 7.0
-    assert_same(live.state_dict()["state"], optimizer.state_dict()["state"])
-    live = torch.optim.Adam(groups(module), lr=7.0)
-    checkpoint.restore({"o": live}, skip=["o/state"])
-    assert live.param_groups[0]["lr"] == 0.25
-    assert not live.state
-
-
 # -- reports --------------------------------------------------------------------------
 
 
@@ -435,110 +329,3 @@ def test_another_class_is_reported() -> None:
     saved = Checkpoint({"o": torch.optim.Adam(groups(module))})
     with pytest.raises(StructureMismatch, match=r"saved as torch\.optim\.adam:Adam, live is .*SGD"):
         saved.restore({"o": torch.optim.SGD(groups(module), lr=0.1)})
-
-
-# -- optimizers that load themselves --------------------------------------------------
-
-
-class Own(MixedAdam):
-    """Adds to the state_dict and takes it out again."""
-
-    def __init__(self, params: Any) -> None:
-        super().__init__(params)
-        self.calls = 0
-
-    def step(self, closure: Any = None) -> Any:
-        super().step(closure)
-        self.calls += 1
-
-    def state_dict(self) -> Any:
-        return {**super().state_dict(), "calls": self.calls}
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self.calls = state_dict["calls"]
-
-
-def test_an_optimizer_with_its_own_loading_does_it_itself() -> None:
-    check_exact(Own)
-
-
-def test_hooks_run_and_dtypes_are_repaired() -> None:
-    module = model(torch.bfloat16)
-    optimizer = MixedAdam(groups(module))
-    train(module, optimizer, 0, 2)
-    checkpoint = Checkpoint({"o": optimizer})
-    live = MixedAdam(groups(module), lr=7.0)
-    calls: list[str] = []
-    live.register_load_state_dict_pre_hook(lambda *_: calls.append("pre"))
-    live.register_load_state_dict_post_hook(lambda *_: calls.append("post"))
-    assert not plain_loading(live)
-    kept = list(live.param_groups)
-    checkpoint.restore({"o": live})
-    assert calls == ["pre", "post"]
-    assert all(group is same for group, same in zip(live.param_groups, kept, strict=True))
-    assert live.state[next(module.parameters())]["master"].dtype is torch.float32
-    assert_same(
-        live.state_dict()["state"][0]["master"], optimizer.state_dict()["state"][0]["master"]
-    )
-
-
-def test_hooks_keep_a_tensor_learning_rate_where_it_is() -> None:
-    module = model()
-    checkpoint = Checkpoint({"o": torch.optim.Adam(groups(module), lr=torch.tensor(0.25))})
-    live = torch.optim.Adam(groups(module), lr=torch.tensor(7.0))
-    live.register_load_state_dict_post_hook(lambda *_: None)
-    rate = live.param_groups[0]["lr"]
-    checkpoint.restore({"o": live})
-    assert live.param_groups[0]["lr"] is rate
-    assert rate == 0.25
-
-
-def test_a_state_dict_of_another_form_is_passed_on() -> None:
-    class Odd(torch.optim.SGD):
-        seen: Any = None
-
-        def state_dict(self) -> Any:
-            return {"rates": [group["lr"] for group in self.param_groups], "x": torch.ones(2)}
-
-        def load_state_dict(self, state_dict: Any) -> None:
-            self.seen = state_dict
-
-    module = model()
-    live = Odd(groups(module), lr=7.0)
-    Checkpoint({"o": Odd(groups(module), lr=0.1)}).restore({"o": live})
-    assert_same(live.seen, {"rates": [0.1, 0.1], "x": torch.ones(2)})
-
-
-def test_an_error_of_the_optimizers_own_loading_is_explained() -> None:
-    class Refusing(torch.optim.SGD):
-        def load_state_dict(self, state_dict: Any) -> None:
-            raise ValueError("not today")
-
-    module = model()
-    with pytest.raises(StateError, match="Refusing at 'o' failed: not today"):
-        Checkpoint({"o": Refusing(groups(module), lr=0.1)}).restore(
-            {"o": Refusing(groups(module), lr=0.1)}
-        )
-
-
-def test_any_object_with_state_dict_is_restored_too() -> None:
-    class Lookahead:
-        def __init__(self, inner: torch.optim.Optimizer) -> None:
-            self.inner = inner
-            self.slow = [torch.zeros(2)]
-
-        def state_dict(self) -> Any:
-            return {"inner": self.inner.state_dict(), "slow": self.slow}
-
-        def load_state_dict(self, state: Any) -> None:
-            self.inner.load_state_dict(state["inner"])
-            self.slow = state["slow"]
-
-    module = model()
-    saved = Lookahead(torch.optim.Adam(groups(module), lr=0.25))
-    saved.slow[0] += 3
-    train(module, saved.inner, 0, 2)
-    live = Lookahead(torch.optim.Adam(groups(module)))
-    Checkpoint({"o": saved}).restore({"o": live})
-    assert_same(live.state_dict(), saved.state_dict())

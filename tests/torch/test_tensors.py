@@ -73,6 +73,28 @@ def test_channels_last_keeps_its_order_and_its_logical_shape() -> None:
     assert_same(loaded, tensor)
 
 
+def strides_of_a_convolution(images: torch.Tensor, channels: int) -> tuple[int, ...]:
+    return nn.functional.conv2d(images, torch.ones(4, channels, 1, 1)).stride()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 3, 3), (1, 3, 4, 5), (1, 1, 4, 5), (2, 3, 1, 1), (1, 1, 1, 1), (2, 1, 1, 4)]
+)
+def test_dimensions_of_size_1_keep_their_strides(shape: Any, memory_format: Any) -> None:
+    """They decide about the memory format of what is computed from the tensor."""
+    # .to() leaves tensors alone that are contiguous in both ways.
+    tensor = torch.empty(shape, memory_format=memory_format).normal_()
+    loaded = roundtrip(tensor)
+    assert loaded.stride() == tensor.stride()
+    for asked in (torch.contiguous_format, torch.channels_last):
+        same = tensor.is_contiguous(memory_format=asked)
+        assert loaded.is_contiguous(memory_format=asked) is same
+    expected = strides_of_a_convolution(tensor, shape[1])
+    assert strides_of_a_convolution(loaded, shape[1]) == expected
+    assert bits(loaded) == bits(tensor)
+
+
 @pytest.mark.parametrize("dims", [(1, 0), (2, 0, 1), (3, 1, 0, 2)])
 def test_permuted_tensors(dims: tuple[int, ...]) -> None:
     tensor = torch.randn((2, 3, 4, 5)[: len(dims)]).permute(dims)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os.path
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.cli.options import json_option, no_checkpoint, opened, whole_run
+from holdfast.cli.options import json_option, opened, whole_run
 from holdfast.cli.render import (
     Column,
     checkpoint_json,
@@ -23,12 +23,12 @@ from holdfast.cli.render import (
     terminal_width,
 )
 from holdfast.cli.runs import find_runs
-from holdfast.core.address import short_ids
+from holdfast.core.address import no_checkpoint, short_ids
 from holdfast.core.units import format_ago, format_size
 from holdfast.errors import HoldfastError
 
 if TYPE_CHECKING:
-    from holdfast.manager.info import CheckpointInfo
+    from holdfast.manager.info import CheckpointInfo, RunStatus
 
 # Longer names of metrics are cut, so that several fit beside the rest.
 _METRIC_TITLE = 10
@@ -56,17 +56,19 @@ def ls(address: str, metrics: tuple[str, ...], as_json: bool) -> None:
 
     Without an argument, the runs below the current folder. SIZE is the whole
     state; NEW is what was written for it, the rest is shared with other checkpoints.
+    A name like best:val_loss marks what that reference means now.
     """
     address = whole_run(address)
     with opened(address) as run:
         infos = run.checkpoints()[::-1]
-        finished = run.finished if infos else False
+        status = run.status()
     if infos:
         if as_json:
             rows = [checkpoint_json(info) for info in infos]
-            print_json({"ok": True, "run": address, "finished": finished, "checkpoints": rows})
+            print_json({"ok": True, "run": address, **status_json(status), "checkpoints": rows})
         else:
-            print(checkpoints_text(infos, metrics, time.time()))
+            print(checkpoints_text(infos, metrics, time.time(), best=status.best))
+            print(status_text(len(infos), status))
         return
     found = find_runs(address)
     folder = os.path.expanduser(address)
@@ -84,8 +86,13 @@ def checkpoints_text(
     wanted: Sequence[str],
     now_s: float,
     width: int | None = None,
+    *,
+    best: Mapping[str, str] = {},
 ) -> str:
-    """The table of `infos`, and a line about metrics that found no room."""
+    """The table of `infos`, and a line about metrics that found no room.
+
+    `best` says which id is the best by which metric.
+    """
     width = terminal_width() if width is None else width
     ids = short_ids([info.id for info in infos])
     left_cells = [
@@ -93,11 +100,12 @@ def checkpoints_text(
             f"{info.step:,}",
             format_ago(now_s - info.time_s),
             format_size(info.nbytes),
-            format_size(info.new_bytes),
+            # The packs' headers, too, are new; beside a small state they would look odd.
+            format_size(min(info.new_bytes, info.nbytes)),
         ]
         for info in infos
     ]
-    right_cells = [[note_text(info), ids[info.id]] for info in infos]
+    right_cells = [[note_text(info, best), ids[info.id]] for info in infos]
     left = [Column("STEP", right=True), Column("SAVED")]
     left += [Column("SIZE", right=True), Column("NEW", right=True)]
     right = [Column("TAGS/NOTE", elastic=True), Column("ID")]
@@ -136,11 +144,46 @@ def _title(metric: str) -> str:
     return name if len(name) <= _METRIC_TITLE else "…" + name[-(_METRIC_TITLE - 1) :]
 
 
-def note_text(info: CheckpointInfo) -> str:
-    """Tags and pin, and in brackets what caused the save."""
-    marks = ", ".join([*info.tags, *(["pinned"] if info.pinned else [])])
+def note_text(info: CheckpointInfo, best: Mapping[str, str]) -> str:
+    """Tags, "best:metric" and pin, and in brackets what caused the save."""
+    wins = [f"best:{metric}" for metric, id in best.items() if id == info.id]
+    marks = ", ".join([*info.tags, *wins, *(["pinned"] if info.pinned else [])])
     note = f"({info.note})" if info.note else ""
     return f"{marks} {note}".strip()
+
+
+def status_json(status: RunStatus) -> dict[str, Any]:
+    """The run as a whole, as JSON shows it."""
+    return {
+        "finished": status.finished,
+        "writer": status.writer or None,
+        "writer_alive": status.writer_alive,
+        "stored_bytes": status.stored_bytes,
+        "best": dict(status.best),
+    }
+
+
+def status_text(checkpoints: int, status: RunStatus) -> str:
+    """The line below the table."""
+    said = f"{plural(checkpoints, 'checkpoint')}, {format_size(status.stored_bytes)} stored"
+    if status.finished:
+        said += "; the run is finished"
+    elif status.writer_alive:
+        said += f"; {shown(status.writer)} is writing it"
+    elif status.writer and status.writer_alive is None:
+        said += f"; last written by {shown(status.writer)}, which did not close it"
+    elif status.writer:
+        said += "; its process was killed: start the job again to go on"
+    return said + "."
+
+
+def _state(run: Mapping[str, Any]) -> str:
+    """One word for the column STATE."""
+    if run["finished"]:
+        return "finished"
+    if run["writer_alive"]:
+        return "running"
+    return "killed" if run["writer_alive"] is False else ""
 
 
 def _summary(address: str) -> dict[str, Any]:
@@ -148,11 +191,16 @@ def _summary(address: str) -> dict[str, Any]:
     try:
         with opened(address) as run:
             infos = run.checkpoints()
-            finished = run.finished if infos else False
+            status = run.status()
     except HoldfastError as error:
         return {"run": address, "error": error.message, "exit_code": error.exit_code}
     latest = checkpoint_json(infos[-1]) if infos else None
-    return {"run": address, "checkpoints": len(infos), "finished": finished, "latest": latest}
+    return {
+        "run": address,
+        "checkpoints": len(infos),
+        **status_json(status),
+        "latest": latest,
+    }
 
 
 def runs_text(
@@ -172,7 +220,7 @@ def runs_text(
                 f"{latest['step']:,}" if latest else "",
                 format_ago(now_s - latest["time_s"]) if latest and latest["saved"] else "",
                 format_size(latest["nbytes"]) if latest else "",
-                "finished" if run["finished"] else "",
+                _state(run),
             ]
         )
     columns = [

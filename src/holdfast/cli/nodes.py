@@ -149,9 +149,12 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for index, item in enumerate(value):
             yield from flat(item, f"{prefix}[{index}]")
     elif isinstance(value, list):
-        more = f", … ({len(value):,} in all)" if len(value) > _ITEMS + 1 else ""
-        items = value[:_ITEMS] if more else value
-        yield prefix, cut_text(", ".join(map(_scalar, items)) + more)
+        if len(value) <= _ITEMS + 1:
+            yield prefix, cut_text(", ".join(map(_scalar, value)))
+            return
+        # A glimpse of what may be thousands of losses: short numbers.
+        items = [f"{x:.4g}" if isinstance(x, float) else _scalar(x) for x in value[:_ITEMS]]
+        yield prefix, cut_text(", ".join(items) + f", … ({len(value):,} in all)")
     else:
         yield prefix, _scalar(value)
 
@@ -165,8 +168,11 @@ def _scalar(value: Any) -> str:
 
 
 def loops(position: Any) -> list[str]:
-    """The open loops of a position, outermost first: "epochs: 3 of 20 done"."""
-    frames = list(_frames(position, 0))
+    """The open loops of a position, outermost first: "epochs: 3 of 20 done".
+
+    Where none is open, those that are over.
+    """
+    frames = list(_frames(position, "frames", 0)) or list(_frames(position, "done", 0))
     lines: list[str] = []
     for frame in frames:
         name = " ".join(
@@ -178,11 +184,11 @@ def loops(position: Any) -> list[str]:
     return lines
 
 
-def _frames(value: Any, depth: int) -> Iterable[dict[str, Any]]:
-    """The first list called `frames`, near the top."""
+def _frames(value: Any, name: str, depth: int) -> Iterable[dict[str, Any]]:
+    """The first list called `name`, near the top."""
     if not isinstance(value, dict) or depth > 2:
         return ()
-    found = value.get("frames")
+    found = value.get(name)
     if isinstance(found, list):
         return [f for f in found if isinstance(f, dict) and "completed" in f]
-    return next((f for item in value.values() if (f := _frames(item, depth + 1))), ())
+    return next((f for item in value.values() if (f := _frames(item, name, depth + 1))), ())

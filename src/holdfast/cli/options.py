@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from holdfast.core.address import Reference, parse_reference
-from holdfast.errors import BadAddress, NoStore
+from holdfast.errors import BadAddress
 
 if TYPE_CHECKING:
-    from holdfast.manager.manager import CheckpointManager
+    from holdfast.manager.listing import Listing
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -36,20 +36,12 @@ def whole_run(text: str) -> str:
 
 
 @contextmanager
-def opened(address: str) -> Iterator[CheckpointManager]:
-    """The run at `address`, for reading: nothing is created there."""
-    from holdfast.manager.manager import CheckpointManager
+def opened(address: str) -> Iterator[Listing]:
+    """The run at `address`, for looking and pruning: nothing is created there."""
+    from holdfast.manager.listing import Listing
 
-    with CheckpointManager(address, keep=None) as manager:
-        yield manager
-
-
-def no_checkpoint(address: str) -> NoStore:
-    """The error of a command that found nothing to work on."""
-    return NoStore(
-        f"there is no checkpoint in {address}",
-        hint="Check the address: `holdfast ls FOLDER` lists the runs below a folder.",
-    )
+    with Listing(address) as run:
+        yield run
 
 
 def selector_of(reference: Reference) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from holdfast.cli.options import json_option, no_checkpoint, opened, whole_run
+from holdfast.cli.options import json_option, opened, whole_run
 from holdfast.cli.render import (
     Column,
     checkpoint_json,
@@ -20,7 +20,7 @@ from holdfast.cli.render import (
     table_width,
     terminal_width,
 )
-from holdfast.core.address import short_ids
+from holdfast.core.address import no_checkpoint, short_ids
 from holdfast.core.retention import Decision, parse_keep
 from holdfast.core.units import format_ago, format_size
 from holdfast.errors import BadPolicy
@@ -35,9 +35,9 @@ Examples:
   holdfast prune runs/mnist --keep "last=5 within=2d size=200GB" --json
 \b
 Rules (one is enough to keep a checkpoint; size= is applied last):
-  last=N               the N newest steps
+  last=N               the N newest
   best=K:METRIC[:max]  the K best by a metric
-  every=N              the first of each N steps
+  every=N              the lowest step of each N steps
   within=DUR           those of the last DUR before the newest (90s 2h 7d)
   size=SIZE            at most so much in all (200GB)
 The newest, the best by a rule, pinned and tagged ones always stay.""",
@@ -50,6 +50,7 @@ def prune(address: str, keep: str, dry_run: bool, as_json: bool) -> None:
     """Remove the checkpoints of a run that no rule keeps.
 
     Asks nothing, so try --dry-run first. Safe beside a job that is writing the run.
+    The newest checkpoint is verified first; if none is intact, nothing is removed.
     """
     address = whole_run(address)
     if parse_keep(keep).empty:

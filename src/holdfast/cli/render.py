@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core.units import format_ago
+
 if TYPE_CHECKING:
     from holdfast.manager.info import CheckpointInfo
 
@@ -145,6 +147,13 @@ def saved_at(time_s: float) -> str | None:
         return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
     except (OverflowError, OSError, ValueError):
         return None
+
+
+def saved_text(time_s: float, now_s: float) -> str:
+    """How long ago, and when in UTC."""
+    at = saved_at(time_s)
+    when = at.replace("T", " ").replace("+00:00", " UTC") if at else "no valid time"
+    return f"{format_ago(now_s - time_s)} ({when})"
 
 
 def metric_text(value: float) -> str:

@@ -15,12 +15,12 @@ from holdfast.cli.render import (
     metric_text,
     plural,
     print_json,
-    saved_at,
+    saved_text,
     shown,
     table,
 )
 from holdfast.core.address import parse_reference
-from holdfast.core.units import format_ago, format_size
+from holdfast.core.units import format_size
 
 if TYPE_CHECKING:
     from holdfast.core.records import Manifest
@@ -98,11 +98,8 @@ def checkpoint_text(
 ) -> str:
     """The page about one checkpoint."""
     facts = [
-        (
-            "saved",
-            f"{format_ago(now_s - info.time_s)} ({saved_at(info.time_s) or 'no valid time'})",
-        ),
-        ("size", f"{format_size(info.nbytes)}, of which {format_size(info.new_bytes)} new"),
+        ("saved", saved_text(info.time_s, now_s)),
+        ("size", _size(info)),
         ("id", info.id),
         ("why saved", info.note),
         ("tags", ", ".join(info.tags)),
@@ -124,6 +121,14 @@ def checkpoint_text(
     return "\n\n".join(sections)
 
 
+def _size(info: CheckpointInfo) -> str:
+    if info.new_bytes >= info.nbytes:
+        return f"{format_size(info.nbytes)}, all of it written for this checkpoint"
+    new = f"{format_size(info.new_bytes)} written for this checkpoint" if info.new_bytes else ""
+    shared = "the rest shared with others" if new else "all of it shared with other checkpoints"
+    return ", ".join(filter(None, (format_size(info.nbytes), new, shared)))
+
+
 def _facts(facts: list[tuple[str, str]]) -> str:
     said = [(name, text) for name, text in facts if text]
     widest = max(len(name) for name, _ in said)
@@ -131,17 +136,14 @@ def _facts(facts: list[tuple[str, str]]) -> str:
 
 
 def _state(manifest: Manifest, width: int | None) -> str:
+    """What the state is made of; below it the values that are no tensor, array or file."""
     parts = nodes.parts(manifest)
     rows = [
         [
             part.name,
             f"{part.leaves:,}" if part.leaves else "",
             format_size(part.nbytes) if part.leaves else "",
-            ", ".join(part.dtypes)
-            if part.leaves
-            else "; ".join(
-                f"{path}: {text}" if path else text for path, text in nodes.flat(part.value)
-            ),
+            ", ".join(part.dtypes) if part.leaves else "values, below",
         ]
         for part in parts
     ]
@@ -149,9 +151,11 @@ def _state(manifest: Manifest, width: int | None) -> str:
         Column("STATE", elastic=True),
         Column("LEAVES", right=True),
         Column("SIZE", right=True),
-        Column("TYPES/VALUE", elastic=True),
+        Column("TYPES", elastic=True),
     ]
-    return table(columns, rows, width) if rows else "The state is empty."
+    values = {part.name: part.value for part in parts if not part.leaves}
+    text = table(columns, rows, width) if rows else "The state is empty."
+    return f"{text}\n\n{_tree('values', values)}" if values else text
 
 
 def _leaves(manifest: Manifest, width: int | None) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.options import json_option, no_checkpoint, opened, selector_of
+from holdfast.cli.options import json_option, opened, selector_of
 from holdfast.cli.render import Column, checkpoint_json, plural, print_json, shown, table
-from holdfast.core.address import parse_reference, short_ids
+from holdfast.core.address import no_checkpoint, parse_reference, short_ids
 from holdfast.core.units import format_size
 from holdfast.errors import CorruptionError
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
+from holdfast.core.report import Selection
 from holdfast.core.types import Node
 
 
@@ -90,6 +91,12 @@ class Decoder(Protocol):
     """Accepts or refuses one checkpoint's tree, then fills it in."""
 
     allow_pickle: bool
+
+    @property
+    def selection(self) -> Selection:
+        """What the caller asked for with only= and skip=. Parts of dicts that are not
+        wanted are not in the nodes; what is live there must stay as it is."""
+        ...
 
     def decode(self, node: Node, target: object, path: str) -> Any:
         """The value of `node`; into `target` where that is a live object or

@@ -33,7 +33,7 @@ from holdfast.core.retention import (
     ranking,
     split_metric,
 )
-from holdfast.errors import BadAddress, CheckpointNotFound
+from holdfast.errors import BadAddress, CheckpointNotFound, NoStore
 
 SELECTORS = "@latest, @best, @best:metric[:max|:min], @<step>, @<tag> or @<id prefix>"
 SHORTEST_ID = 4
@@ -295,6 +295,14 @@ def _select_named(run: Sequence[Record], name: str) -> Record:
             f"{len(found)} ids start with {name!r}", hint=f"Write more of it: {ids}."
         )
     return found[0]
+
+
+def no_checkpoint(address: str) -> NoStore:
+    """The error for a run that is not there, or has no checkpoint yet."""
+    return NoStore(
+        f"there is no checkpoint in {address}",
+        hint="Check the address: `holdfast ls FOLDER` lists the runs below a folder.",
+    )
 
 
 def available(records: Sequence[Record]) -> str:

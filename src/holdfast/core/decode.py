@@ -8,6 +8,7 @@ from typing import Any, cast
 from holdfast.core import containers, decode_array, frameworks, generators, objects, stored, values
 from holdfast.core.adapters import NOTHING, Destination
 from holdfast.core.containers import DICTS, pairs_of
+from holdfast.core.files import Directory, File
 from holdfast.core.leaves import check_leaf, settle
 from holdfast.core.records import Leaf
 from holdfast.core.report import Mismatch, Selection, make_selection, select
@@ -126,6 +127,19 @@ class TreeDecoder:
         objects, once the finishers ran.
         """
         selection = make_selection(only, skip, rename or {})
+        try:
+            with values.collector_paused():
+                return self._apply(tree, into, selection, path)
+        except RecursionError as error:
+            raise malformed(path, "it is nested too deeply") from error
+
+    def _apply(
+        self,
+        tree: Node,
+        into: MutableMapping[str, Any] | None,
+        selection: Selection,
+        path: str,
+    ) -> dict[str, Any]:
         self._scope = tree
         self._definitions = None
         self._made.clear()
@@ -134,14 +148,8 @@ class TreeDecoder:
         self.selection = selection
         if not isinstance(tree, dict) or cast(dict[str, Node], tree).get("!") != "dict":
             raise malformed(path, "the state is not a dict")
-        with values.collector_paused():
-            return self._apply(cast(dict[str, Node], tree), into, path)
-
-    def _apply(
-        self, tree: dict[str, Node], into: MutableMapping[str, Any] | None, path: str
-    ) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key, node in pairs_of(self, tree, path):
+        for key, node in pairs_of(self, cast(dict[str, Node], tree), path):
             if not isinstance(key, str):
                 raise malformed(path, "a name at the top level is not a string")
             inner = f"{path}/{key}" if path else key
@@ -264,6 +272,9 @@ class TreeDecoder:
                 f"{path!r} is a {tag[:80]!r}, which this Holdfast does not know",
                 hint="Upgrade: pip install -U holdfast",
             )
+        if type(target) not in _PLAIN and self.is_live(target) and not adapter.is_live(target):
+            self.changed(path, f"a {tag}", kind_name(target))
+            return target
         return adapter.decode(node, target, path, self)
 
     def is_live(self, target: object) -> bool:
@@ -271,7 +282,7 @@ class TreeDecoder:
         date: its owner holds it elsewhere too."""
         if type(target) in _PLAIN or type(target) in DICTS or isinstance(target, type):
             return False
-        if isinstance(target, generators.TYPES):
+        if isinstance(target, (*generators.TYPES, File, Directory)):
             return True
         adapter = frameworks.adapter_for_value(target)
         if adapter is not None and adapter.is_live(target):
@@ -373,12 +384,13 @@ _TAGS: dict[str, _Handler] = {
     "seedsequence": objects.decode_seed_sequence,
     "array": decode_array.decode_array,
     "scalar": decode_array.decode_scalar,
+    "numbers": decode_array.decode_numbers,
     "file": stored.decode_file,
     "dir": stored.decode_directory,
     "ref": TreeDecoder.reference,
 }
 
 _LIVE_TAGS = frozenset(
-    ("object", "random", "randomstate", "bitgenerator", "generator", "ref", "array")
+    ["object", "random", "randomstate", "bitgenerator", "generator", "ref", "array", "file", "dir"]
 )
 """Tags whose handlers look at a live target themselves."""

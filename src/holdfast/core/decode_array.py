@@ -133,6 +133,24 @@ def _decode_view(
     return view
 
 
+def decode_numbers(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
+    """A list of int or float that is a leaf."""
+    leaf = cast(Any, node.get("leaf"))
+    stored, shape = decoder.spec(leaf)
+    if stored not in ("I64", "F64") or len(shape) != 1:
+        raise malformed(path, "its leaf is no list of numbers")
+    numbers = np.empty(shape, np.int64 if stored == "I64" else np.float64)
+    decoder.request(leaf, arrays.MemoryDestination(numbers))
+    live = type(target) is list and decoder.adopt(cast(object, target), node)
+    result = cast("list[Any]", target) if live else list[Any]()
+
+    def fill() -> None:
+        result[:] = numbers.tolist()
+
+    decoder.finish(fill)
+    return result
+
+
 def decode_scalar(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
     dtype = arrays.parse_dtype(node.get("dtype"), path)
     data = unb64(node.get("b64"), path)

@@ -215,11 +215,27 @@ class TreeEncoder:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
+        if len(value) > values.MAX_INLINE_ITEMS:
+            source = encode_plain.numbers_source(value)
+            if source is not None:
+                return self._remembered(value, {"!": "numbers", "leaf": self.leaf(source, path)})
         self._enter(value, path)
         node: list[Node] = []
         for index, item in enumerate(value):
-            node.append(self._encode(item, f"{path}/{index}"))
+            kind = type(cast(object, item))
+            if kind is float:  # without a path for each number
+                node.append(values.encode_float(item))
+            elif kind is int and -values.SAFE_INT <= item <= values.SAFE_INT:
+                node.append(item)
+            else:
+                node.append(self._encode(item, f"{path}/{index}"))
         self._leave(value, node)
+        return node
+
+    def _remembered(self, value: object, node: dict[str, Node]) -> dict[str, Node]:
+        """The node of an object without others in it, for references to it."""
+        self._kept.append(value)
+        self._memo[id(value)] = node
         return node
 
     def _items(self, value: Any, path: str) -> list[Node]:
@@ -341,9 +357,7 @@ class TreeEncoder:
         # A copy: a view would forbid the caller to resize it until the save is done.
         node = cast(dict[str, Node], self._bytes(bytes(value), path))
         node["!"] = "bytearray"
-        self._kept.append(value)
-        self._memo[id(value)] = node
-        return node
+        return self._remembered(value, node)
 
     # -- NumPy ------------------------------------------------------------------------------
 
@@ -351,10 +365,7 @@ class TreeEncoder:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
-        node = self._arrays.encode(self, value, path)
-        self._kept.append(value)
-        self._memo[id(value)] = node
-        return node
+        return self._remembered(value, self._arrays.encode(self, value, path))
 
     def _scalar(self, value: Any, path: str) -> Node:
         if type(value) is np.str_:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from holdfast.core import values
+from holdfast.core.arrays import ArraySource
 from holdfast.core.types import Node
 from holdfast.errors import UnsupportedValue
 
@@ -43,6 +46,19 @@ def _range(encoder: object, value: range, path: str) -> Node:
 
 def _time(encoder: object, value: Any, path: str) -> Node:
     return values.encode_time(value, path)
+
+
+def numbers_source(items: list[Any]) -> ArraySource | None:
+    """A leaf of the list's numbers; None unless all are float, or all 64-bit int."""
+    kinds = set(map(type, items))
+    try:
+        if kinds == {float}:
+            return ArraySource(np.array(items, np.float64))
+        if kinds == {int}:
+            return ArraySource(np.array(items, np.int64))
+    except OverflowError:
+        pass
+    return None
 
 
 PLAIN: dict[type, Callable[[object, Any, str], Node]] = {

@@ -22,6 +22,10 @@ BIT_GENERATORS: dict[str, Any] = {
     )
 }
 
+_SETS_SEED_SEQUENCES = int(np.__version__.partition(".")[0]) >= 2
+"""NumPy 1 has no way to do that: there, spawn() after a restore starts from the live
+generator's own seed sequence."""
+
 TYPES: tuple[type, ...] = (
     random.Random,
     np.random.Generator,
@@ -85,7 +89,7 @@ def _set_bit_generator(value: Any, state: dict[str, Any]) -> None:
     state = dict(state)
     sequence = state.pop("seed_seq", None)
     checked = numpy_state_from(state)
-    if isinstance(sequence, np.random.SeedSequence):
+    if isinstance(sequence, np.random.SeedSequence) and _SETS_SEED_SEQUENCES:
         value.__setstate__((checked, sequence))
     else:
         value.state = checked

@@ -2,7 +2,7 @@
 
     last=N              the N newest, by commit
     best=K:metric:max   the K best by a logged metric (":min" is the default)
-    every=N             the first checkpoint of each N steps (0..N-1, N..2N-1, …), for ever
+    every=N             the lowest step of each N steps (0..N-1, N..2N-1, …), for ever
     within=DUR          everything saved at most DUR before the newest commit
     size=200GB          a cap, applied last
 

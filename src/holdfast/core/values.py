@@ -13,7 +13,7 @@ import re
 import struct
 import zoneinfo
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from math import isfinite
 from typing import Any, cast
 
@@ -22,6 +22,9 @@ from holdfast.errors import DamagedObject, UnsupportedValue
 
 MAX_INLINE_BYTES = 4 * KiB
 """Longer strings and bytes become leaves."""
+
+MAX_INLINE_ITEMS = 4 * KiB
+"""Longer lists of nothing but int or float become leaves: a run's loss history."""
 
 MAX_DEPTH = 128
 """Levels of containers. JSON nests up to three times as deep, and its reader stops
@@ -45,7 +48,7 @@ FACTORIES: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
+def collector_paused() -> Generator[None]:
     """No cyclic garbage collection inside.
 
     A tree of 20,000 arrays is 100,000 new objects, none of them garbage: the collector

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from holdfast.manager.catalog import open_checkpoint as open
     from holdfast.manager.info import CheckpointInfo as CheckpointInfo
     from holdfast.manager.info import Restored as Restored
+    from holdfast.manager.info import RunStatus as RunStatus
     from holdfast.manager.info import Verification as Verification
     from holdfast.manager.listing import Listing as Listing
     from holdfast.manager.loaded import LoadedCheckpoint as LoadedCheckpoint
@@ -22,6 +23,7 @@ __all__ = [
     "LoadedCheckpoint",
     "Pending",
     "Restored",
+    "RunStatus",
     "Verification",
     "open",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "LoadedCheckpoint": "loaded",
     "Pending": "pending",
     "Restored": "info",
+    "RunStatus": "info",
     "Verification": "info",
     "open": "catalog",
 }

@@ -14,11 +14,12 @@ from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Record
 from holdfast.core.tree import Directory, File, TreeDecoder
 from holdfast.core.types import Node
-from holdfast.errors import DamagedObject, UsageError
+from holdfast.errors import DamagedObject
 from holdfast.manager.info import info_of
 from holdfast.manager.nodes import file_nodes, leaf_indexes
 from holdfast.manager.reader import ChunkReader, Wanted
 from holdfast.manager.restore import fill
+from holdfast.manager.scratch import check_target, write_whole
 from holdfast.repo.check import leaf_nbytes
 from holdfast.repo.repo import Repo
 
@@ -28,16 +29,16 @@ FILES = "files"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
-def export(repo: Repo, record: Record, folder: Path) -> list[Path]:
-    """Write `record`'s state into `folder`; the paths written.
+def export(repo: Repo, record: Record, folder: Path, *, replace: bool = False) -> list[Path]:
+    """Write `record`'s state to `folder`; the paths written.
 
     `state.safetensors` holds every tensor and array under its leaf path (one that is
     tied to another is there once), `state.json` the tree that says what belongs where,
-    with metrics, config and environment; `files/` the tracked files. All bytes are
-    verified. Raises UsageError if the folder has something in it; DamagedObject.
+    with metrics, config and environment; `files/` the tracked files. `folder` appears
+    when all bytes were verified and are on disk. Raises UsageError if it has something
+    in it, unless `replace`; DamagedObject, with nothing left behind.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is not empty", hint="Name a new folder.")
+    check_target(folder, replace=replace)
     manifest = repo.manifest(record)
     ChunkReader(repo, record, manifest).check_packs(manifest.leaves)
     used = set(leaf_indexes(manifest.tree))
@@ -47,10 +48,7 @@ def export(repo: Repo, record: Record, folder: Path) -> list[Path]:
         raise DamagedObject(
             f"manifests/{record.id}.json", "its tree names leaves that are not there"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / TENSORS, folder / VALUES]
     leaves = [manifest.leaves[index] for index in indexes]
-    _write_tensors(repo, record, manifest, leaves, written[0])
     described = {
         "checkpoint": msgspec.to_builtins(info_of(repo.address, record)),
         "config": manifest.config,
@@ -58,13 +56,19 @@ def export(repo: Repo, record: Record, folder: Path) -> list[Path]:
         "tree": manifest.tree,
         "leaves": {str(index): manifest.leaves[index].path for index in indexes},
     }
-    with open(written[1], "xb") as out:
-        out.write(msgspec.json.format(msgspec.json.encode(described), indent=1))
-        out.flush()
-        os.fsync(out.fileno())
-    for path, node in files:
-        written.append(_write_files(repo, record, manifest, path, node, folder / FILES))
-    return written
+
+    def write(scratch: Path) -> list[Path]:
+        _write_tensors(repo, record, manifest, leaves, scratch / TENSORS)
+        with open(scratch / VALUES, "xb") as out:
+            out.write(msgspec.json.format(msgspec.json.encode(described), indent=1))
+            out.flush()
+            os.fsync(out.fileno())
+        written = [scratch / TENSORS, scratch / VALUES]
+        for path, node in files:
+            written.append(_write_files(repo, record, manifest, path, node, scratch / FILES))
+        return [folder / path.relative_to(scratch) for path in written]
+
+    return write_whole(folder, write)
 
 
 def _write_files(

@@ -56,6 +56,21 @@ def info_of(address: str, record: Record) -> CheckpointInfo:
 
 
 @dataclass(frozen=True)
+class RunStatus:
+    """What the newest log entry says about the run as a whole."""
+
+    finished: bool
+    stored_bytes: int
+    """Bytes of the run's own packs: data that several checkpoints share counts once."""
+    best: Mapping[str, str]
+    """The best checkpoint by each `best=` rule that the run recorded: metric -> id."""
+    writer: str
+    """The process that opened the run for writing and did not close it; "" = none."""
+    writer_alive: bool | None
+    """Whether it still runs; None if there is none, or it cannot be known from here."""
+
+
+@dataclass(frozen=True)
 class Restored:
     """What a restore found. `values` holds the restored state by name."""
 

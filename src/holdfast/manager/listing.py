@@ -16,13 +16,15 @@ from typing import Self
 
 import msgspec
 
-from holdfast.core.address import BestBy, Selector, parse_selector, select
+from holdfast.core.address import BestBy, Selector, no_checkpoint, parse_selector, select
 from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
-from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep
+from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
 from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
-from holdfast.manager.info import CheckpointInfo, Verification, info_of
+from holdfast.manager.info import CheckpointInfo, RunStatus, Verification, info_of
 from holdfast.repo.lending import is_fork_pin
+from holdfast.repo.log import packs_of
 from holdfast.repo.repo import Repo
 from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
@@ -106,8 +108,23 @@ class Listing:
     @property
     def finished(self) -> bool:
         """Whether the newest checkpoint was saved as a finished run's last."""
-        entry, _ = self._read()
-        return entry is not None and entry.finished
+        return self.status().finished
+
+    def status(self) -> RunStatus:
+        """Whether it is finished, who writes it, what it takes; as of now."""
+        entry, records = self._read()
+        best = {
+            rule.metric: ranking(records, rule.metric, rule.mode)[:1]
+            for rule in _recorded_rules(entry)
+        }
+        holder = entry.holder if entry else None
+        return RunStatus(
+            finished=entry is not None and entry.finished,
+            stored_bytes=sum(packs_of(records).values()),
+            best={metric: first.id for metric, found in best.items() for first in found},
+            writer=f"process {holder.pid} on {holder.host}" if holder else "",
+            writer_alive=is_alive(holder) if holder else None,
+        )
 
     def verify(self, ref: Ref = None) -> list[Verification]:
         """Read every byte of one checkpoint, or of all, and compare with its digest."""
@@ -263,14 +280,6 @@ class Listing:
                 f"{self.address} was opened by process {self._pid}, not by this forked child",
                 hint="Open it again in the child; only one process may write.",
             )
-
-
-def no_checkpoint(address: str) -> NoStore:
-    """The error for a run that is not there or is empty."""
-    return NoStore(
-        f"there is no checkpoint in {address}",
-        hint="Check the address: `holdfast ls FOLDER` lists the runs below a folder.",
-    )
 
 
 def _recorded_rules(entry: Entry | None) -> tuple[Best, ...]:

@@ -98,7 +98,7 @@ class SnapshotMemory:
             if source.streamed:
                 yield HeldLeaf(leaf.path, source, None)
                 continue
-            data = memoryview(self._region[at : at + source.nbytes])
+            data = self._region[at : at + source.nbytes].data
             for start in range(0, source.nbytes, _COPY_BYTES):
                 source.copy_range(start, data[start : start + _COPY_BYTES])
             source.close()

@@ -37,7 +37,7 @@ def release(child: Repo, borrowed: frozenset[str]) -> None:
                     parent.update_record(
                         "release fork",
                         record.id,
-                        lambda r: {"pins": tuple(p for p in r.pins if p != pin)},
+                        lambda r, pin=pin: {"pins": tuple(p for p in r.pins if p != pin)},
                     )
         except HoldfastError as error:
             logger.warning("%s keeps a pin for %s: %s", target, child.address, error)

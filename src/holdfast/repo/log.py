@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,6 +24,7 @@ from holdfast.errors import (
     CommitUnknown,
     CorruptionError,
     DamagedObject,
+    HoldfastError,
     ObjectNotFound,
     StoreUnavailable,
 )
@@ -40,7 +42,9 @@ SEGMENT_RECORDS = 64
 ANCESTORS = 64
 KEEP_ENTRIES = 32
 ENTRY_MAX_BYTES = 256 * MiB
-_READ_ATTEMPTS = 8
+# A reader must see no newer entry after it read one: beside a busy writer it tries again.
+_READ_ATTEMPTS = 25
+_READ_BACKOFF_S = 0.001
 _CREATE_ATTEMPTS = 4
 _CREATE_BACKOFF_S = 0.05
 
@@ -100,7 +104,9 @@ class Log:
         self._store = store
         self._clock = clock
         self._segments: dict[str, tuple[Record, ...]] = {}
-        self._oldest_known = 2
+        self._oldest_known = 1
+        self._durable = ""
+        """Id of the newest entry that is known to be synced."""
 
     # -- reading ---------------------------------------------------------------
 
@@ -111,15 +117,17 @@ class Log:
         CorruptionError if there are entries and none can be used.
         """
         damage: dict[int, str] = {}
-        for _ in range(_READ_ATTEMPTS):
+        for attempt in range(_READ_ATTEMPTS):
+            time.sleep(_READ_BACKOFF_S * attempt)
             numbers = self._list()
             if not numbers:
                 return None
             damage = {}
             found = self._newest_of(numbers, damage)
-            if found is not None:
-                head = Head(*found, damage=tuple(damage.values()))
-                return head
+            # What was read counts only if nothing is above it now: since the listing the
+            # number may have been pruned, and taken again by a late request.
+            if found is not None and self._list()[:1] == numbers[:1]:
+                return Head(*found, damage=tuple(damage.values()))
         if not damage:
             raise StoreUnavailable(
                 f"the log of {self._store.address} changes faster than it can be read",
@@ -135,7 +143,7 @@ class Log:
     def _list(self) -> list[int]:
         found = (keys.entry_number(info.key) for info in self._store.list(keys.LOG))
         numbers = sorted((n for n in found if n is not None), reverse=True)
-        self._oldest_known = min((n for n in numbers if n > 1), default=2)
+        self._oldest_known = min(numbers, default=1)
         return numbers
 
     def _newest_of(self, numbers: list[int], damage: dict[int, str]) -> tuple[Entry, str] | None:
@@ -224,15 +232,27 @@ class Log:
             records = self.records(base.entry) if base else ()
             draft = transaction(base or Head(_nothing(run), ""), records)
             entry = self._entry(draft, base, run, segment_name)
+            if base is not None and base.id != self._durable:
+                # Another process made it visible and may not have synced it yet: a power
+                # loss must not leave our entry without its parent.
+                with suppress(ObjectNotFound):  # pruned: the log has moved on, as we shall see
+                    self._store.settle(keys.entry_key(base.number))
+                self._durable = base.id
             if on_send:
                 on_send(entry.number, entry)
             id, outcome = self._create(entry, base)
-            if outcome is _Outcome.CREATED and self._chained(entry, id, base):
-                self._prune(entry.number)
+            newest = self._newest_after(entry, id, outcome)
+            named = newest.names(entry.number)
+            if named is None:
+                raise CommitUnknown(
+                    f"entry {entry.number} of {self._store.address} was sent, and the log has "
+                    "moved too far to tell whether it counts",
+                    hint="It is not reported as saved; the next save writes everything anew.",
+                )
+            if named == id:
+                self._durable = id
+                self._prune(entry)
                 return Head(entry, id), base
-            newest = self.read()
-            if newest is None:
-                raise CommitUnknown(f"the log of {self._store.address} has vanished")
             base = newest
 
     def _entry(
@@ -247,8 +267,7 @@ class Log:
         entry = msgspec.structs.replace(
             before,
             run=run,
-            # A damaged newer entry keeps its number: nothing is ever overwritten.
-            number=self._highest_taken(base) + 1 if base else 1,
+            number=before.number + 1,
             commit=keys.new_nonce(),
             parent=(base.number, base.id) if base else None,
             ancestors=(((before.parent,) if before.parent else ()) + before.ancestors)[:ANCESTORS],
@@ -259,9 +278,6 @@ class Log:
             rebuilt=False,
         )
         return msgspec.structs.replace(entry, **draft.changes)
-
-    def _highest_taken(self, base: Head) -> int:
-        return max(base.number, *self._list()) if base.damage else base.number
 
     def _lay_out(
         self,
@@ -325,7 +341,7 @@ class Log:
                 return id, _Outcome.TAKEN  # was there, is pruned: others moved on
             newest = self._read_or_unknown(entry)
             if (newest.id if newest else None) != (base.id if base else None):
-                return id, self._settled(id, entry, newest)
+                return id, _Outcome.TAKEN  # what the newest entry names decides
             if attempt + 1 < _CREATE_ATTEMPTS:
                 time.sleep(_CREATE_BACKOFF_S * 2**attempt)
             else:
@@ -339,61 +355,48 @@ class Log:
         try:
             return self.read()
         except (CorruptionError, StoreUnavailable) as error:
-            raise CommitUnknown(
-                f"entry {entry.number} of {self._store.address} was sent, and the log cannot "
-                f"be read back: {error.message}"
-            ) from error
+            raise self._unknown(entry, error) from error
 
-    def _settled(self, id: str, entry: Entry, newest: Head | None) -> _Outcome:
-        """What became of an entry that is absent while the log has moved on."""
-        named = newest.names(entry.number) if newest else None
-        if named is None:
-            raise CommitUnknown(
-                f"entry {entry.number} of {self._store.address} was sent, and the log has moved "
-                "too far to tell whether it counts",
-                hint="It is not reported as saved; the next save writes everything anew.",
-            )
-        return _Outcome.CREATED if named == id else _Outcome.TAKEN
+    def _newest_after(self, entry: Entry, id: str, outcome: _Outcome) -> Head:
+        """The newest entry once `entry` was sent; only it says what became of `entry`.
 
-    def _chained(self, entry: Entry, id: str, base: Head | None) -> bool:
-        """Whether the created entry continues the chain; False: it certainly does not.
-
-        An overtaken writer can "create" a number that others used and pruned long
-        ago. Raises CommitUnknown when neither can be shown.
+        What is at the entry's number does not: an overtaken writer can create a number
+        that others used and pruned long ago, and another's late write can stand where
+        ours was pruned.
         """
-        if base is None:
-            newest = self._read_or_unknown(entry)
-            # A first entry carries no checkpoint: where in doubt, open once more on top.
-            return newest is not None and newest.names(entry.number) == id
         try:
-            if self._get(base.number)[0] == base.id:
-                return True
-        except ObjectNotFound:
-            pass
-        except (DamagedObject, StoreUnavailable) as error:
-            raise CommitUnknown(
-                f"entry {entry.number} of {self._store.address} was written, and its parent "
-                f"cannot be read: {error.message}"
-            ) from error
+            if (
+                outcome is _Outcome.CREATED
+                and self._continues(entry)
+                and self._list()[:1] == [entry.number]
+            ):
+                return Head(entry, id)
+        except StoreUnavailable as error:
+            raise self._unknown(entry, error) from error
         newest = self._read_or_unknown(entry)
-        named = newest.names(entry.number) if newest else None
-        if newest is not None and named == id and newest.number > entry.number:
-            return True
-        if named is not None and named != id:
+        if newest is None:
+            raise CommitUnknown(f"the log of {self._store.address} has vanished")
+        return newest
+
+    def _continues(self, entry: Entry) -> bool:
+        try:
+            return not entry.parent or self._get(entry.parent[0])[0] == entry.parent[1]
+        except (ObjectNotFound, DamagedObject):
             return False
-        raise CommitUnknown(
-            f"entry {entry.number} of {self._store.address} was written, and the log has moved "
-            "too far to tell whether it counts"
+
+    def _unknown(self, entry: Entry, error: HoldfastError) -> CommitUnknown:
+        return CommitUnknown(
+            f"entry {entry.number} of {self._store.address} was sent, and the log cannot "
+            f"be read back: {error.message}"
         )
 
-    def _prune(self, newest: int) -> None:
-        """Remove old entries, lowest first, so that the highest always has its parent.
-
-        Entry 1 stays for ever: a late write of a first entry, which has no parent to be
-        checked by, must not find its number free.
-        """
+    def _prune(self, newest: Entry) -> None:
+        """Remove old entries, lowest first, so that the highest always has its parent."""
+        last = newest.number - KEEP_ENTRIES
+        if newest.parent:
+            last = min(last, newest.parent[0] - 1)  # far below, if damaged ones lie between
         try:
-            for number in range(self._oldest_known, newest - KEEP_ENTRIES + 1):
+            for number in range(self._oldest_known, last + 1):
                 self._store.delete([keys.entry_key(number)])
                 self._oldest_known = number + 1
         except StoreUnavailable as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from holdfast.core.records import Manifest, Record
 from holdfast.core.sealed import unseal
 from holdfast.core.types import GiB
-from holdfast.errors import CorruptionError, DamagedObject, ObjectNotFound
+from holdfast.errors import CorruptionError, DamagedObject, ObjectNotFound, StoreUnavailable
 from holdfast.repo import keys
 from holdfast.repo.check import check_manifest
 from holdfast.repo.log import Head, logger
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from holdfast.repo.repo import Repo
 
 MANIFEST_MAX_BYTES = 2 * GiB
+_ATTEMPTS = 5
 
 
 class Rebuilt(NamedTuple):
@@ -32,25 +33,35 @@ class Rebuilt(NamedTuple):
     base: Head | None
     """The newest intact entry."""
     number: int
-    """A number that no entry has, for an entry without base."""
+    """The number of the repairing entry: above all that are there, damaged ones too."""
     epoch_floor: int
     """No epoch that a damaged entry may have used is above this."""
 
 
 def rebuild(repo: Repo) -> Rebuilt:
     """Read the log; where it is damaged, list what is whole instead (nothing is written)."""
-    problem = ""
-    try:
-        head = repo.head()
-        if head is not None and not head.damage:
-            return Rebuilt(None, head, 0, 0)
-        problem = "; ".join(head.damage) if head else ""
-    except CorruptionError as error:
-        head, problem = None, error.message
-    numbers = [keys.entry_number(info.key) or 0 for info in repo.store.list(keys.LOG)]
-    found = _whole_manifests(repo)
-    if head is None and not numbers and not found:
-        return Rebuilt(None, None, 1, 0)
+    for _ in range(_ATTEMPTS):
+        problem = "it is missing"
+        try:
+            head = repo.head()
+            if head is not None and not head.damage:
+                return Rebuilt(None, head, 0, 0)
+            problem = "; ".join(head.damage) if head else problem
+        except CorruptionError as error:
+            head, problem = None, error.message
+        # Numbers before manifests: whatever these entries list has its manifest by now,
+        # and an entry that comes later takes the number that the repair wants.
+        numbers = _numbers(repo)
+        found = _whole_manifests(repo)
+        if head is None and not numbers and not found:
+            return Rebuilt(None, None, 1, 0)
+        if _numbers(repo) == numbers and (numbers or head is None):
+            break
+        # Another process opened the run or saved between our looks: look again.
+    else:
+        raise StoreUnavailable(
+            f"{repo.address} changes while its log is being repaired", hint="Start again."
+        )
     known = {r.id: r for r in _readable_records(repo, head)}
     ordered = sorted(found.items(), key=lambda item: (item[1].epoch, item[1].ordinal))
     records = tuple(known.get(id) or record_of(id, manifest) for id, manifest in ordered)
@@ -59,12 +70,17 @@ def rebuild(repo: Repo) -> Rebuilt:
     logger.error(
         "the log of %s is damaged (%s): rebuilt its list from %d whole checkpoint(s)",
         repo.address,
-        problem or "it is missing",
+        problem,
         len(records),
     )
     # Each damaged entry can have raised the epoch by one.
     floor = max(epochs, default=0) + len(numbers)
     return Rebuilt(records, head, max(numbers, default=0) + 1, floor)
+
+
+def _numbers(repo: Repo) -> list[int]:
+    found = (keys.entry_number(info.key) for info in repo.store.list(keys.LOG))
+    return sorted(number for number in found if number is not None)
 
 
 def _readable_records(repo: Repo, head: Head | None) -> tuple[Record, ...]:

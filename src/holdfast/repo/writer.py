@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -88,25 +89,35 @@ class Writer:
 
             def transaction(head: Head, live: tuple[Record, ...]) -> Draft:
                 other = head.entry.holder
-                if other is not None and not take_over and alive(other):
+                if other is not None and not take_over and _is_held(head.entry, me, alive):
                     raise _held(repo.address, other, me)
                 changes: dict[str, Any] = {
                     "epoch": max(head.entry.epoch, rebuilt.epoch_floor) + 1,
                     "holder": me,
                 }
                 if rebuilt.records is None or head.number != base_number:
+                    if head.damage:
+                        raise StoreUnavailable(
+                            f"the log of {repo.address} was damaged while it was being opened",
+                            hint="Start again.",
+                        )
                     return Draft(live, "open", changes)
                 changes["ordinal"] = max((r.ordinal for r in rebuilt.records), default=0)
                 changes["rebuilt"] = True
-                if rebuilt.base is None:
-                    changes["number"] = rebuilt.number
+                changes["number"] = rebuilt.number
                 return Draft(rebuilt.records, "repair", changes)
 
             head, _ = repo.log.commit(transaction, base=rebuilt.base, run=run)
             writer = cls(repo, head.entry.epoch, head)
+            _open_here[run, writer.epoch] = writer
         return writer
 
     # -- saving ----------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def run(self) -> str:
@@ -178,6 +189,11 @@ class Writer:
         """
         self._check_open()
         id, data = seal(manifest)
+        if save.entry is not None:
+            raise CommitUnknown(
+                f"a commit of step {manifest.step} was sent before and may have landed",
+                hint="Save the state again: a new save writes everything under new names.",
+            )
         save.manifest = id
         self._put_own(keys.manifest_key(id), [data], len(data))
         record = record_of(
@@ -360,6 +376,20 @@ class Writer:
             f"{self._repo.address} was taken over by {who}; this process can no longer save",
             hint="Stop this process. Only one may write a run; give each its own address.",
         )
+
+
+_open_here: WeakValueDictionary[tuple[str, int], Writer] = WeakValueDictionary()
+"""Writers of this process: (run id, epoch) -> writer."""
+
+
+def _is_held(entry: Entry, me: Holder, alive: Callable[[Holder], bool | None]) -> bool:
+    if entry.holder is None:
+        return False
+    if entry.holder != me:
+        return bool(alive(entry.holder))
+    # Ours, unless an opening of ours failed after its entry had landed.
+    writer = _open_here.get((entry.run, entry.epoch))
+    return writer is not None and not writer.closed
 
 
 def _ensure_info(repo: Repo, parent: str) -> str:

@@ -73,6 +73,11 @@ class Feed(Protocol):
         """Also stop workers that persist. `open` starts them again."""
         ...
 
+    def inherit(self, before: Any) -> None:
+        """The program has built its loader anew: `before` is the feed of the last one.
+        Called before the first `open`."""
+        ...
+
 
 @runtime_checkable
 class Stateful(Protocol):
@@ -138,6 +143,9 @@ class BaseFeed:
         self._at: Literal["new", "inside", "end"] = "new"
         self._taken = 0
         self._identity: dict[str, Any] = {}  # of the epoch in progress
+        self._begun = False
+        self._lasts: bool | None = None
+        """Whether the program uses one loader for several epochs, where that was seen."""
 
     # -- for subclasses ----------------------------------------------------------
 
@@ -165,7 +173,13 @@ class BaseFeed:
         raise NotImplementedError
 
     def _settle(self, saved: dict[str, Any]) -> None:
-        """Bring the loader to the end of the saved epoch."""
+        """Bring the loader to the end of the saved epoch. If the program builds it anew
+        in each epoch (`self._lasts` is False), only what it shares with the last one."""
+
+    def _share(self, before: Any) -> list[str]:
+        """Compare what is kept between epochs with that of the feed `before`, of this
+        kind. Returns what a resume put back wrongly."""
+        return []
 
     def _next(self) -> Any:
         raise NotImplementedError
@@ -188,6 +202,7 @@ class BaseFeed:
             self._start()
             return True
         self._identity = self.identity()
+        self._lasts = saved.get("lasts")
         changes = self._changes(saved)
         if saved["at"] == "end":
             if changes:
@@ -201,6 +216,7 @@ class BaseFeed:
         if changes:
             return self._restart(saved, changes)
         self._at, self._taken = "inside", int(saved["taken"])
+        self._begun = True
         self._resume(saved)
         return True
 
@@ -225,6 +241,7 @@ class BaseFeed:
             "at": self._at,
             "taken": self._taken,
             "identity": self._identity,
+            "lasts": self._lasts,
             **self._record(),
         }
 
@@ -237,9 +254,27 @@ class BaseFeed:
     def shutdown(self) -> None:
         self.close()
 
+    def inherit(self, before: Any) -> None:
+        if not isinstance(before, BaseFeed):
+            self._lasts = False
+            return
+        # One that had lasted was exchanged: another that lasts, for all we know.
+        self._lasts = None if before._lasts else False
+        if type(before) is type(self) and (wrong := self._share(before)):
+            logger.warning(
+                "%s is built anew in each epoch, which nobody could know when the run was resumed "
+                "after the first one: %s went on where the last one had ended. The epoch before "
+                "this one may have had another order than in a run that was not stopped.",
+                self.name,
+                ", ".join(wrong),
+            )
+
     # -- the loader has changed --------------------------------------------------
 
     def _start(self) -> None:
+        if self._begun:
+            self._lasts = True
+        self._begun = True
         self._at, self._taken = "inside", 0
         self._identity = self.identity()
         self._begin()
@@ -312,6 +347,7 @@ class AskedFeed(BaseFeed):
         self._iterator: Iterator[Any] | None = None
         self._rng: dict[str, Any] | None = None
         self._left = False
+        self._guessed = False  # was told a saved end, though nobody knew if it lasts
 
     def identity(self) -> dict[str, Any]:
         # Its length may be what is left, and what may change is for it to say.
@@ -336,9 +372,13 @@ class AskedFeed(BaseFeed):
 
     def _settle(self, saved: dict[str, Any]) -> None:
         self._rng = saved["rng"]
-        self._left = saved["state"] is None
+        self._left = saved["state"] is None or self._lasts is False
         if not self._left:
+            self._guessed = self._lasts is None
             self.loader.load_state_dict(saved["state"])
+
+    def _share(self, before: AskedFeed) -> list[str]:
+        return [self.name] if before._guessed else []
 
     def _record(self) -> dict[str, Any]:
         # An epoch that was left early is not gone on with: the next one begins anew.
@@ -416,7 +456,7 @@ class CountedFeed(BaseFeed):
         if not self._once:
             self._start_state = {"rng": saved["rng"], "held": saved["held"]}
             self._held.settle(saved["held_now"])
-        elif not saved["exhausted"]:
+        elif not saved["exhausted"] and self._lasts is not False:
             # Left early, and the next loop goes on with it. (An exhausted one has been
             # replaced by another: nobody can have gone on with it.)
             rng = capture_rng()
@@ -461,6 +501,9 @@ class CountedFeed(BaseFeed):
 
     def _ended(self) -> None:
         self._held.end()
+
+    def _share(self, before: CountedFeed) -> list[str]:
+        return self._held.inherit(before._held)
 
     def _record(self) -> dict[str, Any]:
         return {

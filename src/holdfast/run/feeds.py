@@ -33,7 +33,7 @@ class FeedBook:
     def __init__(self, policy: Policy = "refuse") -> None:
         self._policy: Policy = policy
         self._entries: dict[str, _Entry] = {}
-        self._saved: Mapping[str, Any] = {}
+        self._saved: dict[str, Any] = {}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from the states that `states` returned."""
@@ -51,17 +51,20 @@ class FeedBook:
         """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open."""
         entry = self.bind(place, loaders, mode, feed)
         first, entry.opened = not entry.opened, True
-        if saved is None and first and (before := self._before(entry)) is not None:
+        before = self._take_saved(entry)
+        if saved is None and first and before is not None:
             rng = capture_rng()
             feed.open(before)
             feed.close()
             apply_rng(rng)
         return feed.open(saved)
 
-    def _before(self, entry: _Entry) -> Any:
-        """The saved state of a feed: one loader may serve loops at several places."""
-        places = (place for place, one in self._entries.items() if one is entry)
-        return next((self._saved[place] for place in places if place in self._saved), None)
+    def _take_saved(self, entry: _Entry) -> Any:
+        """The saved state of a feed, once: a loader that the program builds in a later
+        epoch is another one. (One loader may serve loops at several places.)"""
+        places = [place for place, one in self._entries.items() if one is entry]
+        states = [self._saved.pop(place) for place in places if place in self._saved]
+        return states[0] if states else None
 
     def bind(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed) -> _Entry:
         """The loop at `place` is served by `feed`."""
@@ -71,6 +74,8 @@ class FeedBook:
         shared = next((e for e in self._entries.values() if e.feed is feed), None)
         entry = shared or _Entry(tuple(loaders), mode, feed)
         self._entries[place] = entry
+        if found is not None and shared is None:
+            feed.inherit(found.feed)
         if found is not None and all(e is not found for e in self._entries.values()):
             found.feed.shutdown()  # the program built its loader anew
         return entry
@@ -185,3 +190,8 @@ class TogetherFeed:
     def shutdown(self) -> None:
         for feed in self._feeds:
             feed.shutdown()
+
+    def inherit(self, before: Any) -> None:
+        others = before._feeds if isinstance(before, TogetherFeed) else []
+        for feed, other in zip(self._feeds, [*others, *[None] * len(self._feeds)], strict=False):
+            feed.inherit(other)

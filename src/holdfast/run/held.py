@@ -58,8 +58,32 @@ class Held:
         self._roots = dict(roots)
         self._follow = follow
         self._built = {path: _print(place) for path, place in self._places().items()}
+        self._begun = False
         self._ended: dict[str, str] | None = None
         self._outside: dict[str, bool] = {}
+        """Whether the program sets a generator between epochs, where that was seen."""
+        self._lasts: dict[str, bool | None] = {}
+        """Whether the object at a path outlives an epoch, where that was seen."""
+        self._guessed: set[str] = set()
+        """Paths whose saved value was put back though nobody knew whether it lasts."""
+
+    def inherit(self, before: Held) -> list[str]:
+        """The program built an iterable anew; `before` is what the one before it held.
+        Returns the paths that a resume took to last and that turn out not to."""
+        places, old = self._places(), before._places()
+        for path, place in places.items():
+            if path in old and _is_same(place, old[path]):
+                self._lasts[path] = True
+                self._built[path] = before._built.get(path)
+                if path in before._outside:
+                    self._outside[path] = before._outside[path]
+            else:
+                # One that had lasted was exchanged: another that lasts, for all we know.
+                self._lasts[path] = None if before._lasts.get(path) else False
+        if before._ended is not None:
+            lasting = {path for path, lasts in self._lasts.items() if lasts}
+            self._ended = {path: now for path, now in before._ended.items() if path in lasting}
+        return sorted(path for path in before._guessed if self._lasts.get(path) is False)
 
     def state(self) -> dict[str, Any]:
         """A plain tree of all that `restore` needs. Copies what may change."""
@@ -68,7 +92,11 @@ class Held:
             now = _print(place)
             if now is None:
                 continue
-            entry: dict[str, Any] = {"now": now, "built": self._built.get(path) or ""}
+            entry: dict[str, Any] = {
+                "now": now,
+                "built": self._built.get(path) or "",
+                "lasts": self._lasts.get(path),
+            }
             if place.library is not None:
                 entry["library"] = place.library.name
                 entry["state"] = place.library.read(place.value)
@@ -82,6 +110,9 @@ class Held:
     def begin(self) -> None:
         """An epoch begins: note which generators the program has set since the last
         one ended (`generator.manual_seed(epoch)` in an epoch's prologue)."""
+        if self._begun:
+            self._lasts = dict.fromkeys(self._places(), True)
+        self._begun = True
         if self._ended is None:
             return
         for path, place in self._places().items():
@@ -115,32 +146,42 @@ class Held:
                 problems.append(f"{path} was {entry['value']!r}, is {place.value!r}")
             else:
                 problems.append(f"{path} has changed")
-        self._note_outside(saved)
+        self._begun = True
+        self._note(saved)
         return problems
 
     def settle(self, saved: dict[str, Any]) -> None:
         """Put back what lasts from one epoch to the next, at an epoch's end. What the
-        program sets anew before each epoch is left as it has just set it."""
+        program sets or builds anew before each epoch is left as it has just made it."""
         live = self._places()
-        self._note_outside(saved)
+        self._note(saved)
         for path, entry in saved.items():
             place = live.get(path)
-            if place is None:
+            lasts = entry.get("lasts")
+            if place is None or lasts is False:
                 continue
             now = _print(place)
+            if now == entry["now"]:
+                continue
             as_built = now == entry["built"]
             if place.library is None:
-                if now != entry["now"] and as_built and "value" in entry:
+                if as_built and "value" in entry:
                     _assign(place, entry["value"])
+                    self._note_guess(path, lasts)
                 continue
             outside = entry.get("outside")
             if outside is None and not as_built:
-                # Seeded in this epoch's prologue, or built with a seed from the clock?
-                # A torch generator always starts with the same seed: it was the former.
-                outside = place.library.name == "torch"
+                # Seeded or built in this epoch's prologue, or before the loop, with a
+                # seed from the clock? The latter has another one in each process.
+                outside = place.library.seeded(place.value)
             if not outside:
                 self._restore_generator(path, place, entry)
+                self._note_guess(path, lasts)
         self._ended = {path: entry["now"] for path, entry in saved.items()}
+
+    def _note_guess(self, path: str, lasts: bool | None) -> None:
+        if lasts is None:
+            self._guessed.add(path)
 
     def _restore_generator(self, path: str, place: _Place, entry: dict[str, Any]) -> list[str]:
         assert place.library is not None
@@ -152,10 +193,12 @@ class Held:
             return [f"{path} is another kind of generator"]
         return []
 
-    def _note_outside(self, saved: dict[str, Any]) -> None:
+    def _note(self, saved: dict[str, Any]) -> None:
+        """Go on from what the saved run had learned."""
         self._outside = {
             path: bool(entry["outside"]) for path, entry in saved.items() if "outside" in entry
         }
+        self._lasts = {path: entry.get("lasts") for path, entry in saved.items()}
 
     def _places(self) -> dict[str, _Place]:
         found: dict[str, _Place] = {}
@@ -185,6 +228,14 @@ class Held:
             else:
                 visit(root, path, 0)
         return found
+
+
+def _is_same(place: _Place, before: _Place) -> bool:
+    """Whether what a run changes at one of them is seen at the other."""
+    if place.library is not None:
+        return place.value is before.value
+    shared = place.value is before.value and not isinstance(place.value, _SCALARS)
+    return place.owner is before.owner or shared
 
 
 def owner_of(value: object, known: Iterable[Library]) -> Library | None:

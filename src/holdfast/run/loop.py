@@ -61,6 +61,9 @@ class IndexFeed:
     def shutdown(self) -> None:
         pass
 
+    def inherit(self, before: Any) -> None:
+        pass
+
 
 class Status(Enum):
     NEW = "new"

@@ -60,6 +60,11 @@ class Library(Protocol):
         """Seed a generator object from 16 bytes, in place."""
         ...
 
+    def seeded(self, generator: Any) -> bool:
+        """Whether the program certainly chose this generator's seed. False: it may also
+        have come from the operating system."""
+        ...
+
     def array(self, value: object) -> np.ndarray[Any, Any] | None:
         """`value` as an array if it is this library's array type, without copying."""
         ...
@@ -93,6 +98,9 @@ class PythonRandom:
 
     def reseed(self, generator: random.Random, digest: bytes) -> None:
         generator.seed(int.from_bytes(digest, "little"))
+
+    def seeded(self, generator: random.Random) -> bool:
+        return False
 
     def array(self, value: object) -> None:
         return None
@@ -136,6 +144,14 @@ class NumpyRandom:
         else:
             bits = generator.bit_generator
             bits.state = type(bits)(np.random.SeedSequence([int(word) for word in words])).state
+
+    def seeded(self, generator: Any) -> bool:
+        if isinstance(generator, np.random.RandomState):
+            return False
+        sequence = getattr(generator.bit_generator, "seed_seq", None)
+        entropy = getattr(sequence, "entropy", None)
+        # What NumPy takes from the system has 128 bits.
+        return entropy is not None and not (isinstance(entropy, int) and entropy >= 1 << 64)
 
     def array(self, value: object) -> np.ndarray[Any, Any] | None:
         return value if isinstance(value, np.ndarray) else None

@@ -247,6 +247,7 @@ class Session:
         if not self._checked:
             self._checked = True
             self.tracked.check_claimed(self._names, self._address)
+            self.tracked.check_complete(loaded_adapters())
         self.manager.acquire()
         if not self.stop.install() and not self._warned_thread:
             self._warned_thread = True
@@ -335,6 +336,7 @@ class Session:
     # -- saving ----------------------------------------------------------------------
 
     def _save(self, note: str, *, block: bool = False, finished: bool = False) -> None:
+        self.tracked.check_complete(loaded_adapters(), saving=True)
         position = self.engine.snapshot()
         state = self.tracked.state()
         loop = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from holdfast.errors import StructureMismatch, UsageError
+from holdfast.errors import StructureMismatch, UntrackedParameters, UsageError
 from holdfast.run.box import Box, redeclare, values_of
 
 BOX = "box"
@@ -28,6 +28,8 @@ class Tracked:
         self._objects: dict[str, Any] = {}
         self._fed: list[Any] = []
         """Objects whose position the loops save."""
+        self._complete = False
+        """Nothing was tracked since `check_complete` found all that belongs together."""
 
     def add(self, objects: Mapping[str, Any]) -> list[str]:
         """Track `objects`; the names that were not tracked before."""
@@ -46,6 +48,7 @@ class Tracked:
                 )
         fresh = [name for name in objects if name not in self._objects]
         self._objects.update(objects)
+        self._complete = False
         return fresh
 
     def feed(self, loader: Any) -> None:
@@ -114,6 +117,20 @@ class Tracked:
             unexpected=unclaimed,
             hint=hint,
         )
+
+    def check_complete(self, adapters: Iterable[Any], *, saving: bool = False) -> None:
+        """Raises UntrackedParameters if tracked optimizers train what nothing tracked
+        saves. Before the first save it waits for what was declared late."""
+        if self._complete or (not saving and not self._late <= self._objects.keys()):
+            return
+        state = self.state()
+        found: list[str] = []
+        for adapter in adapters:
+            if verb := getattr(adapter, "untracked_parameters", None):
+                found.extend(verb(state))
+        if found:
+            raise UntrackedParameters(found)
+        self._complete = True
 
     def adopt(self, restored: Mapping[str, Any]) -> None:
         """After a restore into `targets`: what it made of them.

@@ -25,6 +25,7 @@ from holdfast.torch.plain import load_checkpoint as load_checkpoint
 from holdfast.torch.plain import save_checkpoint as save_checkpoint
 from holdfast.torch.tensors import recorded_devices as recorded_devices
 from holdfast.torch.untracked import find_untracked as find_untracked
+from holdfast.torch.untracked import untracked_parameters as untracked_parameters
 
 __all__ = [
     "adapter",
@@ -32,6 +33,7 @@ __all__ = [
     "load_checkpoint",
     "recorded_devices",
     "save_checkpoint",
+    "untracked_parameters",
 ]
 
 del _torch

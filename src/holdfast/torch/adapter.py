@@ -25,7 +25,7 @@ from holdfast.torch.objects import (
 from holdfast.torch.optimizers import decode_optimizer, encode_optimizer
 from holdfast.torch.sparse import decode_sparse, encode_sparse
 from holdfast.torch.tensors import check_supported, decode_tensor, encode_tensor
-from holdfast.torch.untracked import find_untracked
+from holdfast.torch.untracked import find_untracked, untracked_parameters
 
 # Tag -> what it restores into in place, in words, and how.
 _LIVE: dict[str, tuple[Any, str, Callable[[dict[str, Node], object, str, Decoder], Any]]] = {
@@ -89,6 +89,10 @@ class TorchAdapter:
     def find_untracked(self, scope: Mapping[str, Any], tracked: Mapping[str, Any]) -> list[str]:
         """Names in a caller's frame of what should be tracked, too."""
         return find_untracked(scope, tracked)
+
+    def untracked_parameters(self, tracked: Mapping[str, Any]) -> list[str]:
+        """Parameters that tracked optimizers train and nothing tracked saves."""
+        return untracked_parameters(tracked)
 
     def capture_rng(self) -> dict[str, object]:
         return rng.capture_rng()

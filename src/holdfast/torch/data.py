@@ -36,7 +36,7 @@ from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import LoaderInterrupted, LoopError
 from holdfast.run.feed import AskedFeed, BaseFeed, CountedFeed, Feed, Policy, Stateful
 from holdfast.run.held import Held
-from holdfast.run.randomness import Library, PrivateStreams
+from holdfast.run.randomness import PrivateStreams
 from holdfast.torch.randomness import TORCH
 from holdfast.torch.workers import (
     SeededIndex,
@@ -180,6 +180,9 @@ class _LoaderFeed(BaseFeed):
     def _ended(self) -> None:
         self._held.end()
 
+    def _share(self, before: _LoaderFeed) -> list[str]:
+        return self._held.inherit(before._held)
+
     def _drop(self) -> None:
         iterator, self._iterator = self._iterator, None
         stop_workers(iterator)
@@ -198,7 +201,9 @@ class MapFeed(_LoaderFeed):
         self._indices = _Indices(loader)
         self._copy: DataLoader[Any] | None = None  # holds the workers that persist
         # In workers these are seeded per batch; here they are part of the state.
-        self._augmenting = [] if loader.num_workers else data_generators(loader)
+        found = [] if loader.num_workers else data_generators(loader)
+        self._augmenting = Held({str(number): one for number, one in enumerate(found)})
+        self._generators = len(found)
 
     def identity(self) -> dict[str, Any]:
         loader = self.loader
@@ -212,7 +217,7 @@ class MapFeed(_LoaderFeed):
             # How many does not matter. But without any, random numbers come from the
             # global streams.
             "workers": "some" if loader.num_workers else "none",
-            "generators in the dataset": len(self._augmenting),
+            "generators in the dataset": self._generators,
         }
 
     def _find_held(self) -> Held:
@@ -250,22 +255,29 @@ class MapFeed(_LoaderFeed):
         self._copy.__dict__["generator"] = twin
         self._start_iterator(self._copy)
 
+    def _begin(self) -> None:
+        self._augmenting.begin()
+        super()._begin()
+
     def _resume(self, saved: dict[str, Any]) -> None:
         super()._resume(saved)
-        self._set_augmenting(saved)
+        self._augmenting.restore(saved["augmenting"])
 
     def _settle(self, saved: dict[str, Any]) -> None:
         super()._settle(saved)
-        self._set_augmenting(saved)
+        self._augmenting.settle(saved["augmenting"])
 
     def _record(self) -> dict[str, Any]:
-        own = [library.read(generator) for library, generator in self._augmenting]
-        return {**super()._record(), "augmenting": own}
+        return {**super()._record(), "augmenting": self._augmenting.state()}
 
-    def _set_augmenting(self, saved: dict[str, Any]) -> None:
-        # Lengths differ only at the end of an epoch, which said so already.
-        for (library, generator), state in zip(self._augmenting, saved["augmenting"], strict=False):
-            library.write(generator, state)
+    def _ended(self) -> None:
+        super()._ended()
+        self._augmenting.end()
+
+    def _share(self, before: MapFeed) -> list[str]:
+        own = self._augmenting.inherit(before._augmenting)
+        words = [f"a generator in its dataset ({number})" for number in own]
+        return super()._share(before) + words
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -440,10 +452,10 @@ class StreamFeed(_LoaderFeed):
 # -- both ---------------------------------------------------------------------
 
 
-def data_generators(loader: DataLoader[Any]) -> list[tuple[Library, Any]]:
+def data_generators(loader: DataLoader[Any]) -> list[Any]:
     """Generator objects in the dataset and collate_fn, each once."""
     found = [*find_generators(loader.dataset), *find_generators(loader.collate_fn)]
-    return list({id(generator): (library, generator) for library, generator in found}.values())
+    return list({id(generator): generator for _, generator in found}.values())
 
 
 def _copy_of(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:

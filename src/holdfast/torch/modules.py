@@ -156,10 +156,7 @@ def plain_loading(module: torch.nn.Module) -> bool:
     for part in module.modules():
         if any(getattr(part, hooks, None) for hooks in _HOOKS):
             return False
-        methods = (getattr(getattr(type(part), name), "__module__", "") for name in _LOADING)
-        if not all(defined_in.startswith(_KNOWN) for defined_in in methods):
-            return False
-        if any(name in part.__dict__ for name in _LOADING):
+        if not _is_torchs_own(part, _LOADING):
             return False
         tensors: list[Any] = [*part._parameters.values(), *part._buffers.values()]
         if any(map(is_lazy, tensors)):
@@ -167,10 +164,19 @@ def plain_loading(module: torch.nn.Module) -> bool:
     return True
 
 
+def _is_torchs_own(module: torch.nn.Module, methods: Iterable[str]) -> bool:
+    kind = type(module)
+    return all(
+        getattr(getattr(kind, name), "__module__", "").startswith(_KNOWN)
+        and name not in module.__dict__
+        for name in methods
+    )
+
+
 def _restore_in_place(
     module: torch.nn.Module, state: dict[str, Node], path: str, decoder: Decoder
 ) -> None:
-    tensors, extras = _live_state(module)
+    tensors, extras = live_state(module)
     matched = match_names(state, [*tensors, *extras])
     _report_names(state, [*tensors, *extras], matched, path, decoder)
     first: dict[Any, str] = {}
@@ -203,7 +209,7 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.data_ptr() != other.data_ptr() and one.shape == other.shape
 
 
-def _live_state(
+def live_state(
     module: torch.nn.Module,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.nn.Module]]:
     """What state_dict names: live tensors, and the modules with extra state."""
@@ -219,6 +225,16 @@ def _live_state(
         if type(part).get_extra_state is not torch.nn.Module.get_extra_state:
             extras[_join(prefix, _EXTRA)] = part
     return tensors, extras
+
+
+def saves_more(module: torch.nn.Module) -> bool:
+    """Whether the state of this very module may hold more than `live_state` finds."""
+    kind = type(module)
+    return (
+        kind.get_extra_state is not torch.nn.Module.get_extra_state
+        or bool(module._state_dict_hooks)
+        or not _is_torchs_own(module, ("state_dict", "_save_to_state_dict"))
+    )
 
 
 def _into_extra_state(node: Node, module: torch.nn.Module, path: str, decoder: Decoder) -> None:

@@ -47,6 +47,8 @@ def decode_stateful(node: dict[str, Node], target: object, path: str, decoder: D
     elif target.is_enabled() and not state:
         decoder.changed(path, "the state of a disabled scaler", "an enabled scaler")
     else:
+        if decoder.selection:
+            state = {**target.state_dict(), **state}  # it takes nothing less than all
         decoder.finish(lambda: _load(target, state, path))
     return target
 

@@ -14,6 +14,7 @@ dicts of the parameter groups, to which schedulers refer, stay the same objects.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 from holdfast.core.adapters import NOTHING, Decoder, Encoder
 from holdfast.core.classes import type_name
 from holdfast.core.leaves import settle
+from holdfast.core.report import Selection
 from holdfast.core.types import Node
 from holdfast.errors import StateError
 from holdfast.torch.dtypes import describe, name_of
@@ -86,7 +88,15 @@ def decode_optimizer(node: dict[str, Node], target: object, path: str, decoder: 
         _restore_in_place(parts, params, target, path, decoder)
     else:
         state = decoder.decode(node.get("v"), NOTHING, path)
-        decoder.finish(lambda: _load_and_repair(target, settle(state), params, path))
+        selection = decoder.selection
+
+        def finish() -> None:
+            complete = settle(state)
+            if selection:
+                complete = _completed(complete, target.state_dict(), path, selection)
+            _load_and_repair(target, complete, params, path)
+
+        decoder.finish(finish)
     return target
 
 
@@ -225,7 +235,21 @@ def _restore_in_place(
             zip(parts.groups or (), live.param_groups, strict=False)
         )
     ]
-    decoder.finish(lambda: _apply(live, state, groups))
+    kept = set(_not_wanted(live, params, path, decoder.selection))
+    decoder.finish(lambda: _apply(live, state, groups, kept))
+
+
+def _not_wanted(live: Optimizer, params: _Params, path: str, selection: Selection) -> Iterator[Any]:
+    """Keys of the live state whose entries are not to be restored."""
+    numbers = {
+        param: number
+        for described, group in zip(params, live.param_groups, strict=True)
+        for (number, _, _), param in zip(described, group["params"], strict=True)
+    }
+    for key in live.state if selection else ():
+        name = numbers.get(key, key)
+        if isinstance(name, str | int) and not selection.wanted(f"{path}/state/{name}"):
+            yield key
 
 
 def _group_in_place(
@@ -238,6 +262,8 @@ def _group_in_place(
             continue
         current = live.get(name)
         where = f"{path}/{name}"
+        if not decoder.selection.wanted(where):
+            continue
         if name == "param_names" and isinstance(current, list):
             _same_names(node, current, where, decoder)
         elif isinstance(current, torch.Tensor):
@@ -273,7 +299,10 @@ def _shortened(names: list[str]) -> str:
 
 
 def _apply(
-    live: Optimizer, state: list[tuple[Any, Any]] | None, groups: list[dict[str, Any]]
+    live: Optimizer,
+    state: list[tuple[Any, Any]] | None,
+    groups: list[dict[str, Any]],
+    kept: set[Any],
 ) -> None:
     memo: dict[int, Any] = {}
     if state is not None:
@@ -286,7 +315,8 @@ def _apply(
                 current.update(value)
                 value = current
             entries.append((key, value))
-        live.state.clear()
+        for key in [key for key in live.state if key not in kept]:
+            del live.state[key]
         live.state.update(entries)
     for group, values in zip(live.param_groups, groups, strict=False):
         for name, value in values.items():
@@ -306,6 +336,28 @@ def _put(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 # -- through load_state_dict ----------------------------------------------------
+
+
+def _completed(saved: Any, live: Any, path: str, selection: Selection) -> Any:
+    """`saved` with the `live` values where nothing is to be restored: torch's
+    load_state_dict replaces all that it is not given."""
+    if not selection.wanted(path):
+        return live
+    if isinstance(saved, dict) and isinstance(live, dict):
+        stays = [
+            name for name in live if name not in saved and not selection.wanted(f"{path}/{name}")
+        ]
+        both = {
+            name: _completed(value, live.get(name, value), f"{path}/{name}", selection)
+            for name, value in saved.items()
+        }
+        return {**both, **{name: live[name] for name in stays}}
+    if isinstance(saved, list) and isinstance(live, list) and len(saved) == len(live):
+        return [
+            _completed(value, here, f"{path}/{number}", selection)
+            for number, (value, here) in enumerate(zip(saved, live, strict=True))
+        ]
+    return saved
 
 
 def _load_and_repair(optimizer: Optimizer, state: Any, params: _Params, path: str) -> None:

@@ -61,6 +61,10 @@ def entry_in_place(
         values[name] = _value_in_place(
             value, str(name), existing, placing, f"{path}/{name}", decoder
         )
+    if isinstance(current, dict):
+        for name, existing in current.items():
+            if name not in values and not decoder.selection.wanted(f"{path}/{name}"):
+                values[name] = existing
     return values
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from holdfast.core.address import Latest, parse_reference
+from holdfast.errors import UntrackedParameters
+from holdfast.torch.untracked import untracked_parameters
 
 if TYPE_CHECKING:
     from holdfast.manager import CheckpointInfo, Restored
@@ -34,7 +36,8 @@ def save_checkpoint(
     to save by name. The random states of Python, NumPy and torch are saved, too. `keep`
     says which older checkpoints of this run stay (None: all).
 
-    Raises UnsupportedValue, RunHeld if another process writes the run, StoreError.
+    Raises UnsupportedValue, UntrackedParameters if the optimizer trains parameters that
+    neither `model` nor `more` holds, RunHeld if another process writes the run, StoreError.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> save_checkpoint("memory://plain", model=model, step=10, epoch=1).ref
@@ -42,8 +45,9 @@ def save_checkpoint(
     """
     from holdfast.manager import CheckpointManager
 
+    state = _named(model, optimizer, scheduler, more)
+    _check_complete(state)
     with CheckpointManager(address, keep=keep) as manager:
-        state = _named(model, optimizer, scheduler, more)
         return manager.save(step, state, metrics=metrics).result()
 
 
@@ -67,7 +71,7 @@ def load_checkpoint(
     leaves what differs as it is; what was saved and is not asked for is ignored.
     `rng=False` leaves the random states alone.
 
-    Raises StructureMismatch, NoIntactCheckpoint, CheckpointNotFound.
+    Raises StructureMismatch, UntrackedParameters, NoIntactCheckpoint, CheckpointNotFound.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> _ = save_checkpoint("memory://plain2", model=model, step=10, epoch=1)
@@ -81,6 +85,8 @@ def load_checkpoint(
     # The latest is asked for without a name: only then a damaged one is passed over.
     ref = None if isinstance(reference.selector, Latest) else str(reference.selector)
     into = _named(model, optimizer, scheduler, more)
+    if strict:
+        _check_complete(into)
     with CheckpointManager(reference.address, keep=None) as manager:
         return manager.restore(into, ref, strict=strict, only=tuple(into), rng=rng)
 
@@ -90,3 +96,8 @@ def _named(
 ) -> dict[str, Any]:
     named = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     return {**{name: value for name, value in named.items() if value is not None}, **more}
+
+
+def _check_complete(named: Mapping[str, Any]) -> None:
+    if found := untracked_parameters(named):
+        raise UntrackedParameters(found)

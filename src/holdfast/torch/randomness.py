@@ -40,6 +40,9 @@ class TorchRandom:
     def reseed(self, generator: torch.Generator, digest: bytes) -> None:
         generator.manual_seed(_seed(digest))
 
+    def seeded(self, generator: torch.Generator) -> bool:
+        return True  # a new one always has the same seed
+
     def array(self, value: object) -> np.ndarray[Any, Any] | None:
         if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
             return None

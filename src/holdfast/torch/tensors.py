@@ -66,7 +66,7 @@ def check_supported(tensor: torch.Tensor, path: str) -> None:
     kind = type(tensor)
     # A kind of parameter comes back as a plain one; live ones keep their class.
     simple = kind in _PLAIN or kind in _LAZY or issubclass(kind, torch.nn.Parameter)
-    if not simple or not _has_memory(kind):
+    if not simple or not has_memory(kind):
         raise UnsupportedValue(
             path,
             f"tensor of class {kind.__module__}.{kind.__qualname__}, not in this version",
@@ -89,7 +89,7 @@ def check_supported(tensor: torch.Tensor, path: str) -> None:
         raise UnsupportedValue(path, "nested tensor", hint="Save its parts: list(tensor.unbind()).")
 
 
-def _has_memory(kind: type) -> bool:
+def has_memory(kind: type) -> bool:
     """Whether tensors of this class hold their elements themselves; DTensor and other
     wrappers intercept every operation and hold other tensors."""
     own: Any = torch.Tensor
@@ -115,7 +115,9 @@ def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
     if tensor.numel() == 0:
         node["leaf"] = encoder.leaf(TensorSource(tensor), path)
         return node
-    if not tensor.is_contiguous():
+    # With dimensions of size 1 a tensor is contiguous in several orders at once; torch
+    # chooses the memory format of results by strides that make no other difference.
+    if not tensor.is_contiguous() or 1 in tensor.shape:
         order = dense_order(tensor.shape, tensor.stride(), 1)
         if order and order != sorted(order):
             node["order"] = order
@@ -266,7 +268,7 @@ def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> boo
     """Whether the live `target` can hold `saved`; reports it if not. Raises
     StateError for tensors that this version cannot write."""
     kind = type(target)
-    if not _has_memory(kind):
+    if not has_memory(kind):
         raise StateError(
             f"cannot restore into {path!r}: it is a {kind.__module__}.{kind.__qualname__}, "
             "not in this version",

@@ -32,6 +32,24 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def failed(outcome: Outcome, status: int) -> str:
+    """The error of a failed command, after its shape was checked."""
+    assert outcome.status == status, outcome
+    assert outcome.err.startswith("Error: ")
+    return outcome.err
+
+
+def same_error_as_json(cli: Command, *words: object) -> dict[str, Any]:
+    """The error as JSON says the same as the text does."""
+    text, value = cli(*words), cli(*words, "--json")
+    assert value.status == text.status != 0
+    assert set(value.json) >= {"ok", "error", "hint", "exit_code"}
+    assert value.json["ok"] is False
+    assert value.json["exit_code"] == text.status
+    assert f"Error: {value.json['error'].splitlines()[0]}" in text.err
+    return value.json
+
+
 @pytest.fixture
 def holdfast_cli(capsys: pytest.CaptureFixture[str]) -> Command:
     def call(*words: object) -> Outcome:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,27 +15,9 @@ from safetensors.numpy import load_file
 
 import holdfast
 from holdfast.cli import cli
-from tests.cli.conftest import Command, Outcome, flip
+from tests.cli.conftest import Command, failed, flip, same_error_as_json
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def failed(outcome: Outcome, status: int) -> str:
-    """The error of a failed command, after its shape was checked."""
-    assert outcome.status == status, outcome
-    assert outcome.err.startswith("Error: ")
-    return outcome.err
-
-
-def same_error_as_json(cli: Command, *words: object) -> dict[str, Any]:
-    """The error as JSON says the same as the text does."""
-    text, value = cli(*words), cli(*words, "--json")
-    assert value.status == text.status != 0
-    assert set(value.json) >= {"ok", "error", "hint", "exit_code"}
-    assert value.json["ok"] is False
-    assert value.json["exit_code"] == text.status
-    assert f"Error: {value.json['error'].splitlines()[0]}" in text.err
-    return value.json
 
 
 # -- ls -----------------------------------------------------------------------
@@ -43,8 +27,9 @@ def test_ls(run: Path, holdfast_cli: Command) -> None:
     done = holdfast_cli("ls", run)
     assert done.status == 0
     assert done.err == ""
-    title, *rows = done.out.splitlines()
+    title, *rows, total = done.out.splitlines()
     assert title.split() == ["STEP", "SAVED", "SIZE", "NEW", "acc", "val_loss", "TAGS/NOTE", "ID"]
+    assert re.fullmatch(r"4 checkpoints, [0-9.]+ KB stored\.", total)
     assert [row.split()[0] for row in rows] == ["400", "300", "200", "100"]
     assert "gold (every=100)" in rows[2]
     assert "pinned (every=100)" in rows[3]
@@ -62,6 +47,38 @@ def test_ls_json(run: Path, holdfast_cli: Command) -> None:
     assert value["checkpoints"][2]["tags"] == ["gold"]
     assert value["checkpoints"][3]["pinned"] is True
     assert value["checkpoints"][0]["new_bytes"] < value["checkpoints"][0]["nbytes"]
+    assert (value["finished"], value["writer"], value["best"]) == (False, None, {})
+    packs = sum(pack.stat().st_size for pack in (run / "packs").iterdir())
+    assert value["stored_bytes"] == packs
+
+
+def test_ls_says_what_the_run_is_doing(tmp_path: Path, holdfast_cli: Command) -> None:
+    address = tmp_path / "runs" / "gpt"
+
+    def listed() -> tuple[str, str]:
+        last = holdfast_cli("ls", address).out.splitlines()[-1]
+        return last.split("stored")[1], holdfast_cli("ls", address.parent).out.splitlines()[1]
+
+    with holdfast.CheckpointManager(address, keep="best=1:acc:max") as manager:
+        manager.save(1, {"x": 1}, metrics={"acc": 0.5}, note="best").result()
+        me = f"process {os.getpid()} on "
+        assert listed()[0].startswith(f"; {me}")
+        assert listed()[0].endswith(" is writing it.")
+        assert listed()[1].endswith("running")
+    assert listed()[0] == "."
+    assert "best:acc  " in holdfast_cli("ls", address).out, "and not the note (best), too"
+    code = (
+        "import os, signal, sys, holdfast\n"
+        "holdfast.CheckpointManager(sys.argv[1], keep=None).save(2, {'x': 2}).result()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(address)], check=False)
+    assert listed()[0] == "; its process is gone: start the job again."
+    assert listed()[1].endswith("interrupted")
+    with holdfast.CheckpointManager(address) as manager:
+        manager.save(3, {"x": 3}, finished=True).result()
+    assert listed()[0] == "; the run is finished."
+    assert listed()[1].endswith("finished")
 
 
 def test_ls_metric(run: Path, holdfast_cli: Command) -> None:
@@ -71,7 +88,7 @@ def test_ls_metric(run: Path, holdfast_cli: Command) -> None:
 
 
 def test_ids_that_ls_prints_are_references(run: Path, holdfast_cli: Command) -> None:
-    for row in holdfast_cli("ls", run).out.splitlines()[1:]:
+    for row in holdfast_cli("ls", run).out.splitlines()[1:-1]:
         step, id = row.split()[0], row.split()[-1]
         assert holdfast_cli("show", f"{run}@{id}", "--json").json["checkpoint"]["step"] == int(step)
 
@@ -131,10 +148,7 @@ def test_nothing_there(tmp_path: Path, holdfast_cli: Command) -> None:
         ["prune", tmp_path, "--keep", "last=1"],
     ):
         assert "no checkpoint in" in failed(holdfast_cli(*words), 10)
-        assert "ls FOLDER" in same_error_as_json(holdfast_cli, *words)["hint"] or words[0] in (
-            "show",
-            "restore",
-        )
+        assert "ls FOLDER" in same_error_as_json(holdfast_cli, *words)["hint"]
     assert list(tmp_path.iterdir()) == [], "looking creates nothing"
 
 
@@ -154,7 +168,7 @@ def test_show(run: Path, holdfast_cli: Command) -> None:
             break
     else:
         pytest.fail(page)
-    assert "best: 0.5; history: 1, 2" in page
+    assert "\nvalues\n  epoch: 2\n  box.best: 0.5\n  box.history: 1, 2\n" in page
     assert "  data.seed: 0" in page
     assert "  argv: train.py, --fast" in page
 
@@ -331,66 +345,6 @@ def test_restore_into_a_place_that_cannot_be_written(
     blocker.write_text("")
     error = failed(holdfast_cli("restore", run, blocker / "out"), 1)
     assert str(blocker) in error
-
-
-# -- prune --------------------------------------------------------------------
-
-
-def test_prune_dry_run_changes_nothing(run: Path, holdfast_cli: Command) -> None:
-    before = sorted(p for p in run.rglob("*"))
-    done = holdfast_cli("prune", run, "--keep", "last=1", "--dry-run")
-    assert done.status == 0
-    title, *rows, total = done.out.splitlines()
-    assert title.split() == ["ACTION", "STEP", "SAVED", "SIZE", "ID", "WHY"]
-    assert [row.split()[:2] for row in rows] == [
-        ["keep", "400"],
-        ["remove", "300"],
-        ["keep", "200"],
-        ["keep", "100"],
-    ]
-    assert rows[0].endswith("newest, last=1")
-    assert rows[1].endswith("no rule keeps it")
-    assert rows[2].endswith("tag gold")
-    assert rows[3].endswith("pinned")
-    assert total.startswith("Would remove 1 checkpoint, keep 3, free ")
-    assert sorted(p for p in run.rglob("*")) == before
-
-
-def test_prune(run: Path, holdfast_cli: Command) -> None:
-    done = holdfast_cli("prune", run, "--keep", "last=1")
-    assert done.status == 0
-    title, row, total = done.out.splitlines()
-    assert title.split() == ["STEP", "SAVED", "SIZE", "ID", "WHY"]
-    assert row.split()[0] == "300"
-    assert total.startswith("Removed 1 checkpoint, kept 3, freed ")
-    left = holdfast_cli("ls", run, "--json").json["checkpoints"]
-    assert [c["step"] for c in left] == [400, 200, 100]
-    assert holdfast_cli("verify", run).status == 0
-    again = holdfast_cli("prune", run, "--keep", "last=1")
-    assert again.out.startswith("Nothing to remove: 3 checkpoints")
-
-
-def test_prune_json(run: Path, holdfast_cli: Command) -> None:
-    words = ["prune", run, "--keep", "last=1 best=1:val_loss", "--json"]
-    value = holdfast_cli(*words, "--dry-run").json
-    assert value["dry_run"] is True
-    assert [c["step"] for c in value["removed"]] == [300]
-    assert value["removed"][0]["why"] == ["no rule keeps it"]
-    assert value["kept"][1]["why"] == ["tag gold", "best=1:val_loss (0.231)"]
-    done = holdfast_cli(*words).json
-    assert done == {**value, "dry_run": False}
-    assert done["freed_bytes"] > 0
-
-
-def test_prune_needs_rules(run: Path, holdfast_cli: Command) -> None:
-    assert "Missing option '--keep'" in failed(holdfast_cli("prune", run), 2)
-    assert "has no rule" in failed(holdfast_cli("prune", run, "--keep", " "), 2)
-    error = same_error_as_json(holdfast_cli, "prune", run, "--keep", "last=three")
-    assert "cannot read 'last=three'" in error["error"]
-    assert "last=N best=K:metric" in error["hint"]
-    assert "names a checkpoint" in failed(
-        holdfast_cli("prune", f"{run}@100", "--keep", "last=1"), 2
-    )
 
 
 # -- all of them --------------------------------------------------------------

@@ -132,6 +132,8 @@ def test_flat() -> None:
     ]
     assert list(nodes.flat(3)) == [("", "3")]
     assert list(nodes.flat(list(range(9)))) == [("", "0, 1, 2, 3, 4, 5, 6, 7, 8")]
+    losses = [("", "2.294, 2.294, 2.294, 2.294, 2.294, 2.294, 2.294, 2.294, … (9,999 in all)")]
+    assert list(nodes.flat([2.29443097114563] * 9999)) == losses
     assert list(nodes.flat(list(range(1410)))) == [("", "0, 1, 2, 3, 4, 5, 6, 7, … (1,410 in all)")]
 
 
@@ -172,5 +174,7 @@ def test_loops() -> None:
         "epochs: 3 of 20 done",
         "batches train: 5 done, end of the body pending",
     ]
+    over = [{"kind": "epochs", "limit": 20, "completed": 20}]
+    assert nodes.loops({"frames": [], "done": over}) == ["epochs: 20 of 20 done"]
     for none in (None, 3, {}, {"frames": []}, {"frames": [1]}, {"frames": {"a": 1}}):
         assert nodes.loops(none) == []

@@ -165,6 +165,12 @@ def test_ls_page() -> None:
     )
 
 
+def test_ls_does_not_call_more_new_than_there_is() -> None:
+    """Headers of packs are new, too, but no part of the state."""
+    page = checkpoints_text([info(1, nbytes=1000, new_bytes=5000)], [], 1000.0, 80)
+    assert page.split("\n")[1].split() == ["1", "now", "1.00", "KB", "1.00", "KB", digest(b"1")[:8]]
+
+
 # -- prune --------------------------------------------------------------------
 
 

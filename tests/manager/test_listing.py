@@ -27,14 +27,15 @@ def save_all(folder: Path, *steps: int, keep: str | None = None) -> None:
 
 
 def damage(folder: Path, step: int) -> None:
-    """Flip a bit in the data of a checkpoint."""
+    """Flip a bit in the array of a checkpoint, which it shares with no other."""
     with Listing(folder) as run:
-        for pack in run.manifest(step).packs:
-            path = folder / "packs" / f"{pack.name}.safetensors"
-            data = bytearray(path.read_bytes())
-            data[-1] ^= 1
-            path.chmod(0o644)
-            path.write_bytes(data)
+        manifest = run.manifest(step)
+    [chunk] = next(leaf for leaf in manifest.leaves if leaf.path == "w").chunks
+    path = folder / "packs" / f"{manifest.packs[chunk.pack].name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[chunk.offset] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
 
 
 def steps(folder: Path) -> list[int]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from holdfast.errors import StateError
 from holdfast.torch.optimizers import plain_loading

@@ -148,7 +148,7 @@ def note_text(info: CheckpointInfo, best: Mapping[str, str]) -> str:
     """Tags, "best:metric" and pin, and in brackets what caused the save."""
     wins = [f"best:{metric}" for metric, id in best.items() if id == info.id]
     marks = ", ".join([*info.tags, *wins, *(["pinned"] if info.pinned else [])])
-    note = f"({info.note})" if info.note else ""
+    note = f"({info.note})" if info.note and not (wins and info.note == "best") else ""
     return f"{marks} {note}".strip()
 
 
@@ -173,7 +173,7 @@ def status_text(checkpoints: int, status: RunStatus) -> str:
     elif status.writer and status.writer_alive is None:
         said += f"; last written by {shown(status.writer)}, which did not close it"
     elif status.writer:
-        said += "; its process was killed: start the job again to go on"
+        said += "; its process is gone: start the job again"
     return said + "."
 
 
@@ -183,7 +183,7 @@ def _state(run: Mapping[str, Any]) -> str:
         return "finished"
     if run["writer_alive"]:
         return "running"
-    return "killed" if run["writer_alive"] is False else ""
+    return "interrupted" if run["writer_alive"] is False else ""
 
 
 def _summary(address: str) -> dict[str, Any]:

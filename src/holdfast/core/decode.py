@@ -158,7 +158,9 @@ class TreeDecoder:
             if into is not None and key not in into:
                 self.unexpected(inner)
                 continue
-            result[key] = self.decode(node, NOTHING if into is None else into[key], inner)
+            target = NOTHING if into is None else into[key]
+            value = self.decode(node, target, inner)
+            result[key] = decode_array.filled(self, target, value, inner)
         if into is not None:
             for key in into:
                 if key not in result:

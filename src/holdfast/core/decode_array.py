@@ -102,6 +102,26 @@ def _allocate(
         raise malformed(path, f"no array can have its shape ({error})") from error
 
 
+def filled(decoder: TreeDecoder, target: object, value: Any, path: str) -> Any:
+    """What a name at the top level gets. The program holds its array elsewhere too: one
+    that does not fit is reported and kept, not replaced."""
+    if not isinstance(target, np.ndarray) or not isinstance(value, np.ndarray):
+        return value
+    live, saved = cast(arrays.Array, target), cast(arrays.Array, value)
+    if saved is live or _fits(live, saved.shape, saved.dtype):
+        return saved
+    decoder.changed(path, _describe(saved), _describe(live))
+    return live
+
+
+def _describe(array: arrays.Array) -> str:
+    """
+    >>> _describe(np.zeros((2, 3)))
+    'float64[2, 3]'
+    """
+    return f"{array.dtype}{list(array.shape)}{'' if array.flags.writeable else ', read-only'}"
+
+
 def _fits(live: arrays.Array, shape: tuple[int, ...], dtype: arrays.DType) -> bool:
     return live.shape == shape and live.dtype == dtype and live.flags.writeable
 

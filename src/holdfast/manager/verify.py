@@ -51,9 +51,10 @@ def newest_intact(
             removed = error
             continue
         if found.ok:
+            for line in damaged.values():
+                logger.error("%s", line)
             return record.id, frozenset(damaged)
         damaged[record.id] = f"checkpoint {found.info.ref} is damaged: {found.problems[0]}"
-        logger.error("%s", damaged[record.id])
     if removed is not None and not damaged:
         raise removed
     raise NoIntactCheckpoint(

@@ -1,0 +1,66 @@
+"""Stores written by every release open, verify and give back their exact values."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import holdfast
+from tests.core.exactness import assert_exact
+from tests.golden.make import state
+from tests.torch.roundtrip import assert_same
+
+STORES = sorted(path for path in Path(__file__).parent.iterdir() if path.name.startswith("v"))
+
+
+def assert_state(found: Mapping[str, Any], step: int) -> None:
+    wanted = state(step)
+    assert_same(found["torch"], wanted["torch"])
+    for name in ("plain", "numpy", "frozen"):
+        assert_exact(found[name], wanted[name], name)
+
+
+def test_there_are_stores() -> None:
+    assert [path.name for path in STORES][:1] == ["v0.1"]
+
+
+@pytest.mark.parametrize("store", STORES, ids=lambda path: path.name)
+def test_reads_old(store: Path, tmp_path: Path) -> None:
+    with holdfast.CheckpointManager(store) as ckpts:
+        assert all(found.ok for found in ckpts.verify())
+        assert [c.step for c in ckpts.checkpoints()] == [1, 2, 3, 4, 5, 6]
+        assert ckpts.finished
+        assert ckpts.info("gold").step == 2
+        assert ckpts.info(3).pinned
+        assert math.isnan(ckpts.info(2).metrics["odd"])
+        best = ckpts.best("loss", "min")
+        assert best is not None
+        assert best.step == 5
+        for step in (1, 6):
+            found = ckpts.restore(ref=step, rng=False)
+            assert found is not None
+            assert_state(found.values, step)
+        assert ckpts.load(2).config == {"lr": 0.1}
+        loop = ckpts.read_loop(4)
+        assert loop is not None
+        assert loop.loop == {"epoch": 4}
+
+
+@pytest.mark.parametrize("store", STORES, ids=lambda path: path.name)
+def test_goes_on_with_old(store: Path, tmp_path: Path) -> None:
+    """Today's version adds to an old store, reusing its data, and prunes it."""
+    copy = tmp_path / "run"
+    shutil.copytree(store, copy)
+    with holdfast.CheckpointManager(copy, keep="last=2") as ckpts:
+        info = ckpts.save(7, state(6)).result()
+        assert info.new_bytes < info.nbytes
+        assert [c.step for c in ckpts.checkpoints()] == [2, 3, 6, 7]
+        assert all(found.ok for found in ckpts.verify())
+        found = ckpts.restore(ref=7, rng=False)
+        assert found is not None
+        assert_state(found.values, 6)

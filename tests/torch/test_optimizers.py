@@ -324,8 +324,31 @@ def test_parameter_names_show_an_order_that_shapes_do_not() -> None:
     assert live.param_groups[0]["param_names"] == ["module.a", "module.b"]
 
 
-def test_another_class_is_reported() -> None:
+def test_another_class_is_reported_and_left_as_it_is() -> None:
     module = model()
-    saved = Checkpoint({"o": torch.optim.Adam(groups(module))})
-    with pytest.raises(StructureMismatch, match=r"saved as torch\.optim\.adam:Adam, live is .*SGD"):
-        saved.restore({"o": torch.optim.SGD(groups(module), lr=0.1)})
+    optimizer = torch.optim.Adam(groups(module))
+    train(module, optimizer, 0, 2)
+    saved = Checkpoint({"o": optimizer})
+    live = torch.optim.AdamW(groups(module))
+    with pytest.raises(
+        StructureMismatch, match=r"saved as torch\.optim\.adam:Adam, live is .*AdamW"
+    ):
+        saved.restore({"o": live})
+    before = live.state_dict()
+    saved.restore({"o": live}, strict=False)
+    assert_same(live.state_dict(), before)
+    assert live.param_groups[0]["decoupled_weight_decay"] is True
+
+
+def test_a_subclass_in_another_module_is_the_same_class() -> None:
+    module = model()
+
+    class Adam(torch.optim.Adam):
+        pass
+
+    Adam.__qualname__ = "Adam"
+    optimizer = Adam(groups(module))
+    train(module, optimizer, 0, 2)
+    live = torch.optim.Adam(groups(module))
+    Checkpoint({"o": optimizer}).restore({"o": live})
+    assert_same(live.state_dict(), optimizer.state_dict())

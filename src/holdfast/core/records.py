@@ -128,7 +128,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """`"nan"`, `"inf"`, `"-inf"`: shown, never best (JSON has no such numbers)."""
     tags: tuple[str, ...] = ()
     pins: tuple[str, ...] = ()
-    """Why it must stay: "" for a user's pin, else the address of a forked run."""
+    """Why it must stay: a user's words, or `fork:<address>` of a run that borrows from it."""
     note: str = ""
     """What caused the save: "every=500", "final", "preempted", …"""
     pickled: bool = False

@@ -80,7 +80,9 @@ def decode_optimizer(node: dict[str, Node], target: object, path: str, decoder: 
     params = _read_params(node.get("params"), path)
     live_kind, saved_kind = type_name(type(target)), str(node.get("type"))
     if live_kind.rpartition(":")[2] != saved_kind.rpartition(":")[2]:
+        # Nor would its hyperparameters fit: those of Adam turn an AdamW into an Adam.
         decoder.changed(path, saved_kind, live_kind)
+        return target
     if not _same_parameters(params, target, path, decoder):
         return target
     parts = _parts(node.get("v"))

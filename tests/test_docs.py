@@ -70,7 +70,7 @@ def test_python_runs(page: Path, tmp_path: Path) -> None:
     program = ""
     for block in to_run(page):
         program += "\n" * (block.line - 1 - program.count("\n")) + block.text
-    script = tmp_path / (page.stem + ".py")
+    script = tmp_path / f"page_{page.stem}.py"  # "torch.py" would hide torch
     script.write_text(program)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],

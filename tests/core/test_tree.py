@@ -16,6 +16,7 @@ from holdfast.errors import (
     DamagedObject,
     FormatTooNew,
     StateError,
+    StructureMismatch,
 )
 from tests.core.exactness import assert_exact
 from tests.core.tree_harness import Saved, roundtrip, save
@@ -149,12 +150,32 @@ def test_live_containers_keep_their_identity() -> None:
 def test_arrays_that_do_not_fit_are_replaced_in_their_container() -> None:
     read_only = np.zeros(3)
     read_only.flags.writeable = False
+    live: Any = {"in": {"a": np.zeros(2), "b": np.zeros(3, np.float32), "c": read_only}}
+    before = dict(live["in"])
+    save({"in": {"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)}}).restore(live)
+    for name, array in live["in"].items():
+        assert array is not before[name]
+        assert (array == 1).all()
+
+
+def test_arrays_at_the_top_that_do_not_fit_are_reported_not_replaced() -> None:
+    """The program has them in variables, and would go on with the old ones."""
+    read_only = np.zeros(3)
+    read_only.flags.writeable = False
     live: Any = {"a": np.zeros(2), "b": np.zeros(3, np.float32), "c": read_only}
     before = dict(live)
-    save({"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)}).restore(live)
-    for name in live:
-        assert live[name] is not before[name]
-        assert (live[name] == 1).all()
+    saved = save({"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)})
+    with pytest.raises(StructureMismatch) as caught:
+        saved.restore(live)
+    assert caught.value.changed == (
+        "a: saved as float64[3], live is float64[2]",
+        "b: saved as float64[3], live is float32[3]",
+        "c: saved as float64[3], live is float64[3], read-only",
+    )
+    saved.restore(live, strict=False)
+    for name, array in live.items():
+        assert array is before[name]
+        assert (array == 0).all()
 
 
 def test_fortran_and_strided_targets_are_filled_in_place() -> None:

@@ -32,26 +32,29 @@ def test_a_torch_script_killed_in_every_place(tmp_path: Path, workers: str) -> N
 
 
 @pytest.mark.slow
-def test_a_hundred_kills(tmp_path: Path) -> None:
-    """At least 10 in each phase of saving and restoring and in each place of the loop."""
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("name", "args", "points", "each"),
+    [
+        ("generic", (), SAVING, 10),
+        ("torch_train", ("0",), PLACES, 10),
+        ("torch_train", ("2",), PLACES, 5),
+    ],
+    ids=["saving and restoring", "places of the loop", "places of the loop, 2 workers"],
+)
+def test_over_a_hundred_kills(
+    tmp_path: Path, name: str, args: tuple[str, ...], points: tuple[str, ...], each: int
+) -> None:
+    """70 + 50 + 25 and more: at least 10 in each phase and in each place."""
+    wanted, counts = reference(name, tmp_path, *args)
     kills: Counter[str] = Counter()
-    scripts = [("generic", ()), ("torch_train", ("0",)), ("torch_train", ("2",))]
-    whole = [reference(name, tmp_path / f"{name}{'-'.join(args)}", *args) for name, args in scripts]
-    missing = (*SAVING, *PLACES)
-    for round_ in range(40):
-        wanting = tuple(p for p in missing if kills[p] < 10)
-        if not wanting and kills.total() >= 100:
+    for round_ in range(4 * each):
+        wanting = tuple(point for point in points if kills[point] < each)
+        if not wanting:
             break
-        # The generic script is quick, and has no epochs.
-        which = round_ % 3
-        points = tuple(p for p in wanting or missing if whole[which][1][p] or p == "restore")
-        (name, args), (wanted, counts) = scripts[which], whole[which]
         script = Script(name, tmp_path / f"round{round_}", args)
-        kill_at_each(script, points, counts, round_)
-        for _ in range(2):
-            script.run(kill_after_s=random.Random(round_).uniform(0.2, 3.0))
+        kill_at_each(script, wanting, counts, round_)
+        script.run(kill_after_s=random.Random(round_).uniform(0.2, 3.0))
         assert differing(script.finish(), wanted) == [], f"round {round_}: {script.kills}"
         kills += script.kills
-    print(dict(kills))
-    assert kills.total() >= 100, kills
-    assert all(kills[point] >= 10 for point in missing), kills
+    assert all(kills[point] >= each for point in points), kills

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from holdfast.core.rng import apply_rng, capture_rng
-from holdfast.run.feed import Feed, open_feed
+from holdfast.run.feed import Feed
+from holdfast.run.iterables import open_feed
 from tests.core.tree_harness import roundtrip
 
 EPOCHS = 3

@@ -13,7 +13,7 @@ import torch
 
 from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import LoopError
-from holdfast.run.feed import AskedFeed, CountedFeed, SequenceFeed, open_feed
+from holdfast.run.iterables import AskedFeed, CountedFeed, SequenceFeed, open_feed
 from tests.run.feed_checks import check_every_stop, plain, record, seed_everything, without_holdfast
 
 ITEMS = 6

@@ -23,7 +23,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from holdfast.errors import LoopError
-from holdfast.run.feed import open_feed
+from holdfast.run.iterables import open_feed
 from holdfast.torch.data import MapFeed
 from tests.run.feed_checks import (
     Prologue,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from holdfast.run.feed import open_feed
+from holdfast.run.iterables import open_feed
 from holdfast.torch.data import StreamFeed
 from tests.run.feed_checks import check_every_stop, record, without_holdfast
 

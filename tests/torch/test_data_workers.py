@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, get_worker_info
 
 from holdfast.errors import LoaderInterrupted
-from holdfast.run.feed import open_feed
+from holdfast.run.iterables import open_feed
 from tests.run.feed_checks import check_every_stop, plain, record, without_holdfast
 
 SAMPLES = 11
@@ -304,7 +304,7 @@ def test_workers_do_not_keep_the_program_from_ending() -> None:
         """
         import torch, time
         from torch.utils.data import DataLoader
-        from holdfast.run.feed import open_feed
+        from holdfast.run.iterables import open_feed
         class Slow(torch.utils.data.Dataset):
             def __len__(self): return 9
             def __getitem__(self, index):

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
@@ -147,3 +148,28 @@ def test_resumes_bit_for_bit_from_every_place() -> None:
         assert_same(values(tracked), expected, f"killed at place {place}")
         assert tracked["model"].out.weight is tracked["model"].embed.weight
         assert not tracked["model"].frozen.weight.requires_grad
+
+
+def lazy_training(address: str, die: Countdown) -> Any:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.LazyLinear(5), nn.Tanh(), nn.LazyLinear(2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    run = holdfast.Run(address, every=1, quiet=True)
+    run.track(model=model, optimizer=optimizer)
+    for _ in run.range(6):
+        die()
+        optimizer.zero_grad()
+        model(torch.randn(3, 4)).square().mean().backward()
+        optimizer.step()
+    run.close()
+    return {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_lazy_model_and_its_optimizer_need_no_input_to_be_resumed(place: int) -> None:
+    address = fresh_address()
+    with process():
+        lazy_training(address, Countdown(place))
+    resumed = lazy_training(address, Countdown())
+    assert_same(resumed, lazy_training(fresh_address(), Countdown()))

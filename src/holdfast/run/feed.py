@@ -4,25 +4,18 @@ A feed hands out the items of one loader, epoch after epoch. `state()` says at a
 boundary where it is; `open(state)` in another process brings an equal loader there
 without handing out anything twice, and where it can without loading what was consumed.
 
-How exact that is, and at what cost, depends on the loader: see docs/data.md.
+How exact that is, and at what cost, depends on the loader: see docs/data.md. This module
+has what all feeds share; `iterables` and the frameworks' `data` modules have the kinds.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
-
-from holdfast.core.frameworks import adapter_for_value
-from holdfast.core.rng import apply_rng, capture_rng
+from holdfast.core.rng import apply_rng
 from holdfast.errors import LoaderInterrupted as LoaderInterrupted
 from holdfast.errors import LoopError
-from holdfast.run.held import Held
-from holdfast.run.randomness import PrivateStreams
 
 logger = logging.getLogger("holdfast")
 
@@ -88,47 +81,9 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> Any: ...
 
 
-def open_feed(loader: Any, *, policy: Policy = "refuse") -> Feed:
-    """The feed for `loader`. Keep it as long as the loader: it remembers what the loader
-    was like when it was first seen, and holds workers that persist between epochs.
-
-    Raises LoopError for what cannot be iterated over in the same order again.
-    """
-    adapter = adapter_for_value(loader)
-    if adapter is not None:
-        module = import_module(f"holdfast.{adapter.name}.data")
-        feed = module.feed(loader, policy=policy)
-        if feed is not None:
-            return feed
-    if isinstance(loader, Stateful) and not isinstance(loader, type):
-        return AskedFeed(loader, policy=policy)
-    if _by_index(loader):
-        return SequenceFeed(loader, policy=policy)
-    if isinstance(loader, set | frozenset):
-        raise LoopError(
-            f"a {type(loader).__name__} has another order in each process, so it cannot be resumed",
-            hint="Iterate over sorted(...) of it.",
-        )
-    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise LoopError(
-            f"{describe(loader)} cannot be iterated over",
-            hint="Give run.batches a DataLoader, a sequence, or another iterable.",
-        )
-    return CountedFeed(loader, policy=policy)
-
-
 def describe(loader: object) -> str:
     """A loader's type for messages."""
     return type(loader).__qualname__
-
-
-def _by_index(loader: object) -> bool:
-    if isinstance(loader, range | list | tuple):
-        # A subclass may iterate otherwise than by index.
-        return type(loader).__iter__ in (range.__iter__, list.__iter__, tuple.__iter__)
-    if isinstance(loader, np.ndarray):
-        return loader.ndim > 0
-    return isinstance(loader, Sequence) and type(loader).__iter__ is Sequence.__iter__
 
 
 class BaseFeed:
@@ -305,216 +260,3 @@ class BaseFeed:
             apply_rng(saved["rng"])
         self._start()
         return False
-
-
-class SequenceFeed(BaseFeed):
-    """A range or another sequence, by index: nothing is skipped by iterating."""
-
-    kind = "sequence"
-
-    def _begin(self) -> None:
-        pass
-
-    def _prepare(self, saved: dict[str, Any]) -> list[str]:
-        return []
-
-    def _resume(self, saved: dict[str, Any]) -> None:
-        pass
-
-    def _record(self) -> dict[str, Any]:
-        return {}
-
-    def _next(self) -> Any:
-        if self._taken >= len(self.loader):
-            raise StopIteration
-        return self.loader[self._taken]
-
-
-class AskedFeed(BaseFeed):
-    """A loader with `state_dict` and `load_state_dict`: it is asked, at saves only."""
-
-    kind = "asked"
-
-    def __init__(
-        self,
-        loader: Any,
-        *,
-        policy: Policy = "refuse",
-        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        super().__init__(loader, policy=policy)
-        self._guard = guard
-        self._iterator: Iterator[Any] | None = None
-        self._rng: dict[str, Any] | None = None
-        self._left = False
-        self._guessed = False  # was told a saved end, though nobody knew if it lasts
-
-    def identity(self) -> dict[str, Any]:
-        # Its length may be what is left, and what may change is for it to say.
-        return {"type": self.name}
-
-    def _begin(self) -> None:
-        self._left = False
-        self._rng = capture_rng()
-        with self._guard():
-            self._iterator = iter(self.loader)
-
-    def _prepare(self, saved: dict[str, Any]) -> list[str]:
-        self._rng, self._left = saved["rng"], False
-        self.loader.load_state_dict(saved["state"])
-        return []
-
-    def _resume(self, saved: dict[str, Any]) -> None:
-        # It may draw as it starts: a base seed for its workers, an order.
-        apply_rng(saved["rng"])
-        with self._guard():
-            self._iterator = iter(self.loader)
-
-    def _settle(self, saved: dict[str, Any]) -> None:
-        self._rng = saved["rng"]
-        self._left = saved["state"] is None or self._lasts is False
-        if not self._left:
-            self._guessed = self._lasts is None
-            self.loader.load_state_dict(saved["state"])
-
-    def _share(self, before: AskedFeed) -> list[str]:
-        return [self.name] if before._guessed else []
-
-    def _record(self) -> dict[str, Any]:
-        # An epoch that was left early is not gone on with: the next one begins anew.
-        return {"rng": self._rng, "state": None if self._left else self.loader.state_dict()}
-
-    def _next(self) -> Any:
-        if self._iterator is None:
-            raise StopIteration
-        with self._guard():
-            try:
-                return next(self._iterator)
-            except StopIteration:
-                self._left = False
-                raise
-
-    def _drop(self) -> None:
-        self._iterator = None
-
-    def close(self) -> None:
-        self._left = self._left or self._at == "inside"
-        super().close()
-
-
-class CountedFeed(BaseFeed):
-    """Any other iterable: consumed items are iterated over again and thrown away.
-
-    What it draws from the global generators is replayed exactly (`PrivateStreams`).
-    An iterator (a generator, a file) can be gone through once, by one loop or several.
-    """
-
-    kind = "counted"
-
-    def __init__(
-        self,
-        loader: Any,
-        *,
-        policy: Policy = "refuse",
-        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        super().__init__(loader, policy=policy)
-        self._guard = guard
-        self._once = isinstance(loader, Iterator)
-        self._held = Held({} if self._once else {"loader": loader})
-        self._iterator: Iterator[Any] | None = None
-        self._streams: PrivateStreams | None = None
-        self._start_state: dict[str, Any] = {}
-        self._before = 0  # items that earlier loops took of a one-shot iterator
-        self._exhausted = False
-
-    def _begin(self) -> None:
-        if self._once and self._iterator is not None:
-            if self._exhausted:
-                raise LoopError(
-                    f"this {self.name} has been iterated over to its end",
-                    hint="An iterator goes once. Give run.batches an object whose __iter__ "
-                    "starts anew (a list, a DataLoader, a class), and one per epoch.",
-                )
-            return
-        self._held.begin()
-        self._start_state = {"rng": capture_rng(), "held": self._held.state()}
-        self._iterate()
-
-    def _iterate(self) -> None:
-        self._streams = PrivateStreams()
-        self._iterator = self.loader if self._once else iter(self.loader)
-
-    def _prepare(self, saved: dict[str, Any]) -> list[str]:
-        self._held.restore(saved["held"])  # other differences are not known to matter
-        return []
-
-    def _resume(self, saved: dict[str, Any]) -> None:
-        self._replay(saved, self._taken)
-
-    def _settle(self, saved: dict[str, Any]) -> None:
-        if not self._once:
-            self._start_state = {"rng": saved["rng"], "held": saved["held"]}
-            self._held.settle(saved["held_now"])
-        elif not saved["exhausted"] and self._lasts is not False:
-            # Left early, and the next loop goes on with it. (An exhausted one has been
-            # replaced by another: nobody can have gone on with it.)
-            rng = capture_rng()
-            self._replay(saved, 0)
-            apply_rng(rng)
-
-    def _replay(self, saved: dict[str, Any], taken: int) -> None:
-        if self._once and self._iterator is not None:
-            raise LoopError(
-                f"this {self.name} has been used and cannot go back",
-                hint="Build it anew, or give run.batches an iterable that can start again.",
-            )
-        self._start_state = {"rng": saved["rng"], "held": saved["held"]}
-        self._before = int(saved["before"])
-        self._exhausted = bool(saved["exhausted"])
-        apply_rng(saved["rng"])
-        self._iterate()
-        for number in range(self._before + taken):
-            try:
-                self._pull()
-            except StopIteration:
-                raise LoopError(
-                    f"{self.name} has only {number:,} items now; {self._before + taken:,} had "
-                    "been taken when the checkpoint was made",
-                    hint="Put its data back, or start the run at another address.",
-                ) from None
-
-    def _pull(self) -> Any:
-        assert self._iterator is not None
-        assert self._streams is not None
-        with self._streams, self._guard():
-            return next(self._iterator)
-
-    def _next(self) -> Any:
-        if self._iterator is None:
-            raise StopIteration
-        try:
-            return self._pull()
-        except StopIteration:
-            self._exhausted = True
-            raise
-
-    def _ended(self) -> None:
-        self._held.end()
-
-    def _share(self, before: CountedFeed) -> list[str]:
-        return self._held.inherit(before._held)
-
-    def _record(self) -> dict[str, Any]:
-        return {
-            **self._start_state,
-            "held_now": self._held.state() if self._at == "end" else {},
-            "before": self._before,
-            "exhausted": self._exhausted,
-        }
-
-    def _drop(self) -> None:
-        if self._once:
-            self._before, self._taken = self._before + self._taken, 0
-        else:
-            self._iterator = None

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import UsageError
-from holdfast.run.feed import Feed, Policy, open_feed
+from holdfast.run.feed import Feed, Policy
+from holdfast.run.iterables import open_feed
 
 Mode = Literal["min", "cycle"]
 

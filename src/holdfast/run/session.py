@@ -31,6 +31,7 @@ from holdfast.run.box import Box
 from holdfast.run.console import Console, differences_line, plural, started_line
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
+from holdfast.run.gradients import Accumulation
 from holdfast.run.loop import Engine, Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Replay
@@ -99,6 +100,7 @@ class Session:
         self.tracked = Tracked(box, settings.late, settings.rename or {})
         self.metrics = MetricBook()
         self.feeds = FeedBook(data)
+        self.gradients = Accumulation()
         self.engine = Engine(self)
         self.stop = StopSignals(inside=self.engine.inside, notice=self._notice)
         self.resumed: Any | None = None
@@ -129,6 +131,7 @@ class Session:
             # Before reading: what is restored must be the newest when we start to write.
             manager.acquire()
         manager.environment = environment.collect()
+        self.gradients.watch(loaded_adapters(), self.tracked.objects)
         found = manager.read_loop()
         if found is None:
             self.console.say(started_line(self._address, None))
@@ -199,6 +202,7 @@ class Session:
 
     def restore_late(self, names: Collection[str]) -> None:
         """Objects were tracked after the start: give them what the checkpoint holds."""
+        self.gradients.watch(loaded_adapters(), self.tracked.objects)
         if self.resumed is None:
             return
         targets = self.tracked.targets(self._names, self._loaders)
@@ -230,7 +234,9 @@ class Session:
 
     def land(self, *, over: bool, rng: bool) -> None:
         assert self.resumed is not None
-        self._restore(self.resumed.id, rng=rng)
+        restored = self._restore(self.resumed.id, rng=rng)
+        if not over:
+            self.gradients.restore(restored.loop.get("gradients", {}))
         self.metrics.settle(is_step=False)
         if over:
             self.console.say(
@@ -239,6 +245,7 @@ class Session:
 
     def before_item(self, loop: Loop) -> None:
         self._final = False
+        self.gradients.begin()
         if self._armed:
             if self.stop.requested and self.engine.position.top.completed == 0:
                 self._stop_here()  # the signal came after the last boundary
@@ -319,7 +326,7 @@ class Session:
             return
         if self.stop.requested:
             self._stop_here()
-        elif reason and self.engine.position.replayable:
+        elif reason and self.engine.position.replayable and not self.gradients.defers():
             self._save(reason)
 
     def tail(self) -> None:
@@ -346,6 +353,7 @@ class Session:
             "metrics": self.metrics.to_tree(),
             "lengths": dict(self._lengths),
             "feeds": self.feeds.states(self.engine.open_feeds()),
+            "gradients": self.gradients.state(),
         }
         pending = self.manager.save(
             position.step,
@@ -473,6 +481,7 @@ class Session:
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
         self.stop.restore()
+        self.gradients.close()
         try:
             self.feeds.close()
             for saved in self._waiting:

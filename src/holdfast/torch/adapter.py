@@ -12,6 +12,7 @@ from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
 from holdfast.torch import rng
+from holdfast.torch.gradients import Gradients
 from holdfast.torch.modules import decode_module, encode_module
 from holdfast.torch.objects import (
     STATEFUL,
@@ -93,6 +94,10 @@ class TorchAdapter:
     def untracked_parameters(self, tracked: Mapping[str, Any]) -> list[str]:
         """Parameters that tracked optimizers train and nothing tracked saves."""
         return untracked_parameters(tracked)
+
+    def gradients(self) -> Gradients:
+        """A watch on the gradients that tracked optimizers have not used yet."""
+        return Gradients()
 
     def capture_rng(self) -> dict[str, object]:
         return rng.capture_rng()

@@ -34,8 +34,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import LoaderInterrupted, LoopError
-from holdfast.run.feed import AskedFeed, BaseFeed, CountedFeed, Feed, Policy, Stateful
+from holdfast.run.feed import BaseFeed, Feed, Policy, Stateful
 from holdfast.run.held import Held
+from holdfast.run.iterables import AskedFeed, CountedFeed
 from holdfast.run.randomness import PrivateStreams
 from holdfast.torch.randomness import TORCH
 from holdfast.torch.workers import (

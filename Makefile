@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format types layers pytest pytest-slow clean
+.PHONY: help demo test test-full lint format types layers pytest pytest-slow soak bench clean
 .NOTPARALLEL:  # two pip processes must not write one environment
 
 help:  ## list the targets
@@ -41,6 +41,12 @@ pytest: $(VENV)/.dev  ## the quick tests
 
 pytest-slow: $(VENV)/.dev  ## the slow tests, the built wheel among them
 	$(BIN)/python -m pytest -n 2 -m slow
+
+soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
+	$(BIN)/python -m tests.kill.soak --kills 1000
+
+bench: $(VENV)/.dev  ## save and restore beside torch.save, safetensors and DCP
+	$(BIN)/python -W ignore bench/save_restore.py --mib 1024
 
 clean:  ## remove what the targets made, .venv too
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis \

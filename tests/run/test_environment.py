@@ -37,7 +37,8 @@ def test_git_commit_and_edits(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "train.py").write_text("1\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "x")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"))
+    script = str(tmp_path / "train.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
     clean = collect()["git"]
     assert len(clean["commit"]) == 40
     assert clean["dirty"] is False

@@ -153,7 +153,7 @@ def test_no_intact_checkpoint_is_an_error_and_never_a_silent_start(tmp_path: Pat
 def test_what_cannot_be_filled_in_place_is_refused(tmp_path: Path) -> None:
     folder = two_checkpoints(tmp_path / "run")
     for other, words in (
-        (np.ones(999), r"float64\[1000\], tracked as float64\[999\]"),
+        (np.ones(999), r"float64\[1000\], live is float64\[999\]"),
         ([], "list"),
     ):
         run = holdfast.Run(folder, quiet=True).track(weights=other)

@@ -94,7 +94,10 @@ def test_there_is_a_whole_export_at_every_moment(tmp_path: Path) -> None:
     def read() -> None:
         while not stop.is_set():
             shown = os.readlink(path)  # raises, and the thread dies, if there is no link
-            names = set(os.listdir(tmp_path / shown)) if (tmp_path / shown).exists() else None
+            try:
+                names = set(os.listdir(tmp_path / shown))
+            except FileNotFoundError:
+                names = None
             # It was whole, unless it is no longer the one that is shown.
             if names != {"a", "b", "c"} and os.readlink(path) == shown:
                 missing.append(shown)

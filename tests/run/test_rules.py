@@ -1,4 +1,4 @@
-"""The rules of the loop, in the order of docs/loop.md; each has a test of its name."""
+"""The rules of the loop: places, tracking, finishing. Saving and data have files of their own."""
 
 from __future__ import annotations
 
@@ -10,30 +10,24 @@ import pytest
 
 import holdfast
 from holdfast.errors import (
-    ConfigChanged,
     LoopError,
     RunClosed,
     StructureMismatch,
-    UsageError,
 )
 from tests.support.jobs import (
     Countdown,
-    Killed,
     Model,
     Shuffled,
     fresh_address,
     kill_everywhere,
+    killed_at,
     process,
+    steps_of,
     train,
 )
 
 
 def nothing() -> None: ...
-
-
-def steps_of(address: str) -> list[int]:
-    with holdfast.CheckpointManager(address) as manager:
-        return [info.step for info in manager.checkpoints()]
 
 
 def plain(every: Any) -> Any:
@@ -87,48 +81,6 @@ def test_the_prologue_runs_again_with_the_random_numbers_it_had() -> None:
                 trace.append((epoch, int(order[index]), np.random.rand()))
 
     kill_everywhere(script)
-
-
-def test_a_save_due_after_the_last_batch_waits_for_the_tail() -> None:
-    address = fresh_address()
-    with holdfast.Run(address, every=4, keep=None, quiet=True) as run:
-        model = Model()
-        run.track(model=model)
-        train(run, model, Shuffled(4), 3, nothing)
-    with holdfast.CheckpointManager(address) as manager:
-        infos = manager.checkpoints()
-    assert [info.step for info in infos] == [4, 8, 12]
-    assert [info.metrics["val_loss"] for info in infos] == [3, 2, 1]
-    assert [info.note for info in infos] == ["every=4", "every=4", "final"]
-
-
-def test_box_values_survive_and_containers_keep_their_identity() -> None:
-    address = fresh_address()
-    for _ in range(2):
-        run = holdfast.Run(address, every=1, quiet=True)
-        state = run.box(best=9.0, history=[])
-        history = state.history
-        with process():
-            for epoch in run.epochs(4):
-                if run.resumed is None and epoch == 2:
-                    raise Killed
-                state.best -= 1
-                history.append(epoch)
-    assert history is state.history
-    assert history == [0, 1, 2, 3]
-    assert state.best == 5.0
-
-
-def test_a_box_default_that_the_checkpoint_lacks() -> None:
-    address = fresh_address()
-    with holdfast.Run(address, quiet=True) as run:
-        run.box(best=1.0)
-        list(run.range(2))
-    run = holdfast.Run(address, quiet=True)
-    run.box(patience=3)
-    list(run.range(3))
-    assert run.box(best=5.0, patience=7).best == 1.0
-    assert run.box.patience == 3
 
 
 def test_break_in_the_inner_loop_closes_it() -> None:
@@ -279,17 +231,6 @@ def test_completed_loops_yield_nothing() -> None:
     kill_everywhere(script)
 
 
-def killed_at(step: int, loop: Any) -> str:
-    """The address of a run that was killed after `step` steps of `loop(run)`."""
-    address = fresh_address()
-    with process():
-        run = holdfast.Run(address, every=1, quiet=True)
-        for _ in loop(run):
-            if run.step == step:
-                raise Killed
-    return address
-
-
 def test_other_loops_than_those_of_the_checkpoint_are_an_error() -> None:
     def nested(run: holdfast.Run) -> Any:
         for _ in run.epochs(3):
@@ -308,20 +249,6 @@ def test_other_loops_than_those_of_the_checkpoint_are_an_error() -> None:
         list(run.epochs(3, name="other"))
 
 
-def test_two_loaders_in_one_loop() -> None:
-    for mode, expected in (("min", 2), ("cycle", 5)):
-
-        def script(address: str, die: Any, trace: list, mode: Any = mode) -> None:
-            run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
-            left, right = Shuffled(2), Shuffled(5)
-            for _ in run.epochs(2):
-                for a, b in run.batches(left, right, mode=mode):
-                    die()
-                    trace.append((a, b, np.random.rand()))
-
-        assert kill_everywhere(script) == 2 * expected
-
-
 def test_interleaving_two_loops_raises() -> None:
     run = holdfast.Run(fresh_address(), quiet=True)
     with pytest.raises(LoopError, match="cannot be advanced in turn"):
@@ -336,177 +263,6 @@ def test_guard_counts_and_saves_nothing() -> None:
         assert list(run.guard([1, 2, 3])) == [1, 2, 3]
         assert len(run.guard([1, 2])) == 2
     assert steps_of(address) == [1, 2]
-
-
-def test_metrics_after_a_loop_belong_to_its_last_step() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, every="epoch", keep=None, quiet=True)
-    for epoch in run.epochs(2):
-        for index in run.range(2):
-            run.log(loss=index)
-        run.log(val_loss=epoch)
-    run.log(test_loss=0.125)
-    run.log(test_loss=0.25)
-    found = {info.step: dict(info.metrics) for info in run.manager.checkpoints()}
-    assert found == {
-        2: {"loss": 1.0, "val_loss": 0.0},
-        4: {"loss": 1.0, "val_loss": 1.0, "test_loss": 0.25},
-    }
-    assert run.metrics == {"loss": 1.0, "val_loss": 1.0, "test_loss": 0.25}
-
-
-def test_metrics_of_an_earlier_step_are_not_a_later_checkpoints() -> None:
-    run = holdfast.Run(fresh_address(), every=2, keep=None, quiet=True)
-    for index in run.range(5):
-        if index == 0:
-            run.log(val_loss=0.1)
-    assert [dict(info.metrics) for info in run.manager.checkpoints()] == [{}, {}, {}]
-    assert run.metrics == {"val_loss": 0.1}
-
-
-def test_metrics_survive_a_resume() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, quiet=True)
-    for index in run.range(3):
-        run.log(loss=index)
-    run = holdfast.Run(address, quiet=True)
-    list(run.range(3))
-    assert run.metrics == {"loss": 2.0}
-
-
-def test_an_improving_metric_saves_at_the_next_boundary() -> None:
-    address = fresh_address()
-    losses = [5.0, 4.0, 6.0, float("nan"), 3.0, 3.0, 9.0]
-    run = holdfast.Run(address, every=None, keep="best=1:loss", quiet=True)
-    for index in run.range(len(losses)):
-        run.log(loss=losses[index])
-    infos = run.manager.checkpoints()
-    assert [info.step for info in infos] == [5, 7]
-    best = run.manager.best("loss")
-    assert best is not None
-    assert (best.step, best.note) == (5, "best")
-
-
-def test_best_survives_a_restart() -> None:
-    address = fresh_address()
-    losses = [5.0, 2.0, 4.0, 4.0, 1.0, 3.0]
-    for end in (3, 6):
-        run = holdfast.Run(address, every=None, keep="last=1 best=1:loss", quiet=True)
-        for index in run.range(end):
-            run.log(loss=losses[index])
-        best = run.manager.best("loss")
-        assert best is not None
-        assert best.metrics["loss"] == min(losses[:end])
-
-
-def test_a_metric_logged_before_the_next_step_joins_the_checkpoint_of_the_last() -> None:
-    run = holdfast.Run(fresh_address(), every="epoch", keep=None, quiet=True)
-    for epoch in run.epochs(3):
-        if epoch:
-            run.log(val_loss=epoch)  # evaluates what the epoch before has trained
-        list(run.range(2))
-    found = {info.step: dict(info.metrics) for info in run.manager.checkpoints()}
-    assert found == {2: {"val_loss": 1.0}, 4: {"val_loss": 2.0}, 6: {}}
-
-
-def test_a_metric_of_the_tail_does_not_join_a_checkpoint_from_before_the_tail() -> None:
-    class NoLength:
-        def __iter__(self) -> Any:
-            yield from (1, 2)
-
-    run = holdfast.Run(fresh_address(), every=2, keep=None, quiet=True)
-    box = run.box(value=0)
-    for epoch in run.epochs(1):
-        list(run.batches(NoLength()))  # saves at its end, which it cannot know to be it
-        box.value = 1  # the state changes
-        run.log(val_loss=epoch)
-        list(run.range(1))
-    found = [(info.step, dict(info.metrics)) for info in run.manager.checkpoints()]
-    assert found == [(2, {}), (3, {})]
-
-
-def test_a_step_saved_twice_is_the_newest_commit() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, every=2, keep=None, quiet=True)
-    box = run.box(value=0)
-    for _ in run.range(2, count=False):
-        for index in run.range(2):
-            box.value = index
-            run.save()
-        box.value = 10
-    with holdfast.CheckpointManager(address) as manager:
-        assert manager.load(2)["box"]["value"] == 10
-        assert [info.step for info in manager.checkpoints()] == [1, 2, 3, 4]
-
-
-def test_every_epoch_saves_after_the_tail() -> None:
-    run = holdfast.Run(fresh_address(), every="epoch", keep=None, quiet=True)
-    box = run.box(tails=0)
-    for _ in run.epochs(3):
-        list(run.range(2))
-        box.tails += 1
-    infos = run.manager.checkpoints()
-    assert [info.step for info in infos] == [2, 4, 6]
-    assert [run.manager.load(info.step)["box"]["tails"] for info in infos] == [1, 2, 3]
-
-
-def test_every_epoch_without_epochs_is_an_error_at_the_first_item() -> None:
-    run = holdfast.Run(fresh_address(), every="10min epoch", quiet=True)
-    loop = iter(run.range(3))
-    with pytest.raises(LoopError, match=r"run.epochs"):
-        next(loop)
-
-
-def test_tracking_a_name_again_replaces_it() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, quiet=True)
-    first, second = Model(), Model()
-    run.track(model=first).track(model=second)
-    second.seen = 7
-    list(run.range(1))
-    assert run.manager.load()["model"]["seen"] == 7
-
-
-def test_late_track_restores_at_once() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, quiet=True)
-    model, late = Model(), Model()
-    run.track(model=model, late=late)
-    late.seen = 5
-    list(run.range(3))
-    run = holdfast.Run(address, late=["late"], quiet=True)
-    run.track(model=Model())
-    for index in run.range(5):
-        if index == 3:
-            again = Model()
-            run.track(late=again)
-            assert again.seen == 5
-            again.seen = 6
-            run.track(late=again)  # not restored a second time
-            assert again.seen == 6
-
-
-def test_names_that_nobody_claimed_raise_before_the_first_step() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, quiet=True)
-    list(run.track(model=Model(), ema=Model()).range(3))
-    run = holdfast.Run(address, quiet=True).track(model=Model())
-    loop = run.range(5)
-    with pytest.raises(StructureMismatch, match="'ema'") as caught:
-        next(loop)
-    assert "late=['ema']" in caught.value.hint
-    run = holdfast.Run(address, quiet=True).track(model=Model())
-    assert len(list(run.track(ema=Model()).range(5))) == 2
-
-
-def test_a_renamed_object() -> None:
-    address = fresh_address()
-    list(holdfast.Run(address, quiet=True).track(net=Model()).range(3))
-    with pytest.raises(StructureMismatch) as caught:
-        next(holdfast.Run(address, quiet=True).track(model=Model()).range(5))
-    assert "rename" in str(caught.value)
-    run = holdfast.Run(address, rename={"net": "model"}, quiet=True).track(model=Model())
-    assert len(list(run.range(5))) == 2
 
 
 def test_more_epochs_for_a_finished_run_continue() -> None:
@@ -539,73 +295,6 @@ def test_a_finished_run_says_so_and_goes_on_after_the_loop(capfd) -> None:
     assert lines[1].startswith(f"resumed {address} at step 6 (verified, saved ")
     assert lines[2] == f"{address} is finished at step 6: nothing to train"
     assert len(steps_of(address)) == 1
-
-
-class OwnGenerator:
-    """A loader with a generator that goes on from epoch to epoch."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.rng = np.random.default_rng(5)
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Any:
-        return iter(self.rng.permutation(self.n).tolist())
-
-
-@pytest.mark.parametrize(("every", "leave_at"), [(1, 99), (1, 2), ("epoch", 2)])
-def test_what_a_loader_keeps_between_epochs_goes_on(every: Any, leave_at: int) -> None:
-    def script(address: str, die: Any, trace: list) -> None:
-        run = holdfast.Run(address, every=every, quiet=True).track(trace=trace)
-        first, second = OwnGenerator(4), OwnGenerator(3)
-        for _ in run.epochs(2):
-            for loader in (first, second, first):
-                for item in run.batches(loader):
-                    die()
-                    trace.append((item, run.step))
-                    if run.batch == leave_at:
-                        break
-
-    kill_everywhere(script)
-
-
-def test_a_loader_that_is_built_in_each_epoch() -> None:
-    def script(address: str, die: Any, trace: list) -> None:
-        run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
-        for epoch in run.epochs(3):
-            for item in run.batches(Shuffled(3)):
-                die()
-                trace.append((epoch, float(item)))
-
-    kill_everywhere(script)
-
-
-def test_data_that_changed_is_allowed_between_epochs_with_one_line(capfd) -> None:
-    address = fresh_address()
-    for n, epochs in ((3, 2), (4, 3)):
-        run = holdfast.Run(address)
-        for _ in run.epochs(epochs):
-            list(run.batches(list(range(n))))
-        run.close()
-    assert "batches: 4 items in an epoch, 3 before" in capfd.readouterr().err
-    assert steps_of(address)[-1] == 10
-
-
-def test_data_that_changed_in_mid_epoch_is_refused_unless_allowed(caplog) -> None:
-    def epoch(run: holdfast.Run, n: int = 4) -> Any:
-        for _ in run.epochs(2):
-            yield from run.batches(list(range(n)))
-
-    address = killed_at(2, epoch)
-    with pytest.raises(LoopError, match="changed") as caught:
-        list(epoch(holdfast.Run(address, quiet=True), 6))
-    assert 'data="restart-epoch"' in caught.value.hint
-    run = holdfast.Run(address, data="restart-epoch", quiet=True)
-    assert list(epoch(run, 6)) == [0, 1, 2, 3, 4, 5] * 2
-    assert run.step == 2 + 12
-    assert "begins anew" in caplog.text
 
 
 def test_a_newer_run_at_the_address_closes_the_older(capfd) -> None:
@@ -672,19 +361,6 @@ def test_a_start_that_failed_can_be_tried_again() -> None:
     assert run.step == 0
 
 
-def test_log_and_save_from_other_threads() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, every=None, keep=None, quiet=True)
-    for index in run.range(4):
-        if index == 1:
-            thread = threading.Thread(target=lambda: (run.log(loss=0.5), run.save()))
-            thread.start()
-            thread.join()
-    found = [(info.step, dict(info.metrics)) for info in run.manager.checkpoints()]
-    assert found == [(2, {"loss": 0.5}), (4, {})]
-    assert run.manager.info(2).note == "asked"
-
-
 def test_loops_stay_on_one_thread_and_only_the_main_one_takes_signals(capfd) -> None:
     run = holdfast.Run(fresh_address())
     errors: list[BaseException] = []
@@ -703,65 +379,6 @@ def test_loops_stay_on_one_thread_and_only_the_main_one_takes_signals(capfd) -> 
     assert capfd.readouterr().err.count("not on the main thread") == 1
     with pytest.raises(LoopError, match="second thread"):
         next(loop)
-
-
-# -- settings -----------------------------------------------------------------
-
-
-def test_a_changed_config_is_refused_with_a_diff(capfd) -> None:
-    address = fresh_address()
-    list(holdfast.Run(address, config={"lr": 0.1, "seed": 1}, quiet=True).range(2))
-    model = Model()
-    run = holdfast.Run(address, config={"lr": 0.2, "seed": 1}, quiet=True).track(model=model)
-    with pytest.raises(ConfigChanged, match=r"lr: 0.1 -> 0.2"):
-        run.range(3)
-    run = holdfast.Run(address, config={"lr": 0.2}, allow_config_change=True)
-    assert list(run.range(3)) == [2]
-    err = capfd.readouterr().err
-    assert "lr: 0.1 -> 0.2" in err
-    assert "seed: 1 -> (absent)" in err
-    assert run.manager.manifest().config == {"lr": 0.2}
-
-
-def test_wrong_settings() -> None:
-    for settings in (
-        {"late": "ema"},
-        {"data": "whatever"},
-        {"publish": "best:x", "keep": "last=1"},
-        {"on_finish": "final best=1", "keep": "last=1"},
-        {"on_finish": " "},
-    ):
-        with pytest.raises(UsageError):
-            holdfast.Run(fresh_address(), **settings)  # type: ignore[arg-type]
-    run = holdfast.Run(fresh_address(), quiet=True)
-    for wrong in (-1, 2.5, True):
-        with pytest.raises(UsageError, match="epochs"):
-            run.epochs(wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="needs a loader"):
-        run.batches()
-    with pytest.raises(UsageError, match=r"run\.box\(lr=0\.1\)"):
-        run.track(lr=0.1)
-    with pytest.raises(UsageError, match="another name"):
-        run.track(box={})
-
-
-def test_on_finish_keeps_what_it_says() -> None:
-    address = fresh_address()
-    run = holdfast.Run(
-        address, every=1, keep="last=5 best=1:loss", on_finish="final best=1", quiet=True
-    )
-    for index in run.range(6):
-        run.log(loss=abs(index - 2))
-    assert steps_of(address) == [3, 6]
-
-
-def test_environment_and_names_are_recorded() -> None:
-    address = fresh_address()
-    run = holdfast.Run(address, quiet=True)
-    list(run.track(model=Model()).range(1))
-    environment = run.manager.manifest().environment
-    assert environment["packages"]["numpy"] == np.__version__
-    assert "argv" in environment
 
 
 def test_epochs_without_end() -> None:

@@ -404,13 +404,12 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_group_while_the_loader_works(tmp_path: Path, number) -> None:
+def test_a_signal_to_the_group_while_the_loader_works(tmp_path: Path) -> None:
     """The loader's workers outlive it, so that the batch that is waited for comes."""
     program = Program(tmp_path, LOADER)
     process = program.start()
     time.sleep(0.3)  # it waits for a batch now, unless this machine is very busy
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGTERM)
     code, _, err = program.end()
     assert code == 75, err
     ((step, note),) = program.saved()
@@ -431,7 +430,6 @@ def test_the_loaders_workers_died_before_the_signal_arrived(tmp_path: Path) -> N
     code, _, err = program.end()
     assert code == 75, err
     assert program.saved() == [(4, "preempted")]
-    assert program.again()[1].splitlines()[-1] == str(list(range(8)))
 
 
 def test_workers_that_die_without_a_signal_to_the_program_raise(tmp_path: Path) -> None:

@@ -118,3 +118,19 @@ def train(
         die()
         run.log(val_loss=abs(3 - epoch))
         die()
+
+
+def steps_of(address: str) -> list[int]:
+    with holdfast.CheckpointManager(address) as manager:
+        return [info.step for info in manager.checkpoints()]
+
+
+def killed_at(step: int, loop: Any) -> str:
+    """The address of a run that was killed after `step` steps of `loop(run)`."""
+    address = fresh_address()
+    with process():
+        run = holdfast.Run(address, every=1, quiet=True)
+        for _ in loop(run):
+            if run.step == step:
+                raise Killed
+    return address

@@ -37,7 +37,7 @@ def test_the_leaf_of_every_dtype() -> None:
         stored = names(leaf)
         if stored == ["U8"] and "dimension" in leaf:
             sizes = set(map(int, re.findall(r" (\d+)", leaf.partition(":")[0])))
-            said.update({name: ("U8", sizes) for name in names(dtypes)})
+            said.update(dict.fromkeys(names(dtypes), ("U8", sizes)))
         else:
             said.update(zip(names(dtypes), [(name, set()) for name in stored], strict=True))
     assert set(said) == set(DTYPES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.errors import StructureMismatch
+from holdfast.errors import DamagedObject, StructureMismatch
 from tests.torch.roundtrip import Checkpoint, assert_same
 from tests.torch.training import Make, MixedAdam, check_exact, groups, model, train
 
@@ -352,3 +352,19 @@ def test_a_subclass_in_another_module_is_the_same_class() -> None:
     live = torch.optim.Adam(groups(module))
     Checkpoint({"o": optimizer}).restore({"o": live})
     assert_same(live.state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_groups_that_do_not_belong_to_the_parameters_are_refused(count: int) -> None:
+    module = model()
+    checkpoint = Checkpoint({"o": torch.optim.SGD(groups(module), lr=0.1)})
+    tree = checkpoint.tree
+    [[_, node]] = tree["v"]
+    entries = dict(node["v"]["v"])
+    node["v"]["v"] = [
+        ["state", entries["state"]],
+        ["param_groups", entries["param_groups"][:1] * count],
+    ]
+    decoder = checkpoint.decoder()
+    with pytest.raises(DamagedObject, match="groups"):
+        decoder.apply(tree, {"o": torch.optim.SGD(groups(module), lr=0.1)})

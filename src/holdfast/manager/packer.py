@@ -113,7 +113,7 @@ class Packer:
         if not pack.chunks:
             return
         self._open = _OpenPack()
-        metadata = {"holdfast.step": str(self._save.ordinal)}
+        metadata = {"holdfast.checkpoint": str(self._save.ordinal)}
         header, offsets = pack_header(pack.chunks, metadata)
         number = self._number(self._writer.put_pack(self._save, header, pack.parts))
         for (leaf, at), offset in zip(pack.owners, offsets, strict=True):

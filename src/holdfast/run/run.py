@@ -25,7 +25,8 @@ from holdfast.run.guard import Guarded
 from holdfast.run.loop import IndexFeed, Loop
 from holdfast.run.position import Label
 from holdfast.run.publish import Publisher, parse_publish
-from holdfast.run.session import Session, Settings
+from holdfast.run.session import Session
+from holdfast.run.settings import Settings
 from holdfast.run.triggers import Triggers
 from holdfast.stores.base import Store
 
@@ -55,6 +56,9 @@ class Run:
     publish: `"best:folder"` or `"latest:folder"`: an export that is always whole.
     data: `"restart-epoch"` lets an interrupted epoch begin anew if its loader changed.
     late: names that will be tracked only after the loop has started.
+    override: tracked objects, or settings of them (`"optimizer.lr"`), that keep what the
+        program built them with where the checkpoint has something else. Such a difference
+        raises ConfigChanged if it is not named here.
     strict, rename: as for `CheckpointManager.restore`.
     exit_code: the status after SIGTERM or SIGINT was answered with a save.
     quiet: print only what must not be missed.
@@ -74,6 +78,7 @@ class Run:
         publish: str | None = None,
         take_over: bool = False,
         late: Collection[str] = (),
+        override: Collection[str] = (),
         max_save_failures: int = 3,
         allow_pickle: bool = False,
         strict: bool = True,
@@ -85,8 +90,11 @@ class Run:
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if isinstance(late, str):
-            raise UsageError(f"late={late!r} is text, not a list of names", hint=f"late=[{late!r}]")
+        for option, names in (("late", late), ("override", override)):
+            if isinstance(names, str):
+                raise UsageError(
+                    f"{option}={names!r} is text, not a list of names", hint=f"{option}=[{names!r}]"
+                )
         if data not in ("refuse", "restart-epoch"):
             raise UsageError(
                 f"data={data!r} is not known", hint='data="refuse" or data="restart-epoch".'
@@ -104,6 +112,7 @@ class Run:
             allow_config_change=allow_config_change,
             on_finish=None if on_finish is None else final_policy(on_finish, policy),
             late=tuple(late),
+            override=tuple(override),
             rename=dict(rename or {}),
             strict=strict,
             allow_pickle=allow_pickle,

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from holdfast.core.frameworks import loaded_adapters
@@ -29,6 +28,7 @@ from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.box import Box
 from holdfast.run.console import Console, differences_line, plural, started_line
+from holdfast.run.constructed import Constructed
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
@@ -36,46 +36,12 @@ from holdfast.run.loop import Engine, Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Replay
 from holdfast.run.publish import Publisher
+from holdfast.run.settings import Saved, Settings
 from holdfast.run.signals import StopSignals, in_notebook
 from holdfast.run.tracking import Tracked, find_untracked
 from holdfast.run.triggers import Triggers
 
 logger = logging.getLogger("holdfast")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run behaves; the arguments of `Run` of the same names."""
-
-    config: Any = None
-    allow_config_change: bool = False
-    on_finish: str | None = None
-    """As a retention policy that `prune` takes."""
-    late: tuple[str, ...] = ()
-    rename: Mapping[str, str] | None = None
-    strict: bool = True
-    allow_pickle: bool = False
-    exit_code: int = 75
-
-
-@dataclass
-class _Saved:
-    """A save of this process, or the checkpoint that it resumed."""
-
-    ticks: int
-    """Bodies that were completed when it was taken."""
-    pending: Any = None
-    info: Any = None
-
-    def done(self) -> bool:
-        return self.info is not None or self.pending.done()
-
-    def checkpoint(self) -> Any | None:
-        """The checkpoint; None if the save failed. Waits for it."""
-        if self.info is None:
-            with contextlib.suppress(HoldfastError, OSError):
-                self.info = self.pending.result()
-        return self.info
 
 
 class Session:
@@ -101,6 +67,7 @@ class Session:
         self.metrics = MetricBook()
         self.feeds = FeedBook(data)
         self.gradients = Accumulation()
+        self.constructed = Constructed(settings.override)
         self.engine = Engine(self)
         self.stop = StopSignals(inside=self.engine.inside, notice=self._notice)
         self.resumed: Any | None = None
@@ -112,10 +79,10 @@ class Session:
         """In the resumed checkpoint."""
         self._loaders: Collection[str] = ()
         self._lengths: dict[str, int] = {}
-        self._last: _Saved | None = None
-        self._waiting: list[_Saved] = []
+        self._last: Saved | None = None
+        self._waiting: list[Saved] = []
         """Saves that are not known to be committed."""
-        self._late: list[tuple[_Saved, dict[str, Any]]] = []
+        self._late: list[tuple[Saved, dict[str, Any]]] = []
         self._armed = False
         self._checked = False
         self._final = True
@@ -134,15 +101,19 @@ class Session:
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
         found = manager.read_loop()
         if found is None:
+            self._check_settings({})
             self.console.say(started_line(self._address, None))
             self.triggers.start(None, self._clock())
             return None
         self._check_config(found.config)
         self._remember(found)
+        changed = self._check_settings(found.loop.get("settings", {}))
         restored = self._restore(None)
         if restored.info.id != found.info.id:
             self._remember(restored)
         self._announce(restored)
+        if changed:
+            self.console.say(f"not as in the checkpoint: {'; '.join(changed)}")
         self.triggers.start(restored.info.step, self._clock())
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         self._lengths = dict(restored.loop.get("lengths", {}))
@@ -154,7 +125,7 @@ class Session:
         self.resumed = restored.info
         self._names = restored.loop["names"]
         self._loaders = restored.loop["loaders"]
-        self._last = _Saved(self.engine.ticks, info=restored.info)
+        self._last = Saved(self.engine.ticks, info=restored.info)
 
     def _restore(self, ref: str | None, *, rng: bool = True) -> Any:
         targets = self.tracked.targets(self._names, self._loaders)
@@ -169,6 +140,7 @@ class Session:
             rng=rng,
         )
         self.tracked.adopt({name: targets[name] for name in targets})
+        self.constructed.put(loaded_adapters(), targets)
         return restored
 
     def _announce(self, restored: Any) -> None:
@@ -199,6 +171,10 @@ class Session:
             f"{self._address} was started with another config:\n  {lines}",
             hint="Start it under another address, or pass allow_config_change=True.",
         )
+
+    def _check_settings(self, saved: Mapping[str, Any]) -> list[str]:
+        tracked = self.tracked.objects
+        return self.constructed.check(loaded_adapters(), tracked, saved, self._address)
 
     def restore_late(self, names: Collection[str]) -> None:
         """Objects were tracked after the start: give them what the checkpoint holds."""
@@ -354,6 +330,7 @@ class Session:
             "lengths": dict(self._lengths),
             "feeds": self.feeds.states(self.engine.open_feeds()),
             "gradients": self.gradients.state(),
+            "settings": self.constructed.to_tree(),
         }
         pending = self.manager.save(
             position.step,
@@ -364,7 +341,7 @@ class Session:
             finished=finished,
             block=block,
         )
-        self._last = _Saved(self.engine.ticks, pending)
+        self._last = Saved(self.engine.ticks, pending)
         self._waiting.append(self._last)
         self.triggers.saved(position.step, self._clock())
 
@@ -395,7 +372,7 @@ class Session:
         if ready and self._publisher is not None:
             self._publisher.refresh()
 
-    def _attach(self, saved: _Saved, metrics: Mapping[str, Any]) -> None:
+    def _attach(self, saved: Saved, metrics: Mapping[str, Any]) -> None:
         info = saved.checkpoint()
         if info is None:
             return

@@ -11,7 +11,7 @@ from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
-from holdfast.torch import rng
+from holdfast.torch import rng, settings
 from holdfast.torch.gradients import Gradients
 from holdfast.torch.modules import decode_module, encode_module
 from holdfast.torch.objects import (
@@ -98,6 +98,18 @@ class TorchAdapter:
     def gradients(self) -> Gradients:
         """A watch on the gradients that tracked optimizers have not used yet."""
         return Gradients()
+
+    def settings(self, tracked: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What tracked optimizers and schedulers were built with, by name."""
+        return settings.read(tracked)
+
+    def put_settings(self, tracked: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Set some of them."""
+        settings.write(tracked, values)
+
+    def is_derived(self, name: str) -> bool:
+        """Whether torch computed a setting from others."""
+        return settings.is_derived(name)
 
     def capture_rng(self) -> dict[str, object]:
         return rng.capture_rng()

@@ -211,6 +211,8 @@ def _pairs(node: Node) -> list[Any] | None:
 def _restore_in_place(
     parts: _Parts, params: _Params, live: Optimizer, path: str, decoder: Decoder
 ) -> None:
+    if parts.groups is not None and len(parts.groups) != len(params):
+        raise malformed(path, "its groups are not those of its parameters")
     placings: dict[Any, Placing] = {}
     for number, (described, live_group) in enumerate(zip(params, live.param_groups, strict=True)):
         group = live_group if parts.groups is None else parts.groups[number]
@@ -234,7 +236,7 @@ def _restore_in_place(
     groups = [
         _group_in_place(group, live_group, f"{path}/param_groups/{number}", decoder)
         for number, (group, live_group) in enumerate(
-            zip(parts.groups or (), live.param_groups, strict=False)
+            zip(parts.groups, live.param_groups, strict=True) if parts.groups else ()
         )
     ]
     kept = set(_not_wanted(live, params, path, decoder.selection))

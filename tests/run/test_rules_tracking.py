@@ -1,0 +1,97 @@
+"""The rules of the loop: what is tracked, and the box."""
+
+from __future__ import annotations
+
+import pytest
+
+import holdfast
+from holdfast.errors import (
+    StructureMismatch,
+)
+from tests.support.jobs import (
+    Killed,
+    Model,
+    fresh_address,
+    process,
+)
+
+
+def test_box_values_survive_and_containers_keep_their_identity() -> None:
+    address = fresh_address()
+    for _ in range(2):
+        run = holdfast.Run(address, every=1, quiet=True)
+        state = run.box(best=9.0, history=[])
+        history = state.history
+        with process():
+            for epoch in run.epochs(4):
+                if run.resumed is None and epoch == 2:
+                    raise Killed
+                state.best -= 1
+                history.append(epoch)
+    assert history is state.history
+    assert history == [0, 1, 2, 3]
+    assert state.best == 5.0
+
+
+def test_a_box_default_that_the_checkpoint_lacks() -> None:
+    address = fresh_address()
+    with holdfast.Run(address, quiet=True) as run:
+        run.box(best=1.0)
+        list(run.range(2))
+    run = holdfast.Run(address, quiet=True)
+    run.box(patience=3)
+    list(run.range(3))
+    assert run.box(best=5.0, patience=7).best == 1.0
+    assert run.box.patience == 3
+
+
+def test_tracking_a_name_again_replaces_it() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    first, second = Model(), Model()
+    run.track(model=first).track(model=second)
+    second.seen = 7
+    list(run.range(1))
+    assert run.manager.load()["model"]["seen"] == 7
+
+
+def test_late_track_restores_at_once() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    model, late = Model(), Model()
+    run.track(model=model, late=late)
+    late.seen = 5
+    list(run.range(3))
+    run = holdfast.Run(address, late=["late"], quiet=True)
+    run.track(model=Model())
+    for index in run.range(5):
+        if index == 3:
+            again = Model()
+            run.track(late=again)
+            assert again.seen == 5
+            again.seen = 6
+            run.track(late=again)  # not restored a second time
+            assert again.seen == 6
+
+
+def test_names_that_nobody_claimed_raise_before_the_first_step() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    list(run.track(model=Model(), ema=Model()).range(3))
+    run = holdfast.Run(address, quiet=True).track(model=Model())
+    loop = run.range(5)
+    with pytest.raises(StructureMismatch, match="'ema'") as caught:
+        next(loop)
+    assert "late=['ema']" in caught.value.hint
+    run = holdfast.Run(address, quiet=True).track(model=Model())
+    assert len(list(run.track(ema=Model()).range(5))) == 2
+
+
+def test_a_renamed_object() -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, quiet=True).track(net=Model()).range(3))
+    with pytest.raises(StructureMismatch) as caught:
+        next(holdfast.Run(address, quiet=True).track(model=Model()).range(5))
+    assert "rename" in str(caught.value)
+    run = holdfast.Run(address, rename={"net": "model"}, quiet=True).track(model=Model())
+    assert len(list(run.range(5))) == 2

@@ -1,0 +1,193 @@
+"""Optimizers and schedulers that are built otherwise than in the last run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import lr_scheduler as schedulers
+
+import holdfast
+from holdfast.errors import ConfigChanged, UsageError
+from holdfast.torch.settings import is_derived, read, write
+from tests.support.jobs import Killed, fresh_address, process
+
+Made = tuple[torch.optim.Optimizer, Any]
+
+
+def net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Linear(2, 2)
+
+
+def job(
+    address: str,
+    make: Callable[[torch.nn.Module], Made],
+    *,
+    steps: int = 8,
+    kill_at: int | None = None,
+    **options: Any,
+) -> list[float]:
+    """The learning rate at each step of this process."""
+    model = net()
+    optimizer, scheduler = make(model)
+    rates: list[float] = []
+    with process():
+        run = holdfast.Run(address, every=1, **options)
+        run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+        for number in run.range(steps):
+            if number == kill_at:
+                raise Killed
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+    run.close()
+    return rates
+
+
+def one_cycle(steps: int, lr: float = 0.1) -> Callable[[torch.nn.Module], Made]:
+    def make(model: torch.nn.Module) -> Made:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return optimizer, schedulers.OneCycleLR(optimizer, lr, total_steps=steps)
+
+    return make
+
+
+def adam(scheduled: Any = None, **options: Any) -> Callable[[torch.nn.Module], Made]:
+    def make(model: torch.nn.Module) -> Made:
+        optimizer = torch.optim.Adam(model.parameters(), **options)
+        if scheduled is not None:
+            return optimizer, scheduled(optimizer)
+        return optimizer, schedulers.StepLR(optimizer, 100)
+
+    return make
+
+
+def test_changed_totals_are_refused_with_a_diff() -> None:
+    address = fresh_address()
+    job(address, one_cycle(10), kill_at=4, quiet=True)
+    with pytest.raises(ConfigChanged) as caught:
+        job(address, one_cycle(30), quiet=True)
+    assert "scheduler.total_steps: 10 -> 30" in caught.value.message
+    assert "_schedule_phases" not in caught.value.message
+    assert "Run(..., override=['scheduler'])" in caught.value.hint
+
+
+def test_an_override_takes_the_new_total(capfd: pytest.CaptureFixture[str]) -> None:
+    address = fresh_address()
+    rates = job(address, one_cycle(10), kill_at=4, quiet=True)
+    rates += job(address, one_cycle(30), steps=30, override=["scheduler"])
+    assert "not as in the checkpoint: scheduler.total_steps: 10 -> 30" in capfd.readouterr().err
+    expected = job(fresh_address(), one_cycle(30), steps=30, quiet=True)
+    # The rate of the fifth step was set in the fourth, by the old schedule.
+    assert rates[5:] == expected[5:]
+    # And it is what later runs are compared with.
+    assert job(address, one_cycle(30), steps=30, quiet=True) == []
+    with pytest.raises(ConfigChanged):
+        job(address, one_cycle(10), steps=30, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        (
+            adam(lr=0.1),
+            adam(lr=0.2),
+            ["optimizer.lr: 0.1 -> 0.2", "scheduler.base_lrs[0]: 0.1 -> 0.2"],
+        ),
+        (adam(), adam(betas=(0.8, 0.99)), ["optimizer.betas: (0.9, 0.999) -> (0.8, 0.99)"]),
+        (adam(), adam(amsgrad=True), ["optimizer.amsgrad: False -> True"]),
+        (
+            adam(lambda one: schedulers.MultiStepLR(one, [3, 6], gamma=0.5)),
+            adam(lambda one: schedulers.MultiStepLR(one, [3, 6], gamma=0.1)),
+            ["scheduler.gamma: 0.5 -> 0.1"],
+        ),
+        (
+            adam(
+                lambda one: schedulers.SequentialLR(
+                    one, [schedulers.ConstantLR(one), schedulers.StepLR(one, 3)], [4]
+                )
+            ),
+            adam(
+                lambda one: schedulers.SequentialLR(
+                    one, [schedulers.ConstantLR(one), schedulers.StepLR(one, 2)], [5]
+                )
+            ),
+            [
+                "scheduler._schedulers[1].step_size: 3 -> 2",
+                "scheduler._milestones[0]: 4 -> 5",
+            ],
+        ),
+    ],
+)
+def test_what_differs_is_named(old: Any, new: Any, lines: list[str]) -> None:
+    address = fresh_address()
+    job(address, old, kill_at=2, quiet=True)
+    with pytest.raises(ConfigChanged) as caught:
+        job(address, new, quiet=True)
+    for line in lines:
+        assert line in caught.value.message
+    job(address, old, quiet=True)
+
+
+def test_one_setting_can_be_overridden() -> None:
+    address = fresh_address()
+    job(address, adam(lr=0.1), kill_at=2, quiet=True)
+    names = ["optimizer.lr", "optimizer.initial_lr", "scheduler.base_lrs"]
+    rates = job(address, adam(lr=0.2), quiet=True, override=names)
+    assert rates == [0.2] * 6
+    with pytest.raises(UsageError, match="is text"):
+        holdfast.Run(address, override="optimizer")
+
+
+def test_a_learning_rate_in_a_tensor() -> None:
+    address = fresh_address()
+    job(address, adam(lr=torch.tensor(0.5)), kill_at=2, quiet=True)
+    with pytest.raises(ConfigChanged, match=r"optimizer.lr: 0.5 -> 0.25"):
+        job(address, adam(lr=torch.tensor(0.25)), quiet=True)
+    rates = job(
+        address, adam(lr=torch.tensor(0.25)), quiet=True, override=["optimizer", "scheduler"]
+    )
+    assert rates == [0.25] * 6
+
+
+def test_objects_that_are_in_use_are_not_compared() -> None:
+    """A notebook's cell makes a new Run for the optimizer that the last one left."""
+    address = fresh_address()
+    model = net()
+    optimizer, scheduler = one_cycle(20)(model)
+    for kill_at in (3, None):
+        with process():
+            run = holdfast.Run(address, every=1, quiet=True)
+            run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+            for number in run.range(6):
+                if number == kill_at:
+                    raise Killed
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+                scheduler.step()
+    run.close()
+    with pytest.raises(ConfigChanged, match="total_steps: 20 -> 10"):
+        job(address, one_cycle(10), quiet=True)
+
+
+def test_several_groups_and_nested_names() -> None:
+    model = net()
+    groups = [{"params": [param], "lr": 0.1 * n} for n, param in enumerate(model.parameters(), 1)]
+    tracked = {"all": {"one": torch.optim.SGD(groups)}}
+    found = read(tracked)
+    assert found is not None
+    assert found["all/one[1].lr"] == 0.2
+    assert "all/one[1].fused" not in found
+    write(tracked, {"all/one[0].lr": 5.0})
+    assert tracked["all"]["one"].param_groups[0]["lr"] == 5.0
+
+
+def test_derived_names() -> None:
+    assert is_derived("scheduler._schedule_phases[0].end_step")
+    assert not is_derived("scheduler._schedulers[0].gamma")
+    assert is_derived("scheduler._schedulers[0]._schedule_phases[0].end_step")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast import CheckpointManager
+from holdfast import CheckpointManager, File
 from holdfast.core.digest import digest
 from holdfast.errors import (
     CheckpointNotFound,
@@ -271,6 +271,16 @@ def test_three_failures_in_a_row_raise_at_the_next_call() -> None:
         ckpts.close()
 
 
+def test_a_save_that_is_waited_for_is_always_tried() -> None:
+    """After three failures the disk has room again: the last save of a job must not be lost."""
+    with CheckpointManager("memory://failing", store=failing(3)) as ckpts:
+        for step in (1, 2, 3):
+            with pytest.raises(StoreFull):
+                ckpts.save(step, state(step)).result()
+        ckpts.save(4, state(4), block=True)
+        assert [c.step for c in ckpts.checkpoints()] == [4]
+
+
 def test_close_raises_when_the_last_save_failed() -> None:
     ckpts = CheckpointManager("memory://failing", store=failing(1))
     ckpts.save(1, state(1))
@@ -372,6 +382,34 @@ def test_damaged_bytes_are_never_reused_by_a_save(tmp_path: Path) -> None:
         info = ckpts.save(3, {"a": same, "b": 3}).result()
         assert info.new_bytes > 100_000
         assert ckpts.verify(3)[0].ok
+
+
+def test_a_file_without_a_target_can_be_read_after_a_restore(tmp_path: Path) -> None:
+    (tmp_path / "vocabulary").write_bytes(b"words" * 50_000)
+    with CheckpointManager(tmp_path / "run") as ckpts:
+        ckpts.save(1, {"v": File(tmp_path / "vocabulary")}).result()
+        restored = ckpts.restore()
+        assert restored is not None
+        assert restored.values["v"].read() == b"words" * 50_000
+        ckpts.load()["v"].copy_to(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"words" * 50_000
+
+
+def test_a_damaged_run_file_is_not_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved_run(tmp_path / "run")
+    file = tmp_path / "run" / "holdfast.json"
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    file.write_bytes(data)
+    with CheckpointManager(tmp_path / "run", keep=None) as ckpts:
+        live = state(0)
+        ckpts.restore(live)
+        assert_equal(live, 2)
+        assert "holdfast.json is damaged" in caplog.text
+        ckpts.save(3, state(3)).result()
+        assert [c.step for c in ckpts.checkpoints()] == [1, 2, 3]
 
 
 # -- export and fork ------------------------------------------------------------

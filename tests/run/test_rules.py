@@ -411,7 +411,7 @@ def test_a_checkpoint_that_no_run_saved_is_refused() -> None:
     address = fresh_address()
     with holdfast.CheckpointManager(address) as manager:
         manager.save(3, {"x": [1]}).result()
-    with pytest.raises(LoopError, match="no loop position"):
+    with pytest.raises(LoopError, match="written by CheckpointManager"):
         holdfast.Run(address, quiet=True).epochs(3)
 
 

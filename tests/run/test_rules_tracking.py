@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import holdfast
-from holdfast.errors import (
-    StructureMismatch,
-)
-from tests.support.jobs import (
-    Killed,
-    Model,
-    fresh_address,
-    process,
-)
+from holdfast.errors import ConfigChanged, StructureMismatch
+from tests.support.jobs import Killed, Model, fresh_address, process
 
 
 def test_box_values_survive_and_containers_keep_their_identity() -> None:
@@ -92,6 +87,29 @@ def test_a_renamed_object() -> None:
     list(holdfast.Run(address, quiet=True).track(net=Model()).range(3))
     with pytest.raises(StructureMismatch) as caught:
         next(holdfast.Run(address, quiet=True).track(model=Model()).range(5))
-    assert "rename" in str(caught.value)
-    run = holdfast.Run(address, rename={"net": "model"}, quiet=True).track(model=Model())
-    assert len(list(run.range(5))) == 2
+    assert "rename={'net': 'model'}" in caught.value.hint
+    for steps in (5, 8):  # the same command again, when the new name is in the checkpoint
+        run = holdfast.Run(address, rename={"net": "model"}, quiet=True).track(model=Model())
+        assert len(list(run.range(steps))) == steps - (3 if steps == 5 else 5)
+
+
+def test_a_config_is_remembered_when_a_start_does_not_give_one() -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, quiet=True, config={"lr": 1}).range(2))
+    list(holdfast.Run(address, quiet=True).range(4))
+    with pytest.raises(ConfigChanged, match="lr: 1 -> 9"):
+        next(holdfast.Run(address, quiet=True, config={"lr": 9}).range(6))
+
+
+def test_what_a_finished_run_wants_is_made_good_at_the_next_start(tmp_path: Path) -> None:
+    """The process died between its last commit and the end."""
+    address = fresh_address()
+    export = tmp_path / "newest"
+    list(holdfast.Run(address, quiet=True, every=1, keep=None).track(x=[1]).range(4))
+    with holdfast.CheckpointManager(address) as manager:
+        assert len(manager.checkpoints()) == 4
+    with holdfast.Run(address, quiet=True, on_finish="final", publish=f"latest:{export}") as run:
+        assert list(run.track(x=[0]).range(4)) == []
+    with holdfast.CheckpointManager(address) as manager:
+        assert [c.step for c in manager.checkpoints()] == [4]
+    assert (export / "state.json").exists()

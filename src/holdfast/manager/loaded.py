@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from holdfast.core.adapters import NOTHING, Destination
+from holdfast.core.adapters import NOTHING
 from holdfast.core.records import Manifest, Record
 from holdfast.core.tree import TreeDecoder, settle
 from holdfast.core.types import Node
 from holdfast.errors import PickleRefused
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.nodes import mapping_pairs
-from holdfast.manager.reader import ChunkReader, wanted_for
+from holdfast.manager.reader import ChunkReader
 from holdfast.repo.repo import Repo
 
 
@@ -31,6 +31,10 @@ class _Opened:
             self._manifest = self.repo.manifest(self.record)
         return self._manifest
 
+    @property
+    def reader(self) -> ChunkReader:
+        return ChunkReader(self.repo, self.record, self.manifest)
+
     def decoder(self) -> TreeDecoder:
         if self.manifest.pickled and not self.allow_pickle:
             raise PickleRefused(
@@ -41,16 +45,9 @@ class _Opened:
         return TreeDecoder(
             self.manifest.leaves,
             allow_pickle=self.allow_pickle,
-            fetch=self.fetch,
+            fetch=self.reader.fetch,
             scope=self.manifest.tree,
         )
-
-    def fetch(self, requests: Sequence[tuple[int, Destination]]) -> None:
-        """Read and verify these leaves now."""
-        leaves = [self.manifest.leaves[index] for index, _ in requests]
-        reader = ChunkReader(self.repo, self.record, self.manifest)
-        reader.check_packs(leaves)
-        reader.read(wanted_for(self.manifest, requests))
 
     def value(self, node: Node, path: str) -> Any:
         """A view of a mapping node; the whole value of any other, verified."""
@@ -59,7 +56,7 @@ class _Opened:
             return LazyMapping(self, pairs, path)
         decoder = self.decoder()
         value = decoder.decode(node, NOTHING, path)
-        self.fetch(decoder.requests)
+        self.reader.fetch(decoder.requests)
         decoder.run()
         return settle(value)
 

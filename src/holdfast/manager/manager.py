@@ -144,7 +144,7 @@ class CheckpointManager(Listing):
         with self._lock:
             self.acquire()
             assert self._saver is not None
-            self._raise_failures()
+            self._raise_failures(last_chance=block)
             snapshot = self._capture(step, state, loop)
             pending = Pending(step)
             self._saver.submit(
@@ -198,13 +198,15 @@ class CheckpointManager(Listing):
         self._base = manifest
         order.pending.committed(info_of(self.address, record))
 
-    def _raise_failures(self) -> None:
+    def _raise_failures(self, *, last_chance: bool) -> None:
+        """Give up after too many failures; a save that is waited for is always tried, since
+        space may be free again and nothing may follow it."""
         saver = self._saver
         if saver is None or saver.last_error is None:
             return
         if isinstance(saver.last_error, Fenced):
             raise saver.last_error
-        if saver.failures >= self._max_failures:
+        if saver.failures >= self._max_failures and not last_chance:
             raise SaveFailed(
                 f"{saver.failures} saves of {self.address} in a row have failed; "
                 f"the last: {saver.last_error}",

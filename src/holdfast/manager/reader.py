@@ -72,6 +72,11 @@ class ChunkReader:
                         keys.pack_key(pack.name), f"it has {size} bytes, not {pack.nbytes}"
                     )
 
+    def fetch(self, requests: Sequence[tuple[int, Destination]]) -> None:
+        """Read and verify these leaves now; raises as `check_packs` and `read`."""
+        self.check_packs(self._manifest.leaves[index] for index, _ in requests)
+        self.read(wanted_for(self._manifest, requests))
+
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Deliver every chunk to its sink. The first error stops the rest.
 

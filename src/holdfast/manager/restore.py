@@ -126,8 +126,9 @@ class Restorer:
             )
         # Sizes that a manifest claims are compared with what is stored before anything
         # is allocated for them.
-        ChunkReader(self._repo, record, manifest).check_packs(manifest.leaves)
-        decoder = TreeDecoder(manifest.leaves, allow_pickle=wish.allow_pickle)
+        reader = ChunkReader(self._repo, record, manifest)
+        reader.check_packs(manifest.leaves)
+        decoder = TreeDecoder(manifest.leaves, allow_pickle=wish.allow_pickle, fetch=reader.fetch)
         system = TreeDecoder(manifest.leaves)
         try:
             values = decoder.apply(

@@ -82,8 +82,19 @@ class Repo:
                     f"there is no run in {self.address}",
                     hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
                 ) from error
-            self._info = unseal(data, RunInfo, keys.RUN_INFO)[1]
+            self._info = self._unseal_info(data)
         return self._info
+
+    def _unseal_info(self, data: bytes) -> RunInfo:
+        try:
+            return unseal(data, RunInfo, keys.RUN_INFO)[1]
+        except DamagedObject as error:
+            # Every log entry repeats the run's id; the rest is for people.
+            head = self.log.read()
+            if head is None:
+                raise
+            logger.error("%s: %s; going by its log", self.address, error.message)
+            return RunInfo(run=head.entry.run, created_s=0.0)
 
     def head(self) -> Head | None:
         """The newest entry, read anew; None for a run that has none yet."""

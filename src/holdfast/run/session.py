@@ -107,6 +107,9 @@ class Session:
             return None
         self._check_config(found.config)
         self._remember(found)
+        if self.tracked.fresh(self._names) and self.settings.strict:
+            # The restore would only call the new name missing; this knows the old one.
+            self.tracked.check_claimed(self._names, self._address)
         changed = self._check_settings(found.loop.get("settings", {}))
         restored = self._restore(None)
         if restored.info.id != found.info.id:
@@ -121,6 +124,12 @@ class Session:
         return Replay(at.from_tree(restored.loop))
 
     def _remember(self, restored: Any) -> None:
+        if restored.loop is None:
+            raise LoopError(
+                f"{self._address} was written by CheckpointManager: it has no place in a loop "
+                "from which a Run could go on",
+                hint="Go on with CheckpointManager, or give the Run an address of its own.",
+            )
         at.from_tree(restored.loop)  # raises if a Run did not save it
         self.resumed = restored.info
         self._names = restored.loop["names"]
@@ -135,7 +144,12 @@ class Session:
             strict=self.settings.strict,
             only=tuple(targets),
             skip=() if targets else tuple(self._names),
-            rename=self.settings.rename,
+            # Started again with the same `rename`, after a checkpoint under the new name.
+            rename={
+                old: new
+                for old, new in (self.settings.rename or {}).items()
+                if old.partition("/")[0] in self._names
+            },
             allow_pickle=self.settings.allow_pickle,
             rng=rng,
         )
@@ -158,7 +172,10 @@ class Session:
 
     def _check_config(self, before: Any) -> None:
         now = self.settings.config
-        if before is None or now is None:
+        if before is None:
+            return
+        if now is None:
+            self.manager.config = before  # said once, it stays what later starts are held to
             return
         changed = environment.config_diff(before, now)
         if not changed:
@@ -218,6 +235,11 @@ class Session:
             self.console.say(
                 f"{self._address} is finished at step {self.resumed.step:,}: nothing to train"
             )
+            # The process that finished it may have died before it came to this.
+            try:
+                self._tidy()
+            except HoldfastError as error:
+                self.console.loud(f"{self._address}: could not tidy up: {error}")
 
     def before_item(self, loop: Loop) -> None:
         self._final = False
@@ -447,13 +469,17 @@ class Session:
         self._save_now("final", finished=True)
         self._final = True
         self._armed = False
+        self._tidy()
+        if self.stop.requested:
+            self.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
+        self.stop.restore()
+
+    def _tidy(self) -> None:
+        """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
         if self.settings.on_finish is not None:
             self.manager.prune(self.settings.on_finish)
         if self._publisher is not None:
             self._publisher.refresh()
-        if self.stop.requested:
-            self.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
-        self.stop.restore()
 
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""

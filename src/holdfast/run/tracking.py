@@ -101,6 +101,10 @@ class Tracked:
     def _saved_here(self, saved: Collection[str]) -> set[str]:
         return {self._rename.get(name, name) for name in saved}
 
+    def fresh(self, saved: Collection[str]) -> list[str]:
+        """Tracked names that the checkpoint does not have."""
+        return sorted(set(self.state()) - self._saved_here(saved))
+
     def check_claimed(self, saved: Collection[str], address: str) -> None:
         """Raises StructureMismatch for saved names that nobody tracks and that were not
         declared late."""
@@ -108,7 +112,7 @@ class Tracked:
         if not unclaimed:
             return
         names = ", ".join(map(repr, unclaimed))
-        fresh = sorted(set(self.state()) - self._saved_here(saved))
+        fresh = self.fresh(saved)
         hint = f"Track them before the loop, or say late={unclaimed!r} if they come later."
         if len(unclaimed) == len(fresh) == 1:
             hint = f"If it was renamed: rename={{{unclaimed[0]!r}: {fresh[0]!r}}}. " + hint

@@ -52,7 +52,7 @@ def is_alive(holder: Holder) -> bool | None:
         return holder.started == me.started
     seen = _look(holder.pid)
     if seen is None:
-        return None if _exists(holder.pid) else False
+        return None if pid_exists(holder.pid) else False
     return seen.state not in _DEAD_STATES and seen.started == holder.started
 
 
@@ -68,8 +68,8 @@ def _identify(pid: int) -> Holder:
     )
 
 
-def _exists(pid: int) -> bool:
-    """For processes that the system does not show us (`/proc` mounted with hidepid)."""
+def pid_exists(pid: int) -> bool:
+    """Whether some process of this PID namespace has `pid`, visible to us or not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from holdfast.core.containers import items_of
 from holdfast.core.files import MAX_LEVELS, Directory, File, link_stays_inside
 from holdfast.core.leaves import BufferDestination
+from holdfast.core.process import pid_exists
 from holdfast.core.types import Node
 from holdfast.core.values import kind_name, malformed
 from holdfast.errors import StateError
@@ -56,18 +57,8 @@ def _remove_leftovers(target: str) -> None:
         return
     for entry in names:
         match = _TEMPORARY.fullmatch(entry)
-        if match and entry.startswith(f".{short}.{_HOST}-") and not _alive(int(match[1])):
+        if match and entry.startswith(f".{short}.{_HOST}-") and not pid_exists(int(match[1])):
             _remove(os.path.join(folder, entry))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _remove(path: str) -> None:

@@ -26,6 +26,7 @@ from holdfast.errors import (
 )
 from holdfast.run import environment
 from holdfast.run import position as at
+from holdfast.run.attributes import Attributes
 from holdfast.run.box import Box
 from holdfast.run.console import Console, differences_line, plural, started_line
 from holdfast.run.constructed import Constructed
@@ -68,6 +69,7 @@ class Session:
         self.feeds = FeedBook(data)
         self.gradients = Accumulation()
         self.constructed = Constructed(settings.override)
+        self.attributes = Attributes()
         self.engine = Engine(self)
         self.stop = StopSignals(inside=self.engine.inside, notice=self._notice)
         self.resumed: Any | None = None
@@ -99,6 +101,7 @@ class Session:
             manager.acquire()
         manager.environment = environment.collect()
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
+        self.attributes.note(loaded_adapters(), self.tracked.objects)
         found = manager.read_loop()
         if found is None:
             self._check_settings({})
@@ -117,6 +120,8 @@ class Session:
         self._announce(restored)
         if changed:
             self.console.say(f"not as in the checkpoint: {'; '.join(changed)}")
+        if edited := self.attributes.edited():
+            self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         self._lengths = dict(restored.loop.get("lengths", {}))
@@ -155,6 +160,8 @@ class Session:
         )
         self.tracked.adopt({name: targets[name] for name in targets})
         self.constructed.put(loaded_adapters(), targets)
+        self.attributes.load(restored.loop.get("attributes", {}), self.settings.rename or {})
+        self.attributes.put(loaded_adapters(), targets)
         return restored
 
     def _announce(self, restored: Any) -> None:
@@ -195,7 +202,9 @@ class Session:
 
     def restore_late(self, names: Collection[str]) -> None:
         """Objects were tracked after the start: give them what the checkpoint holds."""
+        late = {name: self.tracked.objects[name] for name in names}
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
+        self.attributes.note(loaded_adapters(), late)
         if self.resumed is None:
             return
         targets = self.tracked.targets(self._names, self._loaders)
@@ -212,6 +221,7 @@ class Session:
             rng=False,
         )
         self.tracked.adopt(targets)
+        self.attributes.put(loaded_adapters(), targets)
 
     def warn_untracked(self, scope: Mapping[str, Any]) -> None:
         """One line for optimizers and schedulers beside the tracked objects that are not
@@ -344,6 +354,11 @@ class Session:
         self.tracked.check_complete(loaded_adapters(), saving=True)
         position = self.engine.snapshot()
         state = self.tracked.state()
+        if unsaved := self.attributes.unsaved(loaded_adapters(), state):
+            self.console.loud(
+                f"{self._address}: these numbers change and are in no checkpoint: "
+                f"{', '.join(unsaved)}; keep them in run.box, a buffer or get_extra_state"
+            )
         loop = {
             **at.to_tree(position),
             "names": sorted(state),
@@ -353,6 +368,7 @@ class Session:
             "feeds": self.feeds.states(self.engine.open_feeds()),
             "gradients": self.gradients.state(),
             "settings": self.constructed.to_tree(),
+            "attributes": self.attributes.to_tree(loaded_adapters(), state),
         }
         pending = self.manager.save(
             position.step,

@@ -11,7 +11,7 @@ from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
-from holdfast.torch import rng, settings
+from holdfast.torch import attributes, rng, settings
 from holdfast.torch.gradients import Gradients
 from holdfast.torch.modules import decode_module, encode_module
 from holdfast.torch.objects import (
@@ -110,6 +110,18 @@ class TorchAdapter:
     def is_derived(self, name: str) -> bool:
         """Whether torch computed a setting from others."""
         return settings.is_derived(name)
+
+    def attributes(self, tracked: Mapping[str, Any]) -> dict[str, Any]:
+        """What programs change in tracked modules beside their state, by name."""
+        return attributes.read(tracked)
+
+    def put_attributes(self, tracked: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Set those of them that are something else."""
+        attributes.write(tracked, values)
+
+    def unsaved_attributes(self, tracked: Mapping[str, Any]) -> dict[str, Any]:
+        """Numbers that modules keep outside of their state, by name."""
+        return attributes.unsaved(tracked)
 
     def capture_rng(self) -> dict[str, object]:
         return rng.capture_rng()

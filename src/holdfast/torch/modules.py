@@ -2,7 +2,8 @@
 
     {"!": "torch.module", "type": "package:Class", "v": node of state_dict()}
 
-What state_dict leaves out (non-persistent buffers, training mode) is not saved.
+What state_dict leaves out (non-persistent buffers, training mode) is not in it; see also
+`attributes.py`.
 Names are those of the wrapped module: the segment that DistributedDataParallel,
 DataParallel or torch.compile puts in front is dropped at save, and `module.` and
 `_orig_mod.` are ignored when names are compared.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -71,6 +72,15 @@ def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
         elif isinstance(part, parallel):
             found.add(_join(name, "module"))
     return found
+
+
+def parts(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """As `named_modules()`, without wrappers and their segments in names."""
+    dropped = _wrapper_prefixes(module)
+    wrappers = {name.rpartition(".")[0] for name in dropped}
+    for name, part in module.named_modules():
+        if name not in wrappers:
+            yield _without(name, dropped), part
 
 
 def _without(name: str, dropped: set[str]) -> str:

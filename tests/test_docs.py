@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -118,7 +119,7 @@ def test_commands_exist(page: Path) -> None:
         else:
             known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
             known.add("--help")
-            for word in words:
+            for word in itertools.takewhile(lambda word: word != "--", words):
                 if word.startswith("-"):
                     assert word.split("=")[0] in known, f"{line!r}: no option {word}"
 

@@ -145,6 +145,9 @@ class Process:
     def before_item(self, loop: Loop) -> None:
         pass
 
+    def took(self, loop: Loop, item: Any) -> None:
+        pass
+
     def left(self, loop: Loop, following: Loop) -> None:
         pass
 

@@ -13,6 +13,7 @@ import click
 import holdfast
 from holdfast.cli.ls import ls
 from holdfast.cli.prune import prune
+from holdfast.cli.rehearse import rehearse
 from holdfast.cli.render import print_json, shown
 from holdfast.cli.restore import restore
 from holdfast.cli.show import show
@@ -42,7 +43,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (ls, show, verify, restore, prune):
+for command in (ls, show, verify, restore, prune, rehearse):
     cli.add_command(command)
 
 

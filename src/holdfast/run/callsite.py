@@ -40,6 +40,12 @@ class Callsite:
             return False
         return self._places[-1].frame_id not in map(id, _stack(current))
 
+    def frame(self, current: FrameType | None) -> FrameType | None:
+        """The frame that the loop is in, if it is among the callers of `current`."""
+        place = self._places[-1] if self._places else None
+        found = (frame for frame in _stack(current) if place and id(frame) == place.frame_id)
+        return next(found, None)
+
     def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:
         """Whether `current`, the calling frame, is in the loop's body.
 

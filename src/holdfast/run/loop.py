@@ -152,6 +152,10 @@ class Host(Protocol):
         """Before each item; cheap after the first."""
         ...
 
+    def took(self, loop: Loop, item: Any) -> None:
+        """An item was taken, and its body is about to run."""
+        ...
+
     def left(self, loop: Loop, following: Loop) -> None:
         """An outermost loop was left early, and another one starts after it."""
         ...
@@ -315,6 +319,7 @@ class Engine:
             raise
         self.position = at.take(self.position, mark)
         loop.last_child = None
+        self._host.took(loop, item)
         return item
 
     def _settle(self, loop: Loop) -> None:

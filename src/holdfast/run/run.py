@@ -25,6 +25,7 @@ from holdfast.run.guard import Guarded
 from holdfast.run.loop import IndexFeed, Loop
 from holdfast.run.position import Label
 from holdfast.run.publish import Publisher, parse_publish
+from holdfast.run.rehearsal import Recorder, address_in, part_of_this_process
 from holdfast.run.session import Session
 from holdfast.run.settings import Settings
 from holdfast.run.triggers import Triggers
@@ -99,6 +100,10 @@ class Run:
             raise UsageError(
                 f"data={data!r} is not known", hint='data="refuse" or data="restart-epoch".'
             )
+        part = part_of_this_process()
+        if part is not None:
+            address, store, every = address_in(part, os.fspath(address)), None, part.every
+            keep = on_finish = publish = None
         schedule = parse_every(every)
         policy = parse_keep(keep)
         publication = None if publish is None else parse_publish(publish)
@@ -154,6 +159,7 @@ class Run:
             console,
             data=data,
             publisher=publisher,
+            recorder=None if part is None else Recorder(part, self.address),
             clock=clock,
         )
         self._closed = False

@@ -37,6 +37,7 @@ from holdfast.run.loop import Engine, Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Replay
 from holdfast.run.publish import Publisher
+from holdfast.run.rehearsal import Recorder
 from holdfast.run.settings import Saved, Settings
 from holdfast.run.signals import StopSignals, in_notebook
 from holdfast.run.tracking import Tracked, find_untracked
@@ -58,6 +59,7 @@ class Session:
         *,
         data: Policy = "refuse",
         publisher: Callable[[Any], Publisher | None] = lambda manager: None,
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.manager = manager
@@ -76,6 +78,7 @@ class Session:
         """The checkpoint that was restored."""
         self._clock = clock
         self._publisher = publisher(manager)
+        self._recorder = recorder
         self._address: str = manager.address
         self._names: Collection[str] = ()
         """In the resumed checkpoint."""
@@ -263,6 +266,10 @@ class Session:
             self._checked = True
             self.tracked.check_claimed(self._names, self._address)
             self.tracked.check_complete(loaded_adapters())
+            if self._recorder is not None:
+                self._recorder.started(self.resumed.step if self.resumed else None)
+                if self._recorder.is_over(self.engine.position.step):
+                    raise SystemExit(0)
         self.manager.acquire()
         if not self.stop.install() and not self._warned_thread:
             self._warned_thread = True
@@ -270,6 +277,12 @@ class Session:
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
                 "will not be waited for"
             )
+
+    def took(self, loop: Loop, item: Any) -> None:
+        if self._recorder is not None and self.engine.landed:
+            frame = None if loop.site is None else loop.site.frame(sys._getframe())
+            kind, step = loop.label.kind, self.engine.position.step
+            self._recorder.entered(kind, step, item, self.tracked.objects, frame)
 
     def left(self, loop: Loop, following: Loop) -> None:
         completed = self.engine.position.frames[0].completed
@@ -330,11 +343,18 @@ class Session:
         epoch_end = loop.label.kind == "epochs"
         step = self.engine.position.step
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
+        over = False
+        if self._recorder is not None:
+            self._recorder.completed(loop.label.kind, step, self.metrics.known())
+            over = self._recorder.is_over(step)
         if last:
             return
         if self.stop.requested:
             self._stop_here()
-        elif reason and self.engine.position.replayable and not self.gradients.defers():
+        elif (reason or over) and self.engine.position.replayable and not self.gradients.defers():
+            if over:
+                self._save_now("rehearsed")
+                raise SystemExit(0)
             self._save(reason)
 
     def tail(self) -> None:
@@ -501,6 +521,8 @@ class Session:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
         self.stop.restore()
         self.gradients.close()
+        if self._recorder is not None:
+            self._recorder.close()
         try:
             self.feeds.close()
             for saved in self._waiting:

@@ -1,0 +1,178 @@
+"""What differs between a run that was left alone and one that was killed.
+
+Pure functions of what the processes wrote down (`holdfast.run.rehearsal`) and of
+checkpoints' values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from holdfast.run.rehearsal import Completed, Entered, Line, Started
+from holdfast.run.survey import digest_of
+
+Kind = Literal["start", "variable", "random", "data", "metric", "state", "place"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not what it was in the run that was left alone."""
+
+    kind: Kind
+    name: str
+    step: int
+    """Completed steps where it was first seen."""
+    resumed: int | None
+    """The step from which the process had gone on; None for a checkpoint's content."""
+    what: str = ""
+    """Kind of a variable's value: "number", "StepLR", "random generator of numpy"."""
+    alone: str = ""
+    killed: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.name
+
+
+def compare(
+    alone: Iterable[Line], killed: Iterable[Line], *, tolerance: float = 0.0
+) -> list[Difference]:
+    """The first appearance of each difference, by step; variables only where a process
+    has just gone on, since what follows from them differs later, too.
+
+    Steps that only one of the two has are a difference of their own ("place").
+    """
+    reference: dict[tuple[type, str, str, int], Any] = {
+        (type(line), line.run, line.loop, line.step): line
+        for line in alone
+        if not isinstance(line, Started)
+    }
+    found: dict[tuple[str, str], Difference] = {}
+    resumed: int | None = None
+    fresh = False
+    for line in killed:
+        if isinstance(line, Started):
+            resumed, fresh = line.resumed, True
+            if resumed is None:
+                _note(found, Difference("start", line.run, 0, None))
+            continue
+        other = reference.get((type(line), line.run, line.loop, line.step))
+        if other is None:
+            _note(found, Difference("place", line.loop, line.step, resumed))
+            continue
+        if isinstance(line, Completed):
+            _compare_metrics(found, other, line, resumed, tolerance)
+            continue
+        if fresh:
+            fresh = False
+            _compare_variables(found, other, line, resumed)
+        for name, state in line.random.items():
+            if other.random.get(name, state) != state:
+                _note(found, Difference("random", name, line.step, resumed))
+        if other.item != line.item:
+            _note(found, Difference("data", line.loop, line.step, resumed))
+    return sorted(found.values(), key=lambda difference: difference.step)
+
+
+def _note(found: dict[tuple[str, str], Difference], difference: Difference) -> None:
+    known = found.get(difference.key)
+    if known is None or difference.step < known.step:
+        found[difference.key] = difference
+
+
+def _compare_variables(
+    found: dict[tuple[str, str], Difference],
+    alone: Entered,
+    killed: Entered,
+    resumed: int | None,
+) -> None:
+    before = {path: (kind, text) for path, kind, text in alone.variables}
+    for path, kind, text in killed.variables:
+        # What is not there is set again before it is used, or Python says so.
+        old_kind, old_text = before.get(path, (kind, text))
+        if (old_kind, old_text) != (kind, text):
+            difference = Difference(
+                "variable", path, killed.step, resumed, what=kind, alone=old_text, killed=text
+            )
+            _note(found, difference)
+
+
+def _compare_metrics(
+    found: dict[tuple[str, str], Difference],
+    alone: Completed,
+    killed: Completed,
+    resumed: int | None,
+    tolerance: float,
+) -> None:
+    for name in alone.metrics.keys() | killed.metrics.keys():
+        before, now = alone.metrics.get(name, "(none)"), killed.metrics.get(name, "(none)")
+        if before == now or _is_close(before, now, tolerance):
+            continue
+        _note(
+            found,
+            Difference("metric", name, killed.step, resumed, alone=before, killed=now),
+        )
+
+
+def _is_close(a: str, b: str, tolerance: float) -> bool:
+    if not tolerance or "(none)" in (a, b):
+        return False
+    return math.isclose(float(a), float(b), rel_tol=tolerance, abs_tol=tolerance)
+
+
+def variable_of(path: str) -> str:
+    """The variable that a path begins at.
+
+    >>> variable_of("sampler.rng"), variable_of("history[2].loss"), variable_of("best")
+    ('sampler', 'history', 'best')
+    """
+    ends = [end for mark in ".[" if (end := path.find(mark)) > 0]
+    return path[: min(ends)] if ends else path
+
+
+# -- checkpoints ---------------------------------------------------------------------
+
+
+def differing_values(alone: Any, killed: Any, *, tolerance: float = 0.0) -> list[str]:
+    """Paths of values that differ between two restored states.
+
+    >>> differing_values({"model": {"w": 1.0, "b": -0.0}}, {"model": {"w": 1.0, "b": 0.0}})
+    ['model/b']
+    """
+    return list(_walk(alone, killed, "", tolerance))
+
+
+def _walk(a: Any, b: Any, path: str, tolerance: float) -> Iterator[str]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in [*a, *(key for key in b if key not in a)]:
+            inner = f"{path}/{key}" if path else str(key)
+            if key in a and key in b:
+                yield from _walk(a[key], b[key], inner, tolerance)
+            else:
+                yield inner
+    elif isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from _walk(one, other, f"{path}/{index}", tolerance)
+    elif digest_of(a, sampled=False) != digest_of(b, sampled=False) and not _near(a, b, tolerance):
+        yield path
+
+
+def _near(a: Any, b: Any, tolerance: float) -> bool:
+    if not tolerance or type(a) is not type(b):
+        return False
+    try:
+        one, other = _numbers(a), _numbers(b)
+        return one.shape == other.shape and bool(
+            np.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+        )
+    except (TypeError, ValueError):
+        return False  # these are no numbers
+
+
+def _numbers(value: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(value.double() if hasattr(value, "double") else value, np.float64)

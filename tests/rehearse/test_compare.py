@@ -1,0 +1,108 @@
+"""Differences between traces, and between states."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from holdfast.rehearse.compare import Difference, compare, differing_values
+from holdfast.rehearse.report import causes
+from holdfast.run.rehearsal import Completed, Entered, Line, Started
+
+
+def entered(step: int, **changes: object) -> Entered:
+    values = {
+        "process": 1,
+        "run": "r",
+        "loop": "batches",
+        "step": step,
+        "item": f"item {step}",
+        "random": {"python": f"state {step}"},
+        "variables": [("best", "number", "0.5"), ("ema", "float32[2]", "ab")],
+    }
+    return Entered(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def completed(step: int, **metrics: float) -> Completed:
+    texts = {name: repr(value) for name, value in metrics.items()}
+    return Completed(1, "r", "batches", step, texts, 0.1)
+
+
+def started(step: int | None) -> Started:
+    return Started(1, "r", step)
+
+
+ALONE: list[Line] = [started(None), *(entered(n) for n in range(6))]
+
+
+def test_equal_traces() -> None:
+    assert compare(ALONE, [started(2), entered(2), entered(3), started(3), entered(3)]) == []
+
+
+def test_variables_count_only_where_a_process_goes_on() -> None:
+    other = [("best", "number", "inf"), ("ema", "float32[2]", "ab"), ("late", "number", "1")]
+    found = compare(ALONE, [started(3), entered(3, variables=other), entered(4)])
+    assert [(one.kind, one.name, one.step, one.resumed) for one in found] == [
+        ("variable", "best", 3, 3)
+    ]
+    assert (found[0].alone, found[0].killed) == ("0.5", "inf")
+    assert compare(ALONE, [started(3), entered(3), entered(4, variables=other)]) == []
+
+
+def test_the_first_step_of_each_difference_counts() -> None:
+    found = compare(
+        ALONE,
+        [
+            started(2),
+            *(entered(n, item="other") for n in (2, 3)),
+            started(2),
+            entered(3, random={"python": "other"}),
+        ],
+    )
+    assert [(one.kind, one.name, one.step) for one in found] == [
+        ("data", "batches", 2),
+        ("random", "python", 3),
+    ]
+
+
+def test_a_start_from_zero_and_steps_of_only_one() -> None:
+    found = compare(ALONE, [started(None), entered(0), started(5), entered(9)])
+    assert [(one.kind, one.step) for one in found] == [("start", 0), ("place", 9)]
+
+
+def test_metrics_and_their_tolerance() -> None:
+    nan = float("nan")
+    alone: list[Line] = [completed(1, loss=1.0, acc=nan), completed(2, loss=2.0)]
+    assert compare(alone, [completed(1, loss=1.0, acc=nan), completed(2, loss=2.0)]) == []
+    found = compare(alone, [completed(1, loss=1.0), completed(2, loss=2.0 + 1e-9)])
+    assert [(one.name, one.killed) for one in found] == [("acc", "(none)"), ("loss", "2.000000001")]
+    assert not compare(alone, [completed(2, loss=2.0 + 1e-9)], tolerance=1e-6)
+
+
+def test_values_of_states() -> None:
+    model = {"w": torch.ones(2), "b": [1, 2.0], 0: "x"}
+    assert differing_values({"model": model}, {"model": {**model}}) == []
+    other = {"w": torch.tensor([1.0, 1.0 + 1e-6]), "b": [1, 2.5], 0: "x", "more": 1}
+    assert differing_values({"model": model}, {"model": other}) == [
+        "model/w",
+        "model/b/1",
+        "model/more",
+    ]
+    assert differing_values(model, {**other, "b": [1, 2.0]}, tolerance=1e-3) == ["more"]
+    assert differing_values({"x": np.zeros(2)}, {"x": torch.zeros(2)}) == ["x"]
+    half = torch.ones(2, dtype=torch.bfloat16)
+    assert differing_values([half], [half * 1.01], tolerance=0.1) == []
+
+
+def test_the_first_difference_is_named_where_no_variable_is() -> None:
+    found = [
+        Difference("state", "model/w", 10, None),
+        Difference("metric", "loss", 7, 5),
+        Difference("data", "batches", 7, 5),
+    ]
+    [cause] = causes(found)
+    assert (cause.kind, cause.step) == ("data", 7)
+    assert "run.batches" in cause.remedy
+    [cause] = causes(found[:2])
+    assert (cause.kind, cause.name) == ("metric", "loss")
+    assert "not tracked" in cause.remedy

@@ -1,0 +1,151 @@
+"""Whole rehearsals of small scripts: those that recover, and those that do not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.cli import main
+from holdfast.errors import UsageError
+from holdfast.rehearse import Plan, Report, rehearse, text_of
+
+SCRIPTS = Path(__file__).parent / "scripts"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def of(script: str, **options: object) -> Report:
+    folder = EXAMPLES if (EXAMPLES / script).exists() else SCRIPTS
+    return rehearse(Plan([sys.executable, str(folder / script)], **{"seed": 5, **options}))  # type: ignore[arg-type]
+
+
+def test_a_script_that_recovers() -> None:
+    report = of("equal.py", kills=5)
+    assert (report.verdict, report.exit_code, report.causes) == ("equal", 0, [])
+    assert report.compared["steps"] == report.steps == 30
+    assert report.compared["metrics"] == 2
+    assert report.compared["tracked names"] == 3
+    # Clocks differ at every start, which says nothing about recovery.
+    assert {one.name for one in report.ignored} == {"began", "seconds"}
+    assert sum("SIG" in act.end for act in report.acts) >= 2
+    assert any("SIGTERM, saved" in act.end and "status 75" in act.end for act in report.acts)
+
+
+def test_a_start_that_is_not_seeded_is_no_difference() -> None:
+    assert of("unseeded.py").verdict == "equal"
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "kind"),
+    [
+        ("scheduler.py", "scheduler", "StepLR"),
+        ("generator.py", "rng", "random generator of numpy"),
+        ("sampler.py", "sampler.rng", "random generator of numpy"),
+        ("hashed.py", "PYTHONHASHSEED", "order"),
+        ("average.py", "ema", "float64[3]"),
+        ("local.py", "best", "local variable"),
+        ("urandom.py", "weights", "not repeatable"),
+    ],
+)
+def test_what_was_forgotten_is_named(script: str, name: str, kind: str) -> None:
+    report = of(script)
+    assert report.verdict == "different"
+    assert report.exit_code == 1
+    assert [(cause.name, cause.kind) for cause in report.causes] == [(name, kind)]
+    assert report.causes[0].remedy
+    assert f"{name} ({kind}), first seen at step" in text_of(report)
+
+
+def test_what_differs_from_then_on() -> None:
+    report = of("local.py")
+    followed = {(one.kind, one.name) for one in report.differences}
+    assert {("metric", "loss"), ("state", "weights"), ("state", "rate")} <= followed
+    metric = next(one for one in report.differences if one.kind == "metric")
+    assert float(metric.alone) != float(metric.killed)
+    assert f"instead of {metric.alone}" in text_of(report)
+
+
+def test_what_is_named_may_differ() -> None:
+    report = of("average.py", ignore=["smooth", "ema.weights['layer.0']"])
+    assert report.verdict == "equal"
+
+
+def test_a_tolerance_lets_small_differences_pass() -> None:
+    assert of("urandom.py", tolerance=1e6).verdict == "equal"
+
+
+def test_a_program_that_refuses_its_checkpoint() -> None:
+    report = of("refused.py")
+    assert (report.verdict, report.exit_code) == ("different", 1)
+    assert "which nothing tracks here" in report.problem
+    assert "late=['layers', 'more']" in text_of(report)
+
+
+def test_programs_that_cannot_be_rehearsed(tmp_path: Path) -> None:
+    fails = tmp_path / "fails.py"
+    fails.write_text("raise SystemExit('no such data')")
+    report = of(str(fails))
+    assert (report.verdict, report.exit_code) == ("incomplete", 3)
+    assert "failed with status 1" in report.problem
+    assert "no such data" in text_of(report)
+
+    no_run = tmp_path / "no_run.py"
+    no_run.write_text("print('hello')")
+    assert "never completed a step" in of(str(no_run)).problem
+
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time; time.sleep(60)")
+    assert "did not end within 0.5 s" in of(str(slow), timeout_s=0.5).problem
+
+    short = tmp_path / "short.py"
+    short.write_text(
+        f"import holdfast\nfor _ in holdfast.Run({str(tmp_path / 'real')!r}).range(2): pass"
+    )
+    assert "only 2 steps" in of(str(short)).problem
+    assert not (tmp_path / "real").exists(), "a rehearsal never goes to the run's own address"
+
+
+def test_plans_that_make_no_sense() -> None:
+    with pytest.raises(UsageError, match="no command"):
+        rehearse(Plan([]))
+    with pytest.raises(UsageError, match="at least 4 steps"):
+        of("equal.py", steps=3)
+    with pytest.raises(UsageError, match="one kill"):
+        of("equal.py", kills=0)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    words = ["rehearse", "--seed", "5", "--report", str(path), "--", sys.executable]
+    assert main([*words, str(SCRIPTS / "local.py")]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("rehearsing 30 steps with 4 kills (--seed 5):\n")
+    assert "left alone" in out
+    assert "best (local variable)" in out
+    assert max(map(len, out.splitlines())) <= 80
+    report = json.loads(path.read_text())
+    assert report["verdict"] == "different"
+    assert report["environment"]["packages"]["numpy"]
+    assert report["environment"]["platform"]
+    assert report["data"]
+    assert "no checkpoint in" in report["output"]
+
+    assert main([*words[:3], "--json", "--", sys.executable, str(SCRIPTS / "unseeded.py")]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_a_broken_script_for_a_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import holdfast
+
+    monkeypatch.setenv("HOLDFAST_REHEARSAL", "{not json")
+    with pytest.raises(UsageError, match="HOLDFAST_REHEARSAL"):
+        holdfast.Run("memory://never")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_the_examples_recover(example: str) -> None:
+    report = of(example, steps=60, kills=5)
+    assert report.verdict == "equal", text_of(report)

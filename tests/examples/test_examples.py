@@ -78,9 +78,13 @@ def last_line(output: str) -> str:
 
 DIGITS = Example("torch_digits.py", "--epochs", "4", "--every", "10")
 TOUR = Example("generic.py", "--sweeps", "150", "--every", "10")
+MANUAL = Example("char_transformer.py", "--epochs", "2", "--every", "5", "--characters", "30000")
 
 
-@pytest.mark.parametrize("example", [DIGITS, TOUR], ids=["torch_digits", "generic"])
+EXAMPLES = {"torch_digits": DIGITS, "generic": TOUR, "char_transformer": MANUAL}
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAMPLES))
 def test_killed_and_resumed(example: Example, tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     expected = last_line(example.finish(alone, tmp_path / "a"))

@@ -81,11 +81,13 @@ def test_a_closed_pipe(run: Path) -> None:
 
 
 def test_ctrl_c(tmp_path: Path) -> None:
-    """While a command waits: for a named pipe in the place of the run's first file."""
+    """While a command waits."""
     folder = tmp_path / "run"
     folder.mkdir()
     code = (
-        "import sys, time\nimport holdfast.cli.ls as ls\n"
+        "import signal, sys, time\nimport holdfast.cli.ls as ls\n"
+        # Tests that are started in the background ignore it, and so would this process.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*_):\n    print('ready', flush=True); time.sleep(60)\n"
         "ls.find_runs = wait\nfrom holdfast.cli import main\nsys.exit(main(['ls', sys.argv[1]]))"
     )

@@ -24,6 +24,9 @@ class Handlers:
 @pytest.fixture
 def handlers() -> Iterator[Handlers]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Whatever the tests were started with: in the background, SIGINT is ignored.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     made = Handlers()
     yield made
     made.stop.restore()

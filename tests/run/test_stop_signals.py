@@ -19,6 +19,8 @@ import os, signal, sys, time
 import numpy as np
 import holdfast
 
+# Tests that are started in the background ignore it, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 run = holdfast.Run(sys.argv[1], every=None, keep=None)
 values = []
 run.track(values=values)
@@ -378,22 +380,38 @@ def test_a_notebook_gets_an_exception(monkeypatch, tmp_path: Path) -> None:
 
 
 LOADER = """
+import pathlib, threading
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+gate = pathlib.Path(sys.argv[1] + ".gate")
+
 class Slow(Dataset):
+    "From item 4 on, the first process waits until it may go on."
     def __len__(self):
         return 8
     def __getitem__(self, index):
         if index >= 4 and run.resumed is None:
-            time.sleep(1)
+            deadline = time.monotonic() + 120
+            while not gate.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
         return index
 
+def tell(main):
+    "Say when the loop waits for the fifth batch."
+    while True:
+        frame, names = sys._current_frames()[main], []
+        while frame is not None:
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        if len(values) == 4 and "_try_get_data" in names:
+            return say("ready")
+        time.sleep(0.01)
+
+threading.Thread(target=tell, args=(threading.get_ident(),), daemon=True).start()
 loader = DataLoader(Slow(), batch_size=1, num_workers=2)
 for batch in run.batches(loader):
     values.append(int(batch))
-    if len(values) == 4:
-        say("ready")
 say(values)
 """
 
@@ -408,13 +426,15 @@ def test_a_signal_to_the_group_while_the_loader_works(tmp_path: Path) -> None:
     """The loader's workers outlive it, so that the batch that is waited for comes."""
     program = Program(tmp_path, LOADER)
     process = program.start()
-    time.sleep(0.3)  # it waits for a batch now, unless this machine is very busy
     os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while "finishing this step" not in program.errors.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    Path(f"{program.address}.gate").touch()
     code, _, err = program.end()
     assert code == 75, err
-    ((step, note),) = program.saved()
-    assert step in (4, 5)
-    assert note == "preempted"
+    assert program.saved() == [(5, "preempted")]
     code, out, err = program.again()
     assert code == 0, err
     assert out.splitlines()[-1] == str(list(range(8)))
@@ -422,10 +442,15 @@ def test_a_signal_to_the_group_while_the_loader_works(tmp_path: Path) -> None:
 
 def test_the_loaders_workers_died_before_the_signal_arrived(tmp_path: Path) -> None:
     program = Program(tmp_path, LOADER)
+    program.script.write_text(
+        program.script.read_text().replace(
+            "loader = ",
+            "import holdfast.run.signals as s; s.StopSignals.wait.__defaults__ = (60,)\nloader = ",
+        )
+    )
     process = program.start()
     for child in workers_of(process):
         os.kill(child, signal.SIGKILL)
-    time.sleep(0.3)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = program.end()
     assert code == 75, err

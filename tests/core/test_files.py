@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from holdfast.core import files, stored
+from holdfast.core import file_copies, stored
 from holdfast.core.files import link_stays_inside
 from holdfast.core.tree import Directory, File, StoredDirectory, StoredFile, capture
 from holdfast.errors import StateError, StructureMismatch, UnsupportedValue
 from tests.core.tree_harness import save
 
-BIG = os.urandom(100_000)  # streamed, unlike small files
+BIG = os.urandom(100_000)
 
 
 @pytest.fixture
@@ -68,73 +68,8 @@ def test_a_file_comes_back_as_a_copy(content: bytes, tmp_path: Path) -> None:
     assert leftovers(copy.parent) == []
 
 
-def test_large_files_are_streamed_and_small_ones_read_at_once(tmp_path: Path) -> None:
-    (tmp_path / "big").write_bytes(BIG)
-    (tmp_path / "small").write_bytes(b"abc")
-    captured = capture({"b": File(tmp_path / "big"), "s": File(tmp_path / "small")})
-    assert [leaf.source.streamed for leaf in captured.leaves] == [True, False]
-    (tmp_path / "small").write_bytes(b"ABCD")
-    buffer = bytearray(3)
-    captured.leaves[1].source.copy_range(0, memoryview(buffer))
-    assert buffer == b"abc"
-    captured.leaves[0].source.close()
-
-
-def test_a_file_replaced_during_the_save_is_saved_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(BIG)
-    source = capture({"f": File(path)}).leaves[0].source
-    (tmp_path / "new").write_bytes(b"other")
-    os.replace(tmp_path / "new", path)
-    buffer = bytearray(len(BIG))
-    source.copy_range(0, memoryview(buffer))
-    source.close()
-    assert buffer == BIG
-
-
-@pytest.mark.parametrize("change", ["append", "truncate", "rewrite"])
-def test_a_file_that_changes_fails_the_save(change: str, tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(BIG)
-    source = capture({"f": File(path)}).leaves[0].source
-    if change == "append":
-        with path.open("ab") as out:
-            out.write(b"more")
-    elif change == "truncate":
-        os.truncate(path, 10)
-        with pytest.raises(StateError, match="changed"):
-            source.copy_range(0, memoryview(bytearray(len(BIG))))
-    else:
-        before = path.stat()
-        with path.open("r+b") as out:
-            out.write(b"x" * 10)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # ctime tells
-    with pytest.raises(StateError, match="changed while it was being saved"):
-        source.close()
-
-
-def test_many_files_hold_few_descriptors(tmp_path: Path) -> None:
-    root = tmp_path / "many"
-    root.mkdir()
-    for index in range(files.MAX_OPEN + 30):
-        (root / f"{index:03}").write_bytes(BIG)
-    before = len(os.listdir("/proc/self/fd"))
-    captured = capture({"d": Directory(root)})
-    assert len(os.listdir("/proc/self/fd")) == before + files.MAX_OPEN
-    last = captured.leaves[-1].source
-    buffer = bytearray(100)
-    last.copy_range(5, memoryview(buffer))
-    assert buffer == BIG[5:105]
-    (root / "080").write_bytes(BIG + b"!")
-    with pytest.raises(StateError, match=r"080.*changed"):
-        captured.leaves[80].source.copy_range(0, memoryview(buffer))
-    for index, leaf in enumerate(captured.leaves):
-        if index != 80:
-            leaf.source.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_failed_capture_closes_its_files(tmp_path: Path) -> None:
+def test_a_failed_capture_closes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_copies, "MEMORY_BYTES", 0)
     (tmp_path / "f").write_bytes(BIG)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(UnsupportedValue):
@@ -168,6 +103,84 @@ def test_restoring_never_writes_through_a_link(tmp_path: Path) -> None:
     save({"f": File(tmp_path / "source")}).restore({"f": File(tmp_path / "target")})
     assert (tmp_path / "precious").read_bytes() == b"keep"
     assert (tmp_path / "target").read_bytes() == b"new"
+
+
+# -- a file that has grown since -----------------------------------------------------------
+
+
+def restored_log(tmp_path: Path, saved: bytes, live: bytes) -> tuple[Path, bool]:
+    """A log that was saved and then changed, restored; and whether it is the same file."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(saved)
+    path.chmod(0o640)
+    kept = save({"log": File(path)})
+    path.write_bytes(live)
+    inode = path.stat().st_ino
+    kept.restore({"log": File(path)})
+    assert path.read_bytes() == saved
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert leftovers(tmp_path) == []
+    return path, path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    ("saved", "live", "in_place"),
+    [
+        (b"1\n", b"1\n2\n", True),
+        (b"", b"1\n", True),
+        (b"1\n", b"1\n", True),
+        (b"1\n2\n", b"1\n", False),
+        (b"1\n", b"2\n2\n", False),
+        (BIG, BIG + b"!", True),
+        (BIG, BIG[:-1] + bytes([BIG[-1] ^ 1]) + b"!", False),
+    ],
+    ids=["grown", "from nothing", "unchanged", "shorter", "rewritten", "big", "big rewritten"],
+)
+def test_a_file_that_has_only_grown_is_cut_back_in_place(
+    saved: bytes, live: bytes, in_place: bool, tmp_path: Path
+) -> None:
+    assert restored_log(tmp_path, saved, live)[1] is in_place
+
+
+def test_a_program_that_appends_goes_on_in_the_restored_file(tmp_path: Path) -> None:
+    """It opens its log first, as scripts do, and restores afterwards."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"1\n2\n")
+    saved = save({"log": File(path)})
+    path.write_bytes(b"1\n2\n3\n")
+    with path.open("a") as log:
+        for _ in range(2):  # a resume in mid-epoch restores twice
+            saved.restore({"log": File(path)})
+            log.write("3, again\n")
+            log.flush()
+    assert path.read_bytes() == b"1\n2\n3, again\n"
+
+
+def test_other_names_of_a_file_keep_what_they_had(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"1")
+    saved = save({"log": File(path)})
+    path.write_bytes(b"12")
+    os.link(path, tmp_path / "kept")
+    saved.restore({"log": File(path)})
+    assert (path.read_bytes(), (tmp_path / "kept").read_bytes()) == (b"1", b"12")
+
+
+def test_a_file_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"1")
+    saved = save({"log": File(path)})
+    path.write_bytes(b"12")
+    real = os.open
+
+    def refuse(name: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if name == str(path) and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return real(name, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse)  # root, who runs some tests, may write anything
+    saved.restore({"log": File(path)})
+    assert path.read_bytes() == b"1"
 
 
 # -- folders -----------------------------------------------------------------------------

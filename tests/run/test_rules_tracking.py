@@ -113,3 +113,23 @@ def test_what_a_finished_run_wants_is_made_good_at_the_next_start(tmp_path: Path
     with holdfast.CheckpointManager(address) as manager:
         assert [c.step for c in manager.checkpoints()] == [4]
     assert (export / "state.json").exists()
+
+
+def test_a_log_that_grows_at_every_step_resumes_exactly(tmp_path: Path) -> None:
+    """Opened before the loop, as scripts do: a restore must not leave it behind."""
+    address, path = fresh_address(), tmp_path / "metrics.csv"
+    for _ in range(2):
+        run = holdfast.Run(address, every=3, quiet=True)
+        run.track(log=holdfast.File(path))
+        with process(), path.open("a", buffering=1) as log:
+            for epoch in run.epochs(4):
+                log.write(f"epoch {epoch}\n")  # a prologue, run again after a resume
+                for item in run.range(4):
+                    log.write(f"{epoch}.{item}\n")
+                    if run.resumed is None and run.step == 10:
+                        run.manager.wait()
+                        raise Killed
+    expected = "".join(
+        f"epoch {epoch}\n" + "".join(f"{epoch}.{item}\n" for item in range(4)) for epoch in range(4)
+    )
+    assert path.read_text() == expected

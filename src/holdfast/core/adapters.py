@@ -38,17 +38,17 @@ class LeafSource(Protocol):
 
     @property
     def streamed(self) -> bool:
-        """True: too large to hold (a file); read in the background, in order, and
-        `close` tells whether it stayed unchanged. False: copied at once."""
+        """True: held elsewhere than in memory (a file's copy); read in the background,
+        in order. False: copied at once."""
         ...
 
     def copy_range(self, offset: int, into: memoryview) -> None:
-        """Fill `into` with the leaf's C-order little-endian bytes from `offset` on."""
+        """Fill `into` with the leaf's C-order little-endian bytes from `offset` on.
+        Raises StateError if they could not be captured (streamed sources)."""
         ...
 
     def close(self) -> None:
-        """Called once after the last read. Raises StateError if the bytes changed
-        since the leaf was captured (streamed sources)."""
+        """Called once after the last read, or when there will be none."""
         ...
 
 

@@ -17,6 +17,7 @@ from holdfast.core import (
     classes,
     encode_array,
     encode_plain,
+    file_copies,
     files,
     frameworks,
     generators,
@@ -74,7 +75,7 @@ class TreeEncoder:
         self._ids = 0
         self._arrays = encode_array.ArrayNodes()
         self._aliases: dict[Hashable, dict[str, Any]] = {}
-        self._files = files.OpenFiles()
+        self._files = file_copies.FileCopies()
         self._inline = 0
 
     # -- the contract of adapters.Encoder ------------------------------------------
@@ -122,10 +123,7 @@ class TreeEncoder:
     def close(self) -> None:
         """Close every source. For a capture that is given up."""
         for leaf in self.leaves:
-            try:
-                leaf.source.close()
-            except StateError:
-                pass  # it changed; nobody will read it
+            leaf.source.close()
 
     # -- dispatch -------------------------------------------------------------------
 

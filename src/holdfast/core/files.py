@@ -1,14 +1,14 @@
-"""Files and folders as part of a state: streamed when saved, copies when restored.
+"""Files and folders as part of a state: copied when saved, copies when restored.
 
     manager.save(step, {"booster": File("model.ubj"), "tokenizer": Directory("tok/")})
     manager.restore({"booster": File("model.ubj"), "tokenizer": Directory("tok/")})
 
-Saving opens a file at capture and reads it in the background; if it changed until
-then, the save fails. Permission bits are kept; times, owners and extended attributes
-are not. Inside a Directory, a symbolic link that is relative and stays inside is kept
-as a link; any other is refused, or stored as what it points to with
-`follow_links=True`. Restoring writes a copy beside the target, syncs it and renames it
-into place.
+Saving copies a file at capture (`core.file_copies`). Permission bits are kept; times,
+owners and extended attributes are not. Inside a Directory, a symbolic link that is
+relative and stays inside is kept as a link; any other is refused, or stored as what it
+points to with `follow_links=True`. Restoring writes a copy beside the target, syncs it
+and renames it into place; a file that has only grown since is cut back instead
+(`core.stored`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from holdfast.core import arrays
 from holdfast.core.adapters import Encoder
-from holdfast.core.types import KiB, Node
+from holdfast.core.file_copies import FileCopies
+from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
 
-SMALL_BYTES = 64 * KiB  # read at capture: cheaper than holding a descriptor
-MAX_OPEN = 64  # held by one save; beyond it files are opened when read and must be the same
 MAX_LEVELS = 64
 
 
@@ -54,109 +52,16 @@ class Directory:
         object.__setattr__(self, "follow_links", follow_links)
 
 
-_Identity = tuple[int, int, int, int, int]
-
-
-def _identity(status: os.stat_result) -> _Identity:
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-
-
-def _same(now: os.stat_result, then: os.stat_result) -> bool:
-    """Whether an open file still has the content that it had then."""
-    if now.st_nlink != then.st_nlink:
-        # Another file was renamed over it, or it was linked elsewhere: that alone
-        # changes ctime, and does no harm.
-        return _identity(now)[:4] == _identity(then)[:4]
-    return _identity(now) == _identity(then)
-
-
-class OpenFiles:
-    """The descriptors that one save holds."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
-class FileSource:
-    """A file's bytes, read while the save goes on; see `adapters.LeafSource`."""
-
-    dtype = "U8"
-    streamed = True
-
-    def __init__(self, name: str, fd: int, status: os.stat_result, held: OpenFiles) -> None:
-        """Takes over `fd`; keeps it open only while few are."""
-        self._name = name
-        self._status = status
-        self._held = held
-        self._fd: int | None = fd
-        self.nbytes = status.st_size
-        self.shape: tuple[int, ...] = (self.nbytes,)
-        if held.count >= MAX_OPEN:
-            os.close(fd)
-            self._fd = None
-        else:
-            held.count += 1
-        self._counted = self._fd is not None
-
-    def copy_range(self, offset: int, into: memoryview) -> None:
-        fd = self._open()
-        done = 0
-        while done < len(into):
-            count = os.preadv(fd, [into[done:]], offset + done)
-            if count == 0:
-                raise self._changed()
-            done += count
-
-    def close(self) -> None:
-        if self._fd is None and self.nbytes == 0:
-            return
-        try:
-            unchanged = _same(os.fstat(self._open()), self._status)
-        finally:
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
-                if self._counted:
-                    self._held.count -= 1
-                    self._counted = False
-        if not unchanged:
-            raise self._changed()
-
-    def _open(self) -> int:
-        if self._fd is None:
-            try:
-                fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            except OSError as error:
-                raise self._changed() from error
-            if _identity(os.fstat(fd)) != _identity(self._status):
-                os.close(fd)
-                raise self._changed()
-            self._fd = fd
-        return self._fd
-
-    def _changed(self) -> StateError:
-        return StateError(
-            f"file {self._name!r} changed while it was being saved",
-            hint="Write it under another name and rename it, or save after it is complete.",
-        )
-
-
-def encode_file(value: File, path: str, encoder: Encoder, held: OpenFiles) -> Node:
-    """The node of a File. Opens it now: later renames over it do no harm."""
-    return {**_file(value.path, path, encoder, held), "name": _name(value.path)}
+def encode_file(value: File, path: str, encoder: Encoder, copies: FileCopies) -> Node:
+    """The node of a File, with the bytes that it has now."""
+    return {**_file(value.path, path, encoder, copies), "name": _name(value.path)}
 
 
 def _name(path: str) -> str:
     return os.path.basename(os.path.abspath(path)).encode("utf-8", "replace").decode()
 
 
-def _file(name: str, path: str, encoder: Encoder, held: OpenFiles) -> dict[str, Node]:
+def _file(name: str, path: str, encoder: Encoder, copies: FileCopies) -> dict[str, Node]:
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -167,30 +72,9 @@ def _file(name: str, path: str, encoder: Encoder, held: OpenFiles) -> dict[str, 
         if not stat.S_ISREG(status.st_mode):
             raise _not_a_file(path, name, status.st_mode)
         mode = stat.S_IMODE(status.st_mode) & 0o777
-        if status.st_size <= SMALL_BYTES:
-            data = _read_small(fd, status, name)
-            os.close(fd)
-            return {"!": "file", "leaf": encoder.leaf(arrays.BytesSource(data), path), "mode": mode}
-    except BaseException:
+        return {"!": "file", "leaf": encoder.leaf(copies.take(fd, name), path), "mode": mode}
+    finally:
         os.close(fd)
-        raise
-    source = FileSource(name, fd, status, held)
-    return {"!": "file", "leaf": encoder.leaf(source, path), "mode": mode}
-
-
-def _read_small(fd: int, status: os.stat_result, name: str) -> bytes:
-    data = b""
-    while len(data) <= status.st_size:
-        part = os.read(fd, status.st_size - len(data) + 1)
-        if not part:
-            break
-        data += part
-    if len(data) != status.st_size or _identity(os.fstat(fd)) != _identity(status):
-        raise StateError(
-            f"file {name!r} changed while it was being saved",
-            hint="Write it under another name and rename it, or save after it is complete.",
-        )
-    return data
 
 
 def _not_a_file(path: str, name: str, mode: int) -> UnsupportedValue:
@@ -201,11 +85,11 @@ def _not_a_file(path: str, name: str, mode: int) -> UnsupportedValue:
     return UnsupportedValue(path, f"{kind}: {name!r}", hint=hint)
 
 
-def encode_directory(value: Directory, path: str, encoder: Encoder, held: OpenFiles) -> Node:
+def encode_directory(value: Directory, path: str, encoder: Encoder, copies: FileCopies) -> Node:
     """The node of a Directory, names in sorted order, empty folders included."""
     if not os.path.isdir(value.path):
         raise StateError(f"cannot save {path!r}: no folder {value.path!r}", hint="Check the path.")
-    node = _folder(value.path, value.follow_links, path, (), encoder, held)
+    node = _folder(value.path, value.follow_links, path, (), encoder, copies)
     return {**node, "name": _name(value.path)}
 
 
@@ -215,7 +99,7 @@ def _folder(
     path: str,
     around: tuple[tuple[int, int], ...],
     encoder: Encoder,
-    held: OpenFiles,
+    copies: FileCopies,
 ) -> dict[str, Node]:
     """`around`: (device, inode) of the folders that this one is in."""
     level = len(around)
@@ -255,9 +139,9 @@ def _folder(
                 )
             nodes.append([entry.name, {"!": "link", "v": target}])
         elif entry.is_dir():
-            nodes.append([entry.name, _folder(entry.path, follow, inner, around, encoder, held)])
+            nodes.append([entry.name, _folder(entry.path, follow, inner, around, encoder, copies)])
         else:
-            nodes.append([entry.name, _file(entry.path, inner, encoder, held)])
+            nodes.append([entry.name, _file(entry.path, inner, encoder, copies)])
     return {"!": "dir", "v": nodes, "mode": mode}
 
 

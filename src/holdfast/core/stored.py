@@ -2,7 +2,9 @@
 
 Names and links were written by others: they are checked again here, and nothing is
 written outside the target. A copy is written beside the target under a temporary
-name, synced, and renamed into place by the finishers.
+name, synced, and renamed into place by the finishers. Only where the target starts with
+the very bytes of the copy (a log that has grown since) it is cut back in place instead:
+a program that has it open for appending goes on in the file that it sees.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.core.containers import items_of
+from holdfast.core.file_copies import same_start
 from holdfast.core.files import MAX_LEVELS, Directory, File, link_stays_inside
 from holdfast.core.leaves import BufferDestination
 from holdfast.core.process import pid_exists
@@ -253,7 +257,10 @@ class _Placed:
             if os.path.isdir(self._path):
                 raise StateError(f"cannot restore a file to {self._path!r}: it is a folder")
             self._destinations[0].finish()
-            os.replace(self._temporary, self._path)
+            if _cut_back(self._path, self._temporary):
+                os.unlink(self._temporary)
+            else:
+                os.replace(self._temporary, self._path)
         else:
             self._prepare()
             for destination in self._destinations:
@@ -280,6 +287,34 @@ class _Placed:
         for destination in self._destinations:
             destination.close()
         _remove(self._temporary)
+
+
+def _cut_back(path: str, copy: str) -> bool:
+    """Make the file at `path` what `copy` is, in place, if it has only grown since.
+
+    At every moment it starts with the bytes of `copy`, so a crash does no harm.
+    """
+    try:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(path, flags)
+    except OSError:
+        return False  # not there, a link, or not ours to write
+    source = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there, wanted = os.fstat(fd), os.fstat(source)
+        # Under its other names a file stays what it is.
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1:
+            return False
+        if there.st_size < wanted.st_size or not same_start(fd, source, wanted.st_size):
+            return False
+        os.ftruncate(fd, wanted.st_size)
+        if stat.S_IMODE(there.st_mode) != stat.S_IMODE(wanted.st_mode):
+            os.fchmod(fd, stat.S_IMODE(wanted.st_mode))
+        os.fsync(fd)
+        return True
+    finally:
+        os.close(source)
+        os.close(fd)
 
 
 def _make_folders(folder: StoredDirectory, path: str) -> None:

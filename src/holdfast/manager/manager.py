@@ -40,8 +40,9 @@ class CheckpointManager(Listing):
     run is opened for reading; the first `save` makes this process its writer, and
     raises RunHeld if another live process on this machine is.
 
-    Saves run in a background thread, one at a time; all methods may be called from
-    any thread. Use it as a context manager or call `close`.
+    Saves run in a background thread, one at a time, and at low priority until somebody
+    waits for them; all methods may be called from any thread. Use it as a context
+    manager or call `close`.
 
     >>> import holdfast
     >>> with holdfast.CheckpointManager("memory://doc") as ckpts:
@@ -127,9 +128,8 @@ class CheckpointManager(Listing):
     ) -> Pending:
         """Save `state` as the checkpoint of `step` completed steps.
 
-        Every tensor and array is copied before this returns: you may change them at
-        once. (Files in `File` and `Directory` are read later: leave them alone until
-        the result is there.) Waits while an earlier save still uses the copy memory.
+        Every tensor, array and tracked file is copied before this returns: you may
+        change them at once. Waits while an earlier save still uses the copy memory.
         `loop` is any plain value that `restore` gives back; RNG states of Python,
         NumPy and loaded frameworks are always captured.
 
@@ -145,8 +145,9 @@ class CheckpointManager(Listing):
             self.acquire()
             assert self._saver is not None
             self._raise_failures(last_chance=block)
+            self._saver.hurry()  # the training waits for the save before this one
             snapshot = self._capture(step, state, loop)
-            pending = Pending(step)
+            pending = Pending(step, hurry=self._saver.hurry)
             self._saver.submit(
                 Order(
                     snapshot=snapshot,
@@ -158,7 +159,8 @@ class CheckpointManager(Listing):
                     finished=finished,
                     config=self.config,
                     environment=self.environment,
-                )
+                ),
+                urgent=block,
             )
         if block:
             pending.result()
@@ -184,8 +186,8 @@ class CheckpointManager(Listing):
 
     def _dedup_base(self) -> Manifest | None:
         """The newest checkpoint's manifest; read once, then kept from save to save."""
-        # Without the manager's lock: only the saver's thread comes here, and `save` may
-        # hold the lock while it waits for that thread to give the copy memory back.
+        # Without the manager's lock: only the saver comes here, and `save` may
+        # hold the lock while it waits for a save to give the copy memory back.
         if self._base is None and (records := self._repo.records()):
             try:
                 self._base = self._repo.manifest(records[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 
 from holdfast.core.digest import digest
@@ -70,13 +70,16 @@ class Packer:
         self._open = _OpenPack()
         self._chunks: list[list[Chunk]] = []
 
-    def write(self, snapshot: Snapshot) -> tuple[tuple[Leaf, ...], tuple[Pack, ...]]:
+    def write(
+        self, snapshot: Snapshot
+    ) -> Generator[None, None, tuple[tuple[Leaf, ...], tuple[Pack, ...]]]:
         """(leaves, packs) for the manifest; every pack is durable when this returns.
 
-        Raises StoreError; StateError if a streamed file cannot be read.
+        Yields after each chunk: the next may be taken by another thread. Raises
+        StoreError; StateError if a file could not be copied.
         """
         for position, leaf in enumerate(snapshot.leaves):
-            self._add(position, leaf)
+            yield from self._add(position, leaf)
         self._flush()
         leaves = tuple(
             Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(chunks))
@@ -84,7 +87,7 @@ class Packer:
         )
         return leaves, tuple(self._packs)
 
-    def _add(self, position: int, leaf: HeldLeaf) -> None:
+    def _add(self, position: int, leaf: HeldLeaf) -> Generator[None, None, None]:
         self._chunks.append([])
         dtype, shape = leaf.source.dtype, leaf.source.shape
         for start, extent, offset, nbytes in boxes(shape, itemsize(dtype)):
@@ -95,6 +98,7 @@ class Packer:
                 pack, at = place
                 chunk = Chunk(start, extent, self._number(pack), at, nbytes, found)
                 self._chunks[position].append(chunk)
+                yield
                 continue
             if self._open.nbytes + nbytes > PACK_BYTES or self._open.held >= HELD_BYTES:
                 self._flush()
@@ -107,6 +111,7 @@ class Packer:
             self._open.held += nbytes if leaf.data is None else 0
             # Pack and offset are known once the pack's header is.
             self._chunks[position].append(Chunk(start, extent, -1, -1, nbytes, found))
+            yield
 
     def _flush(self) -> None:
         pack = self._open

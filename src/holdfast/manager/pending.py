@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
@@ -18,8 +19,10 @@ class Pending:
     1
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, *, hurry: Callable[[], None] = lambda: None) -> None:
+        """`hurry` is called when somebody begins to wait."""
         self.step = step
+        self._hurry = hurry
         self._future: Future[CheckpointInfo] = Future()
 
     def done(self) -> bool:
@@ -32,6 +35,8 @@ class Pending:
         Raises what made the save fail, or SaveFailed after `timeout_s` seconds (the
         save goes on).
         """
+        if not self.done():
+            self._hurry()
         try:
             return self._future.result(timeout_s)
         except FutureTimeout:

@@ -1,13 +1,19 @@
-"""The background thread that turns snapshots into committed checkpoints."""
+"""The background threads that turn snapshots into committed checkpoints.
+
+A save is a series of steps, driven by one thread at a time. Normally that is a thread of
+low priority, which on a machine with busy cores gets little time. A thread cannot raise
+its priority again, so as soon as somebody waits for the save (`block=True`, `result`,
+`wait`, `close`, the next save) a new thread of normal priority drives the steps that
+are left: the low one lets go between two chunks.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
 from holdfast.core.records import Manifest, Record
@@ -20,13 +26,15 @@ from holdfast.repo.writer import Writer
 
 logger = logging.getLogger("holdfast")
 
-# The background thread yields to the training loop's threads (Linux: per thread).
+# A save that nobody waits for yields to the training loop's threads (Linux: per thread).
 _NICE = 19
+
+_Steps = Generator[None, None, None]
 
 
 @dataclass(frozen=True)
 class Order:
-    """One save that the thread is to carry out."""
+    """One save that is to be carried out."""
 
     snapshot: Snapshot
     pending: Pending
@@ -39,8 +47,23 @@ class Order:
     environment: Mapping[str, object]
 
 
+class _Job:
+    """One save on its way."""
+
+    def __init__(self, steps: _Steps, *, hurried: bool) -> None:
+        self.steps = steps
+        self.turn = threading.Lock()
+        """Held by the thread that drives the steps."""
+        self.hurried = hurried
+        """A thread of normal priority drives it, or waits for its turn."""
+
+
 class Saver:
-    """Writes one snapshot at a time, in order. `submit` and `wait` from any thread."""
+    """Writes one snapshot at a time; `submit`, `hurry` and `wait` from any thread.
+
+    Whoever submits has taken the snapshot memory, which is given back when a save is
+    done: there is never a second one in progress, and commits come in order.
+    """
 
     def __init__(
         self,
@@ -60,52 +83,86 @@ class Saver:
         self._base = base
         self._distrusted = distrusted
         self._on_commit = on_commit
-        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
         self._waiting = 0
-        self._thread: threading.Thread | None = None
+        self._job: _Job | None = None
+        self._threads: list[threading.Thread] = []
+        self._pid = os.getpid()
         self.failures = 0
         self.last_error: BaseException | None = None
 
-    def submit(self, order: Order) -> None:
-        """Queue a save; its snapshot is given back when it is done."""
+    def submit(self, order: Order, *, urgent: bool = False) -> None:
+        """Begin a save; its snapshot is given back when it is done. `urgent`: somebody
+        is going to wait for it."""
         with self._idle:
             self._waiting += 1
-        if self._thread is None:
-            # A daemon: a crashed main thread must not hang on an upload. Whoever wants
-            # the last save calls `wait`, as `close` and the exit hook do.
-            self._thread = threading.Thread(target=self._work, name="holdfast-saver", daemon=True)
-            self._thread.start()
-        self._orders.put(order)
+            job = self._job = _Job(self._steps(order), hurried=urgent)
+            started = self._start(job, low=not urgent)
+        if not started:
+            self._drive(job, low=False)
+
+    def hurry(self) -> None:
+        """Somebody waits for the save in progress: it goes on at the caller's priority."""
+        if self._pid != os.getpid():
+            return  # a forked child has a copy of a job that is the parent's
+        with self._idle:
+            job = self._job
+            if job is not None and not job.hurried:
+                job.hurried = self._start(job, low=False)
 
     def wait(self) -> None:
         """Block until every submitted save has been committed or has failed."""
+        self.hurry()
         with self._idle:
             self._idle.wait_for(lambda: self._waiting == 0)
 
     def stop(self) -> None:
-        """End the thread after the saves that were submitted."""
-        if self._thread is not None:
-            self._orders.put(None)
-            self._thread.join()
-            self._thread = None
+        """Wait until the threads have ended, after the save that was submitted."""
+        self.wait()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
-        if sys.platform == "linux":
+    def _start(self, job: _Job, *, low: bool) -> bool:
+        """Drive the job from a new thread; False if there can be none: too many are there
+        already, or the interpreter is ending."""
+        # A new thread has the priority of the one that starts it: never a low one here.
+        # A daemon: a crashed main thread must not hang on an upload. Whoever wants the
+        # last save calls `wait`, as `close` and the exit hook do.
+        thread = threading.Thread(
+            target=self._drive, args=(job, low), name="holdfast-saver", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._threads = [*(t for t in self._threads if t.is_alive()), thread]
+        return True
+
+    def _drive(self, job: _Job, low: bool) -> None:
+        if low and sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        while (order := self._orders.get()) is not None:
-            try:
-                record, manifest = self._save(order)
-                self._on_commit(record, manifest, order)
-                self.failures, self.last_error = 0, None
-            except BaseException as error:  # noqa: BLE001 - reported in Pending and counted
-                self._failed(order, error)
-            finally:
-                self._memory.give_back()
-                with self._idle:
-                    self._waiting -= 1
-                    self._idle.notify_all()
-            del order  # its snapshot's views must not outlive the memory's next use
+        with job.turn:
+            for _ in job.steps:
+                if low and job.hurried:
+                    return  # the thread that `hurry` started goes on
+
+    def _steps(self, order: Order) -> _Steps:
+        try:
+            record, manifest = yield from self._save(order)
+            self._on_commit(record, manifest, order)
+            self.failures, self.last_error = 0, None
+        except GeneratorExit:
+            raise  # given up with the process
+        except BaseException as error:  # noqa: BLE001 - reported in Pending and counted
+            self._failed(order, error)
+        finally:
+            order.snapshot.close()
+            with self._idle:
+                self._job = None
+            self._memory.give_back()
+            with self._idle:
+                self._waiting -= 1
+                self._idle.notify_all()
 
     def _failed(self, order: Order, error: BaseException) -> None:
         self.failures += 1
@@ -118,18 +175,20 @@ class Saver:
             error = self.last_error = wrapped
         order.pending.failed(error)
 
-    def _save(self, order: Order) -> tuple[Record, Manifest]:
+    def _save(self, order: Order) -> Generator[None, None, tuple[Record, Manifest]]:
         base = self._base()
         try:
-            return self._attempt(order, base)
+            return (yield from self._attempt(order, base))
         except BaseLost as error:
             if base is None:
                 raise
             # Somebody pruned what this save wanted to reuse: write everything anew.
             logger.info("writing step %d in full: %s", order.pending.step, error.message)
-            return self._attempt(order, None)
+            return (yield from self._attempt(order, None))
 
-    def _attempt(self, order: Order, base: Manifest | None) -> tuple[Record, Manifest]:
+    def _attempt(
+        self, order: Order, base: Manifest | None
+    ) -> Generator[None, None, tuple[Record, Manifest]]:
         snapshot = order.snapshot
         save = self._writer.begin()
         stored = None
@@ -137,8 +196,8 @@ class Saver:
             oldest = save.ordinal - self._rewrite_every if self._rewrite_every else 0
             stored = Stored(base, distrusted=self._distrusted, born_after=max(0, oldest))
         try:
-            leaves, packs = Packer(self._writer, save, stored).write(snapshot)
-            snapshot.close_sources()
+            leaves, packs = yield from Packer(self._writer, save, stored).write(snapshot)
+            yield
             manifest = Manifest(
                 run=self._writer.run,
                 epoch=self._writer.epoch,
@@ -168,8 +227,8 @@ class Saver:
                 ],
             )
             return record, manifest
-        except (CommitUnknown, Fenced):
-            raise
+        except (CommitUnknown, Fenced, GeneratorExit):
+            raise  # its packs may be needed
         except BaseException:
             self._writer.abandon(save)
             raise

@@ -19,7 +19,7 @@ _COPY_BYTES = 64 * MiB
 
 @dataclass(frozen=True)
 class HeldLeaf:
-    """One leaf and where its bytes are: in the snapshot, or streamed from a file."""
+    """One leaf and where its bytes are: in the snapshot, or in the copy of a file."""
 
     path: str
     source: LeafSource
@@ -45,17 +45,11 @@ class Snapshot:
     leaves: tuple[HeldLeaf, ...]
     pickled: bool
 
-    def close_sources(self) -> None:
-        """Close streamed sources. Raises StateError if a file changed meanwhile."""
-        errors: list[Exception] = []
+    def close(self) -> None:
+        """Let go of copies that lie outside the snapshot's memory."""
         for leaf in self.leaves:
             if leaf.data is None:
-                try:
-                    leaf.source.close()
-                except Exception as error:  # noqa: BLE001 - close them all, then raise the first
-                    errors.append(error)
-        if errors:
-            raise errors[0]
+                leaf.source.close()
 
 
 class SnapshotMemory:

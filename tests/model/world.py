@@ -1,8 +1,7 @@
 """The store, the network and the machine around the programs; what must always hold.
 
-A state is a tuple of small values (see `World.initial`). Everything that happens is one
-step: one operation of one thread with one of its possible outcomes, a late request that
-lands, a crash, a power loss.
+Everything that happens is one step: one operation of one thread with one of its possible
+outcomes, a late request that lands, a crash, a power loss.
 """
 
 from __future__ import annotations
@@ -12,18 +11,32 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from . import operations as op
-from .entries import CHILD, PARENT, Entry, Touch, next_entry
+from .entries import CHILD, PARENT, Touch, next_entry
 from .explore import FINISHED, Locals, Model, State, Violation
 from .invariants import check_next, check_usable
 from .programs import Start
 from .protocol import Process
 from .scenarios import Scenario, Thread
+from .state import (
+    ACKED,
+    CRASHES,
+    FAULTS,
+    FLIGHT,
+    HISTORY,
+    LISTS,
+    LOCALS,
+    LOGS,
+    PACKS,
+    PENDING,
+    VOLATILE,
+    Interned,
+    Listing,
+    changed,
+    list_changed,
+)
 
 RUNS = {PARENT: 0, CHILD: 1}
 
-
-# Positions in a state.
-LOGS, PACKS, FLIGHT, PENDING, LISTS, FAULTS, CRASHES, HISTORY, VOLATILE, ACKED, LOCALS = range(11)
 
 Effect = tuple[Hashable, dict[int, Any], str]
 """The result that the thread gets, what changes in the state, how to tell it."""
@@ -59,11 +72,8 @@ class World(Model):
                 self._restart_of[at] = len(programs)
                 programs.append(self._bound(thread, thread.restart, "r"))
                 self._alone.append(self._alone[at])
-        self.entries: list[Entry] = []
-        self._entry_index: dict[Entry, int] = {}
-        self._pack_bits: dict[str, int] = {}
-        self._facts: list[tuple[int, int]] = []  # packs of the parent run that it needs:
-        # its own, if it is an entry of the parent run; borrowed ones, if of the child
+        self._small = Interned()
+        self.entries = self._small.entries
         self.locals = Locals(programs, self._decoded, merge)
         self.names = [t.process for t in self.threads] + [
             f"{self.threads[at].process} (restarted)" for at in self._restart_of
@@ -74,38 +84,20 @@ class World(Model):
         process = Process(thread.process + suffix, self.scenario.settings)
         return lambda: program(process)
 
-    # -- small values for big ones ------------------------------------------------
-
-    def _entry(self, entry: Entry) -> int:
-        found = self._entry_index.get(entry)
-        if found is None:
-            found = self._entry_index[entry] = len(self.entries)
-            self.entries.append(entry)
-            own = sum({self._bit(pack) for pack in entry.packs()})
-            lent = sum({self._bit(pack) for r in entry.records for pack in r.borrowed})
-            self._facts.append((own, lent))
-        return found
-
     def _decoded(self, result: Any) -> Any:
         """What the program is sent: entries travel as ("entry", small number)."""
         return self.entries[result[1]] if isinstance(result, tuple) else result
-
-    def _bit(self, pack: str) -> int:
-        return self._pack_bits.setdefault(pack, 1 << len(self._pack_bits))
-
-    def _pack_names(self, bits: int) -> frozenset[str]:
-        return frozenset(name for name, bit in self._pack_bits.items() if bits & bit)
 
     # -- Model ----------------------------------------------------------------------
 
     def initial(self) -> State:
         logs = tuple(
-            tuple(self._entry(entry) for entry in log)
+            tuple(self._small.entry(entry) for entry in log)
             for log in (self.scenario.log, self.scenario.child_log)
         )
         state: list[Any] = [None] * 11
         state[LOGS] = logs  # entries by number, per run
-        state[PACKS] = sum(self._bit(pack) for pack in self.scenario.packs)
+        state[PACKS] = sum(self._small.bit(pack) for pack in self.scenario.packs)
         state[FLIGHT] = (0,) * len(self.processes)
         state[PENDING] = ()  # requests that have not arrived: (run, entry)
         state[LISTS] = (None,) * len(self.threads)  # begun: (certain, possible) numbers
@@ -133,7 +125,7 @@ class World(Model):
             frozenset((run, entries[eid]) for run, eid in state[at]) for at in (PENDING, VOLATILE)
         )
         counts = (state[FAULTS], state[CRASHES], len(state[PENDING]))
-        return logs, histories, pending, volatile, self._pack_names(state[PACKS]), counts
+        return logs, histories, pending, volatile, self._small.names(state[PACKS]), counts
 
     def describe(self, label: Any) -> str:
         who, text, operation = label
@@ -170,7 +162,7 @@ class World(Model):
         locals_ = state[LOCALS]
         moved = self.locals.step(local, result)
         changes[LOCALS] = (*locals_[:at], moved, *locals_[at + 1 :])
-        return self._run_eager(_with(state, changes), at)
+        return self._run_eager(changed(state, changes), at)
 
     # -- operations -------------------------------------------------------------------
 
@@ -184,7 +176,7 @@ class World(Model):
             locals_ = state[LOCALS]
             moved = self.locals.step(local, result)
             changes[LOCALS] = (*locals_[:at], moved, *locals_[at + 1 :])
-            state = _with(state, changes)
+            state = changed(state, changes)
         return state
 
     def _plan(self, local: int) -> Plan:
@@ -211,7 +203,7 @@ class World(Model):
         """What an operation does, with what can be looked up beforehand looked up."""
         match operation:
             case op.Put(run, entry):
-                which, eid = RUNS[run], self._entry(entry)
+                which, eid = RUNS[run], self._small.entry(entry)
                 return lambda state, at: self._put(state, which, eid)
             case op.Get(run, number):
                 return lambda state, at: self._get(state, RUNS[run], number)
@@ -228,23 +220,23 @@ class World(Model):
             case op.Sync(run):
                 return lambda state, at: self._sync(state, RUNS[run])
             case op.PutPack(name):
-                bit = self._bit(name)
+                bit = self._small.bit(name)
                 return lambda state, at: self._put_pack(state, at, bit)
             case op.ListPacks():
                 assert self.scenario.collects, "the scenario must say that packs are listed"
-                return lambda state, at: [(self._pack_names(state[PACKS]), {}, "listed")]
+                return lambda state, at: [(self._small.names(state[PACKS]), {}, "listed")]
             case op.DeletePack(name):
-                bit = self._bit(name)
+                bit = self._small.bit(name)
                 return lambda state, at: self._delete_pack(state, name, bit)
             case op.InFlight():
                 return lambda state, at: self._in_flight(state, at)
             case op.Settled():
                 return lambda state, at: [(None, {FLIGHT: self._flight(state, at, 0)}, "done")]
             case op.Acknowledge(run, entry):
-                eid = self._entry(entry)
+                eid = self._small.entry(entry)
                 return lambda state, at: self._acknowledge(state, RUNS[run], eid)
             case op.Observe(run, entry):
-                eid = self._entry(entry) if entry.number else None
+                eid = self._small.entry(entry) if entry.number else None
                 return lambda state, at: self._observe(state, RUNS[run], eid)
         raise TypeError(operation)
 
@@ -325,13 +317,13 @@ class World(Model):
         base = self.entries[state[LOGS][run][-1]]
         touch = Touch().draft(base, base, frozenset())
         entry = next_entry(touch, base, f"t{base.number + 1}", "churn", settings)
-        changes = self._created(state, run, self._entry(entry))
+        changes = self._created(state, run, self._small.entry(entry))
         last = entry.number - settings.keep_entries if prune else 0
         for eid in changes[LOGS][run]:
             number = self.entries[eid].number
             if settings.oldest_prunable() <= number <= last:
                 log = tuple(e for e in changes[LOGS][run] if e != eid)
-                changes |= self._log_changed(_with(state, changes), run, log, number, False)
+                changes |= self._log_changed(changed(state, changes), run, log, number, False)
         pruned = f", log pruned up to {last}" if prune else ""
         return [(entry.number, changes, f"{entry.id} committed{pruned}")]
 
@@ -340,7 +332,7 @@ class World(Model):
         return [(None, {VOLATILE: volatile}, "done")]
 
     def _in_flight(self, state: State, at: int) -> list[Effect]:
-        return [(self._pack_names(state[FLIGHT][self._process_of[at]]), {}, "read")]
+        return [(self._small.names(state[FLIGHT][self._process_of[at]]), {}, "read")]
 
     def _put_pack(self, state: State, at: int, bit: int) -> list[Effect]:
         existed = state[PACKS] & bit
@@ -357,7 +349,7 @@ class World(Model):
 
     def _delete_pack(self, state: State, name: str, bit: int) -> list[Effect]:
         for run, history in enumerate(state[HISTORY]):
-            if history and self._facts[history[-1]][run] & bit:
+            if history and self._small.facts[history[-1]][run] & bit:
                 needs = f"{self.entries[history[-1]]} needs it"
                 raise Violation("I5" if run else "I1", f"{name} is deleted, but {needs}")
         return [(None, {PACKS: state[PACKS] & ~bit}, "done")]
@@ -383,7 +375,7 @@ class World(Model):
         changes |= self._chosen(state, run, log)
         if any(begun and begun[0] == run for begun in state[LISTS]):
             changes[LISTS] = tuple(
-                _list_changed(begun, number, created) if begun and begun[0] == run else begun
+                list_changed(begun, number, created) if begun and begun[0] == run else begun
                 for begun in state[LISTS]
             )
         return changes
@@ -407,9 +399,9 @@ class World(Model):
         return {HISTORY: (extended, both[1]) if run == 0 else (both[0], extended)}
 
     def _check_packs(self, run: int, eid: int, packs: int) -> None:
-        missing = self._facts[eid][run] & ~packs
+        missing = self._small.facts[eid][run] & ~packs
         if missing:
-            names = ", ".join(sorted(self._pack_names(missing)))
+            names = ", ".join(sorted(self._small.names(missing)))
             raise Violation("I5" if run else "I1", f"{self.entries[eid]} needs {names}: deleted")
 
     def _acknowledge(self, state: State, run: int, eid: int) -> list[Effect]:
@@ -449,7 +441,7 @@ class World(Model):
                 yield label, violation
                 continue
             changes[PENDING] = tuple(pending)
-            yield label, _with(state, changes)
+            yield label, changed(state, changes)
 
     def _crashes(self, state: State) -> Iterator[tuple[Any, State | Violation]]:
         for process, name in enumerate(self.processes):
@@ -500,22 +492,3 @@ class World(Model):
                 self._chosen(tuple(after), run, log)
                 self._check_packs(run, log[-1], state[PACKS])
         return tuple(after)
-
-
-def _with(state: State, changes: dict[int, Any]) -> State:
-    after = list(state)
-    for position, value in changes.items():
-        after[position] = value
-    return tuple(after)
-
-
-Listing = tuple[int, tuple[int, ...], tuple[int, ...], int]
-"""A listing that was begun: the run, what it certainly shows, what it may show, and how
-many entries were created meanwhile."""
-
-
-def _list_changed(begun: Listing, number: int, created: bool) -> Listing:
-    run, certain, possible, count = begun
-    if created:
-        return run, certain, tuple(sorted({*possible, number})), count + 1
-    return run, tuple(n for n in certain if n != number), possible, count

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import enum
-import pickle
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ import numpy as np
 
 from holdfast.core import (
     arrays,
-    classes,
     encode_array,
+    encode_objects,
     encode_plain,
     file_copies,
     files,
@@ -134,7 +132,6 @@ class TreeEncoder:
         return self._encode_other(value, path)
 
     def _encode_other(self, value: Any, path: str) -> Node:
-        kind = type(cast(object, value))
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
@@ -142,22 +139,16 @@ class TreeEncoder:
             return self._scalar(cast(Any, value), path)
         adapter = frameworks.adapter_for_value(value)
         if adapter is not None:
-            self._enter(value, path)
+            self.enter(value, path)
             node: Any = adapter.encode(value, path, self)
-            self._leave(value, cast(Node, node if isinstance(node, dict) else None))
+            self.leave(value, cast(Node, node if isinstance(node, dict) else None))
             if node is not None:
                 return cast(Node, node)
-        if not isinstance(value, type):
-            if callable(getattr(value, "state_dict", None)):
-                return self._object(value, path)
-            if isinstance(value, enum.Enum):
-                return self._enum(value, path)
-            if classes.is_namedtuple(kind):
-                return self._namedtuple(cast("tuple[Any, ...]", value), path)
-            if classes.is_dataclass(kind):
-                return self._dataclass(value, path)
+        node = encode_objects.encode(self, value, path)
+        if node is not None:
+            return node
         if self.allow_pickle:
-            return self._pickle(value, path)
+            return encode_objects.encode_pickle(self, value, path)
         raise self._unsupported(value, path)
 
     def _unsupported(self, value: object, path: str) -> UnsupportedValue:
@@ -174,19 +165,26 @@ class TreeEncoder:
 
     # -- containers -------------------------------------------------------------------
 
-    def _enter(self, value: object, path: str) -> None:
+    def enter(self, value: object, path: str) -> None:
+        """Before the parts of a container are encoded: meeting it in there is a cycle."""
         self._depth += 1
         if self._depth > values.MAX_DEPTH:
             raise _too_deep(path)
         self._memo[id(value)] = _IN_PROGRESS
         self._kept.append(value)
 
-    def _leave(self, value: object, node: Node) -> None:
+    def leave(self, value: object, node: Node) -> None:
+        """Its parts are in `node`; None: it is not remembered, the next one is another."""
         self._depth -= 1
         if node is None:
             del self._memo[id(value)]
         else:
             self._memo[id(value)] = node
+
+    def reference(self, value: object, path: str) -> Node | None:
+        """The node of a container that was met before; None if it was not."""
+        known = self._memo.get(id(value))
+        return None if known is None else self._reference(known, path)
 
     def _reference(self, node: Any, path: str) -> Node:
         """A second occurrence of a container; its first node is given an id."""
@@ -216,8 +214,8 @@ class TreeEncoder:
         if len(value) > values.MAX_INLINE_ITEMS:
             source = encode_plain.numbers_source(value)
             if source is not None:
-                return self._remembered(value, {"!": "numbers", "leaf": self.leaf(source, path)})
-        self._enter(value, path)
+                return self.remembered(value, {"!": "numbers", "leaf": self.leaf(source, path)})
+        self.enter(value, path)
         node: list[Node] = []
         for index, item in enumerate(value):
             kind = type(cast(object, item))
@@ -227,10 +225,10 @@ class TreeEncoder:
                 node.append(item)
             else:
                 node.append(self._encode(item, f"{path}/{index}"))
-        self._leave(value, node)
+        self.leave(value, node)
         return node
 
-    def _remembered(self, value: object, node: dict[str, Node]) -> dict[str, Node]:
+    def remembered(self, value: object, node: dict[str, Node]) -> dict[str, Node]:
         """The node of an object without others in it, for references to it."""
         self._kept.append(value)
         self._memo[id(value)] = node
@@ -249,7 +247,8 @@ class TreeEncoder:
         self._inline -= 1
         return node
 
-    def _pairs(self, value: Mapping[Any, Any], path: str) -> list[Node]:
+    def pairs(self, value: Mapping[Any, Any], path: str) -> list[Node]:
+        """[key, value] of each item, as nodes."""
         types = self._TYPES
         pairs: list[Node] = []
         for key, item in cast(Mapping[object, object], value).items():
@@ -264,20 +263,20 @@ class TreeEncoder:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
-        self._enter(value, path)
+        self.enter(value, path)
         node: dict[str, Node] = {"!": "dict"}
         if type(value) is OrderedDict:
             node["!"] = "odict"
             attributes: dict[str, Any] = value.__dict__
             if attributes:  # state_dict()._metadata
-                node["attrs"] = {"!": "dict", "v": self._pairs(attributes, path)}
+                node["attrs"] = {"!": "dict", "v": self.pairs(attributes, path)}
         elif type(value) is defaultdict:
             node["!"] = "defaultdict"
             node["factory"] = self._factory(value.default_factory, path)
         elif type(value) is Counter:
             node["!"] = "counter"
-        node["v"] = self._pairs(cast(Any, value), path)
-        self._leave(cast(Any, value), node)
+        node["v"] = self.pairs(cast(Any, value), path)
+        self.leave(cast(Any, value), node)
         return node
 
     def _factory(self, factory: object, path: str) -> str:
@@ -294,13 +293,13 @@ class TreeEncoder:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
-        self._enter(value, path)
+        self.enter(value, path)
         node: dict[str, Node] = {"!": "tuple", "v": self._items(value, path)}
         # Flat tuples are values, often constants shared by chance ((0.9, 0.999)).
         # Others are remembered: their items keep their identity, and t = (t, t)
         # thirty times over stays small.
         nested = any(isinstance(item, dict | list) for item in node["v"])
-        self._leave(value, node if nested else None)
+        self.leave(value, node if nested else None)
         return node
 
     def _set(self, value: set[Any], path: str) -> Node:
@@ -314,23 +313,23 @@ class TreeEncoder:
 
     def _set_node(self, tag: str, value: Any, path: str) -> Node:
         """Items in the order of their JSON: hash order differs between processes."""
-        self._enter(value, path)
+        self.enter(value, path)
         self._inline += 1
         nodes = [self._encode(item, f"{path}/<item>") for item in value]
         self._inline -= 1
         node: dict[str, Node] = {"!": tag, "v": sorted(nodes, key=msgspec.json.encode)}
-        self._leave(value, node if tag == "set" else None)
+        self.leave(value, node if tag == "set" else None)
         return node
 
     def _deque(self, value: deque[Any], path: str) -> Node:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
-        self._enter(value, path)
+        self.enter(value, path)
         node: dict[str, Node] = {"!": "deque", "v": self._items(value, path)}
         if value.maxlen is not None:
             node["maxlen"] = value.maxlen
-        self._leave(value, node)
+        self.leave(value, node)
         return node
 
     def _slice(self, value: slice, path: str) -> Node:
@@ -355,7 +354,7 @@ class TreeEncoder:
         # A copy: a view would forbid the caller to resize it until the save is done.
         node = cast(dict[str, Node], self._bytes(bytes(value), path))
         node["!"] = "bytearray"
-        return self._remembered(value, node)
+        return self.remembered(value, node)
 
     # -- NumPy ------------------------------------------------------------------------------
 
@@ -363,7 +362,7 @@ class TreeEncoder:
         known = self._memo.get(id(value))
         if known is not None:
             return self._reference(known, path)
-        return self._remembered(value, self._arrays.encode(self, value, path))
+        return self.remembered(value, self._arrays.encode(self, value, path))
 
     def _scalar(self, value: Any, path: str) -> Node:
         if type(value) is np.str_:
@@ -373,75 +372,6 @@ class TreeEncoder:
         node = encode_array.scalar_node(value, path)
         if node is None:
             raise self._unsupported(value, path)
-        return node
-
-    # -- objects ------------------------------------------------------------------------------
-
-    def _object(self, value: Any, path: str) -> Node:
-        if not callable(getattr(value, "load_state_dict", None)):
-            raise UnsupportedValue(
-                path,
-                f"{type(value).__qualname__} with state_dict() but no load_state_dict()",
-                hint="Give it load_state_dict(state), or save value.state_dict() itself.",
-            )
-        self._enter(value, path)
-        node: dict[str, Node] = {
-            "!": "object",
-            "type": classes.type_name(type(cast(object, value))),
-        }
-        node["v"] = self._encode(value.state_dict(), path)
-        self._leave(value, node)
-        return node
-
-    def _enum(self, value: enum.Enum, path: str) -> Node:
-        node = classes.encode_enum(value)
-        plain = classes.enum_value(value)
-        if plain is not None:
-            node["v"] = self._encode(plain, path)
-        return node
-
-    def _namedtuple(self, value: tuple[Any, ...], path: str) -> Node:
-        self._enter(value, path)
-        names: list[str] = list(cast(Any, value)._fields)
-        items = [
-            self._encode(item, f"{path}/{name}") for name, item in zip(names, value, strict=True)
-        ]
-        kind = classes.type_name(type(value))
-        node: dict[str, Node] = {"!": "namedtuple", "type": kind, "fields": names, "v": items}
-        self._leave(value, node)
-        return node
-
-    def _dataclass(self, value: object, path: str) -> Node:
-        self._enter(value, path)
-        node: dict[str, Node] = {"!": "dataclass", "type": classes.type_name(type(value))}
-        node["v"] = self._pairs(classes.dataclass_fields(value), path)
-        self._leave(value, node)
-        return node
-
-    def _generator(self, value: Any, path: str) -> Node:
-        known = self._memo.get(id(value))
-        if known is not None:
-            return self._reference(known, path)
-        self._enter(value, path)
-        tag, state = generators.state_of(value)
-        node: dict[str, Node] = {"!": tag, "v": self._encode(state, path)}
-        self._leave(value, node)
-        return node
-
-    def _pickle(self, value: object, path: str) -> Node:
-        try:
-            data = pickle.dumps(value, protocol=5)
-        except Exception as error:
-            raise UnsupportedValue(
-                path,
-                f"value of type {type(value).__qualname__} that cannot be pickled: {error}",
-                hint="Convert it to plain values.",
-            ) from error
-        self.note_pickle()
-        node = cast(dict[str, Node], self._bytes(data, path))
-        node.update({"!": "pickle", "type": classes.type_name(type(value))})
-        self._kept.append(value)
-        self._memo[id(value)] = node
         return node
 
     # -- files ------------------------------------------------------------------------------------
@@ -473,7 +403,7 @@ class TreeEncoder:
         np.memmap: _array,
         files.File: _file,
         files.Directory: _directory,
-        **dict.fromkeys(generators.TYPES, _generator),
+        **dict.fromkeys(generators.TYPES, encode_objects.encode_generator),
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file
 import holdfast
 from holdfast.errors import DamagedObject, UsageError
 from holdfast.manager import CheckpointManager, Listing
+from holdfast.run.publish import swap
 
 
 @pytest.fixture
@@ -125,3 +128,59 @@ def test_an_export_in_progress_is_left_alone(run: Path, tmp_path: Path) -> None:
     with Listing(run) as ckpts:
         ckpts.export(2, tmp_path / "out")
     assert beside(tmp_path / "out") == [busy.name]
+
+
+def test_everything_is_synced_before_it_is_shown_and_no_file_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is published: that adds the folder with the link, and nothing twice."""
+    tracked = tmp_path / "tok"
+    (tracked / "sub").mkdir(parents=True)
+    (tracked / "sub" / "vocab").write_bytes(b"words")
+    (tmp_path / "log").write_bytes(b"1")
+    with CheckpointManager(tmp_path / "run") as ckpts:
+        state = {
+            "w": np.ones(9),
+            "tok": holdfast.Directory(tracked),
+            "log": holdfast.File(tmp_path / "log"),
+        }
+        ckpts.save(1, state, block=True)
+    synced: Counter[int] = Counter()
+    holding: dict[int, list[str]] = {}
+    shown: list[str] = []
+
+    def sync(fd: int) -> None:
+        inode = os.fstat(fd).st_ino
+        synced[inode] += 1
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if os.path.isdir(path):
+            holding[inode] = sorted(os.listdir(path))
+
+    def check(folder: Path) -> None:
+        for path in [folder, *folder.rglob("*")]:
+            inode = path.stat().st_ino
+            if path.is_dir():
+                assert holding[inode] == sorted(os.listdir(path)), path
+            else:
+                assert synced[inode] == 1, path
+            shown.append(path.name)
+
+    rename, replace = os.rename, os.replace
+
+    def renaming(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            check(Path(source))
+        rename(source, target)
+
+    def replacing(source: Path, target: Path) -> None:
+        if Path(source).is_symlink():
+            check(Path(source).resolve())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", renaming)
+    monkeypatch.setattr(os, "replace", replacing)
+    with Listing(tmp_path / "run") as ckpts:
+        swap(tmp_path / "shown" / "best", "0" * 16, lambda folder: ckpts.export(1, folder))
+    assert len([name for name in shown if name == "vocab"]) == 2
+    assert (tmp_path / "shown" / "best" / "files" / "tok" / "sub" / "vocab").exists()

@@ -119,7 +119,10 @@ class Publisher:
 
 
 def swap(path: Path, version: str, fill: Callable[[Path], object]) -> None:
-    """Let `path` show the folder that `fill` writes; at every moment it shows a whole one."""
+    """Let `path` show the folder that `fill` writes; at every moment it shows a whole one.
+
+    The folder is durable when `fill` returns, as `export` has it: then it may be shown.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
     old = os.readlink(path) if path.is_symlink() else None
@@ -132,7 +135,6 @@ def swap(path: Path, version: str, fill: Callable[[Path], object]) -> None:
     link.unlink(missing_ok=True)
     try:
         fill(folder)
-        _sync_tree(folder)
         link.symlink_to(folder.name)
         os.replace(link, path)
     except BaseException:
@@ -147,13 +149,6 @@ def swap(path: Path, version: str, fill: Callable[[Path], object]) -> None:
             and _VERSION.fullmatch(name.removeprefix(prefix))
         ):
             shutil.rmtree(path.parent / name, ignore_errors=True)
-
-
-def _sync_tree(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
 
 
 def _sync(path: Path) -> None:

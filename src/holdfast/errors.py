@@ -104,6 +104,8 @@ class DamagedObject(CorruptionError):
         self.key = key
         self.reason = reason
         self.leaf = leaf
+        self.brief = f"{where}: {reason}"
+        """Below a heading that speaks of damage already."""
 
 
 class NoIntactCheckpoint(CorruptionError):

@@ -333,7 +333,9 @@ def test_restore_of_a_damaged_checkpoint_leaves_nothing(
     for pack in (run / "packs").iterdir():
         flip(pack, pack.stat().st_size - 1)
     out = tmp_path / "out"
-    assert "is damaged" in failed(holdfast_cli("restore", run, out), 4)
+    said = failed(holdfast_cli("restore", run, out), 4)
+    assert "is damaged" in said
+    assert f"holdfast verify {run}" in said  # which ones are not
     assert not out.exists()
     assert not list(tmp_path.glob(".holdfast-restore-*"))
 
@@ -416,6 +418,23 @@ def test_a_damaged_newest_entry_is_told_with_escapes(run: Path, holdfast_cli: Co
     assert done.status == 0
     assert done.err.startswith("Damage: ")
     assert newest.name in done.err
+
+
+def test_a_damaged_log_is_told_in_lines_that_fit(
+    run: Path, holdfast_cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    entries = sorted((run / "log").iterdir())
+    for entry in entries[1:]:
+        flip(entry, entry.stat().st_size // 2)
+    said = holdfast_cli("ls", "mnist").err.splitlines()
+    assert [line.split()[0] for line in said[1:4]] == [
+        f"log/{entry.name}:" for entry in reversed(entries[-3:])
+    ]
+    assert said[4].strip() == f"and {len(entries) - 4} more"
+    flip(entries[0], 100)
+    said += failed(holdfast_cli("ls", "mnist"), 4).splitlines()
+    assert all(len(line) <= 80 for line in said if not line.startswith("Hint: "))
 
 
 def test_reading_needs_no_writable_store(run: Path, holdfast_cli: Command) -> None:

@@ -67,7 +67,8 @@ def test_a_writer_rebuilds_the_list_and_goes_on(caplog: pytest.LogCaptureFixture
 def test_a_log_that_is_gone_is_rebuilt() -> None:
     store = three_saves()
     store.delete([info.key for info in store.list(keys.LOG)])
-    assert check(store) == []
+    with pytest.raises(CorruptionError, match="is missing, but not its checkpoints"):
+        check(store)
     save(open_writer(store), 4)
     assert check(store) == [1, 2, 3, 4]
 
@@ -151,3 +152,74 @@ def test_old_log_entries_are_pruned() -> None:
     numbers = sorted(keys.entry_number(info.key) or 0 for info in store.list(keys.LOG))
     assert len(numbers) == KEEP_ENTRIES
     assert numbers[0] == numbers[-1] - KEEP_ENTRIES + 1
+
+
+def test_damage_of_the_log_is_told_once_and_briefly(caplog: pytest.LogCaptureFixture) -> None:
+    store = three_saves()
+    for info in list(store.list(keys.LOG))[-5:]:
+        if not info.key.endswith("1.json"):
+            damage(store, info.key, 100)
+    repo = Repo(store)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            assert repo.records() == ()
+    (record,) = caplog.records
+    first, *lines = record.getMessage().splitlines()
+    assert first == "the log of memory://damage is damaged; it is read as of entry 1:"
+    assert lines == [
+        "  log/000000000004.json: its digest does not match its content",
+        "  log/000000000003.json: its digest does not match its content",
+        "  log/000000000002.json: its digest does not match its content",
+        "  The run's job rebuilds the list of checkpoints when it starts.",
+    ]
+
+
+def test_an_error_about_the_log_names_a_few_entries() -> None:
+    store = three_saves()
+    save(open_writer(store), 4)
+    for info in list(store.list(keys.LOG)):
+        damage(store, info.key, 100)
+    with pytest.raises(CorruptionError, match="no entry of the log") as caught:
+        Repo(store).records()
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 5
+    assert lines[-1] == "  and 3 more"
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_a_run_without_its_first_file_is_still_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    store = three_saves()
+    run = Repo(store).info().run
+    store.delete([keys.RUN_INFO])
+    assert check(store) == [1, 2, 3]
+    assert "holdfast.json is missing; going by its log" in caplog.text
+    open_writer(store)  # puts it back
+    caplog.clear()
+    again = Repo(store)
+    assert again.info().run == run
+    assert again.info().created_s > 0
+    assert caplog.text == ""
+
+
+def test_checkpoints_alone_are_no_new_run() -> None:
+    store = three_saves()
+    store.delete([*(info.key for info in store.list(keys.LOG)), keys.RUN_INFO])
+    with pytest.raises(CorruptionError, match="is missing, but not its checkpoints"):
+        check(store)
+    open_writer(store)
+    assert check(store) == [1, 2, 3]
+
+
+def test_a_first_file_that_cannot_be_read_is_never_replaced() -> None:
+    """It may be of a later format, as its log then is."""
+    store = three_saves()
+    before = store.get(keys.RUN_INFO, max_bytes=1 << 20)
+    damage(store, keys.RUN_INFO, 40)
+    damaged = store.get(keys.RUN_INFO, max_bytes=1 << 20)
+    open_writer(store)
+    assert store.get(keys.RUN_INFO, max_bytes=1 << 20) == damaged != before
+    for info in list(store.list(keys.LOG)):
+        damage(store, info.key, 100)
+    with pytest.raises(CorruptionError):
+        open_writer(store)
+    assert store.get(keys.RUN_INFO, max_bytes=1 << 20) == damaged

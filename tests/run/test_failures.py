@@ -287,3 +287,51 @@ def test_torch_metrics_and_state() -> None:
         with process():
             train(address, stop)
         assert train(address, -1) == whole
+
+
+def test_a_run_whose_log_cannot_be_read_at_all_goes_on(caplog) -> None:
+    """Its writer rebuilds the list; nobody has to come at night."""
+    store = MemoryStore("run-no-log")
+    for start in (1, 2):
+        run = holdfast.Run("memory://run-no-log", store=store, every=1, keep=None, quiet=True)
+        box = run.box(seen=[])
+        with process():
+            for step in run.range(5):
+                box.seen.append(step)
+                if start == 1 and step == 3:
+                    run.manager.wait()
+                    raise Killed
+        if start == 1:
+            for entry in list(store.list("log/")):
+                data = bytearray(store.get(entry.key, max_bytes=1 << 20))
+                data[100] ^= 1
+                store.delete([entry.key])
+                store.put_new(entry.key, [data])
+            caplog.clear()
+    assert run.resumed is not None
+    assert run.resumed.step == 3
+    assert box.seen == [0, 1, 2, 3, 4]
+    assert "rebuilt its list from 3 whole checkpoint(s)" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_told_once_per_start(caplog) -> None:
+    store = MemoryStore("run-told-once")
+    for start in (1, 2):
+        run = holdfast.Run("memory://run-told-once", store=store, every=1, keep=None, quiet=True)
+        with process():
+            for step in run.range(5):
+                if start == 1 and step == 3:
+                    run.manager.wait()
+                    raise Killed
+        if start == 1:
+            key = f"manifests/{run.manager.info().id}.json"
+            store.delete([key])
+            caplog.clear()
+    assert run.resumed is not None
+    assert run.resumed.step == 2
+    told = [record.getMessage() for record in caplog.records if "@3" in record.getMessage()]
+    assert told == [
+        "checkpoint memory://run-told-once@3 is damaged, trying the one before it:\n"
+        f"  {key}: it is missing (checkpoint 3)"
+    ]
+    assert caplog.text.count("fell back to") == 1

@@ -210,7 +210,16 @@ def runs_text(
     rows: list[list[str]] = []
     for run in runs:
         if "error" in run:
-            rows.append([os.path.relpath(run["run"], folder), "", "", "", "", run["error"]])
+            rows.append(
+                [
+                    os.path.relpath(run["run"], folder),
+                    "",
+                    "",
+                    "",
+                    "",
+                    run["error"].splitlines()[0].rstrip(":"),
+                ]
+            )
             continue
         latest = run["latest"]
         rows.append(

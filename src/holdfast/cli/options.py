@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from holdfast.core.address import Reference, parse_reference
-from holdfast.errors import BadAddress
+from holdfast.errors import BadAddress, DamagedObject
 
 if TYPE_CHECKING:
     from holdfast.manager.listing import Listing
@@ -41,7 +41,13 @@ def opened(address: str) -> Iterator[Listing]:
     from holdfast.manager.listing import Listing
 
     with Listing(address) as run:
-        yield run
+        try:
+            yield run
+        except DamagedObject as error:
+            error.hint = (
+                error.hint or f"See which checkpoints are intact: holdfast verify {address}"
+            )
+            raise
 
 
 def selector_of(reference: Reference) -> str:

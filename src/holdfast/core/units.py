@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 _SECONDS = {
     "s": 1,
@@ -162,3 +163,16 @@ def format_ago(seconds: float) -> str:
     if -60 < seconds < 0:
         return "now"
     return f"in {format_duration(-seconds)}" if seconds < 0 else f"{format_duration(seconds)} ago"
+
+
+def format_list(items: Sequence[str], most: int = 3) -> str:
+    """Lines to put below a heading: of many the first, and how many more there are.
+
+    >>> print("damaged:" + format_list(["a", "b", "c"], most=2))
+    damaged:
+      a
+      b
+      and 1 more
+    """
+    rest = [f"and {len(items) - most} more"] if len(items) > most else []
+    return "".join(f"\n  {line}" for line in [*items[:most], *rest])

@@ -82,6 +82,8 @@ class CheckpointManager(Listing):
         """Manifest whose chunks the next save may reuse."""
         self._distrusted: set[str] = set()
         """Packs in which damage was found: never a source for reuse."""
+        self._told: set[str] = set()
+        """Checkpoints about whose damage something was logged."""
 
     # -- writing ---------------------------------------------------------------
 
@@ -298,7 +300,9 @@ class CheckpointManager(Listing):
 
     def _restorer(self) -> Restorer:
         self._check_usable()
-        return Restorer(self._repo, self.address, self._records, self._distrusted, self._restored)
+        return Restorer(
+            self._repo, self.address, self._records, self._distrusted, self._told, self._restored
+        )
 
     def _restored(self, manifest: Manifest) -> None:
         """What was restored is verified: the best base for reuse."""

@@ -10,6 +10,7 @@ from typing import Any
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import apply_rng
 from holdfast.core.tree import TreeDecoder
+from holdfast.core.units import format_list
 from holdfast.errors import (
     CheckpointRemoved,
     CorruptionError,
@@ -49,12 +50,16 @@ class Restorer:
         address: str,
         records: Callable[[], tuple[Record, ...]],
         distrusted: set[str],
+        told: set[str],
         on_restored: Callable[[Manifest], None],
     ) -> None:
+        """`distrusted` and `told` outlive it: packs in which damage was found, and the
+        checkpoints about which something was logged."""
         self._repo = repo
         self._address = address
         self._records = records
         self._distrusted = distrusted
+        self._told = told
         self._on_restored = on_restored
 
     def restore(self, chosen: Record | None, wish: Wish) -> Restored | None:
@@ -93,11 +98,15 @@ class Restorer:
             except CorruptionError as error:
                 if chosen:
                     raise
-                line = f"checkpoint {self._address}@{record.step} is damaged: {error.message}"
-                logger.error("%s; trying the one before it", line)
-                skipped.append(line)
+                why = error.brief if isinstance(error, DamagedObject) else error.message
+                name = f"checkpoint {self._address}@{record.step}"
+                skipped.append(f"{name} is damaged: {why}")
+                if record.id not in self._told:
+                    self._told.add(record.id)
+                    logger.error("%s is damaged, trying the one before it:\n  %s", name, why)
                 continue
-            if skipped:
+            if skipped and record.id not in self._told:
+                self._told.add(record.id)
                 logger.error("fell back to %s@%d", self._address, record.step)
             return Restored(
                 found.info,
@@ -110,8 +119,8 @@ class Restorer:
         if not tried:
             return None
         raise NoIntactCheckpoint(
-            f"none of the {len(skipped)} checkpoint(s) of {self._address} is intact:\n  "
-            + "\n  ".join(skipped),
+            f"none of the {len(skipped)} checkpoint(s) of {self._address} is intact:"
+            + format_list(skipped),
             hint=f"Look at the damage: holdfast verify {self._address}. To start over, choose "
             "another address; nothing here was changed.",
         )

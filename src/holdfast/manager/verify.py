@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from holdfast.core.records import Chunk, Leaf, Record
 from holdfast.core.retention import ordered
+from holdfast.core.units import format_list
 from holdfast.errors import CheckpointRemoved, CorruptionError, NoIntactCheckpoint
 from holdfast.manager.info import Verification, info_of
 from holdfast.manager.reader import ChunkReader, Wanted, pack_heads
@@ -58,8 +59,8 @@ def newest_intact(
     if removed is not None and not damaged:
         raise removed
     raise NoIntactCheckpoint(
-        f"none of the {len(damaged)} checkpoint(s) of {address} is intact, so none was removed:\n  "
-        + "\n  ".join(damaged.values()),
+        f"none of the {len(damaged)} checkpoint(s) of {address} is intact, so none was removed:"
+        + format_list(list(damaged.values())),
         hint=f"Look at the damage: holdfast verify {address}. What is whole in one of them "
         "may be all that is left.",
     )

@@ -20,6 +20,7 @@ import msgspec
 from holdfast.core.records import Entry, Record, Segment, SegmentRef
 from holdfast.core.sealed import seal, unseal
 from holdfast.core.types import MiB
+from holdfast.core.units import format_list
 from holdfast.errors import (
     CommitUnknown,
     CorruptionError,
@@ -87,6 +88,12 @@ class Draft:
     """Other fields of `Entry` to replace (epoch, holder, finished, …)."""
 
 
+REBUILT = (
+    "Start the run's job again (in code: CheckpointManager.acquire()): it rebuilds the list "
+    "from the checkpoints that are whole."
+)
+"""What to do about a log that cannot be read or changed."""
+
 Transaction = Callable[[Head, tuple[Record, ...]], Draft]
 """Makes the next entry from the newest one. Called again after each rebase; raises
 to give up (Fenced, BaseLost, CheckpointNotFound, …)."""
@@ -134,10 +141,9 @@ class Log:
                 hint="Try again.",
             )
         raise CorruptionError(
-            f"no entry of the log of {self._store.address} can be used: "
-            + "; ".join(damage.values()),
-            hint="Start the run's job again: it rebuilds the list from the checkpoints that "
-            "are whole.",
+            f"no entry of the log of {self._store.address} can be used:"
+            + format_list(list(damage.values())),
+            hint=REBUILT,
         )
 
     def _list(self) -> list[int]:
@@ -154,7 +160,7 @@ class Log:
             except ObjectNotFound:
                 return None  # pruned since the listing: there is a newer one
             except DamagedObject as error:
-                damage[number] = str(error.message)
+                damage[number] = error.brief
                 continue
             if entry.parent is None:
                 return entry, id
@@ -162,14 +168,16 @@ class Log:
                 if self._get(entry.parent[0])[0] == entry.parent[1]:
                     return entry, id
                 # A late write of a writer that was overtaken; never part of the chain.
-                damage[number] = f"entry {number} does not continue entry {entry.parent[0]}"
+                damage[number] = (
+                    f"{keys.entry_key(number)}: it does not continue entry {entry.parent[0]}"
+                )
             except ObjectNotFound:
                 if number == numbers[0] and self._moved_on(number):
                     return None
-                damage[number] = f"the parent of entry {number} is missing"
+                damage[number] = f"{keys.entry_key(number)}: the entry before it is missing"
             except DamagedObject as error:
                 # The entry itself is whole and its parent was there when it was made.
-                damage[entry.parent[0]] = str(error.message)
+                damage[entry.parent[0]] = error.brief
                 return entry, id
         return None
 

@@ -41,12 +41,11 @@ class Rebuilt(NamedTuple):
 def rebuild(repo: Repo) -> Rebuilt:
     """Read the log; where it is damaged, list what is whole instead (nothing is written)."""
     for _ in range(_ATTEMPTS):
-        problem = "it is missing"
+        problem = f"the log of {repo.address} is damaged"
         try:
             head = repo.head()
             if head is not None and not head.damage:
                 return Rebuilt(None, head, 0, 0)
-            problem = "; ".join(head.damage) if head else problem
         except CorruptionError as error:
             head, problem = None, error.message
         # Numbers before manifests: whatever these entries list has its manifest by now,
@@ -68,9 +67,9 @@ def rebuild(repo: Repo) -> Rebuilt:
     epochs = [manifest.epoch for manifest in found.values()]
     epochs += [head.entry.epoch] if head else []
     logger.error(
-        "the log of %s is damaged (%s): rebuilt its list from %d whole checkpoint(s)",
-        repo.address,
+        "%s%srebuilt its list from %d whole checkpoint(s)",
         problem,
+        "\n  " if "\n" in problem else ": ",
         len(records),
     )
     # Each damaged entry can have raised the epoch by one.

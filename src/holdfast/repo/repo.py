@@ -17,9 +17,11 @@ import msgspec
 from holdfast.core.records import Manifest, Pack, Record, RunInfo
 from holdfast.core.sealed import unseal
 from holdfast.core.types import GiB, MiB
+from holdfast.core.units import format_list
 from holdfast.errors import (
     CheckpointNotFound,
     CheckpointRemoved,
+    CorruptionError,
     DamagedObject,
     NoStore,
     ObjectNotFound,
@@ -27,7 +29,7 @@ from holdfast.errors import (
 )
 from holdfast.repo import keys
 from holdfast.repo.check import check_manifest
-from holdfast.repo.log import Draft, Head, Log, logger, packs_of
+from holdfast.repo.log import REBUILT, Draft, Head, Log, logger, packs_of
 from holdfast.stores.addresses import join_address
 from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
@@ -64,6 +66,8 @@ class Repo:
         self.log = Log(store, clock=clock)
         self.lock = threading.RLock()
         self._info: RunInfo | None = None
+        self._told: tuple[str, ...] = ()
+        """Damage of the log that was reported."""
         self._parents: dict[str, Store] = {}
 
     @property
@@ -73,36 +77,65 @@ class Repo:
     # -- reading ---------------------------------------------------------------
 
     def info(self) -> RunInfo:
-        """What `holdfast.json` says. Raises NoStore where there is no run."""
+        """What `holdfast.json` says; where it is damaged or gone, what the log repeats
+        of it. Raises NoStore where there is no run; CorruptionError."""
         if self._info is None:
-            try:
-                data = self.store.get(keys.RUN_INFO, max_bytes=MiB)
-            except ObjectNotFound as error:
-                raise NoStore(
-                    f"there is no run in {self.address}",
-                    hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
-                ) from error
-            self._info = self._unseal_info(data)
+            self._info = self._read_info()
         return self._info
 
-    def _unseal_info(self, data: bytes) -> RunInfo:
+    def _read_info(self) -> RunInfo:
         try:
-            return unseal(data, RunInfo, keys.RUN_INFO)[1]
+            return unseal(self.store.get(keys.RUN_INFO, max_bytes=MiB), RunInfo, keys.RUN_INFO)[1]
+        except ObjectNotFound as error:
+            problem, cause = f"{keys.RUN_INFO} is missing", error
         except DamagedObject as error:
-            # Every log entry repeats the run's id; the rest is for people.
-            head = self.log.read()
-            if head is None:
-                raise
-            logger.error("%s: %s; going by its log", self.address, error.message)
-            return RunInfo(run=head.entry.run, created_s=0.0)
+            problem, cause = error.message, error
+        head = self.head()
+        if head is not None:
+            logger.error("%s: %s; going by its log", self.address, problem)
+            return RunInfo(run=head.entry.run, created_s=0.0)  # it does not know when
+        if isinstance(cause, DamagedObject):
+            raise cause
+        raise NoStore(
+            f"there is no run in {self.address}",
+            hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
+        ) from cause
 
     def head(self) -> Head | None:
-        """The newest entry, read anew; None for a run that has none yet."""
+        """The newest entry, read anew; None for a run that has none yet.
+
+        Damage is logged, once. Raises CorruptionError if no entry can be used, or if
+        there is none although there are checkpoints: that is not a new run.
+        """
         with self.lock:
             head = self.log.read()
-        for problem in head.damage if head else ():
-            logger.error("the log of %s is damaged: %s", self.address, problem)
+            if head is None and any(
+                keys.manifest_id(i.key) for i in self.store.list(keys.MANIFESTS)
+            ):
+                # The log of a run is older than its manifests: it may be a new one.
+                head = self.log.read()
+                if head is None:
+                    raise CorruptionError(
+                        f"the log of {self.address} is missing, but not its checkpoints",
+                        hint=REBUILT,
+                    )
+            if head is not None and head.damage and head.damage != self._told:
+                self._told = head.damage
+                logger.error(
+                    "the log of %s is damaged; it is read as of entry %d:%s\n"
+                    "  The run's job rebuilds the list of checkpoints when it starts.",
+                    self.address,
+                    head.number,
+                    format_list(head.damage),
+                )
         return head
+
+    def check_log(self, head: Head) -> None:
+        """Raise DamagedObject unless everything that the log lists can be known."""
+        if head.damage:
+            raise DamagedObject(
+                f"the log of {self.address}", "its list must be rebuilt first", hint=REBUILT
+            )
 
     def records(self) -> tuple[Record, ...]:
         """Live checkpoints in the order of their commits, oldest first."""
@@ -169,12 +202,7 @@ class Repo:
         """
 
         def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
-            if head.damage:
-                raise DamagedObject(
-                    f"{self.address}/log",
-                    "; ".join(head.damage),
-                    hint="Start the run's job again: it rebuilds the list before it trains.",
-                )
+            self.check_log(head)
             return Draft(tuple(change(records)), action)
 
         with self.lock:

@@ -23,7 +23,7 @@ from holdfast.core.types import Buffer
 from holdfast.errors import (
     BaseLost,
     CommitUnknown,
-    DamagedObject,
+    CorruptionError,
     Fenced,
     HoldfastError,
     NoStore,
@@ -317,8 +317,7 @@ class Writer:
             if head is None:
                 raise NoStore(f"the run in {self._repo.address} has vanished")
             self._check_epoch(head)
-            if head.damage:
-                raise DamagedObject(f"{self._repo.address}/log", "; ".join(head.damage))
+            self._repo.check_log(head)
             # A guest's entry can be visible and not yet synced; without this a power
             # loss could undo the entry and leave the deletions.
             store.settle(keys.entry_key(head.number))
@@ -393,13 +392,20 @@ def _is_held(entry: Entry, me: Holder, alive: Callable[[Holder], bool | None]) -
 
 
 def _ensure_info(repo: Repo, parent: str) -> str:
+    """The run's id. Makes `holdfast.json` where it is missing, and never replaces one: what
+    is not readable may be of a later format."""
+    run = secrets.token_hex(8)
     try:
-        return repo.info().run
-    except NoStore:
-        _, data = seal(RunInfo(run=secrets.token_hex(8), created_s=repo.clock(), parent=parent))
-        repo.store.put_new(keys.RUN_INFO, [data])
-        repo.store.settle(keys.RUN_INFO)
-        return repo.info().run
+        info = repo.info()
+        if info.created_s:
+            return info.run
+        run = info.run  # as the log has it
+    except (NoStore, CorruptionError):
+        pass  # a new run, or one of which only checkpoints are left
+    _, data = seal(RunInfo(run=run, created_s=repo.clock(), parent=parent))
+    repo.store.put_new(keys.RUN_INFO, [data])
+    repo.store.settle(keys.RUN_INFO)
+    return repo.info().run
 
 
 def _held(address: str, other: Holder, me: Holder) -> RunHeld:

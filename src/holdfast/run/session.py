@@ -18,6 +18,7 @@ from typing import Any
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.errors import (
     ConfigChanged,
+    CorruptionError,
     HoldfastError,
     LoopError,
     Preempted,
@@ -98,7 +99,10 @@ class Session:
 
     def start(self) -> Replay | None:
         manager = self.manager
-        finished = manager.finished
+        try:
+            finished = manager.finished
+        except CorruptionError:  # of the whole log: its writer rebuilds it
+            finished = False
         if not finished:
             # Before reading: what is restored must be the newest when we start to write.
             manager.acquire()

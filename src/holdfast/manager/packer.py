@@ -75,11 +75,14 @@ class Packer:
     ) -> Generator[None, None, tuple[tuple[Leaf, ...], tuple[Pack, ...]]]:
         """(leaves, packs) for the manifest; every pack is durable when this returns.
 
-        Yields after each chunk: the next may be taken by another thread. Raises
+        Yields after each chunk: another thread may go on there. Raises
         StoreError; StateError if a file could not be copied.
         """
         for position, leaf in enumerate(snapshot.leaves):
-            yield from self._add(position, leaf)
+            self._chunks.append([])
+            for box in boxes(leaf.source.shape, itemsize(leaf.source.dtype)):
+                self._add(position, leaf, *box)
+                yield
         self._flush()
         leaves = tuple(
             Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(chunks))
@@ -87,31 +90,36 @@ class Packer:
         )
         return leaves, tuple(self._packs)
 
-    def _add(self, position: int, leaf: HeldLeaf) -> Generator[None, None, None]:
-        self._chunks.append([])
+    def _add(
+        self,
+        position: int,
+        leaf: HeldLeaf,
+        start: tuple[int, ...],
+        extent: tuple[int, ...],
+        offset: int,
+        nbytes: int,
+    ) -> None:
+        """Refer to the stored copy of one chunk, or add it to the open pack."""
         dtype, shape = leaf.source.dtype, leaf.source.shape
-        for start, extent, offset, nbytes in boxes(shape, itemsize(dtype)):
-            data = leaf.read(offset, nbytes)
-            found = digest(data)
-            place = self._stored.take(found, nbytes) if self._stored else None
-            if place is not None:
-                pack, at = place
-                chunk = Chunk(start, extent, self._number(pack), at, nbytes, found)
-                self._chunks[position].append(chunk)
-                yield
-                continue
-            if self._open.nbytes + nbytes > PACK_BYTES or self._open.held >= HELD_BYTES:
-                self._flush()
-            whole = extent == shape
-            name = leaf.path if whole else f"{leaf.path}[{offset}:{offset + nbytes}]"
-            self._open.chunks.append(PackChunk(name, dtype, extent, nbytes))
-            self._open.parts.append(data)
-            self._open.owners.append((position, len(self._chunks[position])))
-            self._open.nbytes += nbytes
-            self._open.held += nbytes if leaf.data is None else 0
-            # Pack and offset are known once the pack's header is.
-            self._chunks[position].append(Chunk(start, extent, -1, -1, nbytes, found))
-            yield
+        data = leaf.read(offset, nbytes)
+        found = digest(data)
+        place = self._stored.take(found, nbytes) if self._stored else None
+        if place is not None:
+            pack, at = place
+            chunk = Chunk(start, extent, self._number(pack), at, nbytes, found)
+            self._chunks[position].append(chunk)
+            return
+        if self._open.nbytes + nbytes > PACK_BYTES or self._open.held >= HELD_BYTES:
+            self._flush()
+        whole = extent == shape
+        name = leaf.path if whole else f"{leaf.path}[{offset}:{offset + nbytes}]"
+        self._open.chunks.append(PackChunk(name, dtype, extent, nbytes))
+        self._open.parts.append(data)
+        self._open.owners.append((position, len(self._chunks[position])))
+        self._open.nbytes += nbytes
+        self._open.held += nbytes if leaf.data is None else 0
+        # Pack and offset are known once the pack's header is.
+        self._chunks[position].append(Chunk(start, extent, -1, -1, nbytes, found))
 
     def _flush(self) -> None:
         pack = self._open

@@ -16,7 +16,7 @@ from holdfast import CheckpointManager
 from holdfast.core import file_copies
 from holdfast.core.adapters import LeafSource
 from holdfast.core.tree import Directory, File, capture
-from holdfast.errors import StateError
+from holdfast.errors import SaveFailed
 
 CONTENT = os.urandom(3 * 2**20 + 17)
 
@@ -184,7 +184,7 @@ def test_a_file_that_never_stands_still_fails_the_save(
 ) -> None:
     meddle(monkeypatch, lambda: path.write_bytes(os.urandom(len(CONTENT))))
     source = captured(path)
-    with pytest.raises(StateError, match=r"f' changed while it was copied"):
+    with pytest.raises(SaveFailed, match=r"f' changed while it was copied"):
         content(source)
     source.close()
 
@@ -204,7 +204,7 @@ def test_no_space_for_the_copy(
             patch.setattr(os, "copy_file_range", full)
             patch.setattr(os, "pwrite", full)
             pending = ckpts.save(1, {"f": File(path)})
-            with pytest.raises(StateError, match=r"could not be copied: No space left") as caught:
+            with pytest.raises(SaveFailed, match=r"could not be copied: No space left") as caught:
                 pending.result()
         assert "space for a copy" in caught.value.hint
         assert "the save of step 1 failed" in caplog.text
@@ -265,10 +265,10 @@ def test_a_save_lets_go_of_its_copies(
         if fails:
 
             def refuse(*args: Any) -> None:
-                raise StateError("no")
+                raise SaveFailed("no")
 
             monkeypatch.setattr("holdfast.manager.saver.Packer", refuse)
-            with pytest.raises(StateError):
+            with pytest.raises(SaveFailed):
                 ckpts.save(2, {"f": File(path)}).result()
             monkeypatch.undo()
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.core import file_copies
 from holdfast.core.types import Buffer
 from holdfast.errors import NoIntactCheckpoint, RunHeld, SaveFailed, StoreFull, StructureMismatch
 from holdfast.stores.memory import MemoryStore
@@ -336,3 +339,27 @@ def test_a_damaged_checkpoint_is_told_once_per_start(caplog) -> None:
         f"  {key}: it is missing (checkpoint 3)"
     ]
     assert caplog.text.count("fell back to") == 1
+
+
+def test_the_last_save_is_tried_again_when_a_file_could_not_be_copied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(file_copies, "MEMORY_BYTES", 0)
+    path = tmp_path / "log"
+    path.write_bytes(b"1")
+    real, refused = tempfile.TemporaryFile, []
+
+    def full_once(**named: Any) -> Any:
+        if len(refused) < 2:  # in its folder, and in the system's
+            refused.append(named)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(**named)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full_once)
+    run = holdfast.Run(fresh_address(), every=None, quiet=True)
+    run.track(log=holdfast.File(path))
+    list(run.range(2))
+    run.close()
+    assert len(refused) == 2
+    with holdfast.CheckpointManager(run.address) as manager:
+        assert manager.load()["log"].read() == b"1"

@@ -44,7 +44,7 @@ class LeafSource(Protocol):
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         """Fill `into` with the leaf's C-order little-endian bytes from `offset` on.
-        Raises StateError if they could not be captured (streamed sources)."""
+        Raises SaveFailed if they could not be captured (streamed sources)."""
         ...
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from holdfast.core.adapters import LeafSource
 from holdfast.core.arrays import BytesSource
 from holdfast.core.types import KiB, MiB
-from holdfast.errors import StateError
+from holdfast.errors import SaveFailed
 
 MEMORY_BYTES = 32 * MiB  # of files that one save holds in memory; more goes to a disk
 _ALIGN = 64 * KiB  # the largest block of a file system that shares blocks
@@ -61,12 +61,12 @@ class FileCopies:
                 if _same(partial(read_at, fd), copy.copy_range, nbytes):
                     return copy
                 copy.close()
-            error = StateError(
+            error = SaveFailed(
                 f"file {name!r} changed while it was copied",
                 hint="Write it under another name and rename it, or save when nobody writes it.",
             )
         except OSError as cause:
-            error = StateError(
+            error = SaveFailed(
                 f"file {name!r} could not be copied: {cause.strerror or cause}",
                 hint="A save needs space for a copy of it, in its folder or in the system's "
                 "folder for temporary files.",
@@ -160,7 +160,7 @@ class _FailedSource:
     dtype = "U8"
     streamed = True
 
-    def __init__(self, error: StateError, nbytes: int) -> None:
+    def __init__(self, error: SaveFailed, nbytes: int) -> None:
         self._error = error
         self.nbytes = max(1, nbytes)  # nothing would be read of an empty leaf
         self.shape: tuple[int, ...] = (self.nbytes,)

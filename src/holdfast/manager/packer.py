@@ -76,7 +76,7 @@ class Packer:
         """(leaves, packs) for the manifest; every pack is durable when this returns.
 
         Yields after each chunk: another thread may go on there. Raises
-        StoreError; StateError if a file could not be copied.
+        StoreError; SaveFailed if a file could not be copied.
         """
         for position, leaf in enumerate(snapshot.leaves):
             self._chunks.append([])

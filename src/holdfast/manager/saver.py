@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from holdfast.core.records import Manifest, Record
@@ -140,7 +141,8 @@ class Saver:
 
     def _drive(self, job: _Job, low: bool) -> None:
         if low and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            with suppress(OSError):  # a sandbox that forbids it: better a save than none
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         with job.turn:
             for _ in job.steps:
                 if low and job.hurried:

@@ -99,10 +99,9 @@ class Session:
 
     def start(self) -> Replay | None:
         manager = self.manager
-        try:
+        finished = False  # also if the log cannot be read at all: its writer rebuilds it
+        with contextlib.suppress(CorruptionError):
             finished = manager.finished
-        except CorruptionError:  # of the whole log: its writer rebuilds it
-            finished = False
         if not finished:
             # Before reading: what is restored must be the newest when we start to write.
             manager.acquire()

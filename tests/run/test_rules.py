@@ -364,11 +364,12 @@ def test_a_start_that_failed_can_be_tried_again() -> None:
 def test_loops_stay_on_one_thread_and_only_the_main_one_takes_signals(capfd) -> None:
     run = holdfast.Run(fresh_address())
     errors: list[BaseException] = []
-    loop = run.range(3)
+    loops: list[Any] = []
 
     def advance() -> None:
         try:
-            next(loop)
+            loops.append(run.range(3))
+            next(loops[0])
         except LoopError as error:
             errors.append(error)
 
@@ -378,7 +379,7 @@ def test_loops_stay_on_one_thread_and_only_the_main_one_takes_signals(capfd) -> 
     assert errors == []
     assert capfd.readouterr().err.count("not on the main thread") == 1
     with pytest.raises(LoopError, match="second thread"):
-        next(loop)
+        next(loops[0])
 
 
 def test_epochs_without_end() -> None:

@@ -148,6 +148,9 @@ class Process:
     def took(self, loop: Loop, item: Any) -> None:
         pass
 
+    def acted(self) -> bool:
+        return False
+
     def left(self, loop: Loop, following: Loop) -> None:
         pass
 

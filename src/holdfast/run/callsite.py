@@ -38,7 +38,7 @@ class Callsite:
         process goes on: a cell of a notebook, a line at a prompt."""
         if not self._places or self._places[-1].code.co_name != "<module>":
             return False
-        return self._places[-1].frame_id not in map(id, _stack(current))
+        return self._places[-1].frame_id not in map(id, stack_of(current))
 
     def frame(self, current: FrameType | None) -> FrameType | None:
         """The frame that the loop is in, if it is among the callers of `current`."""
@@ -51,14 +51,14 @@ class Callsite:
 
         `advancing`: the loop fetching its next item counts as inside.
         """
-        now = {id(frame): frame for frame in _stack(current)}
+        now = {id(frame): frame for frame in stack_of(current)}
         for place in self._places:
             frame = now.get(place.frame_id)
             if frame is None or frame.f_code is not place.code:
                 if place.code.co_flags & inspect.CO_GENERATOR:
                     continue  # a wrapper such as tqdm's: suspended while the body runs
                 return False  # the function that held the loop has returned
-            end = _loop_end(place.code, place.instruction)
+            end = loop_end(place.code, place.instruction)
             if end is None:
                 return None
             inside = place.instruction < frame.f_lasti < end
@@ -66,7 +66,8 @@ class Callsite:
         return None
 
 
-def _stack(frame: FrameType | None) -> list[FrameType]:
+def stack_of(frame: FrameType | None) -> list[FrameType]:
+    """The frame and its callers, innermost first; at most 200."""
     frames: list[FrameType] = []
     while frame is not None and len(frames) < _MAX_DEPTH:
         frames.append(frame)
@@ -77,8 +78,8 @@ def _stack(frame: FrameType | None) -> list[FrameType]:
 def _fors(caller: FrameType | None) -> list[_Place]:
     """Frames that are at a `for`, from the innermost to the first that is no generator."""
     places: list[_Place] = []
-    for frame in _stack(caller):
-        if _loop_end(frame.f_code, frame.f_lasti) is None:
+    for frame in stack_of(caller):
+        if loop_end(frame.f_code, frame.f_lasti) is None:
             continue
         places.append(_Place(id(frame), frame.f_code, frame.f_lasti))
         if not frame.f_code.co_flags & inspect.CO_GENERATOR:
@@ -87,7 +88,7 @@ def _fors(caller: FrameType | None) -> list[_Place]:
 
 
 @lru_cache(maxsize=256)
-def _loop_end(code: CodeType, instruction: int) -> int | None:
+def loop_end(code: CodeType, instruction: int) -> int | None:
     """Where the `for` at `instruction` jumps to when it ends; None if there is none.
 
     Its body is what lies between, except for handlers of exceptions, which compilers

@@ -48,11 +48,15 @@ class Accumulation:
         for watch in self._watches.values():
             watch.stepped = False
 
+    @property
+    def stepped(self) -> bool:
+        """Whether an optimizer that is watched has stepped in the body in progress."""
+        return any(watch.stepped for watch in self._watches.values())
+
     def defers(self) -> bool:
         """Whether a save that is due here is to wait: the body has left gradients and no
         optimizer stepped in it."""
-        watches = self._watches.values()
-        if any(watch.stepped for watch in watches) or not any(watch.fresh() for watch in watches):
+        if self.stepped or not any(watch.fresh() for watch in self._watches.values()):
             self._waited = 0
             return False
         self._waited += 1

@@ -25,6 +25,7 @@ from holdfast.run.callsite import Callsite
 from holdfast.run.feed import Feed, LoaderInterrupted
 from holdfast.run.feeds import Mode
 from holdfast.run.position import Closed, Frame, Label, Mark, Position, Replay, Skip
+from holdfast.run.readahead import Origin, ReadAhead
 
 
 class IndexFeed:
@@ -85,6 +86,7 @@ class Loop(Iterator[Any]):
         counted: bool,
         loaders: Sequence[Any] = (),
         mode: Mode = "min",
+        origin: Origin | None = None,
     ) -> None:
         self.label = label
         self.feed = feed
@@ -95,6 +97,9 @@ class Loop(Iterator[Any]):
         """Where in the program's loops it was opened: "epochs/batches#0"."""
         self.status = Status.NEW
         self.site: Callsite | None = None
+        self.origin = origin
+        self.watch: ReadAhead | None = None
+        """From the first item to the second, where wrappers stand around the loop."""
         self.habits = Habits()
         self.retake: Mark | None = None
         """The mark of the item to take again on the way back."""
@@ -154,6 +159,10 @@ class Host(Protocol):
 
     def took(self, loop: Loop, item: Any) -> None:
         """An item was taken, and its body is about to run."""
+        ...
+
+    def acted(self) -> bool:
+        """Whether something was logged or an optimizer stepped since the last item."""
         ...
 
     def left(self, loop: Loop, following: Loop) -> None:
@@ -265,17 +274,19 @@ class Engine:
         self._check_thread(loop)
         self.busy = True
         try:
-            if self._failed is not None:
-                raise LoopError(
-                    f"the loops of this run ended with an error: {self._failed.message}",
-                    hint="Make a new Run: it goes on from the newest checkpoint.",
-                )
+            self.check_failed()
             if self.ended:
                 raise StopIteration
             if loop.status is Status.NEW:
                 self.start()
                 self._open(loop, caller)
+                if loop.status is Status.OPEN:
+                    item = self._take(loop)
+                    loop.watch = ReadAhead.start(caller, loop.origin)
+                    return item
             elif loop.status is Status.OPEN:
+                if loop.watch is not None:
+                    self._check_wrappers(loop, loop.watch, caller)
                 self._settle(loop)
             elif loop.status is Status.LEFT:
                 raise LoopError(
@@ -294,14 +305,44 @@ class Engine:
         finally:
             self.busy = False
 
+    def check_failed(self) -> None:
+        """Raises LoopError if the loops ended with an error of ours."""
+        if self._failed is not None:
+            raise LoopError(
+                f"the loops of this run ended with an error: {self._failed.message}",
+                hint="Make a new Run: it goes on from the newest checkpoint.",
+            )
+
     def _check_thread(self, loop: Loop) -> None:
         thread = threading.get_ident()
-        if self._thread is None:
-            self._thread = thread
-        elif self._thread != thread:
+        if thread == self._thread and loop.status is not Status.NEW:
+            return
+        made_on = loop.origin.thread if loop.origin is not None else thread
+        if thread != (self._thread or thread) or thread != made_on:
+            self._failed = self._failed or LoopError(
+                f"the {loop.label} loop was advanced on a second thread, from where nobody can "
+                "know when a step is complete",
+                hint="A wrapper that reads ahead on a thread of its own goes inside: "
+                "run.batches(wrapper(loader)). All loops of a run are made and iterated over on "
+                "one thread; log() and save() work from any.",
+            )
+            raise self._failed
+        self._thread = thread
+
+    def _check_wrappers(self, loop: Loop, watch: ReadAhead, caller: FrameType) -> None:
+        """At the second item, before the first counts as completed."""
+        loop.watch = None
+        nested = self._loops[-1] is not loop or loop.last_child is not None
+        reader = watch.check(caller, active=nested or self._host.acted())
+        if reader and not nested:
+            number = self.position.top.completed
             raise LoopError(
-                f"the {loop.label} loop was advanced on a second thread",
-                hint="Keep all loops of a run on one thread; log() and save() work from any.",
+                f"{reader} reads ahead of the {loop.label} loop: it asked for item "
+                f"{number + 1:,} before it handed out item {number:,}. Being asked for the next "
+                "item says that a step is complete, so a resume would skip a step that was "
+                "never trained",
+                hint="Put it inside, where it may read ahead: "
+                "run.batches(Prefetcher(loader)), not Prefetcher(run.batches(loader)).",
             )
 
     def _take(self, loop: Loop) -> Any:
@@ -365,6 +406,9 @@ class Engine:
             self._loops[-1].last_child = loop.habits
         if loop.status is Status.OPEN:
             loop.status = Status.LEFT
+        if loop.watch is not None:
+            loop.watch.stop()
+            loop.watch = None
         loop.feed.close()
 
     # -- opening -----------------------------------------------------------------

@@ -35,6 +35,11 @@ class MetricBook:
             self._open.update(taken)
             self._latest.update((name, (step, value)) for name, value in taken.items())
 
+    @property
+    def fresh(self) -> bool:
+        """Whether anything was logged in the body in progress."""
+        return bool(self._open)
+
     def settle(self, *, is_step: bool) -> dict[str, Any]:
         """A body ended (`is_step`: a new step is complete), or an inner loop starts.
 

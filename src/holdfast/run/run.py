@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -25,6 +26,7 @@ from holdfast.run.guard import Guarded
 from holdfast.run.loop import IndexFeed, Loop
 from holdfast.run.position import Label
 from holdfast.run.publish import Publisher, parse_publish
+from holdfast.run.readahead import Origin
 from holdfast.run.rehearsal import Recorder, address_in, part_of_this_process
 from holdfast.run.session import Session
 from holdfast.run.settings import Settings
@@ -290,7 +292,8 @@ class Run:
             self._session.warn_untracked(caller.f_locals)
         engine = self._session.engine
         engine.start()
-        return Loop(engine, label, feed, counted=count, loaders=loaders, mode=mode)
+        origin = Origin(id(caller), caller.f_code, threading.get_ident())
+        return Loop(engine, label, feed, counted=count, loaders=loaders, mode=mode, origin=origin)
 
     # -- saving ----------------------------------------------------------------------
 

@@ -203,8 +203,8 @@ class Session:
         )
 
     def _check_settings(self, saved: Mapping[str, Any]) -> list[str]:
-        tracked = self.tracked.objects
-        return self.constructed.check(loaded_adapters(), tracked, saved, self._address)
+        objects = self.tracked.objects
+        return self.constructed.check(loaded_adapters(), objects, saved, self._address)
 
     def restore_late(self, names: Collection[str]) -> None:
         """Objects were tracked after the start: give them what the checkpoint holds."""
@@ -232,8 +232,7 @@ class Session:
     def warn_untracked(self, scope: Mapping[str, Any]) -> None:
         """One line for optimizers and schedulers beside the tracked objects that are not
         tracked themselves."""
-        names = find_untracked(loaded_adapters(), scope, self.tracked.objects)
-        if names:
+        if names := find_untracked(loaded_adapters(), scope, self.tracked.objects):
             arguments = ", ".join(f"{name}={name}" for name in names)
             self.console.loud(
                 f"{', '.join(names)} will not be saved: not tracked; add run.track({arguments})"
@@ -286,6 +285,9 @@ class Session:
             frame = None if loop.site is None else loop.site.frame(sys._getframe())
             kind, step = loop.label.kind, self.engine.position.step
             self._recorder.entered(kind, step, item, self.tracked.objects, frame)
+
+    def acted(self) -> bool:
+        return self.metrics.fresh or self.gradients.stepped
 
     def left(self, loop: Loop, following: Loop) -> None:
         completed = self.engine.position.frames[0].completed
@@ -492,6 +494,7 @@ class Session:
 
     def finish(self) -> None:
         """The program is done with its loops, however it left them."""
+        self.engine.check_failed()
         if self._final:
             return
         if not self.engine.landed:

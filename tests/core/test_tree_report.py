@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from holdfast.core.adapters import NOTHING
-from holdfast.core.report import MAX_LINES, Selection, make_selection
+from holdfast.core.report import MAX_LINES
+from holdfast.core.selection import Selection, make_selection
 from holdfast.errors import StructureMismatch, UsageError
 from tests.core.tree_harness import Saved, save
 
@@ -163,15 +164,6 @@ def test_references_to_what_was_skipped_are_found() -> None:
     back = saved.restore(skip=["a"])
     assert back == {"b": [[1]], "c": [1]}
     assert back["b"][0] is back["c"]
-
-
-@pytest.mark.parametrize(
-    "selection", [{"only": ["modle"]}, {"skip": ["x"]}, {"rename": {"x": "y"}}]
-)
-def test_misspelt_names_are_errors(selection: Any) -> None:
-    with pytest.raises(UsageError, match="nothing in the checkpoint is called") as caught:
-        saved_state().restore(**selection)
-    assert "model, steps, history" in caught.value.hint
 
 
 def test_arguments_that_cannot_be_meant() -> None:

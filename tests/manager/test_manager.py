@@ -212,6 +212,20 @@ def test_structure_is_checked_before_anything_is_touched(tmp_path: Path) -> None
         assert not live["a"].any()
 
 
+def test_a_selection_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, state(1)).result()
+        live = state(0)
+        with pytest.raises(UsageError, match="only='name' must be a list of names"):
+            manager.restore(live, only="name")
+        with pytest.raises(UsageError, match="is called 'history/3'") as caught:
+            manager.restore(live, skip=["history/3"])
+        assert "history/2" in caught.value.hint
+        manager.restore(live, skip=["history/2", "weights"])
+        assert live["history"] == [1.0, 2.0, 0.0]
+        assert live["name"] == "step 1"
+
+
 def test_unsupported_values_are_named(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path / "run") as ckpts:
         with pytest.raises(UnsupportedValue, match="model/hook"):
@@ -361,7 +375,7 @@ def test_damage_everywhere_is_an_error_and_never_a_start_from_zero(tmp_path: Pat
     live = state(0)
     with (
         CheckpointManager(tmp_path / "run") as ckpts,
-        pytest.raises(NoIntactCheckpoint, match="none of the 2 checkpoint"),
+        pytest.raises(NoIntactCheckpoint, match="has no intact checkpoint"),
     ):
         ckpts.restore(live)
     assert_equal(live, 0)

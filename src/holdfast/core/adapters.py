@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-from holdfast.core.report import Selection
+from holdfast.core.selection import Selection
 from holdfast.core.types import Node
 
 

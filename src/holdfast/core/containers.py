@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.core import classes
@@ -10,6 +11,7 @@ from holdfast.core.adapters import NOTHING
 from holdfast.core.leaves import Later, settle, together
 from holdfast.core.types import Node
 from holdfast.core.values import FACTORIES, key_label, kind_name, malformed
+from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.core.decode import TreeDecoder
@@ -42,8 +44,8 @@ def _hashable(decoder: TreeDecoder, node: Node, path: str) -> Any:
     value = decoder.decode_node(node, NOTHING, f"{path}/<key>")
     try:
         hash(value)
-    except TypeError as error:
-        raise malformed(path, "a key or an item of a set is not hashable") from error
+    except TypeError:
+        raise malformed(path, "a key or an item of a set is not hashable") from None
     if type(value) is Later:
         raise malformed(path, "a key or an item of a set is a leaf")
     return value
@@ -57,10 +59,7 @@ def decode_list(
         decoder.changed(path, "a list", kind_name(target))
         return target
     live = cast(list[Any], target) if type(target) is list else []
-    result = [
-        decoder.decode_node(item, live[index] if index < len(live) else NOTHING, f"{path}/{index}")
-        for index, item in enumerate(items)
-    ]
+    result = _children(decoder, items, live, path)
     for index in range(len(items), len(live)):
         if decoder.is_live(live[index]):
             decoder.missing(f"{path}/{index}")
@@ -89,8 +88,11 @@ def decode_dict(decoder: TreeDecoder, node: dict[str, Node], target: object, pat
         name = key if type(key) is str else key_label(key)
         if key in result:
             raise malformed(path, f"the key {name!r} is there twice")
+        where = f"{path}/{name}" if path else name
+        if decoder.selecting and not decoder.selection.wanted(where):
+            continue  # `select` does not look behind references
         child = live.get(key, NOTHING) if live else NOTHING
-        value = decoder.decode_node(inner, child, f"{path}/{name}" if path else name)
+        value = decoder.decode_node(inner, child, where)
         result[key] = value
         late = late or type(value) is Later
     attributes = _attributes(decoder, node, target, result, path)
@@ -173,22 +175,59 @@ def _absent(
     return kept
 
 
-def _children(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> list[Any]:
-    live = cast("tuple[Any, ...]", target) if isinstance(target, tuple) else ()
-    return [
-        decoder.decode_node(item, live[index] if index < len(live) else NOTHING, f"{path}/{index}")
-        for index, item in enumerate(items_of(node, path))
-    ]
+def _children(
+    decoder: TreeDecoder, items: list[Node], live: Sequence[Any], path: str, *, whole: bool = False
+) -> list[Any]:
+    """The values of `items`; at indices that are not wanted, what is live there, which may
+    be nothing at the end. `whole`: nothing may be left out there either."""
+    if not (decoder.selecting and decoder.selection.divides(path)):
+        return [
+            decoder.decode_node(
+                item, live[index] if index < len(live) else NOTHING, f"{path}/{index}"
+            )
+            for index, item in enumerate(items)
+        ]
+    result: list[Any] = []
+    left_out = ""
+    for index in range(max(len(items), len(live))):
+        where = f"{path}/{index}"
+        child = live[index] if index < len(live) else NOTHING
+        if decoder.selection.wanted(where) or (child is NOTHING and decoder.adapters):
+            if index >= len(items):
+                continue  # the saved one is shorter
+            value = decoder.decode_node(items[index], child, where)
+        elif child is NOTHING:
+            left_out = where
+            continue
+        else:
+            value = child
+        if left_out:
+            raise _needed(left_out)
+        result.append(value)
+    if left_out and whole:
+        raise _needed(left_out)
+    return result
+
+
+def _needed(path: str) -> UsageError:
+    return UsageError(
+        f"{path!r} cannot be left out: nothing live stays in its place",
+        hint="Restore it too, or into an object that has something there.",
+    )
+
+
+def _items_in(target: object) -> tuple[Any, ...]:
+    return cast("tuple[Any, ...]", target) if isinstance(target, tuple) else ()
 
 
 def decode_tuple(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
-    return together(_children(decoder, node, target, path), tuple)
+    return together(_children(decoder, items_of(node, path), _items_in(target), path), tuple)
 
 
 def decode_namedtuple(
     decoder: TreeDecoder, node: dict[str, Node], target: object, path: str
 ) -> Any:
-    children = _children(decoder, node, target, path)
+    children = _children(decoder, items_of(node, path), _items_in(target), path, whole=True)
     names, name = node.get("fields"), node.get("type")
     if (
         not isinstance(name, str)
@@ -215,7 +254,10 @@ def decode_dataclass(decoder: TreeDecoder, node: dict[str, Node], target: object
     for key, inner in pairs_of(decoder, node, path):
         if type(key) is not str or key in fields:
             raise malformed(path, "its fields are malformed")
-        fields[key] = decoder.decode_node(inner, current.get(key, NOTHING), f"{path}/{key}")
+        where = f"{path}/{key}"
+        if decoder.selecting and key not in current and not decoder.selection.wanted(where):
+            raise _needed(where)
+        fields[key] = decoder.decode_node(inner, current.get(key, NOTHING), where)
     if kind is None:
         return together(
             list(fields.values()),
@@ -261,10 +303,7 @@ def decode_deque(decoder: TreeDecoder, node: dict[str, Node], target: object, pa
     if not (limit is None or (type(limit) is int and len(items) <= limit < 1 << 62)):
         raise malformed(path, "its maxlen is malformed")
     live = cast(deque[Any], target) if type(target) is deque else deque[Any]()
-    result = [
-        decoder.decode_node(item, live[index] if index < len(live) else NOTHING, f"{path}/{index}")
-        for index, item in enumerate(items)
-    ]
+    result = _children(decoder, items, live, path)
     if type(cast(object, target)) is deque and live.maxlen == limit and decoder.adopt(live, node):
         value = live
     else:

@@ -11,10 +11,11 @@ from holdfast.core.containers import DICTS, pairs_of
 from holdfast.core.files import Directory, File
 from holdfast.core.leaves import check_leaf, settle
 from holdfast.core.records import Leaf
-from holdfast.core.report import Mismatch, Selection, make_selection, select
+from holdfast.core.report import Mismatch
+from holdfast.core.selection import Selection, alike, check_names, make_selection, select
 from holdfast.core.types import Node
 from holdfast.core.values import kind_name, malformed
-from holdfast.errors import FormatTooNew, UsageError
+from holdfast.errors import FormatTooNew
 
 _IN_PROGRESS = object()
 _ABSENT = object()
@@ -54,6 +55,11 @@ class TreeDecoder:
         self._leaves = leaves
         self._specs: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.selection = Selection()
+        self.selecting = False
+        """Whether the selection asks for anything."""
+        self.adapters = 0
+        """How many adapters' nodes are being decoded, inside one another. They merge what
+        was saved with what is live themselves."""
         self._depth = 0
         self._scope: Node = scope
         self._definitions: dict[int, Node] | None = None
@@ -73,8 +79,8 @@ class TreeDecoder:
             self._scope = node
         try:
             return self.decode_node(node, target, path)
-        except RecursionError as error:  # the caller's own stack is deep already
-            raise malformed(path, "it is nested too deeply") from error
+        except RecursionError:  # the caller's own stack is deep already
+            raise malformed(path, "it is nested too deeply") from None
         finally:
             self._depth = 0
 
@@ -130,8 +136,8 @@ class TreeDecoder:
         try:
             with values.collector_paused():
                 return self._apply(tree, into, selection, path)
-        except RecursionError as error:
-            raise malformed(path, "it is nested too deeply") from error
+        except RecursionError:
+            raise malformed(path, "it is nested too deeply") from None
 
     def _apply(
         self,
@@ -143,9 +149,11 @@ class TreeDecoder:
         self._scope = tree
         self._definitions = None
         self._made.clear()
-        if selection:
-            tree = self._select(tree, selection, into, path)
         self.selection = selection
+        self.selecting = bool(selection)
+        if selection:
+            check_names(tree, self._defined, into, selection, path)
+            tree = select(tree, selection, path)
         if not isinstance(tree, dict) or cast(dict[str, Node], tree).get("!") != "dict":
             raise malformed(path, "the state is not a dict")
         result: dict[str, Any] = {}
@@ -175,27 +183,6 @@ class TreeDecoder:
         self.finish(settle_all)
         return result
 
-    def _select(
-        self, tree: Node, selection: Selection, into: Mapping[str, Any] | None, path: str
-    ) -> Node:
-        seen: set[str] = set()
-        selected = select(tree, selection, path, seen)
-        entries = [*selection.only, *selection.skip, *(old for old, _ in selection.rename)]
-        unknown = [
-            entry
-            for entry in entries
-            if entry not in seen and entry.partition("/")[0] not in (into or {})
-        ]
-        if unknown:
-            names = ", ".join(
-                str(key) for key, _ in pairs_of(self, cast(dict[str, Node], tree), path)
-            )
-            raise UsageError(
-                f"nothing in the checkpoint is called {', '.join(map(repr, unknown))}",
-                hint=f"At the top level it has: {names}.",
-            )
-        return selected
-
     def report(self, *, strict: bool = True) -> Mismatch:
         """What differs. Raises StructureMismatch if anything does and `strict`."""
         if strict and self.mismatch:
@@ -222,13 +209,17 @@ class TreeDecoder:
 
     def decode_node(self, node: Node, target: object, path: str) -> Any:
         kind = type(cast(object, node))
+        if self.selecting and target is not NOTHING:
+            if not self.selection.wanted(path):
+                return target
+            if self.selection.divides(path) and not alike(node, target):
+                self.changed(path, _kind(node), kind_name(target))
+                return target
         if kind is not dict and kind is not list:
             if type(target) not in _PLAIN and self.is_live(target):
                 self.changed(path, repr(node)[:40], kind_name(target))
                 return target
             return node
-        if target is not NOTHING and self.selection and not self.selection.wanted(path):
-            return target
         self._depth += 1
         if self._depth > values.MAX_DEPTH + 2:  # an apply() and a key are levels here
             raise malformed(path[:200], "it is nested too deeply")
@@ -265,7 +256,7 @@ class TreeDecoder:
                 and type(target) not in DICTS
                 and self.is_live(target)
             ):
-                self.changed(path, f"a {tag}", kind_name(target))
+                self.changed(path, _kind(node), kind_name(target))
                 return target
             return handler(self, node, target, path)
         adapter = frameworks.adapter_for_tag(tag)
@@ -275,9 +266,12 @@ class TreeDecoder:
                 hint="Upgrade: pip install -U holdfast",
             )
         if type(target) not in _PLAIN and self.is_live(target) and not adapter.is_live(target):
-            self.changed(path, f"a {tag}", kind_name(target))
+            self.changed(path, _kind(node), kind_name(target))
             return target
-        return adapter.decode(node, target, path, self)
+        self.adapters += 1
+        value = adapter.decode(node, target, path, self)
+        self.adapters -= 1
+        return value
 
     def is_live(self, target: object) -> bool:
         """Whether `target` is an object that only a restore in place can bring up to
@@ -317,18 +311,28 @@ class TreeDecoder:
         number = node.get("v")
         if type(number) is not int:
             raise malformed(path, "a reference is malformed")
-        if self._definitions is None:
-            self._definitions = _definitions(self._scope)
-        found = self._definitions.get(number)
+        found = self._defined().get(number)
         if found is None:
             raise malformed(path, f"it refers to {number}, which is not there")
         return self._identified(number, found, target, path)
+
+    def _defined(self) -> dict[int, Node]:
+        if self._definitions is None:
+            self._definitions = _definitions(self._scope)
+        return self._definitions
 
     def adopt(self, target: object, node: Node) -> bool:
         """Whether `target` may be updated in place from `node`: not if another node
         has it already, for then two values would fight for it."""
         known = self._adopted.setdefault(id(target), (target, node))
         return known[1] is node
+
+
+def _kind(node: Node) -> str:
+    if isinstance(node, dict):
+        tag = str(cast(dict[str, Node], node).get("!"))
+        return f"{'an' if tag[:1] in 'aeiou' else 'a'} {tag}"
+    return "a list" if isinstance(node, list) else repr(node)[:40]
 
 
 def _definitions(tree: Node) -> dict[int, Node]:

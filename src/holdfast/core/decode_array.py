@@ -11,6 +11,7 @@ import numpy as np
 from holdfast.core import arrays
 from holdfast.core.types import Node
 from holdfast.core.values import kind_name, malformed, unb64
+from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.core.decode import TreeDecoder
@@ -99,7 +100,7 @@ def _allocate(
     try:
         return empty(shape, dtype, order)
     except ValueError as error:  # more dimensions than this NumPy has, sizes that overflow
-        raise malformed(path, f"no array can have its shape ({error})") from error
+        raise malformed(path, f"no array can have its shape ({error})") from None
 
 
 def filled(decoder: TreeDecoder, target: object, value: Any, path: str) -> Any:
@@ -145,7 +146,7 @@ def _decode_view(
     try:
         view = np.ndarray(shape, dtype, buffer=base, offset=offset, strides=strides)
     except (ValueError, TypeError) as error:
-        raise malformed(path, f"no array can be this view ({error})") from error
+        raise malformed(path, f"no array can be this view ({error})") from None
     if live is not None and _fits(live, shape, dtype) and decoder.adopt(live, node):
         target = live
         decoder.finish(lambda: np.copyto(target, view))
@@ -155,6 +156,11 @@ def _decode_view(
 
 def decode_numbers(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
     """A list of int or float that is a leaf."""
+    if decoder.selecting and decoder.selection.divides(path):
+        raise UsageError(
+            f"{path!r} is saved as one array of numbers: its items cannot be restored one by one",
+            hint=f"Name the whole list: {path!r}.",
+        )
     leaf = cast(Any, node.get("leaf"))
     stored, shape = decoder.spec(leaf)
     if stored not in ("I64", "F64") or len(shape) != 1:

@@ -281,13 +281,14 @@ class CheckpointManager(Listing):
         prefixes.
 
         Raises StructureMismatch listing every missing, unexpected and changed leaf;
-        NoIntactCheckpoint; DamagedObject for an explicit `ref`; PickleRefused.
+        UsageError for a path that names nothing; NoIntactCheckpoint; DamagedObject for an
+        explicit `ref`; PickleRefused.
         """
         wish = Wish(
             into=into,
             strict=strict,
-            only=tuple(only),
-            skip=tuple(skip),
+            only=only,
+            skip=skip,
             rename=dict(rename or {}),
             allow_pickle=allow_pickle,
             rng=rng,

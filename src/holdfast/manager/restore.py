@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,8 @@ class Wish:
 
     into: MutableMapping[str, Any] | None
     strict: bool = True
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
+    only: Collection[str] = ()
+    skip: Collection[str] = ()
     rename: Mapping[str, str] | None = None
     allow_pickle: bool = False
     rng: bool = True

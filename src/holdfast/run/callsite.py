@@ -43,7 +43,7 @@ class Callsite:
     def frame(self, current: FrameType | None) -> FrameType | None:
         """The frame that the loop is in, if it is among the callers of `current`."""
         place = self._places[-1] if self._places else None
-        found = (frame for frame in _stack(current) if place and id(frame) == place.frame_id)
+        found = (frame for frame in stack_of(current) if place and id(frame) == place.frame_id)
         return next(found, None)
 
     def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from holdfast.core.adapters import NOTHING, Decoder, Encoder
 from holdfast.core.classes import type_name
 from holdfast.core.leaves import settle
-from holdfast.core.report import Selection
+from holdfast.core.selection import Selection
 from holdfast.core.types import Node
 from holdfast.errors import StateError
 from holdfast.torch.dtypes import describe, name_of
@@ -128,8 +128,8 @@ def _read_params(node: Node, path: str) -> _Params:
             ]
             for group in node
         ]
-    except (TypeError, ValueError) as error:
-        raise malformed(path, "its parameters are malformed") from error
+    except (TypeError, ValueError):
+        raise malformed(path, "its parameters are malformed") from None
 
 
 def _same_parameters(saved: _Params, live: Optimizer, path: str, decoder: Decoder) -> bool:

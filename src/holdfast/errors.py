@@ -7,7 +7,23 @@ An error says what happened and where in its message, and what to do next in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+_STDLIB = os.path.dirname(os.__file__)
+_OURS = (
+    os.path.dirname(__file__) + os.sep,
+    os.path.join(_STDLIB, "contextlib.py"),
+    os.path.join(_STDLIB, "concurrent", ""),
+)
+"""Where our own calls are; those of context managers and thread pools are in between."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+logger = logging.getLogger("holdfast")
 
 
 class HoldfastError(Exception):
@@ -22,6 +38,34 @@ class HoldfastError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
+
+
+def brief(error: HoldfastError) -> HoldfastError:
+    """The error, to be raised again where the user's code called ours: its traceback shows
+    none of our own calls below, which the log has at level DEBUG.
+
+    It stays whole if code of others is among them, such as a state_dict that raised.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(_OURS):
+            return error
+        trace = trace.tb_next
+    logger.debug("raised here: %s", error.message, exc_info=error)
+    return error.with_traceback(None)
+
+
+def briefly(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let the errors of `function`, one that users call, be `brief`."""
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except HoldfastError as error:
+            raise brief(error)  # noqa: B904 -- it is the same error
+
+    return call
 
 
 # -- addresses and settings ---------------------------------------------------

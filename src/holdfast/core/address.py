@@ -120,7 +120,7 @@ def parse_reference(text: str) -> Reference:
         raise BadAddress(
             f"{text!r}: {error.message}",
             hint=f"{error.hint} If the folder's own name has an '@', end it with '/'.",
-        ) from error
+        ) from None
 
 
 def _last_segment(text: str) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def parse_selector(text: str | int | None) -> Selector:
         except ValueError as error:
             raise BadAddress(
                 f"cannot read '@{text}': {error}", hint=f"Write {SELECTORS}."
-            ) from error
+            ) from None
         if not metric:
             raise BadAddress(f"'@{text}' names no metric", hint="Write @best:val_loss.")
         return BestBy(metric, mode)

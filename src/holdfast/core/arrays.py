@@ -112,7 +112,7 @@ def parse_dtype(node: Node, path: str) -> DType:
     try:
         dtype = _parse(node, 0)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise DamagedObject("the tree", f"its dtype is malformed ({error})", leaf=path) from error
+        raise DamagedObject("the tree", f"its dtype is malformed ({error})", leaf=path) from None
     if isinstance(node, str) and len(_simple) < _CACHE_MAX:
         _simple[node] = dtype
     return dtype

@@ -104,7 +104,7 @@ def blank(kind: type, path: str) -> object:
     try:
         return cast(object, object.__new__(kind))
     except TypeError as error:  # abstract, or with a C base
-        raise StateError(f"cannot restore {path!r}: {error}") from error
+        raise StateError(f"cannot restore {path!r}: {error}") from None
 
 
 def set_fields(instance: object, values: Mapping[str, object], path: str) -> None:

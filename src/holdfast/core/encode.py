@@ -86,8 +86,8 @@ class TreeEncoder:
         try:
             with values.collector_paused():
                 return self._encode(value, path)
-        except RecursionError as error:  # the caller's own stack is deep already
-            raise _too_deep(path) from error
+        except RecursionError:  # the caller's own stack is deep already
+            raise _too_deep(path) from None
         finally:
             self._depth = self._inline = 0
 

@@ -125,10 +125,10 @@ def _folder(
         inner = f"{path}/{entry.name}"
         try:
             entry.name.encode()
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError:
             raise StateError(
                 f"cannot save {inner!r}: its name is not valid UTF-8", hint="Rename it."
-            ) from error
+            ) from None
         if entry.is_symlink() and not follow:
             target = os.readlink(entry.path)
             if not link_stays_inside(target, level):

@@ -50,4 +50,4 @@ def _load(root: str) -> Adapter:
         raise StateError(
             f"the state holds values of {root}, which is not installed",
             hint=f"pip install 'holdfast[{root}]'",
-        ) from error
+        ) from None

@@ -134,7 +134,7 @@ def read_header(data: Buffer, file_bytes: int, name: str) -> PackHeader:
         found = {key: msgspec.json.decode(value, type=_Entry) for key, value in raw.items()}
         json.loads(body, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise DamagedObject(name, f"its header is malformed ({error})") from error
+        raise DamagedObject(name, f"its header is malformed ({error})") from None
     entries = {key: _checked(entry, key, end, file_bytes, name) for key, entry in found.items()}
     position = end
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):

@@ -166,7 +166,7 @@ def parse_keep(text: str | None) -> KeepPolicy:
                 case _:
                     raise ValueError(f"there is no rule {name!r}")
         except ValueError as error:
-            raise _bad(text, word, str(error)) from error
+            raise _bad(text, word, str(error)) from None
     return KeepPolicy(last, tuple(best), every, within_s, size_bytes)
 
 

@@ -111,7 +111,7 @@ def parse_every(value: int | str | None) -> Schedule:
             except ValueError as error:
                 raise BadPolicy(
                     f"cannot read {word!r} in every={value!r}: {error}", hint=GRAMMAR
-                ) from error
+                ) from None
         if twice:
             raise BadPolicy(f"every={value!r} has two rules like {word!r}", hint=GRAMMAR)
     return Schedule(steps, seconds, epoch)

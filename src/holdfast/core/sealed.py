@@ -67,4 +67,4 @@ def unseal(data: bytes, kind: type[_T], key: str) -> tuple[str, _T]:
             )
         return id, msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise DamagedObject(key, f"it is malformed ({error})") from error
+        raise DamagedObject(key, f"it is malformed ({error})") from None

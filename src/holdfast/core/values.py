@@ -91,8 +91,8 @@ def unb64(text: object, path: str) -> bytes:
         raise malformed(path, "its bytes are not a string")
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise malformed(path, "its bytes are not base64") from error
+    except (binascii.Error, ValueError):
+        raise malformed(path, "its bytes are not base64") from None
 
 
 def utf8(text: str) -> bytes:
@@ -103,8 +103,8 @@ def utf8(text: str) -> bytes:
 def from_utf8(data: bytes, path: str) -> str:
     try:
         return data.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise malformed(path, "its text is not UTF-8") from error
+    except UnicodeDecodeError:
+        raise malformed(path, "its text is not UTF-8") from None
 
 
 def encode_str(text: str) -> Node:
@@ -271,7 +271,7 @@ def decode_time(node: dict[str, Node], path: str) -> Any:
     try:
         return _decode_time(node, path)
     except (TypeError, ValueError, OverflowError, KeyError) as error:
-        raise malformed(path, f"its {node['!']} is malformed ({error})") from error
+        raise malformed(path, f"its {node['!']} is malformed ({error})") from None
 
 
 def _decode_time(node: dict[str, Node], path: str) -> Any:

@@ -297,8 +297,8 @@ def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[
     for name, value in metrics.items():
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"metric {name!r} is not a number: {value!r}") from error
+        except (TypeError, ValueError):
+            raise UsageError(f"metric {name!r} is not a number: {value!r}") from None
         if math.isfinite(number):
             finite[name] = number
         else:

@@ -15,7 +15,7 @@ from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
-from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError
+from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
 from holdfast.manager.listing import Listing, Ref, split_metrics
 from holdfast.manager.loaded import LoadedCheckpoint
@@ -87,6 +87,7 @@ class CheckpointManager(Listing):
 
     # -- writing ---------------------------------------------------------------
 
+    @briefly
     def acquire(self) -> None:
         """Become the run's writer now instead of at the first save.
 
@@ -116,6 +117,7 @@ class CheckpointManager(Listing):
                 on_commit=self._committed,
             )
 
+    @briefly
     def save(
         self,
         step: int,
@@ -258,6 +260,7 @@ class CheckpointManager(Listing):
 
     # -- reading ---------------------------------------------------------------
 
+    @briefly
     def restore(
         self,
         into: MutableMapping[str, Any] | None = None,
@@ -310,6 +313,7 @@ class CheckpointManager(Listing):
         if self._saver is None:
             self._base = manifest
 
+    @briefly
     def load(self, ref: Ref = None, *, allow_pickle: bool = False) -> LoadedCheckpoint:
         """The checkpoint as a lazy mapping: each leaf is read when it is asked for."""
         return self._load(self._resolve(ref), allow_pickle)

@@ -127,7 +127,7 @@ class ChunkReader:
         except ObjectNotFound as error:
             self._missing(batch.pack, error)
         except DamagedObject as error:
-            raise DamagedObject(key, error.reason, leaf=batch.items[0].leaf.path) from error
+            raise DamagedObject(key, error.reason, leaf=batch.items[0].leaf.path) from None
         for item in batch.items:
             at = item.chunk.offset - batch.offset
             data = buffer[at : at + item.chunk.nbytes]

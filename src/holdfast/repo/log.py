@@ -207,8 +207,8 @@ class Log:
             raise DamagedObject(key, "it has an unsafe name")
         try:
             id, segment = unseal(self._store.get(key, max_bytes=ENTRY_MAX_BYTES), Segment, key)
-        except ObjectNotFound as error:
-            raise DamagedObject(key, "it is missing") from error
+        except ObjectNotFound:
+            raise DamagedObject(key, "it is missing") from None
         if id != ref.id:
             raise DamagedObject(key, "it is not the segment that the log names")
         self._segments[ref.name] = segment.records

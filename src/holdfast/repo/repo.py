@@ -99,7 +99,7 @@ class Repo:
         raise NoStore(
             f"there is no run in {self.address}",
             hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
-        ) from cause
+        ) from None
 
     def head(self) -> Head | None:
         """The newest entry, read anew; None for a run that has none yet.

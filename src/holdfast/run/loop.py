@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from holdfast.core.rng import apply_rng, capture_rng
-from holdfast.errors import HoldfastError, LoopError
+from holdfast.errors import HoldfastError, LoopError, brief
 from holdfast.run import position as at
 from holdfast.run.callsite import Callsite
 from holdfast.run.feed import Feed, LoaderInterrupted
@@ -116,7 +116,10 @@ class Loop(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        return self._engine.advance(self, sys._getframe(1))
+        try:
+            return self._engine.advance(self, sys._getframe(1))
+        except HoldfastError as error:
+            raise brief(error)  # noqa: B904 -- it is the same error
 
     def __len__(self) -> int:
         length = self.feed.length()
@@ -307,10 +310,12 @@ class Engine:
 
     def check_failed(self) -> None:
         """Raises LoopError if the loops ended with an error of ours."""
-        if self._failed is not None:
+        failed = self._failed
+        if failed is not None:
+            again = "Make a new Run: it goes on from the newest checkpoint."
             raise LoopError(
-                f"the loops of this run ended with an error: {self._failed.message}",
-                hint="Make a new Run: it goes on from the newest checkpoint.",
+                f"the loops of this run ended with an error: {failed.message}",
+                hint=f"{failed.hint} {again}" if failed.hint else again,
             )
 
     def _check_thread(self, loop: Loop) -> None:

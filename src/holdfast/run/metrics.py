@@ -107,8 +107,8 @@ def _take(name: str, value: Any) -> Any:
         return value  # a JAX array: cannot change, may still be computed
     try:
         return number(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError):
         raise UsageError(
             f"metric {name!r} is not a number: {type(value).__name__}",
             hint="Metrics are numbers or tensors with one element; keep other values in run.box.",
-        ) from error
+        ) from None

@@ -328,7 +328,7 @@ def from_tree(tree: Any) -> Position:
             f"the checkpoint holds no loop position that can be read ({error!r})",
             hint="It was saved with CheckpointManager.save, not by a Run: restore it with "
             "CheckpointManager.restore.",
-        ) from error
+        ) from None
 
 
 def _closed_tree(closed: Closed) -> dict[str, Any]:

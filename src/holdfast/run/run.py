@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from holdfast.core.retention import KeepPolicy, parse_keep
 from holdfast.core.schedule import parse_every
-from holdfast.errors import BadPolicy, HoldfastError, RunClosed, UsageError
+from holdfast.errors import BadPolicy, HoldfastError, RunClosed, UsageError, briefly
 from holdfast.manager import CheckpointInfo, CheckpointManager
 from holdfast.run.box import Box
 from holdfast.run.console import Console
@@ -172,6 +172,7 @@ class Run:
 
     # -- state -----------------------------------------------------------------------
 
+    @briefly
     def track(self, **objects: Any) -> Self:
         """Make objects part of every checkpoint, by name; returns the run.
 
@@ -277,6 +278,7 @@ class Run:
         self._check_open()
         return Guarded(self._session, items)
 
+    @briefly
     def _loop(
         self,
         label: Label,
@@ -297,6 +299,7 @@ class Run:
 
     # -- saving ----------------------------------------------------------------------
 
+    @briefly
     def log(self, **metrics: Any) -> None:
         """Record metrics of the step in progress; after a loop, of the last step.
 
@@ -312,11 +315,13 @@ class Run:
         self._check_open()
         self._session.triggers.want("asked")
 
+    @briefly
     def finish(self) -> None:
         """The run is complete, whichever loops were left early: save it as finished."""
         self._check_open()
         self._session.finish()
 
+    @briefly
     def close(self) -> None:
         """Flush pending saves and give the run up; without `finish`, a later start goes
         on. Raises SaveFailed if the newest save failed. May be called twice."""
@@ -332,6 +337,7 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
+    @briefly
     def __exit__(
         self,
         kind: type[BaseException] | None,

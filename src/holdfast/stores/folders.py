@@ -77,10 +77,11 @@ class Folders:
                     raise
                 self._make_folders(self._root, made)
                 fd = self._fs.open_folder(self._root)
-        except NotADirectoryError as error:
+        except NotADirectoryError:
             raise BadAddress(
-                f"{self.address} cannot be a store: it, or a folder above it, is a file"
-            ) from error
+                f"{self.address} cannot be a store: it, or a folder above it, is a file",
+                hint="Give the run a folder of its own, such as runs/mnist.",
+            ) from None
         try:
             if durable and (made or self._identity(fd) not in self._durable):
                 self._sync_above(fd, len(made))

@@ -370,7 +370,7 @@ class LocalStore:
             fd = self._fs.open_file(name, folder)
         except OSError as error:
             if error.errno in _NOT_A_FILE:
-                raise DamagedObject(key, "it is a link or device, not a file") from error
+                raise DamagedObject(key, "it is a link or device, not a file") from None
             raise
         try:
             found = self._fs.status(fd)
@@ -386,8 +386,8 @@ class LocalStore:
     def _reading(self, key: str, doing: str = "read") -> Generator[None, None, None]:
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ObjectNotFound(key, self._address) from error
+        except (FileNotFoundError, NotADirectoryError):
+            raise ObjectNotFound(key, self._address) from None
         except OSError as error:
             raise self._unavailable(f"{doing} {key!r}", error) from error
 

@@ -41,7 +41,7 @@ def open_store(address: str | os.PathLike[str]) -> Store:
             raise BadAddress(
                 f"bad name in {address!r}: {error.message}",
                 hint="A name is letters, digits, '.', '_', '-', in parts joined by '/'.",
-            ) from error
+            ) from None
     if scheme in _PLANNED:
         raise BadAddress(
             f"cannot open {address!r}: {scheme}:// is not in this version", hint=_SUPPORTED
@@ -59,8 +59,8 @@ def _file_path(address: str) -> str:
     hint = "Write file:///absolute/path; '#', '?' and '%' in it as %23, %3F and %25."
     try:
         url = urlsplit(address)
-    except ValueError as error:
-        raise BadAddress(f"not a URL: {address!r}", hint=hint) from error
+    except ValueError:
+        raise BadAddress(f"not a URL: {address!r}", hint=hint) from None
     if url.netloc not in ("", "localhost") or not url.path.startswith("/"):
         raise BadAddress(f"no absolute path on this machine: {address!r}", hint=hint)
     if "?" in address or "#" in address:

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
         raise
     raise HoldfastError(
         "holdfast.torch needs PyTorch", hint="pip install 'holdfast[torch]'"
-    ) from error
+    ) from None
 
 from holdfast.torch.adapter import adapter as adapter
 from holdfast.torch.plain import load_checkpoint as load_checkpoint

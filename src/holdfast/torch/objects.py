@@ -140,17 +140,17 @@ def decode_generator(node: dict[str, Node], target: object, path: str, decoder: 
     else:
         try:
             generator = torch.Generator(_device_text(text, path))
-        except RuntimeError as error:
+        except RuntimeError:
             raise StateError(
                 f"{path!r} is a generator on {text!r}, which is not here",
                 hint="Leave it out with skip=, or load it where that device is.",
-            ) from error
+            ) from None
 
     def finish() -> None:
         try:
             generator.set_state(state)
         except RuntimeError as error:
-            raise malformed(path, f"the state of its generator is refused: {error}") from error
+            raise malformed(path, f"the state of its generator is refused: {error}") from None
 
     decoder.finish(finish)
     return generator
@@ -159,8 +159,8 @@ def decode_generator(node: dict[str, Node], target: object, path: str, decoder: 
 def _device_text(text: Node, path: str) -> str:
     try:
         return str(torch.device(text))
-    except (RuntimeError, TypeError) as error:
-        raise malformed(path, f"{text!r} is no device") from error
+    except (RuntimeError, TypeError):
+        raise malformed(path, f"{text!r} is no device") from None
 
 
 # -- values -------------------------------------------------------------------

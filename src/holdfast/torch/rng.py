@@ -50,4 +50,4 @@ def _apply(apply: Any, state: object, device: str) -> None:
     try:
         apply(torch.from_numpy(np.array(state, np.uint8)))  # a copy: it may be read-only
     except (RuntimeError, TypeError, ValueError) as error:
-        raise StateError(f"the saved random state of {device} is refused: {error}") from error
+        raise StateError(f"the saved random state of {device} is refused: {error}") from None

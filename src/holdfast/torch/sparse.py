@@ -90,7 +90,7 @@ def decode_sparse(
     try:
         fresh = _build(layout, dense, shape, coalesced)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise malformed(path, f"its parts do not make a {layout} tensor: {error}") from error
+        raise malformed(path, f"its parts do not make a {layout} tensor: {error}") from None
 
     def finish() -> None:
         # Before the bytes came there was nothing to check. Indices outside of the
@@ -98,7 +98,7 @@ def decode_sparse(
         try:
             _check(layout, dense, shape, coalesced)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise malformed(path, str(error).partition("\n")[0]) from error
+            raise malformed(path, str(error).partition("\n")[0]) from None
         if live is not None:
             _replace(live, fresh)
 

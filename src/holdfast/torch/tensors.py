@@ -393,7 +393,7 @@ def recorded_device(node: dict[str, Node], path: str) -> torch.device:
         raise StateError(
             f"{path!r} was saved from device {text!r}, which is not here: {error}",
             hint="Load it without holdfast.torch.recorded_devices(): it comes to the CPU.",
-        ) from error
+        ) from None
     return device
 
 

@@ -134,6 +134,32 @@ def test_what_differs_is_named(old: Any, new: Any, lines: list[str]) -> None:
     job(address, old, quiet=True)
 
 
+def chained(gamma: float) -> Callable[[torch.nn.Module], Made]:
+    return adam(
+        lambda one: schedulers.ChainedScheduler(
+            [schedulers.ConstantLR(one, 0.5, 4), schedulers.ExponentialLR(one, gamma)]
+        ),
+        lr=0.1,
+    )
+
+
+def test_a_chain_of_schedulers() -> None:
+    address = fresh_address()
+    rates = job(address, chained(0.9), kill_at=3, quiet=True)
+    with pytest.raises(ConfigChanged, match=r"scheduler._schedulers\[1\].gamma: 0.9 -> 0.8"):
+        job(address, chained(0.8), quiet=True)
+    rates += job(address, chained(0.9), quiet=True)
+    assert rates == job(fresh_address(), chained(0.9), quiet=True)
+
+
+def test_a_chain_of_schedulers_that_is_in_use_is_not_compared() -> None:
+    optimizer, chain = chained(0.9)(net())
+    assert read({"chain": chain}) is not None
+    optimizer.step()
+    chain.step()
+    assert read({"chain": chain}) is None
+
+
 def test_one_setting_can_be_overridden() -> None:
     address = fresh_address()
     job(address, adam(lr=0.1), kill_at=2, quiet=True)

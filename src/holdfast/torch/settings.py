@@ -6,7 +6,7 @@ processes, tells whether the program was edited in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ def read(tracked: Mapping[str, Any]) -> dict[str, Any] | None:
     optimizers, schedulers = _find(tracked)
     if any(one.state or getattr(one, "_opt_called", False) for one in optimizers.values()):
         return None
-    if any(one.last_epoch > 0 for one in schedulers.values()):
+    # A ChainedScheduler has no count of its own.
+    if any(getattr(one, "last_epoch", 0) > 0 for one in _parts(schedulers.values())):
         return None
     return {name: _value(container, key) for name, container, key in _places(tracked)}
 
@@ -70,6 +71,13 @@ def is_derived(name: str) -> bool:
 
 def _find(tracked: Mapping[str, Any]) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
     return dict(_optimizers(dict(tracked), "", set())), dict(_schedulers(dict(tracked), "", 0))
+
+
+def _parts(schedulers: Iterable[LRScheduler]) -> Iterator[LRScheduler]:
+    """`schedulers` and those that they are composed of."""
+    for one in schedulers:
+        yield one
+        yield from _parts(getattr(one, "_schedulers", ()))
 
 
 def _schedulers(value: Any, path: str, depth: int) -> Iterator[tuple[str, LRScheduler]]:

@@ -258,6 +258,17 @@ def test_an_untracked_optimizer_earns_one_line(capfd) -> None:
     assert optimizer.param_groups
 
 
+def test_an_optimizer_that_is_declared_late_earns_none(capfd) -> None:
+    import torch
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = holdfast.Run(fresh_address(), quiet=True, late=["optimizer"]).track(model=model)
+    for _ in run.epochs(1):
+        run.track(optimizer=optimizer)
+    assert "will not be saved" not in capfd.readouterr().err
+
+
 def test_torch_metrics_and_state() -> None:
     import torch
 

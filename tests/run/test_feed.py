@@ -59,6 +59,29 @@ class Shuffled:
             yield [number, self.epochs, len(self.by_class["a"]), self.rng.random(), _draws()]
 
 
+class Permuted:
+    def __init__(self) -> None:
+        self.rng = np.random.RandomState(2)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rng.permutation(ITEMS).tolist())
+
+
+class Wrapper:
+    """Reads another one ahead, and draws through a method that it holds."""
+
+    def __init__(self) -> None:
+        self.inner = Permuted()
+        self.noise = {"draw": random.Random(9).random}
+
+    def __iter__(self) -> Iterator[Any]:
+        before = None
+        for item in self.inner:
+            if before is not None:
+                yield [before, self.noise["draw"]()]
+            before = item
+
+
 class Indexed:
     """The old protocol: no `__iter__`."""
 
@@ -93,6 +116,7 @@ REPEATABLE: dict[str, Callable[[], Any]] = {
     "dict": lambda: {"b": 1, "a": 2},
     "shuffled": Shuffled,
     "indexed": Indexed,
+    "wrapper": Wrapper,
     "drawing": Drawing,
 }
 

@@ -204,3 +204,76 @@ def test_counters_go_on_unless_the_program_sets_them() -> None:
     again, other = held(epoch=3, calls=0)  # the prologue has called set_epoch(3)
     other.settle(saved)
     assert (again.epoch, again.calls) == (3, 7)
+
+
+class Pool:
+    """Not followed: only its generators are found."""
+
+    def __init__(self, *generators: Any) -> None:
+        self.generators = generators
+        self.count = 0
+
+
+def test_containers_and_other_objects_are_searched() -> None:
+    rng = random.Random(1)
+
+    def build() -> Any:
+        parts = [Sampler(count=0, rng=np.random.default_rng(2)), 3, {"more": Sampler(count=5)}]
+        closure = random.Random(6)
+        return held(
+            parts=parts,
+            pool=Pool(torch.Generator().manual_seed(1), [random.Random(4)]),
+            by_name={"a": np.random.RandomState(3)},
+            draw=lambda: closure.random(),
+            twice=[rng, rng],
+        )
+
+    def draws(sampler: Any) -> list[Any]:
+        first, _, more = sampler.parts
+        return [
+            (first.count, more["more"].count, first.rng.random(), sampler.by_name["a"].rand()),
+            torch.rand((), generator=sampler.pool.generators[0]).item(),
+            (sampler.pool.generators[1][0].random(), sampler.draw()),
+        ]
+
+    sampler, state = build()
+    sampler.parts[0].count, sampler.parts[2]["more"].count = 7, 8
+    draws(sampler)
+    saved, generators = roundtrip(state.state()), roundtrip(state.generators())
+    assert len(generators) == 6
+    expected = draws(sampler)
+
+    again, other = build()
+    assert other.restore(saved) == []
+    assert draws(again) == expected
+    other.put(generators)
+    assert draws(again) == expected
+
+
+def test_closed_attributes_are_not_entered() -> None:
+    sampler = Sampler(source=Sampler(rng=random.Random(1)), rng=random.Random(2))
+    state = Held(
+        {"sampler": sampler},
+        lambda value: isinstance(value, Sampler),
+        closed=lambda name, value: name == "source",
+    )
+    assert list(state.generators()) == ["sampler.rng"]
+
+
+def test_the_variables_of_a_python_generator() -> None:
+    def items(rng: random.Random) -> Any:
+        while True:
+            yield rng.random()
+
+    def build() -> Any:
+        return items(random.Random(3))
+
+    stream = build()
+    state = Held({"loader": stream})
+    saved = roundtrip(state.state())
+    expected = next(stream)
+    again = build()
+    other = Held({"loader": again})
+    next(again)
+    assert other.restore(saved) == []
+    assert next(again) == expected

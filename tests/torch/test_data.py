@@ -121,6 +121,22 @@ class ReshufflingSampler(Sampler[int]):
         return SAMPLES
 
 
+class ManySources(Sampler[int]):
+    """Holds others in containers, and a generator in an object of another kind."""
+
+    def __init__(self) -> None:
+        self.parts = [RandomSampler(range(SAMPLES), generator=generator()), ReshufflingSampler()]
+        self.pools = {"one": WithGenerators()}
+
+    def __iter__(self) -> Iterator[int]:
+        order = [index for part in self.parts for index in part]
+        self.pools["one"].random.shuffle(order)
+        return iter(order)
+
+    def __len__(self) -> int:
+        return 2 * SAMPLES
+
+
 class Buckets:
     """A batch sampler as people write them: no base class, batches of several types."""
 
@@ -200,6 +216,7 @@ LIKE_TORCH: dict[str, Callable[[], Any]] = {
     "list of batches": lambda: DataLoader(Augmented(), batch_sampler=[[1, 2], [5], [0, 3, 4]]),
     "eager sampler": lambda: DataLoader(Augmented(), 3, sampler=EagerSampler()),
     "reshuffling sampler": lambda: DataLoader(Augmented(), 3, sampler=ReshufflingSampler()),
+    "many sources": lambda: DataLoader(Augmented(), 3, sampler=ManySources()),
 }
 
 PREPARED: dict[str, tuple[Callable[[], Any], Prologue]] = {

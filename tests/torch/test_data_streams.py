@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import ChainDataset, DataLoader, Dataset, IterableDataset
 
 from holdfast.run.iterables import open_feed
 from holdfast.torch.data import StreamFeed
@@ -63,12 +63,51 @@ class PositionedStream(IterableDataset[Any]):
         self.position = state["position"]
 
 
+class Buffered(IterableDataset[Any]):
+    """Shuffles what another dataset yields, in a buffer of its own."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.rng = np.random.default_rng(1)
+
+    def __iter__(self) -> Iterator[Any]:
+        buffer: list[Any] = []
+        for item in self.dataset:
+            buffer.append(item)
+            if len(buffer) > 3:
+                yield buffer.pop(int(self.rng.integers(len(buffer))))
+        yield from buffer
+
+
+class Noise:
+    """A transform or collate_fn with a generator of its own."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __call__(self, item: Any) -> Any:
+        return [item, torch.rand((), generator=self.generator)]
+
+
+class Transformed(IterableDataset[Any]):
+    def __init__(self) -> None:
+        self.transforms = [Noise(), Noise()]
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in range(SAMPLES):
+            yield [transform(number) for transform in self.transforms]
+
+
 STREAMS: dict[str, Callable[[], Any]] = {
     "batches": lambda: DataLoader(Stream(), 3),
     "drop_last": lambda: DataLoader(Stream(), 3, drop_last=True),
     "batch_size=None": lambda: DataLoader(Stream(), None),
     "generator": lambda: DataLoader(Stream(), 3, generator=torch.Generator().manual_seed(7)),
     "knows its position": lambda: DataLoader(PositionedStream(), 2),
+    "chained": lambda: DataLoader(ChainDataset([Stream(), Stream()]), 3),
+    "wrapped": lambda: DataLoader(Buffered(Buffered(Stream())), 3),
+    "transforms with generators": lambda: DataLoader(Transformed(), 3),
+    "collate_fn with a generator": lambda: DataLoader(Stream(), 3, collate_fn=Noise()),
 }
 
 

@@ -7,7 +7,7 @@ not iterated over, and in a resuming process it is brought there before its firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import UsageError
 from holdfast.run.feed import Feed, Policy
 from holdfast.run.iterables import open_feed
+from holdfast.run.randomness import libraries
+from holdfast.run.search import generators_among
 
 Mode = Literal["min", "cycle"]
 
@@ -31,8 +33,13 @@ class _Entry:
 class FeedBook:
     """Feeds by the place of their loop in the program (`epochs/batches#0`)."""
 
-    def __init__(self, policy: Policy = "refuse") -> None:
+    def __init__(
+        self,
+        policy: Policy = "refuse",
+        tracked: Callable[[], Iterable[object]] = tuple,
+    ) -> None:
         self._policy: Policy = policy
+        self._tracked = tracked
         self._entries: dict[str, _Entry] = {}
         self._saved: dict[str, Any] = {}
 
@@ -54,10 +61,16 @@ class FeedBook:
         first, entry.opened = not entry.opened, True
         before = self._take_saved(entry)
         if saved is None and first and before is not None:
+            # Between epochs tracked generators are what the checkpoint and the prologue
+            # made of them: later than what the feed knows, the end of its last epoch.
+            found = generators_among(self._tracked(), libraries())
+            exact = [(library, one, library.read(one)) for library, one in found]
             rng = capture_rng()
             feed.open(before)
             feed.close()
             apply_rng(rng)
+            for library, one, state in exact:
+                library.write(one, state)
         return feed.open(saved)
 
     def _take_saved(self, entry: _Entry) -> Any:

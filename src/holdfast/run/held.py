@@ -24,16 +24,19 @@ from typing import Any
 import numpy as np
 
 from holdfast.run.randomness import Library, libraries
+from holdfast.run.search import find_generators, small_items
 
 # Larger attributes are data, not state: hashing them at each epoch would cost seconds.
 MAX_ARRAY_BYTES = 64 << 20
 MAX_ITEMS = 1_000_000
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
-_DATA_NAMES = frozenset({"dataset", "data_source"})
+DATA_NAMES = frozenset({"dataset", "data_source"})
+"""Attributes in which samplers keep the data."""
 _MAX_DEPTH = 8
 
 Follow = Callable[[object], bool]
+Closed = Callable[[str, object], bool]
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,21 @@ class _Place:
 
 
 class Held:
-    """The state held in the attributes of `roots` and of objects in them that
-    `follow` accepts."""
+    """The state held in the attributes of `roots` and of objects in them that `follow`
+    accepts, and generators wherever `find_generators` finds them. Neither looks into
+    attributes for which `closed` holds."""
 
     def __init__(
         self,
         roots: Mapping[str, object],
         follow: Follow = lambda value: False,
+        *,
+        closed: Closed = lambda name, value: False,
     ) -> None:
         self._roots = dict(roots)
         self._follow = follow
+        self._closed = closed
+        self._deep = self._search()
         self._built = {path: _print(place) for path, place in self._places().items()}
         self._begun = False
         self._ended: dict[str, str] | None = None
@@ -107,9 +115,26 @@ class Held:
             saved[path] = entry
         return saved
 
+    def generators(self) -> dict[str, Any]:
+        """The states of the generators alone, for `put`."""
+        return {
+            path: {"library": place.library.name, "state": place.library.read(place.value)}
+            for path, place in self._places().items()
+            if place.library is not None
+        }
+
+    def put(self, saved: dict[str, Any]) -> None:
+        """Set the generators to what `generators` returned."""
+        live = self._places()
+        for path, entry in saved.items():
+            place = live.get(path)
+            if place is not None and place.library is not None:
+                self._restore_generator(path, place, entry)
+
     def begin(self) -> None:
         """An epoch begins: note which generators the program has set since the last
         one ended (`generator.manual_seed(epoch)` in an epoch's prologue)."""
+        self._deep = self._search()
         if self._begun:
             self._lasts = dict.fromkeys(self._places(), True)
         self._begun = True
@@ -213,21 +238,49 @@ class Held:
                 here = f"{path}.{name}"
                 library = owner_of(value, known)
                 if library is not None:
-                    found[here] = _Place(owner, name, value, library)
-                elif name in _DATA_NAMES:
+                    generator(here, owner, name, value, library)
+                elif self._closed(name, value):
                     continue
-                elif self._follow(value):
-                    visit(value, here, depth + 1)
-                else:
+                elif not enter(value, here, depth) and name not in DATA_NAMES:
                     found[here] = _Place(owner, name, value, None)
+
+        def enter(value: object, path: str, depth: int) -> bool:
+            """Visit `value`, or what is in it if it is a small container; whether there
+            was anything to visit."""
+            if self._follow(value):
+                visit(value, path, depth + 1)
+                return True
+            entered = False
+            for where, item in (small_items(value) or ()) if depth <= _MAX_DEPTH else ():
+                entered = enter(item, f"{path}{where}", depth + 1) or entered
+            return entered
+
+        def generator(path: str, owner: object, name: str, value: Any, library: Library) -> None:
+            if id(value) not in seen:
+                seen.add(id(value))
+                found[path] = _Place(owner, name, value, library)
 
         for path, root in self._roots.items():
             library = owner_of(root, known)
             if library is not None:
-                found[path] = _Place(None, "", root, library)
+                generator(path, None, "", root, library)
             else:
                 visit(root, path, 0)
+        for path, library, value in self._deep:
+            generator(path, None, "", value, library)
         return found
+
+    def _search(self) -> list[tuple[str, Library, Any]]:
+        """Generators in places that are no attributes of what is followed: in lists, in
+        objects of other kinds, in closures."""
+        known = libraries()
+        return [
+            (f"{path}, generator {number}", library, value)
+            for path, root in self._roots.items()
+            for number, (library, value) in enumerate(
+                find_generators(root, known, closed=self._closed)
+            )
+        ]
 
 
 def _is_same(place: _Place, before: _Place) -> bool:

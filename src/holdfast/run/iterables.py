@@ -169,7 +169,7 @@ class CountedFeed(BaseFeed):
         super().__init__(loader, policy=policy)
         self._guard = guard
         self._once = isinstance(loader, Iterator)
-        self._held = Held({} if self._once else {"loader": loader})
+        self._held = Held({"loader": loader})
         self._iterator: Iterator[Any] | None = None
         self._streams: PrivateStreams | None = None
         self._start_state: dict[str, Any] = {}
@@ -199,17 +199,21 @@ class CountedFeed(BaseFeed):
 
     def _resume(self, saved: dict[str, Any]) -> None:
         self._replay(saved, self._taken)
+        self._held.put(saved.get("generators", {}))
 
     def _settle(self, saved: dict[str, Any]) -> None:
-        if not self._once:
+        if not self._once or saved["exhausted"] or self._lasts is False:
+            # (An exhausted iterator has been replaced by another: nobody can have gone
+            # on with it.)
             self._start_state = {"rng": saved["rng"], "held": saved["held"]}
             self._held.settle(saved["held_now"])
-        elif not saved["exhausted"] and self._lasts is not False:
-            # Left early, and the next loop goes on with it. (An exhausted one has been
-            # replaced by another: nobody can have gone on with it.)
+        else:
+            # Left early, and the next loop goes on with it.
             rng = capture_rng()
+            self._held.restore(saved["held"])
             self._replay(saved, 0)
             apply_rng(rng)
+            self._held.settle(saved["held_now"])
 
     def _replay(self, saved: dict[str, Any], taken: int) -> None:
         if self._once and self._iterator is not None:
@@ -257,6 +261,7 @@ class CountedFeed(BaseFeed):
         return {
             **self._start_state,
             "held_now": self._held.state() if self._at == "end" else {},
+            "generators": self._held.generators() if self._at == "inside" else {},
             "before": self._before,
             "exhausted": self._exhausted,
         }

@@ -69,7 +69,7 @@ class Session:
         self.console = console
         self.tracked = Tracked(box, settings.late, settings.rename or {})
         self.metrics = MetricBook()
-        self.feeds = FeedBook(data)
+        self.feeds = FeedBook(data, lambda: self.tracked.objects.values())
         self.gradients = Accumulation()
         self.constructed = Constructed(settings.override)
         self.attributes = Attributes()
@@ -232,7 +232,9 @@ class Session:
     def warn_untracked(self, scope: Mapping[str, Any]) -> None:
         """One line for optimizers and schedulers beside the tracked objects that are not
         tracked themselves."""
-        if names := find_untracked(loaded_adapters(), scope, self.tracked.objects):
+        found = find_untracked(loaded_adapters(), scope, self.tracked.objects)
+        names = [name for name in found if name not in self.settings.late]
+        if names:
             arguments = ", ".join(f"{name}={name}" for name in names)
             self.console.loud(
                 f"{', '.join(names)} will not be saved: not tracked; add run.track({arguments})"

@@ -35,15 +35,15 @@ from torch.utils.data.distributed import DistributedSampler
 from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import LoaderInterrupted, LoopError
 from holdfast.run.feed import BaseFeed, Feed, Policy, Stateful
-from holdfast.run.held import Held
+from holdfast.run.held import DATA_NAMES, Held
 from holdfast.run.iterables import AskedFeed, CountedFeed
-from holdfast.run.randomness import PrivateStreams
+from holdfast.run.randomness import PrivateStreams, libraries
+from holdfast.run.search import find_generators
 from holdfast.torch.randomness import TORCH
 from holdfast.torch.workers import (
     SeededIndex,
     WorkerInit,
     death_watch,
-    find_generators,
     stop_workers,
     watch,
 )
@@ -133,13 +133,24 @@ class _LoaderFeed(BaseFeed):
     def _resume(self, saved: dict[str, Any]) -> None:
         apply_rng(saved["rng"])
         self._iterate(self._taken)
+        self._held.put(saved.get("generators", {}))
 
     def _settle(self, saved: dict[str, Any]) -> None:
         self._epoch = {"rng": saved["rng"], "held": saved["held"]}
         self._held.settle(saved["held_now"])
 
     def _record(self) -> dict[str, Any]:
-        return {**self._epoch, "held_now": self._held.state() if self._at == "end" else {}}
+        return {
+            **self._epoch,
+            "held_now": self._held.state() if self._at == "end" else {},
+            "generators": self._held.generators() if self._at == "inside" and self._exact() else {},
+        }
+
+    def _exact(self) -> bool:
+        """Whether generators are where the batches handed out have left them, and a replay
+        will. Then what others drew from them meanwhile is in their states: the training
+        loop, or another loader that shares one."""
+        return not self.loader.num_workers
 
     def _worker_options(self) -> dict[str, Any]:
         """What our copy of a loader with workers has instead of the user's options."""
@@ -231,7 +242,11 @@ class MapFeed(_LoaderFeed):
         return Held(
             {name: root for name, root in roots.items() if root is not None},
             lambda value: value is not loader.dataset and _is_iterable_object(value),
+            closed=lambda name, value: name in DATA_NAMES or value is loader.dataset,
         )
+
+    def _exact(self) -> bool:
+        return super()._exact() or _is_eager(self.loader)  # else indices are made ahead
 
     def _iterate(self, skip: int) -> None:
         # Draws as torch does without workers: the sampler's `iter`, a base seed, the
@@ -401,7 +416,12 @@ class StreamFeed(_LoaderFeed):
         }
 
     def _find_held(self) -> Held:
-        roots = {"dataset": self.loader.dataset, "generator": self.loader.generator}
+        loader = self.loader
+        roots = {
+            "dataset": loader.dataset,
+            "collate_fn": loader.collate_fn,
+            "generator": loader.generator,
+        }
         return Held(
             {name: root for name, root in roots.items() if root is not None},
             lambda value: isinstance(value, Dataset),
@@ -410,6 +430,10 @@ class StreamFeed(_LoaderFeed):
     def _prepare(self, saved: dict[str, Any]) -> list[str]:
         super()._prepare(saved)  # differences in a dataset are not known to matter
         return []
+
+    def _exact(self) -> bool:
+        # Asked for its position, it starts as it did when the epoch began.
+        return super()._exact() and not self._asked
 
     def _resume(self, saved: dict[str, Any]) -> None:
         if not self._asked:
@@ -455,7 +479,8 @@ class StreamFeed(_LoaderFeed):
 
 def data_generators(loader: DataLoader[Any]) -> list[Any]:
     """Generator objects in the dataset and collate_fn, each once."""
-    found = [*find_generators(loader.dataset), *find_generators(loader.collate_fn)]
+    known = libraries()
+    found = [*find_generators(loader.dataset, known), *find_generators(loader.collate_fn, known)]
     return list({id(generator): generator for _, generator in found}.values())
 
 

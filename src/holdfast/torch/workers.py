@@ -17,25 +17,16 @@ import re
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from types import (
-    BuiltinMethodType,
-    CellType,
-    FrameType,
-    FunctionType,
-    MethodType,
-    ModuleType,
-)
+from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from holdfast.errors import LoaderInterrupted
 from holdfast.run.randomness import NUMPY, PYTHON, Library, digest
+from holdfast.run.search import find_generators
 from holdfast.torch.randomness import TORCH
 
 _LIBRARIES: tuple[Library, ...] = (PYTHON, NUMPY, TORCH)
@@ -83,62 +74,8 @@ def _own_generators() -> list[tuple[Library, Any]]:
     if _own is None:
         info = get_worker_info()
         roots = [] if info is None else [info.dataset, _collate_fn]
-        _own = [found for root in roots for found in find_generators(root)]
+        _own = [found for root in roots for found in find_generators(root, _LIBRARIES)]
     return _own
-
-
-MAX_DEPTH = 8
-MAX_CHILDREN = 64  # a container with more is data: looking into it would take seconds
-MAX_OBJECTS = 20_000  # about 20 ms, once in each process
-
-
-def find_generators(root: object) -> list[tuple[Library, Any]]:
-    """Generator objects reachable from `root` through attributes, small containers,
-    closures and partials; each once, in a fixed order."""
-    found: list[tuple[Library, Any]] = []
-    seen: set[int] = set()
-
-    def visit(value: object, depth: int) -> None:
-        if id(value) in seen or depth > MAX_DEPTH or isinstance(value, _LEAVES):
-            return
-        if len(seen) >= MAX_OBJECTS:
-            return
-        seen.add(id(value))
-        library = next((one for one in _LIBRARIES if one.owns(value)), None)
-        if library is not None:
-            found.append((library, value))
-            return
-        for child in _children(value):
-            visit(child, depth + 1)
-
-    visit(root, 0)
-    return found
-
-
-_LEAVES = (str, bytes, int, float, complex, type(None), type, torch.Tensor, np.ndarray)
-
-
-def _children(value: Any) -> Iterable[object]:
-    if isinstance(value, dict):
-        return list(value.values()) if len(value) <= MAX_CHILDREN else ()
-    if isinstance(value, list | tuple):
-        return value if len(value) <= MAX_CHILDREN else ()
-    children: list[object] = []
-    if isinstance(value, partial):
-        children += [value.func, value.args, value.keywords]
-    if isinstance(value, MethodType | BuiltinMethodType):
-        children.append(value.__self__)
-    if isinstance(value, FunctionType):
-        children += [value.__closure__ or (), value.__defaults__ or (), value.__kwdefaults__ or {}]
-    if isinstance(value, CellType):
-        try:
-            children.append(value.cell_contents)
-        except ValueError:
-            pass  # a name that is bound later
-    own = getattr(value, "__dict__", None)
-    if isinstance(own, dict) and not isinstance(value, ModuleType):
-        children.extend(own.values())
-    return children
 
 
 class WorkerInit:

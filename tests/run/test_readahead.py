@@ -210,18 +210,35 @@ def test_advanced_by_a_method_of_its_own() -> None:
 
 def test_a_trainer_that_looks_at_the_first_item() -> None:
     class Trainer:
-        def __init__(self, items: Iterable[Any]) -> None:
-            self.source = iter(items)
+        def __init__(self, run: holdfast.Run) -> None:
+            self.run = run
+            self.source = iter(run.batches(LOADER))
             self.first = next(self.source)
             self.seen: list[Any] = []
 
+        def train(self, item: Any) -> None:
+            self.seen.append(item)
+            self.run.log(loss=item)
+
         def fit(self) -> None:
             for item in itertools.chain([self.first], self.source):
-                self.seen.append(item)
+                self.train(item)
 
-    trainer = Trainer(new_run().batches(LOADER))
-    trainer.fit()
-    assert trainer.seen == LOADER
+        def fit_rest(self) -> None:
+            self.train(self.first)
+            for item in self.source:
+                self.train(item)
+
+        def fit_by_next(self) -> None:
+            item = self.first
+            while item is not None:
+                self.train(item)
+                item = next(self.source, None)
+
+    for fit in (Trainer.fit, Trainer.fit_rest, Trainer.fit_by_next):
+        trainer = Trainer(new_run())
+        fit(trainer)
+        assert trainer.seen == LOADER
 
 
 def test_a_body_in_a_constructor() -> None:

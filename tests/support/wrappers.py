@@ -185,6 +185,7 @@ READ_AHEAD: dict[str, Wrapper] = {
     "tqdm around __iter__": lambda items: bar(InIter(items)),
     "generator around tqdm": lambda items: one_ahead(bar(items)),
     "class around tqdm": lambda items: InIter(bar(items)),
+    "flax around tqdm": lambda items: to_device(bar(items)),
     "between two": lambda items: bar(one_ahead(bar(items))),
     "under enumerate": lambda items: (item for _, item in enumerate(one_ahead(items))),
     "around enumerate": lambda items: (item for _, item in one_ahead(enumerate(items))),

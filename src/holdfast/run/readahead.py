@@ -102,7 +102,7 @@ class ReadAhead:
         if inside is not first:
             # A method of an object that took the first item when it was made. One that
             # iterates itself, a trainer's `fit`, is where the body is.
-            if not _is_wrapper(caller.f_code) and _at_for(caller):
+            if not _is_wrapper(inside.f_code) and (active or _at_for(caller)):
                 return ""
         elif _places(frames) == self._places and (active or _only_drops(frames)):
             return ""
@@ -164,10 +164,8 @@ def _wrappers(caller: FrameType, origin: Origin | None) -> list[FrameType]:
     for depth, frame in enumerate(stack[:made_at]):
         if _is_wrapper(frame.f_code):
             found = depth + 1
-        elif found and (made_at is None or _at_for(frame)):
-            break  # the body of this `for` is the loop's
-        elif made_at is None and (_at_for(frame) or depth >= _HELPERS):
-            break
+        elif made_at is None and (found or _at_for(frame) or depth >= _HELPERS):
+            break  # the body is there
     return stack[:found]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections import Counter
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.core.digest import digest
@@ -16,6 +17,15 @@ from holdfast.repo.writer import Save, Writer
 # One pack per save for most states; above, several files of a size that copies
 # and uploads well. Object stores take 5 GiB in one PUT.
 PACK_BYTES = GiB
+# A stored chunk is referred to where it lies if its pack is needed for at least a half;
+# else the chunk is written again. Otherwise one buffer that never changes would keep the
+# gigabyte of weights that it was first saved with for ever. So a checkpoint never keeps
+# more than twice its size.
+WORTH_KEEPING = 2
+# From so many bytes on, such chunks get a pack of their own: next time it is needed as a
+# whole, and nothing of it is written. Fewer are written anew each time instead, since a
+# pack costs two fsyncs, or a request.
+OWN_PACK_BYTES = 8 * MiB
 # Streamed leaves are held in memory until their pack is written.
 HELD_BYTES = 64 * MiB
 
@@ -48,12 +58,36 @@ class Stored:
         return places.pop() if places else None
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A chunk of the snapshot, and where it goes in the manifest."""
+
+    leaf: HeldLeaf
+    position: int
+    """Of the leaf."""
+    number: int
+    """Among the leaf's chunks."""
+    start: tuple[int, ...]
+    extent: tuple[int, ...]
+    offset: int
+    nbytes: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """In a pack."""
+        if self.extent == self.leaf.source.shape:
+            return self.leaf.path
+        return f"{self.leaf.path}[{self.offset}:{self.offset + self.nbytes}]"
+
+    def read(self) -> memoryview:
+        return self.leaf.read(self.offset, self.nbytes)
+
+
 @dataclass
 class _OpenPack:
-    chunks: list[PackChunk] = field(default_factory=list[PackChunk])
+    pieces: list[_Piece] = field(default_factory=list[_Piece])
     parts: list[Buffer] = field(default_factory=list[Buffer])
-    owners: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-    """(leaf, position in its chunk list) of each chunk."""
     nbytes: int = 0
     held: int = 0
 
@@ -68,7 +102,8 @@ class Packer:
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}
         self._open = _OpenPack()
-        self._chunks: list[list[Chunk]] = []
+        self._chunks: list[list[Chunk | None]] = []
+        """Of each leaf; None until it is known in which pack a chunk lies, and where."""
 
     def write(
         self, snapshot: Snapshot
@@ -78,62 +113,72 @@ class Packer:
         Yields after each chunk: another thread may go on there. Raises
         StoreError; SaveFailed if a file could not be copied.
         """
+        reusable: list[tuple[_Piece, Pack, int]] = []
         for position, leaf in enumerate(snapshot.leaves):
+            source = leaf.source
             self._chunks.append([])
-            for box in boxes(leaf.source.shape, itemsize(leaf.source.dtype)):
-                self._add(position, leaf, *box)
+            for number, box in enumerate(boxes(source.shape, itemsize(source.dtype))):
+                start, extent, offset, nbytes = box
+                data = leaf.read(offset, nbytes)
+                found = digest(data)
+                piece = _Piece(leaf, position, number, start, extent, offset, nbytes, found)
+                self._chunks[position].append(None)
+                place = self._stored.take(found, nbytes) if self._stored else None
+                if place is None:
+                    self._add(piece, data)
+                else:
+                    reusable.append((piece, *place))
                 yield
+        yield from self._reuse(reusable)
         self._flush()
         leaves = tuple(
-            Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(chunks))
+            Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(filter(None, chunks)))
             for leaf, chunks in zip(snapshot.leaves, self._chunks, strict=True)
         )
         return leaves, tuple(self._packs)
 
-    def _add(
-        self,
-        position: int,
-        leaf: HeldLeaf,
-        start: tuple[int, ...],
-        extent: tuple[int, ...],
-        offset: int,
-        nbytes: int,
-    ) -> None:
-        """Refer to the stored copy of one chunk, or add it to the open pack."""
-        dtype, shape = leaf.source.dtype, leaf.source.shape
-        data = leaf.read(offset, nbytes)
-        found = digest(data)
-        place = self._stored.take(found, nbytes) if self._stored else None
-        if place is not None:
-            pack, at = place
-            chunk = Chunk(start, extent, self._number(pack), at, nbytes, found)
-            self._chunks[position].append(chunk)
-            return
-        if self._open.nbytes + nbytes > PACK_BYTES or self._open.held >= HELD_BYTES:
+    def _reuse(self, reusable: Sequence[tuple[_Piece, Pack, int]]) -> Generator[None, None, None]:
+        """Refer to stored chunks, but move those out of packs that hold little else."""
+        used: Counter[str] = Counter()
+        for piece, pack, _ in reusable:
+            used[pack.name] += piece.nbytes
+        moving: list[_Piece] = []
+        for piece, pack, at in reusable:
+            if used[pack.name] * WORTH_KEEPING < pack.nbytes:
+                moving.append(piece)
+            else:
+                self._place(piece, self._number(pack), at)
+        if sum(piece.nbytes for piece in moving) >= OWN_PACK_BYTES:
+            self._flush()  # what does not change lies apart from what does
+        for piece in moving:
+            self._add(piece, piece.read())
+            yield
+
+    def _place(self, piece: _Piece, pack: int, at: int) -> None:
+        self._chunks[piece.position][piece.number] = Chunk(
+            piece.start, piece.extent, pack, at, piece.nbytes, piece.digest
+        )
+
+    def _add(self, piece: _Piece, data: Buffer) -> None:
+        """Write a chunk with the open pack."""
+        if self._open.nbytes + piece.nbytes > PACK_BYTES or self._open.held >= HELD_BYTES:
             self._flush()
-        whole = extent == shape
-        name = leaf.path if whole else f"{leaf.path}[{offset}:{offset + nbytes}]"
-        self._open.chunks.append(PackChunk(name, dtype, extent, nbytes))
+        self._open.pieces.append(piece)
         self._open.parts.append(data)
-        self._open.owners.append((position, len(self._chunks[position])))
-        self._open.nbytes += nbytes
-        self._open.held += nbytes if leaf.data is None else 0
-        # Pack and offset are known once the pack's header is.
-        self._chunks[position].append(Chunk(start, extent, -1, -1, nbytes, found))
+        self._open.nbytes += piece.nbytes
+        self._open.held += piece.nbytes if piece.leaf.data is None else 0
 
     def _flush(self) -> None:
         pack = self._open
-        if not pack.chunks:
+        if not pack.pieces:
             return
         self._open = _OpenPack()
         metadata = {"holdfast.checkpoint": str(self._save.ordinal)}
-        header, offsets = pack_header(pack.chunks, metadata)
+        chunks = [PackChunk(p.name, p.leaf.source.dtype, p.extent, p.nbytes) for p in pack.pieces]
+        header, offsets = pack_header(chunks, metadata)
         number = self._number(self._writer.put_pack(self._save, header, pack.parts))
-        for (leaf, at), offset in zip(pack.owners, offsets, strict=True):
-            old = self._chunks[leaf][at]
-            self._chunks[leaf][at] = Chunk(
-                old.start, old.shape, number, offset, old.nbytes, old.digest
-            )
+        for piece, offset in zip(pack.pieces, offsets, strict=True):
+            self._place(piece, number, offset)
 
     def _number(self, pack: Pack) -> int:
         if pack.name not in self._index:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from holdfast.core.report import make_selection
+from holdfast.core.selection import make_selection
 
 _SHOWN = 5
 

@@ -39,7 +39,8 @@ from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Replay
 from holdfast.run.publish import Publisher
 from holdfast.run.rehearsal import Recorder
-from holdfast.run.settings import Saved, Settings
+from holdfast.run.saves import Saves
+from holdfast.run.settings import Settings
 from holdfast.run.signals import StopSignals, in_notebook
 from holdfast.run.tracking import Tracked, find_untracked
 from holdfast.run.triggers import Triggers
@@ -78,17 +79,13 @@ class Session:
         self.resumed: Any | None = None
         """The checkpoint that was restored."""
         self._clock = clock
-        self._publisher = publisher(manager)
+        self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self._recorder = recorder
         self._address: str = manager.address
         self._names: Collection[str] = ()
         """In the resumed checkpoint."""
         self._loaders: Collection[str] = ()
         self._lengths: dict[str, int] = {}
-        self._last: Saved | None = None
-        self._waiting: list[Saved] = []
-        """Saves that are not known to be committed."""
-        self._late: list[tuple[Saved, dict[str, Any]]] = []
         self._armed = False
         self._checked = False
         self._final = True
@@ -145,7 +142,7 @@ class Session:
         self.resumed = restored.info
         self._names = restored.loop["names"]
         self._loaders = restored.loop["loaders"]
-        self._last = Saved(self.engine.ticks, info=restored.info)
+        self.saves.resumed(self.engine.ticks, restored.info)
 
     def _restore(self, ref: str | None, *, rng: bool = True) -> Any:
         targets = self.tracked.targets(self._names, self._loaders)
@@ -307,10 +304,10 @@ class Session:
 
     def opened(self, loop: Loop, *, first_inside: bool) -> None:
         fresh = self.metrics.settle(is_step=False)
-        last = self._last
+        last = self.saves.of(self.engine.ticks)
         # Nothing but the start of this body ran since that save.
-        if fresh and first_inside and last is not None and last.ticks == self.engine.ticks:
-            self._late.append((last, fresh))
+        if fresh and first_inside and last is not None:
+            self.saves.attach_later(last, fresh)
 
     def _check_epochs(self) -> None:
         if self.triggers.schedule.epoch and not any(
@@ -346,7 +343,7 @@ class Session:
             self.triggers.want("best")
 
     def boundary(self, loop: Loop, *, last: bool) -> None:
-        self._collect()
+        self.saves.collect()
         epoch_end = loop.label.kind == "epochs"
         step = self.engine.position.step
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
@@ -406,8 +403,7 @@ class Session:
             finished=finished,
             block=block,
         )
-        self._last = Saved(self.engine.ticks, pending)
-        self._waiting.append(self._last)
+        self.saves.submitted(self.engine.ticks, pending)
         self.triggers.saved(position.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
@@ -417,48 +413,14 @@ class Session:
         except (StoreError, SaveFailed, OSError) as error:
             self.console.loud(f"{self._address}: the save failed, trying again: {error}")
             self._save(note, block=True, finished=finished)
-        self._collect()
-
-    def _collect(self) -> None:
-        """Take notice of saves that are committed."""
-        if not self._waiting and not self._late:
-            return
-        ready = [saved for saved in self._waiting if saved.done()]
-        self._waiting = [saved for saved in self._waiting if not saved.done()]
-        for saved in ready:
-            if (info := saved.checkpoint()) is not None:
-                self.triggers.committed(info)
-        late, self._late = self._late, []
-        for saved, metrics in late:
-            if saved.done():
-                self._attach(saved, metrics)
-            else:
-                self._late.append((saved, metrics))
-        if ready and self._publisher is not None:
-            self._publisher.refresh()
-
-    def _attach(self, saved: Saved, metrics: Mapping[str, Any]) -> None:
-        info = saved.checkpoint()
-        if info is None:
-            return
-        values = self.metrics.numbers(metrics)
-        if all(info.metrics.get(name) == value for name, value in values.items()):
-            return  # logged again by a resumed run
-        try:
-            saved.info = self.manager.log_metrics(info.id, values)
-        except HoldfastError as error:
-            logger.error("could not add metrics to %s@%d: %s", self._address, info.step, error)
-            return
-        self.triggers.committed(saved.info)
-        if self._publisher is not None:
-            self._publisher.refresh()
+        self.saves.collect()
 
     def log(self, values: Mapping[str, Any]) -> None:
         """See Run.log."""
         self.metrics.log(values, self.engine.position.step)
-        last = self._last
-        if self._final and last is not None and last.ticks == self.engine.ticks:
-            self._attach(last, self.metrics.settle(is_step=False))
+        last = self.saves.of(self.engine.ticks)
+        if self._final and last is not None:
+            self.saves.attach(last, self.metrics.settle(is_step=False))
 
     # -- stopping --------------------------------------------------------------------
 
@@ -489,8 +451,8 @@ class Session:
 
     def nothing_to_lose(self) -> bool:
         """Whether no step was completed since the last save, and that one is durable."""
-        last = self._last
-        return last is not None and last.ticks == self.engine.ticks and bool(last.checkpoint())
+        last = self.saves.of(self.engine.ticks)
+        return last is not None and bool(last.checkpoint())
 
     # -- the end ---------------------------------------------------------------------
 
@@ -522,8 +484,7 @@ class Session:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
         if self.settings.on_finish is not None:
             self.manager.prune(self.settings.on_finish)
-        if self._publisher is not None:
-            self._publisher.refresh()
+        self.saves.publish()
 
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
@@ -533,10 +494,6 @@ class Session:
             self._recorder.close()
         try:
             self.feeds.close()
-            for saved in self._waiting:
-                saved.checkpoint()
-            self._collect()
-            if self._publisher is not None:
-                self._publisher.close()
+            self.saves.close()
         finally:
             self.manager.close()

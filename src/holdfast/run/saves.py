@@ -1,0 +1,117 @@
+"""The saves that a process has made: which are committed, and what is logged after them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import HoldfastError
+from holdfast.run.metrics import MetricBook
+from holdfast.run.publish import Publisher
+from holdfast.run.triggers import Triggers
+
+logger = logging.getLogger("holdfast")
+
+
+@dataclass
+class Saved:
+    """A save of this process, or the checkpoint that it resumed."""
+
+    ticks: int
+    """Bodies that were completed when it was taken."""
+    pending: Any = None
+    info: Any = None
+
+    def done(self) -> bool:
+        return self.info is not None or self.pending.done()
+
+    def checkpoint(self) -> Any | None:
+        """The checkpoint; None if the save failed. Waits for it."""
+        if self.info is None:
+            with contextlib.suppress(HoldfastError, OSError):
+                self.info = self.pending.result()
+        return self.info
+
+
+class Saves:
+    """Follows saves until they are committed. Used by the loop's thread."""
+
+    def __init__(
+        self, manager: Any, triggers: Triggers, metrics: MetricBook, publisher: Publisher | None
+    ) -> None:
+        self._manager = manager
+        self._triggers = triggers
+        self._metrics = metrics
+        self._publisher = publisher
+        self._last: Saved | None = None
+        self._waiting: list[Saved] = []
+        """Not known to be committed."""
+        self._late: list[tuple[Saved, Mapping[str, Any]]] = []
+
+    def resumed(self, ticks: int, info: Any) -> None:
+        """The state is that of the checkpoint `info`."""
+        self._last = Saved(ticks, info=info)
+
+    def submitted(self, ticks: int, pending: Any) -> None:
+        """A save was begun."""
+        self._last = Saved(ticks, pending)
+        self._waiting.append(self._last)
+
+    def of(self, ticks: int) -> Saved | None:
+        """The last save, unless a body was completed since."""
+        return self._last if self._last is not None and self._last.ticks == ticks else None
+
+    def attach_later(self, saved: Saved, metrics: Mapping[str, Any]) -> None:
+        """Add metrics to a checkpoint as soon as it is committed."""
+        self._late.append((saved, metrics))
+
+    def attach(self, saved: Saved, metrics: Mapping[str, Any]) -> None:
+        """Add metrics to a checkpoint now. Waits for it; what fails is logged."""
+        info = saved.checkpoint()
+        if info is None:
+            return
+        values = self._metrics.numbers(metrics)
+        if all(info.metrics.get(name) == value for name, value in values.items()):
+            return  # logged again by a resumed run
+        try:
+            saved.info = self._manager.log_metrics(info.id, values)
+        except HoldfastError as error:
+            address = self._manager.address
+            logger.error("could not add metrics to %s@%d: %s", address, info.step, error)
+            return
+        self._triggers.committed(saved.info)
+        self.publish()
+
+    def collect(self) -> None:
+        """Take notice of saves that are committed."""
+        if not self._waiting and not self._late:
+            return
+        ready = [saved for saved in self._waiting if saved.done()]
+        self._waiting = [saved for saved in self._waiting if not saved.done()]
+        for saved in ready:
+            if (info := saved.checkpoint()) is not None:
+                self._triggers.committed(info)
+        late, self._late = self._late, []
+        for saved, metrics in late:
+            if saved.done():
+                self.attach(saved, metrics)
+            else:
+                self._late.append((saved, metrics))
+        if ready:
+            self.publish()
+
+    def publish(self) -> None:
+        """Bring the published export up to date, if there is one."""
+        if self._publisher is not None:
+            self._publisher.refresh()
+
+    def close(self) -> None:
+        """Wait for every save, and for the export."""
+        for saved in self._waiting:
+            saved.checkpoint()
+        self.collect()
+        if self._publisher is not None:
+            self._publisher.close()

@@ -160,6 +160,10 @@ class FormatTooNew(HoldfastError):
     """The run was written by a newer Holdfast."""
 
 
+class UnknownFile(HoldfastError):
+    """A file is of no kind that can be described."""
+
+
 # -- commits ------------------------------------------------------------------
 
 

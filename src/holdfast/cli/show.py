@@ -1,4 +1,4 @@
-"""`holdfast show`: what one checkpoint holds."""
+"""`holdfast show`: what one checkpoint, or a file of another make, holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli import nodes
+from holdfast.cli.foreign import is_file, show_file
 from holdfast.cli.options import json_option, opened, selector_of
 from holdfast.cli.render import (
     Column,
@@ -31,22 +32,27 @@ _SHORT = 24
 
 
 @click.command(
-    short_help="Show what a checkpoint holds.",
+    short_help="Show what a checkpoint, or another file, holds.",
     epilog="""\b
 Examples:
   holdfast show runs/mnist                  # the latest
   holdfast show runs/mnist@best:val_loss
   holdfast show runs/mnist@41200 --leaves   # every tensor, array and file
-  holdfast show runs/mnist@a-tag --json""",
+  holdfast show runs/mnist@a-tag --json
+  holdfast show model.pt                    # a file of another make""",
 )
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF|FILE")
 @click.option("--leaves", "with_leaves", is_flag=True, help="List every leaf of the state.")
 @json_option
-def show(reference: str, with_leaves: bool, as_json: bool) -> None:
+def show(reference: str, with_leaves: bool, as_json: bool) -> int:
     """Show what a checkpoint holds: state, metrics, position, config, environment.
 
-    Reads its description only; nothing in it is run or loaded.
+    Reads its description only; nothing in it is run or loaded. So it is with a FILE by
+    PyTorch (.pt, .pth, .bin), safetensors, pickle or NumPy (.npy, .npz), and it says
+    which code would run if a program loaded it.
     """
+    if is_file(reference):
+        return show_file(reference, with_leaves=with_leaves, as_json=as_json)
     wanted = parse_reference(reference)
     with opened(wanted.address) as run:
         info = run.info(selector_of(wanted))
@@ -55,6 +61,7 @@ def show(reference: str, with_leaves: bool, as_json: bool) -> None:
         print_json({"ok": True, **_json(info, manifest, with_leaves)})
     else:
         print(checkpoint_text(info, manifest, time.time(), with_leaves=with_leaves))
+    return 0
 
 
 def _json(info: CheckpointInfo, manifest: Manifest, with_leaves: bool) -> dict[str, Any]:

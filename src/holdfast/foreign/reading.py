@@ -1,0 +1,83 @@
+"""Which kind of file it is, by its first bytes; never by its name."""
+
+from __future__ import annotations
+
+from holdfast.core.packing import header_bytes, read_header
+from holdfast.errors import UnknownFile
+from holdfast.foreign.arrays import MAGIC as NPY_MAGIC
+from holdfast.foreign.arrays import describe_npy, describe_npz
+from holdfast.foreign.described import ForeignFile, ForeignLeaf
+from holdfast.foreign.pickles import (
+    describe_pickle,
+    describe_tar,
+    describe_torch,
+)
+from holdfast.foreign.source import Source
+from holdfast.foreign.zips import read_archive
+
+_KNOWN = "safetensors, PyTorch (.pt, .pth, .bin), pickles, and NumPy's .npy and .npz"
+_OTHERS = {
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip file: unpack it first",
+    b"PAR1": "a Parquet file",
+    b"ustar": "a tar archive",
+}
+
+
+def describe(source: Source) -> ForeignFile:
+    """What the file in `source` holds; nothing in it is run.
+
+    Where a pickle is damaged, what was found until there is in the result, with
+    `problems`. Raises DamagedObject where nothing can be told; UnknownFile for a file of
+    another kind.
+    """
+    head = source.read(0, min(source.nbytes, 512))
+    if head.startswith(b"PK\3\4"):
+        archive = read_archive(source)
+        names = archive.entries
+        if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+            return describe_torch(archive)
+        if any(name.endswith(".npy") for name in names):
+            return describe_npz(archive)
+        raise _unknown(source, "a zip archive, but neither PyTorch's nor NumPy's")
+    if head.startswith(NPY_MAGIC):
+        return describe_npy(source)
+    if _looks_like_safetensors(source, head):
+        return _describe_safetensors(source)
+    if head[257:262] == b"ustar":
+        return describe_tar(source)
+    for magic, kind in _OTHERS.items():
+        if head.startswith(magic):
+            raise _unknown(source, kind)
+    if (file := describe_pickle(source)) is not None:
+        return file
+    raise _unknown(source, "of an unknown kind")
+
+
+def _unknown(source: Source, kind: str) -> UnknownFile:
+    return UnknownFile(f"{source.name} is {kind}", hint=f"It can be one of these: {_KNOWN}.")
+
+
+def _looks_like_safetensors(source: Source, head: bytes) -> bool:
+    """A length, and JSON. One that cannot be its length is still one, damaged."""
+    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 48
+
+
+def _describe_safetensors(source: Source) -> ForeignFile:
+    end = header_bytes(source.read(0, min(source.nbytes, 8)), source.nbytes, source.name)
+    header = read_header(source.read(0, end), source.nbytes, source.name)
+    leaves = tuple(
+        ForeignLeaf(name, entry.dtype, entry.shape, entry.nbytes)
+        for name, entry in sorted(header.entries.items(), key=lambda item: item[1].offset)
+    )
+    data_end = max((e.offset + e.nbytes for e in header.entries.values()), default=end)
+    notes: list[str] = []
+    if data_end < source.nbytes:
+        notes.append(f"{source.nbytes - data_end:,} bytes belong to no tensor")
+    # At most what a header of safetensors' size can hold, and cut for people.
+    values = tuple(
+        (f"metadata/{key}"[:200], text if len(text) <= 200 else text[:200] + "…")
+        for key, text in header.metadata.items()
+    )
+    return ForeignFile("safetensors", source.nbytes, leaves, values, notes=tuple(notes))

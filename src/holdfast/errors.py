@@ -199,6 +199,10 @@ class CheckpointNotFound(HoldfastError):
     """The run has no checkpoint that this reference names."""
 
 
+class CheckpointProtected(HoldfastError):
+    """A checkpoint that was to be removed is one that no rule would remove."""
+
+
 class RunClosed(HoldfastError):
     """The run or manager was closed."""
 

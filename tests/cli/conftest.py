@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,14 @@ def failed(outcome: Outcome, status: int) -> str:
     return outcome.err
 
 
+def failed_loudly(outcome: Outcome, status: int) -> str:
+    """As `failed`, after lines about the damage that was found."""
+    assert outcome.status == status, outcome
+    assert outcome.err.startswith("Damage: ")
+    assert "\nError: " in outcome.err
+    return outcome.err
+
+
 def same_error_as_json(cli: Command, *words: object) -> dict[str, Any]:
     """The error as JSON says the same as the text does."""
     text, value = cli(*words), cli(*words, "--json")
@@ -59,6 +68,13 @@ def holdfast_cli(capsys: pytest.CaptureFixture[str]) -> Command:
         return Outcome(status, out, err)
 
     return call
+
+
+def tidy(text: str, *addresses: Path) -> str:
+    """`text` with addresses and ids, which differ each time, as `A`, `B` and `<id>`."""
+    for name, address in zip("ABC", addresses, strict=False):
+        text = text.replace(str(address), name)
+    return re.sub(r"\b(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}\b", "<id>", text)
 
 
 class Clock:

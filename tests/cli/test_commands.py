@@ -146,6 +146,12 @@ def test_nothing_there(tmp_path: Path, holdfast_cli: Command) -> None:
         ["verify", tmp_path],
         ["restore", tmp_path, tmp_path / "out"],
         ["prune", tmp_path, "--keep", "last=1"],
+        ["diff", tmp_path, tmp_path],
+        ["export", tmp_path, tmp_path / "out"],
+        ["tag", tmp_path, "gold"],
+        ["tag", tmp_path, "gold", "--delete"],
+        ["pin", tmp_path],
+        ["rm", f"{tmp_path}@1"],
     ):
         assert "no checkpoint in" in failed(holdfast_cli(*words), 10)
         assert "ls FOLDER" in same_error_as_json(holdfast_cli, *words)["hint"]
@@ -402,6 +408,19 @@ def test_a_hostile_run_cannot_reach_the_terminal(tmp_path: Path, holdfast_cli: C
         ["verify", tmp_path / "run"],
         ["prune", tmp_path / "run", "--keep", f"best=1:{hostile}", "--dry-run"],
         ["prune", tmp_path / "run", "--keep", hostile],
+        ["diff", f"{tmp_path}/run@1", f"{tmp_path}/run@2"],
+        ["diff", f"{tmp_path}/run@1", f"{tmp_path}/none{hostile}", "--values"],
+        ["doctor", tmp_path / "run"],
+        ["doctor", tmp_path / f"none{hostile}"],
+        ["gc", tmp_path / "run", "--dry-run"],
+        ["gc", tmp_path / f"none{hostile}"],
+        ["tag", tmp_path / "run", hostile],
+        ["tag", tmp_path / "run", hostile, "--delete"],
+        ["pin", tmp_path / "run", "--reason", hostile],
+        ["rm", f"{tmp_path}/run@2", "--dry-run"],
+        ["rm", f"{tmp_path}/run@{hostile}"],
+        ["export", tmp_path / "run", tmp_path / f"out{hostile}", "--force"],
+        ["export", tmp_path / "run", tmp_path / "out", "--only", hostile],
         [hostile],
         ["ls", f"--{hostile}"],
     ):
@@ -439,7 +458,7 @@ def test_a_damaged_log_is_told_in_lines_that_fit(
 
 def test_reading_needs_no_writable_store(run: Path, holdfast_cli: Command) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    for words in (["ls", run], ["show", run], ["verify", run]):
+    for words in (["ls", run], ["show", run], ["verify", run], ["diff", run, run]):
         assert holdfast_cli(*words).status == 0
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
     assert os.listdir(run.parent) == ["mnist"]

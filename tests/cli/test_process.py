@@ -35,16 +35,31 @@ def test_start_up_is_quick(run: Path, tmp_path: Path) -> None:
     assert best < 0.2, f"holdfast ls took {best:.2f} s"
 
 
-@pytest.mark.parametrize("words", [["ls"], ["show"], ["prune", "--keep", "last=9"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls", "{run}"],
+        ["show", "{run}"],
+        ["show", "{run}/holdfast.json"],
+        ["prune", "{run}", "--keep", "last=9"],
+        ["tag", "{run}@100", "light"],
+        ["pin", "{run}@100"],
+        ["rm", "{run}@300", "--force"],
+        ["gc", "{run}"],
+        ["diff", "{run}@100", "{run}@200"],
+        ["doctor", "{run}"],
+    ],
+    ids=lambda words: words[0],
+)
 def test_looking_imports_nothing_heavy(run: Path, words: list[str]) -> None:
     code = (
         "import sys, json\nfrom holdfast.cli import main\nmain(sys.argv[1:])\n"
         "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code, words[0], str(run), *words[1:]]
+    command = [sys.executable, "-c", code, *(word.format(run=run) for word in words)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     loaded = set(json.loads(done.stderr))
-    assert "holdfast.manager.listing" in loaded
+    assert ("holdfast.manager.listing" in loaded) == (words[-1] != "{run}/holdfast.json")
     assert not loaded & {
         "numpy",
         "torch",

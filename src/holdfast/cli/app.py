@@ -11,12 +11,19 @@ from collections.abc import Iterator, Sequence
 import click
 
 import holdfast
+from holdfast.cli.diff import diff
+from holdfast.cli.doctor import doctor
+from holdfast.cli.export import export
+from holdfast.cli.gc import gc
 from holdfast.cli.ls import ls
+from holdfast.cli.pin import pin
 from holdfast.cli.prune import prune
 from holdfast.cli.rehearse import rehearse
 from holdfast.cli.render import print_json, shown
 from holdfast.cli.restore import restore
+from holdfast.cli.rm import rm
 from holdfast.cli.show import show
+from holdfast.cli.tag import tag
 from holdfast.cli.verify import verify
 from holdfast.errors import HoldfastError
 
@@ -33,7 +40,7 @@ BROKEN_PIPE = 141
 @click.version_option(holdfast.__version__, prog_name="holdfast", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Look at runs and their checkpoints, check them, restore and prune them.
+    """Look at runs and their checkpoints, compare, check, restore and remove them.
 
     A checkpoint is named by a reference: runs/mnist (the latest),
     runs/mnist@41200 (a step), runs/mnist@best:val_loss, runs/mnist@a-tag, or
@@ -43,7 +50,12 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (ls, show, verify, restore, prune, rehearse):
+COMMANDS = (
+    *(ls, show, diff, verify, restore, export),
+    *(tag, pin, rm, prune, gc, doctor),
+    rehearse,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
@@ -83,12 +83,33 @@ def decisions_text(
     decisions: Sequence[Decision], *, dry_run: bool, now_s: float, width: int | None = None
 ) -> str:
     """Newest first: all of them in a dry run, else those that were removed; then the sum."""
-    width = terminal_width() if width is None else width
-    ids = short_ids([decision.record.id for decision in decisions])
     listed = [d for d in reversed(decisions) if dry_run or not d.keep]
+    ids = short_ids([decision.record.id for decision in decisions])
+    text = decision_rows(listed, ids, actions=dry_run, now_s=now_s, width=width)
+    kept = sum(decision.keep for decision in decisions)
+    removed, freed = len(decisions) - kept, format_size(freed_bytes(decisions))
+    if not removed:
+        total = f"Nothing to remove: {plural(kept, 'checkpoint')}, each with a reason to stay."
+    elif dry_run:
+        total = f"Would remove {plural(removed, 'checkpoint')}, keep {kept}, free {freed}."
+    else:
+        total = f"Removed {plural(removed, 'checkpoint')}, kept {kept}, freed {freed}."
+    return f"{text}\n{total}" if listed else total
+
+
+def decision_rows(
+    listed: Sequence[Decision],
+    ids: Mapping[str, str],
+    *,
+    actions: bool,
+    now_s: float,
+    width: int | None = None,
+) -> str:
+    """The table of `listed`, by their short `ids`, with WHY, and ACTION if that is asked for."""
+    width = terminal_width() if width is None else width
     facts = [
         [
-            ("keep" if decision.keep else "remove") if dry_run else "",
+            ("keep" if decision.keep else "remove") if actions else "",
             f"{decision.record.step:,}",
             format_ago(now_s - decision.record.time_s),
             format_size(decision.record.nbytes),
@@ -111,15 +132,7 @@ def decisions_text(
             rows.append([*fact, line])
             fact = [""] * len(fact)
     columns.append(Column("WHY", elastic=True))
-    kept = sum(decision.keep for decision in decisions)
-    removed, freed = len(decisions) - kept, format_size(freed_bytes(decisions))
-    if not removed:
-        total = f"Nothing to remove: {plural(kept, 'checkpoint')}, each with a reason to stay."
-    elif dry_run:
-        total = f"Would remove {plural(removed, 'checkpoint')}, keep {kept}, free {freed}."
-    else:
-        total = f"Removed {plural(removed, 'checkpoint')}, kept {kept}, freed {freed}."
-    return f"{table(columns, rows, width)}\n{total}" if rows else total
+    return table(columns, rows, width)
 
 
 def _json(address: str, decisions: Sequence[Decision], keep: str, dry_run: bool) -> dict[str, Any]:

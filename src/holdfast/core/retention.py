@@ -307,6 +307,22 @@ def decide(
     return decisions
 
 
+def protected(
+    records: Iterable[Record], rules: Iterable[Best] = (), *, damaged: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Rule 2 alone: id -> why nothing removes it, of those on the floor.
+
+    `damaged` ones are not the newest, nor the best.
+    """
+    run = ordered(records)
+    intact = [i for i, record in enumerate(run) if record.id not in damaged]
+    why: list[list[str]] = [[] for _ in run]
+    _apply_floor(run, intact, (), why)
+    for rule in rules:
+        _apply_best(run, intact, rule, why)
+    return {record.id: tuple(reasons) for record, reasons in zip(run, why, strict=True) if reasons}
+
+
 def _apply_floor(
     run: Sequence[Record], intact: Sequence[int], damaged: Collection[str], why: list[list[str]]
 ) -> None:

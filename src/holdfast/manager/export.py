@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -14,18 +15,19 @@ from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Record
 from holdfast.core.tree import Directory, File, TreeDecoder
 from holdfast.core.types import Node
-from holdfast.errors import DamagedObject
+from holdfast.errors import DamagedObject, UsageError
 from holdfast.manager.info import info_of
 from holdfast.manager.nodes import file_nodes, leaf_indexes
 from holdfast.manager.reader import ChunkReader, Wanted
 from holdfast.manager.restore import fill
-from holdfast.manager.scratch import check_target, write_whole
+from holdfast.manager.scratch import check_target, write_file, write_whole
 from holdfast.repo.check import leaf_nbytes
 from holdfast.repo.repo import Repo
 
 TENSORS = "state.safetensors"
 VALUES = "state.json"
 FILES = "files"
+_NO_TENSORS = frozenset({"str", "bytes", "bytearray", "file"})
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -71,6 +73,65 @@ def export(repo: Repo, record: Record, folder: Path, *, replace: bool = False) -
     return write_whole(folder, write)
 
 
+def export_tensors(
+    repo: Repo, record: Record, file: Path, *, only: str = "", replace: bool = False
+) -> list[str]:
+    """Write `record`'s tensors and arrays as one `.safetensors` file; their names there.
+
+    With `only` those below this path of the state, named by the rest of their path: as
+    a module's own `state_dict` names them. The header says which checkpoint it is. Raises
+    UsageError for a place that cannot take it, or where there is no tensor below `only`;
+    DamagedObject, with nothing left behind.
+    """
+    manifest = repo.manifest(record)
+    indexes = [i for i in _tensor_indexes(manifest.tree) if 0 <= i < len(manifest.leaves)]
+    leaves = [manifest.leaves[index] for index in indexes]
+    if only:
+        below = f"{only.rstrip('/')}/"
+        names = {leaf.path.partition("/")[0] for leaf in leaves}
+        leaves = [
+            msgspec.structs.replace(leaf, path=leaf.path.removeprefix(below))
+            for leaf in leaves
+            if leaf.path.startswith(below)
+        ]
+        if not leaves:
+            raise UsageError(
+                f"the checkpoint has no tensor below {only!r}",
+                hint=f"It has tensors below {', '.join(sorted(names)[:8])}."
+                if names
+                else "It has no tensor at all.",
+            )
+    ChunkReader(repo, record, manifest).check_packs(leaves)
+    info = info_of(repo.address, record)
+    described = {"ref": info.ref, "id": info.id, "step": info.step, "metrics": record.metrics}
+    # "format" is what Transformers asks for before it loads a file.
+    metadata = {"format": "pt", "holdfast": msgspec.json.encode(described).decode()}
+
+    def write(scratch: Path) -> None:
+        _write_tensors(repo, record, manifest, leaves, scratch, metadata)
+
+    write_file(file, write, replace=replace)
+    return [leaf.path for leaf in leaves]
+
+
+def _tensor_indexes(tree: Node) -> list[int]:
+    """The leaves of a tree that are neither texts nor files, each once, in its order."""
+    # Checked for depth, and for nodes that are none.
+    every = list(dict.fromkeys(leaf_indexes(tree)))
+    others: set[int] = set()
+    waiting: list[Node] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            tagged = cast(dict[str, Node], node)
+            if tagged.get("!") in _NO_TENSORS and isinstance(tagged.get("leaf"), int):
+                others.add(tagged["leaf"])
+            waiting.extend(tagged.values())
+        elif isinstance(node, list):
+            waiting.extend(cast(list[Node], node))
+    return [index for index in every if index not in others]
+
+
 def _write_files(
     repo: Repo,
     record: Record,
@@ -97,10 +158,16 @@ def _write_files(
 
 
 def _write_tensors(
-    repo: Repo, record: Record, manifest: Manifest, leaves: list[Leaf], path: Path
+    repo: Repo,
+    record: Record,
+    manifest: Manifest,
+    leaves: list[Leaf],
+    path: Path,
+    metadata: Mapping[str, str] = {},
 ) -> None:
     header, offsets = pack_header(
-        [PackChunk(leaf.path, leaf.dtype, leaf.shape, leaf_nbytes(leaf)) for leaf in leaves], {}
+        [PackChunk(leaf.path, leaf.dtype, leaf.shape, leaf_nbytes(leaf)) for leaf in leaves],
+        metadata,
     )
     start_of = {leaf.path: offset for leaf, offset in zip(leaves, offsets, strict=True)}
     with open(path, "xb") as out:

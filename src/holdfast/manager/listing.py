@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -26,8 +26,12 @@ from holdfast.manager.info import CheckpointInfo, RunStatus, Verification, info_
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.log import packs_of
 from holdfast.repo.repo import Repo
-from holdfast.stores.base import Store
+from holdfast.stores.base import ObjectInfo, Store
 from holdfast.stores.open import open_store
+
+if TYPE_CHECKING:
+    from holdfast.manager.comparison import Comparison
+    from holdfast.manager.doctor import Health
 
 Ref = str | int | None
 """A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
@@ -149,6 +153,35 @@ class Listing:
 
         return export(self._repo, self._resolve(ref), Path(folder), replace=replace)
 
+    def export_tensors(
+        self, ref: Ref, file: str | os.PathLike[str], *, only: str = "", replace: bool = False
+    ) -> list[str]:
+        """Write a checkpoint's tensors as one `.safetensors` file; their names in it.
+
+        With `only="model"` those below this name, as `model.state_dict()` names them.
+        The file appears when every byte was verified and is on disk.
+
+        Raises UsageError for a file that is there, unless `replace`; DamagedObject.
+        """
+        from holdfast.manager.export import export_tensors
+
+        record = self._resolve(ref)
+        return export_tensors(self._repo, record, Path(file), only=only, replace=replace)
+
+    def compare(
+        self, ref: Ref, other: Listing, other_ref: Ref, *, values: bool = False
+    ) -> Comparison:
+        """What differs between a checkpoint of this run and one of `other`, which may be
+        this run too. Digests are compared; with `values` what is unequal is read, to say
+        how far it is apart.
+
+        Raises CheckpointNotFound, DamagedObject.
+        """
+        from holdfast.manager.comparison import compare
+
+        record, against = self._resolve(ref), other._resolve(other_ref)
+        return compare(self._repo, record, other._repo, against, values=values)
+
     def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
         """The newest log entry and its records; (None, ()) where there is no run yet."""
         self._check_usable()
@@ -265,6 +298,86 @@ class Listing:
 
         self._amend("prune", change)
         return decisions
+
+    def remove(
+        self, refs: Iterable[Ref], *, force: bool = False, dry_run: bool = False
+    ) -> list[Decision]:
+        """Remove these checkpoints, all or none; what becomes of each of the run, and why.
+
+        What no retention rule would remove (the newest intact one, the best by the run's
+        rule, pinned and tagged ones) is removed only with `force`; what a forked run
+        needs, never. To know what is intact the newest are read first, as by `prune`;
+        with `force` nothing is read. With `dry_run` nothing is changed, and those that
+        would stay are in the result. Safe beside a live writer in another process.
+
+        Raises CheckpointProtected naming those that must stay; NoIntactCheckpoint;
+        CheckpointNotFound.
+        """
+        from holdfast.manager.removal import plan_removal, refuse
+
+        entry, records = self._read()
+        rules = self.policy.best or _recorded_rules(entry)
+        named = {self._resolve(ref).id for ref in refs}
+        intact, damaged = None, frozenset[str]()
+        if not force and records:
+            from holdfast.manager.verify import newest_intact
+
+            intact, damaged = newest_intact(self._repo, records, self.address)
+
+        def plan(records: tuple[Record, ...]) -> list[Decision]:
+            return plan_removal(records, named, rules, intact=intact, damaged=damaged, force=force)
+
+        decisions = plan(records)
+        if dry_run:
+            return decisions
+        refuse(decisions, self.address)
+
+        def change(records: tuple[Record, ...]) -> list[Record]:
+            for id in named:
+                _require(records, id, self.address)
+            decisions[:] = plan(records)
+            refuse(decisions, self.address)  # it may have been tagged or pinned since
+            return [d.record for d in decisions if d.keep]
+
+        self._amend("remove", change)
+        return decisions
+
+    def collect_orphans(
+        self, *, dry_run: bool = False, take_over: bool = False
+    ) -> list[ObjectInfo]:
+        """Delete what unfinished saves left; the objects (key, size).
+
+        Refuses a run with a live writer, or one that may live on another machine, unless
+        `take_over`: that process can then save no more. Raises RunHeld, NoStore,
+        CorruptionError where the log must be repaired first.
+        """
+        from holdfast.repo.orphans import collect_orphans
+
+        self._check_usable()
+        return collect_orphans(self._repo, dry_run=dry_run, take_over=take_over)
+
+    def examine(self, *, full: bool = False) -> Health:
+        """The health of the run, by sizes or, with `full`, by every digest; changes nothing.
+
+        Raises NoStore where there is no trace of a run.
+        """
+        from holdfast import __version__
+        from holdfast.manager.doctor import examine
+
+        self._check_usable()
+        return examine(self._repo, self.address, full=full, clock=self._clock, version=__version__)
+
+    def repair(self, *, take_over: bool = False) -> None:
+        """Rebuild a damaged list of checkpoints from those that are whole, and commit it.
+
+        A job that starts does the same. Refuses a run with a live writer as
+        `collect_orphans` does.
+        """
+        from holdfast.manager.doctor import repair
+
+        self._check_usable()
+        self._repo.store.prepare_writing()
+        repair(self._repo, take_over=take_over)
 
     def _amend(self, action: str, change: Callable[[tuple[Record, ...]], Iterable[Record]]) -> None:
         """Commit a changed list, as a guest of the run's writer."""

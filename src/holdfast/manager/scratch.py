@@ -55,6 +55,34 @@ def write_whole(target: Path, fill: Callable[[Path], _T]) -> _T:
     return result
 
 
+def write_file(target: Path, fill: Callable[[Path], None], *, replace: bool) -> None:
+    """Let `fill` write and sync a file, which then appears as `target`, whole.
+
+    Raises UsageError if something is there, unless it is a file and `replace` is true.
+    Nothing is left behind when `fill` raises.
+    """
+    if os.path.lexists(target) and not target.is_file():
+        raise UsageError(f"{target} is not a file", hint="Name a new file.")
+    if os.path.lexists(target) and not replace:
+        raise UsageError(
+            f"{target} exists",
+            hint="Name a new file, or replace it (replace=True; --force on the command line).",
+        )
+    target = Path(os.path.realpath(target))
+    with _scratch(target.parent) as scratch:
+        fill(scratch / "new")
+        if replace:
+            os.replace(scratch / "new", target)
+        else:
+            try:
+                os.link(scratch / "new", target)  # never replaces what came meanwhile
+            except FileExistsError as error:
+                raise UsageError(f"{target} exists", hint="Name a new file.") from error
+            except OSError:  # no hard links here
+                os.rename(scratch / "new", target)
+        _sync_folder(target.parent)
+
+
 def _can_be_renamed_over(folder: Path) -> bool:
     return (
         not any(folder.iterdir())

@@ -89,7 +89,7 @@ class Writer:
 
             def transaction(head: Head, live: tuple[Record, ...]) -> Draft:
                 other = head.entry.holder
-                if other is not None and not take_over and _is_held(head.entry, me, alive):
+                if other is not None and not take_over and is_held(head.entry, me, alive):
                     raise _held(repo.address, other, me)
                 changes: dict[str, Any] = {
                     "epoch": max(head.entry.epoch, rebuilt.epoch_floor) + 1,
@@ -381,7 +381,8 @@ _open_here: WeakValueDictionary[tuple[str, int], Writer] = WeakValueDictionary()
 """Writers of this process: (run id, epoch) -> writer."""
 
 
-def _is_held(entry: Entry, me: Holder, alive: Callable[[Holder], bool | None]) -> bool:
+def is_held(entry: Entry, me: Holder, alive: Callable[[Holder], bool | None]) -> bool:
+    """Whether a live process other than `me` writes the run, or a writer of `me` that is open."""
     if entry.holder is None:
         return False
     if entry.holder != me:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os.path
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.render import Column, plural, print_json, shown, table, terminal_width
 from holdfast.core.units import format_size
 from holdfast.errors import DamagedObject
-from holdfast.foreign.described import ForeignFile
+
+if TYPE_CHECKING:
+    from holdfast.foreign.described import ForeignFile
 
 # A longer list is what --leaves and --json are for.
 _SHORT = 24

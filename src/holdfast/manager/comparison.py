@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
@@ -17,8 +17,10 @@ from holdfast.core.records import Leaf, Manifest, Record
 from holdfast.core.types import Node
 from holdfast.manager.info import CheckpointInfo, info_of
 from holdfast.manager.nodes import leaf_indexes, mapping_pairs
-from holdfast.manager.reader import ChunkReader
 from holdfast.repo.repo import Repo
+
+if TYPE_CHECKING:
+    from holdfast.manager.reader import ChunkReader
 
 Section = Literal["state", "position", "random states", "metrics", "config", "environment"]
 Kind = Literal["only a", "only b", "type", "dtype", "shape", "values", "value"]
@@ -130,8 +132,9 @@ class _Opened:
     record: Record
     manifest: Manifest
 
-    @property
     def reader(self) -> ChunkReader:
+        from holdfast.manager.reader import ChunkReader  # here: most comparisons read nothing
+
         return ChunkReader(self.repo, self.record, self.manifest)
 
     def items(self, tree: Node) -> dict[str, Side]:
@@ -148,7 +151,7 @@ class _Pair:
     a: _Opened
     b: _Opened
     values: bool
-    _readers: list[ChunkReader] = field(default_factory=list[ChunkReader])
+    _readers: list[ChunkReader] = field(default_factory=list)
 
     def differences(
         self, section: Section, a: dict[str, Side], b: dict[str, Side]
@@ -176,7 +179,7 @@ class _Pair:
 
             numeric, row_bytes = _numbers_in(a)
             if not self._readers:
-                self._readers = [self.a.reader, self.b.reader]
+                self._readers = [self.a.reader(), self.b.reader()]
             first, second = self._readers
             if same is None and not apart(first, a.leaf, second, b.leaf, numeric=False).differing:
                 return

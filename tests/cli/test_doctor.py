@@ -138,7 +138,7 @@ def test_a_damaged_holdfast_json_loses_nothing(run: Path, holdfast_cli: Command)
 def test_what_a_killed_save_left(killed: Path, holdfast_cli: Command) -> None:
     found = findings(holdfast_cli, killed)
     assert found["leftovers"]["state"] == "note"
-    assert found["leftovers"]["what"] == "1 objects, 24.1 KB, that no checkpoint needs"
+    assert found["leftovers"]["what"] == "1 object, 24.1 KB, that no checkpoint needs"
     assert found["leftovers"]["do"] == f"holdfast gc {killed}"
     assert found["writer"]["state"] == "note"
     assert "is gone and did not close it" in found["writer"]["what"]

@@ -12,6 +12,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 import zlib
@@ -297,13 +298,104 @@ def test_bytes_before_and_after_an_archive() -> None:
     assert file.kind == "pickle", "as torch.load and pickle.load take it"
     assert file.runs == ("os.system",)
     assert "programs disagree about what it is" in file.notes[1]
-    with pytest.raises(DamagedObject, match="without its end"):
+    with pytest.raises(DamagedObject, match="more bytes follow"):
         look(whole() + b"more")
+    with pytest.raises(DamagedObject, match="without its end"):
+        look(whole()[:-22])
+    # A second end inside of the first one's comment: some readers would take that.
+    data = bytearray(whole())
+    inner = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 9)
+    data[-2:] = struct.pack("<H", len(inner) + 1)
+    with pytest.raises(DamagedObject, match="more bytes follow"):
+        look(bytes(data) + inner + b"x")
+
+
+def test_the_pickle_in_other_letters() -> None:
+    """PyTorch's zip reader does not tell upper from lower case, and would run it."""
+    data = hostile.torch_zip(hostile.SYSTEM).replace(b"/data.pkl", b"/DATA.PKL")
+    with pytest.raises(pickle.UnpicklingError, match="system"):
+        torch.load(io.BytesIO(data), weights_only=True)
+    assert look(data).runs == ("os.system",)
+    out = io.BytesIO(hostile.torch_zip(b"N."))
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("archive/Data.pkl", hostile.SYSTEM)
+    with pytest.raises(DamagedObject, match=r"2 entries named data\.pkl"):
+        look(out.getvalue())
+
+
+def test_a_pickle_that_is_a_tar_archive() -> None:
+    """torch.load tries tar first: an old header is a name, which can be a pickle, and sums."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in (("x", b""), ("pickle", hostile.SYSTEM)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    for start in (b"\x80\x02N.", b"\x02\0\0\0\0\0\0\0{}"):
+        data = bytearray(out.getvalue())
+        data[: len(start)] = start
+        data[257:265] = bytes(8)  # without the newer mark
+        data[148:156] = b" " * 8
+        unsigned = sum(data[:512])
+        signed = unsigned - 256 * sum(byte > 127 for byte in data[:512])
+        binary = b"\x80" + unsigned.to_bytes(7, "big")
+        for field in (b"%06o\0 " % unsigned, b"%06o\0 " % signed, binary):
+            data[148:156] = field
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                assert archive.getnames()[1] == "pickle"
+            file = look(bytes(data))
+            assert file.runs == ("os.system",)
+            assert "it is a tar archive, too: programs disagree about what it is" in file.notes
+
+
+def test_a_file_for_two_programs() -> None:
+    out = io.BytesIO(hostile.torch_zip(b"N."))
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("x.npy", npy(np.zeros(1)))
+    assert look(out.getvalue()).notes == (
+        "it has NumPy's arrays, too: programs disagree about what it is",
+    )
+
+
+def test_an_array_is_known_by_its_bytes() -> None:
+    """numpy.load takes an entry for an array whatever its name."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a.npy", npy(np.zeros(1)))
+        archive.writestr("b.txt", npy(np.array([hostile.Calls(eval, "1")], dtype=object)))
+        archive.writestr("A.npy", npy(np.zeros(2)))
+        archive.writestr("c.txt", b"text")
+    file = look(out.getvalue())
+    assert file.runs == ("builtins.eval",)
+    assert [leaf.path for leaf in file.leaves] == ["a", "b.txt", "A"]
+    assert file.values == (("c.txt", "<4 bytes>"),)
+
+
+def test_many_pickles_get_no_more_time_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.foreign.contents.MAX_OPERATIONS", 100)
+    array = npy(np.array([0], dtype=object))
+    start = array.index(b"\x80")
+    long = array[:start] + b"\x80\x02" + b"N0" * 40 + hostile.SYSTEM
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in ("a.npy", "b.npy"):
+            archive.writestr(name, long)
+    assert look(out.getvalue()).runs == (
+        "os.system",
+        "<unknown: its pickle has more than 13 operations: the rest was not looked at>",
+    )
+
+
+def test_a_dtype_of_later_times() -> None:
+    """A format that has grown is no damage."""
+    body = b'{"x":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}'
+    with pytest.raises(UnknownFile, match="with an unknown dtype 'F4'"):
+        look(len(body).to_bytes(8, "little") + body + b"x")
 
 
 def test_an_archive_with_a_list_too_long_to_be_real() -> None:
     end = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1 << 40, 1 << 40, 1 << 46, 0)
-    locator = struct.pack("<4sIQI", b"PK\6\7", 0, 4, 1)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, 4, 1)  # the large end is at 4
     last = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     with pytest.raises(DamagedObject, match="longer than any real one"):
         look(b"PK\3\4" + end + locator + last)

@@ -6,9 +6,9 @@ import ast
 from math import prod
 
 from holdfast.errors import DamagedObject
-from holdfast.foreign.contents import numpy_dtype, runs_of
+from holdfast.foreign.contents import Budget, numpy_dtype, runs_of
 from holdfast.foreign.described import ForeignFile, ForeignLeaf
-from holdfast.foreign.machine import MAX_PICKLE_BYTES, walk
+from holdfast.foreign.machine import MAX_PICKLE_BYTES
 from holdfast.foreign.source import Source
 from holdfast.foreign.zips import Archive
 
@@ -27,7 +27,7 @@ def describe_npy(source: Source) -> ForeignFile:
     runs: list[str] = []
     if leaf.note == _OBJECTS:
         data = source.read(start, min(source.nbytes - start, MAX_PICKLE_BYTES))
-        runs = _runs(data)
+        runs = _runs(data, Budget())
     return ForeignFile("NumPy array", source.nbytes, leaves=(leaf,), runs=tuple(runs))
 
 
@@ -37,16 +37,20 @@ def describe_npz(archive: Archive) -> ForeignFile:
     leaves: list[ForeignLeaf] = []
     runs: list[str] = []
     values: list[tuple[str, str]] = []
+    budget, nbytes_left = Budget(), MAX_PICKLE_BYTES
     for name, entry in archive.entries.items():
         path = name.removesuffix(".npy")
-        if path == name:
+        head = archive.read(name, max_bytes=_MAX_HEADER_BYTES + 12)
+        # By its first bytes, as numpy.load goes by them and not by the name.
+        if not head.startswith(MAGIC):
             values.append((name, f"<{entry.nbytes:,} bytes>"))
             continue
-        head = archive.read(name, max_bytes=_MAX_HEADER_BYTES + 12)
         leaf, start = _array(source.name, head, entry.nbytes, path)
         leaves.append(leaf)
         if leaf.note == _OBJECTS:
-            runs += _runs(archive.read(name, max_bytes=MAX_PICKLE_BYTES)[start:])
+            data = archive.read(name, max_bytes=nbytes_left)[start:]
+            nbytes_left = max(0, nbytes_left - len(data))
+            runs += _runs(data, budget)
     return ForeignFile(
         "NumPy archive",
         source.nbytes,
@@ -57,8 +61,8 @@ def describe_npz(archive: Archive) -> ForeignFile:
     )
 
 
-def _runs(data: bytes) -> list[str]:
-    walked = walk(data)
+def _runs(data: bytes, budget: Budget) -> list[str]:
+    walked = budget.walk(data)
     found = runs_of(walked)
     return [*found, f"<unknown: {walked.problem}>"] if walked.problem else found
 

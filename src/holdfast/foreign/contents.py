@@ -15,7 +15,17 @@ from typing import NamedTuple, TypeAlias
 
 from holdfast.foreign.described import ForeignLeaf
 from holdfast.foreign.harmless import DTYPES, HARMLESS, SIZES, STORAGES
-from holdfast.foreign.machine import Items, Made, Name, Pairs, Stored, Value, Walked
+from holdfast.foreign.machine import (
+    MAX_OPERATIONS,
+    Items,
+    Made,
+    Name,
+    Pairs,
+    Stored,
+    Value,
+    Walked,
+    walk,
+)
 
 MAX_LEAVES = 100_000
 MAX_VALUES = 20_000
@@ -62,6 +72,18 @@ def runs_of(walked: Walked) -> list[str]:
     """What loading the pickle would import or do, beyond what is harmless."""
     named = [_cut(name) for name in walked.names if name not in HARMLESS]
     return [*named, *map(_cut, walked.deeds)]
+
+
+class Budget:
+    """For a file of many pickles: all of them together get what one would get."""
+
+    def __init__(self) -> None:
+        self._operations = MAX_OPERATIONS
+
+    def walk(self, data: bytes, start: int = 0) -> Walked:
+        walked = walk(data, start, operations=self._operations)
+        self._operations -= walked.operations
+        return walked
 
 
 def contents_of(root: Value) -> Contents:

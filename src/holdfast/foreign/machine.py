@@ -83,6 +83,7 @@ class Walked:
     """Every global, in the order in which they are named."""
     deeds: list[str] = field(default_factory=list[str])
     """What it does besides, that no harmless pickle does."""
+    operations: int = 0
     calls: int = 0
     """How often something is called."""
     problem: str = ""
@@ -97,8 +98,9 @@ class _Limit(Exception):
     """More than this machine takes."""
 
 
-def walk(data: bytes, start: int = 0) -> Walked:
-    """Follow the pickle at `start` of `data` to its end, or as far as it can be followed.
+def walk(data: bytes, start: int = 0, *, operations: int = MAX_OPERATIONS) -> Walked:
+    """Follow the pickle at `start` of `data` to its end, or as far as it can be followed, for
+    at most so many operations.
 
     Never raises: an unpickler would have obeyed everything up to the place of the damage,
     so what was found until there counts.
@@ -109,10 +111,11 @@ def walk(data: bytes, start: int = 0) -> Walked:
     walked = machine.walked
     try:
         # Typed loosely: `arg` is whatever the operation carries.
-        operations: Any = pickletools.genops(stream)
-        for count, (operation, arg, _) in enumerate(operations):
-            if count >= MAX_OPERATIONS:
-                raise _Limit(f"more than {MAX_OPERATIONS:,} operations")
+        steps: Any = pickletools.genops(stream)
+        for operation, arg, _ in steps:
+            if walked.operations >= operations:
+                raise _Limit(f"more than {operations:,} operations")
+            walked.operations += 1
             machine.step(operation.name, arg)
             if machine.stopped:
                 break

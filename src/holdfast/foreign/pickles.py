@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.errors import DamagedObject
-from holdfast.foreign.contents import Contents, contents_of, runs_of
+from holdfast.foreign.contents import Budget, Contents, contents_of, runs_of
 from holdfast.foreign.described import ForeignFile
 from holdfast.foreign.machine import MAX_PICKLE_BYTES, Items, Walked, walk
 from holdfast.foreign.source import Source
@@ -23,11 +23,10 @@ _LIMIT = "its pickle has more than {:,} bytes: the rest was not looked at"
 def describe_torch(archive: Archive) -> ForeignFile:
     """A zip archive by `torch.save` or `torch.jit.save`. Raises DamagedObject."""
     source = archive.source
-    pickles = sorted(name for name in archive.entries if name.endswith("/data.pkl"))
-    pickles += [name for name in archive.entries if name == "data.pkl"]
+    pickles = [name for name in archive.entries if is_program(name)]
     if len(pickles) != 1:
         raise DamagedObject(source.name, f"it has {len(pickles)} entries named data.pkl")
-    base = pickles[0].removesuffix("data.pkl")
+    base = pickles[0][: -len("data.pkl")]
     walked, contents = _walk(archive.read(pickles[0], max_bytes=MAX_PICKLE_BYTES + 1))
     file = _described("PyTorch (zip)", source, walked, contents)
     notes, problems, runs = list(archive.notes), list(file.problems), list(file.runs)
@@ -42,10 +41,16 @@ def describe_torch(archive: Archive) -> ForeignFile:
     order = f"{base}byteorder"
     if order in archive.entries and archive.read(order, max_bytes=8) == b"big":
         notes.append("its numbers are big-endian")
-    if any(name.startswith(f"{base}code/") for name in archive.entries):
+    if any(name.lower().startswith(f"{base}code/".lower()) for name in archive.entries):
         file = replace(file, kind="TorchScript (zip)")
         runs.insert(0, _SCRIPT)
     return replace(file, notes=tuple(notes), problems=tuple(problems), runs=tuple(runs))
+
+
+def is_program(name: str) -> bool:
+    """Whether an archive's entry of this name is the pickle that PyTorch loads: its zip
+    reader takes upper and lower case for the same."""
+    return name.lower() == "data.pkl" or name.lower().endswith("/data.pkl")
 
 
 def describe_pickle(source: Source) -> ForeignFile | None:
@@ -102,8 +107,9 @@ def _describe_legacy(source: Source, data: bytes, magic: Walked) -> ForeignFile:
     contents = Contents()
     problems: list[str] = []
     keys: list[str] = []
+    budget = Budget()
     for part in ("its version", "its system", "its object", "its keys"):
-        walked = walk(data, end)
+        walked = budget.walk(data, end)
         end = walked.end
         runs |= dict.fromkeys(runs_of(walked))
         if walked.problem:
@@ -128,8 +134,31 @@ def _describe_legacy(source: Source, data: bytes, magic: Walked) -> ForeignFile:
     )
 
 
+def looks_like_tar(head: bytes) -> bool:
+    """Whether a file that starts so is a tar archive: by its checksum, as old ones have no
+    other mark."""
+    if len(head) < 512:
+        return False
+    field = head[148:156]
+    summed = head[:148] + b" " * 8 + head[156:512]
+    # Some writers have summed signed bytes.
+    sums = sum(summed), sum(byte - 256 if byte > 127 else byte for byte in summed)
+    try:
+        return _tar_number(field) in sums
+    except ValueError:
+        return False
+
+
+def _tar_number(field: bytes) -> int:
+    """As Python's tarfile reads it: octal text, or large numbers in binary. ValueError."""
+    if field[0] in (0x80, 0xFF):
+        number = int.from_bytes(field[1:], "big")
+        return number if field[0] == 0x80 else number - (1 << 8 * (len(field) - 1))
+    return int(field.partition(b"\0")[0].decode("ascii").strip() or "0", 8)
+
+
 def describe_tar(source: Source) -> ForeignFile:
-    """A tar archive by the first versions of PyTorch: recognized, its pickle looked through.
+    """A tar archive by the first versions of PyTorch: recognized, its pickles looked through.
 
     Raises DamagedObject.
     """
@@ -137,22 +166,27 @@ def describe_tar(source: Source) -> ForeignFile:
     runs: dict[str, None] = {}
     values: list[tuple[str, str]] = []
     problems: list[str] = []
+    budget, nbytes_left = Budget(), MAX_PICKLE_BYTES
     while at + 512 <= source.nbytes and len(values) < 100:
         header = source.read(at, 512)
         if not header.strip(b"\0"):
             break
         name = header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")
         try:
-            nbytes = int(header[124:136].rstrip(b" \0") or b"0", 8)
+            nbytes = _tar_number(header[124:136])
         except ValueError as error:
             raise DamagedObject(source.name, "its tar archive is malformed") from error
         if at + 512 + nbytes > source.nbytes or nbytes < 0:
             problems.append(f"its entry {name!r} is cut off")
             break
         values.append((name, f"<{nbytes:,} bytes>"))
-        if name in ("pickle", "sys_info", "tensors", "storages"):
-            data = source.read(at + 512, min(nbytes, MAX_PICKLE_BYTES))
-            runs |= dict.fromkeys(runs_of(walk(data)))
+        # Each of them: what is a pickle depends on names, and names can be told in other ways.
+        data = source.read(at + 512, min(nbytes, nbytes_left))
+        nbytes_left -= len(data)
+        walked = budget.walk(data)
+        runs |= dict.fromkeys(runs_of(walked))
+        if name == "pickle" and walked.problem:
+            problems.append(walked.problem)
         at += 512 + -(-nbytes // 512) * 512
     if not any(name == "pickle" for name, _ in values) and not problems:
         raise DamagedObject(source.name, "it is a tar archive, but none of PyTorch's")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from holdfast.core.packing import header_bytes, read_header
-from holdfast.errors import UnknownFile
+from holdfast.errors import DamagedObject, UnknownFile
 from holdfast.foreign.arrays import MAGIC as NPY_MAGIC
 from holdfast.foreign.arrays import describe_npy, describe_npz
 from holdfast.foreign.described import ForeignFile, ForeignLeaf
@@ -11,6 +13,8 @@ from holdfast.foreign.pickles import (
     describe_pickle,
     describe_tar,
     describe_torch,
+    is_program,
+    looks_like_tar,
 )
 from holdfast.foreign.source import Source
 from holdfast.foreign.zips import read_archive
@@ -21,7 +25,6 @@ _OTHERS = {
     b"\x89HDF": "an HDF5 file",
     b"\x1f\x8b": "a gzip file: unpack it first",
     b"PAR1": "a Parquet file",
-    b"ustar": "a tar archive",
 }
 
 
@@ -36,23 +39,36 @@ def describe(source: Source) -> ForeignFile:
     if head.startswith(b"PK\3\4"):
         archive = read_archive(source)
         names = archive.entries
-        if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
-            return describe_torch(archive)
-        if any(name.endswith(".npy") for name in names):
+        arrays = any(name.endswith(".npy") for name in names)
+        if any(map(is_program, names)):
+            file = describe_torch(archive)
+            note = "it has NumPy's arrays, too: programs disagree about what it is"
+            return replace(file, notes=(*file.notes, note)) if arrays else file
+        if arrays:
             return describe_npz(archive)
         raise _unknown(source, "a zip archive, but neither PyTorch's nor NumPy's")
     if head.startswith(NPY_MAGIC):
         return describe_npy(source)
     if _looks_like_safetensors(source, head):
-        return _describe_safetensors(source)
-    if head[257:262] == b"ustar":
+        return _with_tar(source, head, _describe_safetensors(source))
+    if looks_like_tar(head) and head[:1] != b"\x80":
         return describe_tar(source)
     for magic, kind in _OTHERS.items():
         if head.startswith(magic):
             raise _unknown(source, kind)
     if (file := describe_pickle(source)) is not None:
-        return file
+        return _with_tar(source, head, file)
     raise _unknown(source, "of an unknown kind")
+
+
+def _with_tar(source: Source, head: bytes, file: ForeignFile) -> ForeignFile:
+    """A tar archive starts with a name, which can be anything; `torch.load` tries it first."""
+    if not looks_like_tar(head):
+        return file
+    tar = describe_tar(source)
+    note = "it is a tar archive, too: programs disagree about what it is"
+    runs = tuple(dict.fromkeys((*file.runs, *tar.runs)))
+    return replace(file, runs=runs, notes=(*file.notes, note))
 
 
 def _unknown(source: Source, kind: str) -> UnknownFile:
@@ -66,7 +82,13 @@ def _looks_like_safetensors(source: Source, head: bytes) -> bool:
 
 def _describe_safetensors(source: Source) -> ForeignFile:
     end = header_bytes(source.read(0, min(source.nbytes, 8)), source.nbytes, source.name)
-    header = read_header(source.read(0, end), source.nbytes, source.name)
+    try:
+        header = read_header(source.read(0, end), source.nbytes, source.name)
+    except DamagedObject as error:
+        if error.reason.startswith("unknown dtype"):  # the format may have grown
+            text = f"a safetensors file with an {error.reason} ({error.leaf[:200]!r})"
+            raise _unknown(source, text) from error
+        raise
     leaves = tuple(
         ForeignLeaf(name, entry.dtype, entry.shape, entry.nbytes)
         for name, entry in sorted(header.entries.items(), key=lambda item: item[1].offset)

@@ -97,13 +97,13 @@ def read_archive(source: Source) -> Archive:
     Raises DamagedObject if the list is missing or too long, if two entries have one
     name, or if their bytes overlap (so that a small file poses as a large one).
     """
-    count, list_bytes, list_offset, list_end = _find_list(source)
+    count, list_bytes, list_offset, list_end, shift = _find_list(source)
     if count > MAX_ENTRIES or list_bytes > MAX_LIST_BYTES:
         raise DamagedObject(
             source.name, f"its list of {count:,} entries is longer than any real one"
         )
     before = list_end - list_bytes - list_offset
-    if before < 0:
+    if before < 0 or (shift is not None and shift != before):
         raise DamagedObject(source.name, "its list of entries lies outside of it")
     data = source.read(list_end - list_bytes, list_bytes)
     entries: dict[str, ZipEntry] = {}
@@ -127,38 +127,38 @@ def _end_record(source: Source) -> tuple[int, bytes]:
     """(offset, bytes) of the record that ends an archive; (-1, b"") without one."""
     tail_bytes = min(source.nbytes, _END.size + 0xFFFF)
     tail = source.read(source.nbytes - tail_bytes, tail_bytes)
-    at = len(tail)
-    while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
-        record = tail[at : at + _END.size]
-        # It is followed by a comment of the length that it states, and by nothing else.
-        if len(record) == _END.size and at + _END.size + _END.unpack(record)[-1] == len(tail):
-            return source.nbytes - tail_bytes + at, record
-        if at == 0:
-            break
-    return -1, b""
+    at = tail.rfind(b"PK\5\6")
+    if at < 0:
+        return -1, b""
+    return source.nbytes - tail_bytes + at, tail[at : at + _END.size]
 
 
-def _find_list(source: Source) -> tuple[int, int, int, int]:
-    """(number of entries, bytes of the list, stated offset of the list, its real end)."""
+def _find_list(source: Source) -> tuple[int, int, int, int, int | None]:
+    """(number of entries, bytes of the list, stated offset of the list, its real end, by how
+    much a stated offset is wrong if that is stated, too)."""
     at, record = _end_record(source)
     if at < 0:
         raise DamagedObject(source.name, "it is a zip archive without its end: it is cut off")
+    # Some readers take the last record, others the last whose comment ends the file.
+    if len(record) < _END.size or at + _END.size + _END.unpack(record)[-1] != source.nbytes:
+        reason = "more bytes follow its zip archive, which programs read in different ways"
+        raise DamagedObject(source.name, reason)
     _, disk, list_disk, _, count, list_bytes, offset, _ = _END.unpack(record)
     if disk not in (0, 0xFFFF) or list_disk not in (0, 0xFFFF):
         raise DamagedObject(source.name, "it is a part of an archive in several files")
     if at < _LOCATOR_64.size:
-        return count, list_bytes, offset, at
+        return count, list_bytes, offset, at, None
     magic, _, end_at, _ = _LOCATOR_64.unpack(source.read(at - _LOCATOR_64.size, _LOCATOR_64.size))
     if magic != b"PK\6\7":
-        return count, list_bytes, offset, at
-    # The large form's own place tells it from bytes that only look like it.
+        return count, list_bytes, offset, at, None
+    # Some readers look right before the locator, others where it says: it must be one place.
     real = at - _LOCATOR_64.size - _END_64.size
     if real < 0 or end_at > real:
         raise DamagedObject(source.name, "the end of its zip archive is malformed")
     fields = _END_64.unpack(source.read(real, _END_64.size))
-    if fields[0] != b"PK\6\6":
+    if fields[0] != b"PK\6\6" or fields[1] != _END_64.size - 12:
         raise DamagedObject(source.name, "the end of its zip archive is malformed")
-    return fields[7], fields[8], fields[9], real
+    return fields[7], fields[8], fields[9], real, real - end_at
 
 
 def _listed(source: Source, data: bytes, at: int, before: int) -> tuple[ZipEntry, int]:

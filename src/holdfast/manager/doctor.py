@@ -187,7 +187,8 @@ def _leftovers(repo: Repo, address: str, head: Head | None, alive: Alive) -> lis
     if not found:
         return [Finding("leftovers", "ok", "none")]
     size = format_size(sum(info.size_bytes for info in found))
-    what = f"{len(found):,} objects, {size}, that no checkpoint needs"
+    objects = "1 object" if len(found) == 1 else f"{len(found):,} objects"
+    what = f"{objects}, {size}, that no checkpoint needs"
     if head.entry.holder is not None and alive(head.entry.holder) is not False:
         return [Finding("leftovers", "ok", f"{what}: of a save that is under way, perhaps")]
     return [Finding("leftovers", "note", what, f"holdfast gc {address}")]

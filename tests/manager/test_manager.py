@@ -375,7 +375,7 @@ def test_damage_everywhere_is_an_error_and_never_a_start_from_zero(tmp_path: Pat
     live = state(0)
     with (
         CheckpointManager(tmp_path / "run") as ckpts,
-        pytest.raises(NoIntactCheckpoint, match="none of the 2 checkpoint.* is intact"),
+        pytest.raises(NoIntactCheckpoint, match=r"none of the 2 checkpoint.* is intact"),
     ):
         ckpts.restore(live)
     assert_equal(live, 0)

@@ -89,8 +89,8 @@ class Draft:
 
 
 REBUILT = (
-    "Start the run's job again (in code: CheckpointManager.acquire()): it rebuilds the list "
-    "from the checkpoints that are whole."
+    "Start the run's job again (in code: CheckpointManager.acquire()), or run "
+    "`holdfast doctor RUN --repair`: the list is rebuilt from the checkpoints that are whole."
 )
 """What to do about a log that cannot be read or changed."""
 

@@ -487,3 +487,12 @@ def test_reading_is_quick() -> None:
     file = look(data)
     assert len(file.leaves) == 20_000
     assert time.process_time() - before < 20
+
+
+def test_more_tensors_than_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No damage: a large file. Its names of code are all known."""
+    monkeypatch.setattr("holdfast.foreign.contents.MAX_LEAVES", 3)
+    file = look(saved({str(i): torch.zeros(1) for i in range(5)}))
+    assert [leaf.path for leaf in file.leaves] == ["0", "1", "2"]
+    assert file.notes == ("it has more tensors than the 3 listed",)
+    assert file.problems == ()

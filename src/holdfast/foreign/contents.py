@@ -65,6 +65,7 @@ class Contents:
     leaves: list[ForeignLeaf] = field(default_factory=list[ForeignLeaf])
     values: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     storages: dict[str, Storage] = field(default_factory=dict[str, Storage])
+    notes: list[str] = field(default_factory=list[str])
     problems: list[str] = field(default_factory=list[str])
 
 
@@ -176,8 +177,8 @@ class _Reader:
 
     def _add(self, path: str, made: Made, tensor: _Tensor) -> None:
         if len(self.found.leaves) >= MAX_LEAVES:
-            if not self.found.problems:
-                self.found.problems.append(f"it has more tensors than the {MAX_LEAVES:,} shown")
+            if not self.found.notes:
+                self.found.notes.append(f"it has more tensors than the {MAX_LEAVES:,} listed")
             return
         note = tensor.note
         if (first := self._first_at(path, made)) is not None:

@@ -29,7 +29,8 @@ def describe_torch(archive: Archive) -> ForeignFile:
     base = pickles[0][: -len("data.pkl")]
     walked, contents = _walk(archive.read(pickles[0], max_bytes=MAX_PICKLE_BYTES + 1))
     file = _described("PyTorch (zip)", source, walked, contents)
-    notes, problems, runs = list(archive.notes), list(file.problems), list(file.runs)
+    notes = [*archive.notes, *file.notes]
+    problems, runs = list(file.problems), list(file.runs)
     for key, storage in contents.storages.items():
         entry = archive.entries.get(f"{base}data/{key}")
         if entry is None:
@@ -74,7 +75,7 @@ def describe_pickle(source: Source) -> ForeignFile | None:
         file = _described("pickle", source, walked, contents)
         if not walked.problem and walked.end < source.nbytes:
             after = source.nbytes - walked.end
-            file = replace(file, notes=(f"{after:,} bytes follow the pickle",))
+            file = replace(file, notes=(*file.notes, f"{after:,} bytes follow the pickle"))
     if ends_like_zip(source):
         note = "it ends like a zip archive: programs disagree about what it is"
         file = replace(file, notes=(*file.notes, note))
@@ -96,6 +97,7 @@ def _described(kind: str, source: Source, walked: Walked, contents: Contents) ->
         leaves=tuple(contents.leaves),
         values=tuple(contents.values),
         runs=tuple(runs_of(walked)),
+        notes=tuple(contents.notes),
         problems=(*problems, *contents.problems),
     )
 
@@ -130,6 +132,7 @@ def _describe_legacy(source: Source, data: bytes, magic: Walked) -> ForeignFile:
         leaves=tuple(contents.leaves),
         values=tuple(contents.values),
         runs=tuple(runs),
+        notes=tuple(contents.notes),
         problems=tuple(problems),
     )
 

@@ -38,12 +38,15 @@ class Callsite:
         process goes on: a cell of a notebook, a line at a prompt."""
         if not self._places or self._places[-1].code.co_name != "<module>":
             return False
-        return self._places[-1].frame_id not in map(id, stack_of(current))
+        return self.frame(current) is None
 
     def frame(self, current: FrameType | None) -> FrameType | None:
         """The frame that the loop is in, if it is among the callers of `current`."""
-        place = self._places[-1] if self._places else None
-        found = (frame for frame in stack_of(current) if place and id(frame) == place.frame_id)
+        if not self._places:
+            return None
+        frame_id, code, _ = self._places[-1]
+        # By its code too: a frame that has ended may leave its id to another one.
+        found = (f for f in stack_of(current) if id(f) == frame_id and f.f_code is code)
         return next(found, None)
 
     def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:

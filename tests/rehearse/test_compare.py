@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from holdfast.rehearse.compare import Difference, compare, differing_values
+import holdfast
+from holdfast.rehearse.compare import Difference, compare, differing
 from holdfast.rehearse.report import causes
 from holdfast.run.rehearsal import Completed, Entered, Line, Started
+from holdfast.stores.memory import MemoryStore
 
 
 def entered(step: int, **changes: object) -> Entered:
@@ -79,19 +80,26 @@ def test_metrics_and_their_tolerance() -> None:
     assert not compare(alone, [completed(2, loss=2.0 + 1e-9)], tolerance=1e-6)
 
 
-def test_values_of_states() -> None:
-    model = {"w": torch.ones(2), "b": [1, 2.0], 0: "x"}
-    assert differing_values({"model": model}, {"model": {**model}}) == []
-    other = {"w": torch.tensor([1.0, 1.0 + 1e-6]), "b": [1, 2.5], 0: "x", "more": 1}
-    assert differing_values({"model": model}, {"model": other}) == [
-        "model/w",
-        "model/b/1",
-        "model/more",
-    ]
-    assert differing_values(model, {**other, "b": [1, 2.0]}, tolerance=1e-3) == ["more"]
-    assert differing_values({"x": np.zeros(2)}, {"x": torch.zeros(2)}) == ["x"]
-    half = torch.ones(2, dtype=torch.bfloat16)
-    assert differing_values([half], [half * 1.01], tolerance=0.1) == []
+def compared(one: dict[str, object], other: dict[str, object], tolerance: float) -> list[str]:
+    with (
+        holdfast.CheckpointManager("memory://one", store=MemoryStore("one")) as here,
+        holdfast.CheckpointManager("memory://other", store=MemoryStore("other")) as there,
+    ):
+        here.save(1, one).result()
+        there.save(1, other).result()
+        comparison = here.compare(1, there, 1, values=bool(tolerance))
+        return differing(comparison, tolerance)
+
+
+def test_checkpoints_and_their_tolerance() -> None:
+    model = {"w": torch.ones(2), "b": 2.0}
+    assert compared({"model": model}, {"model": {**model}}, 0.0) == []
+    near = {"w": torch.tensor([1.0, 1.0 + 1e-6]), "b": 2.0 + 1e-6}
+    assert compared({"model": model}, {"model": near}, 0.0) == ["model/w", "model/b"]
+    assert compared({"model": model}, {"model": near}, 1e-3) == []
+    assert compared({"model": model}, {"model": {**near, "more": 1}}, 1e-3) == ["model/more"]
+    nan = {"w": torch.tensor([1.0, float("nan")]), "b": "2.0"}
+    assert compared({"model": model}, {"model": nan}, 1e3) == ["model/w", "model/b"]
 
 
 def test_the_first_difference_is_named_where_no_variable_is() -> None:

@@ -26,7 +26,8 @@ def test_a_script_that_recovers() -> None:
     assert (report.verdict, report.exit_code, report.causes) == ("equal", 0, [])
     assert report.compared["steps"] == report.steps == 30
     assert report.compared["metrics"] == 2
-    assert report.compared["tracked names"] == 3
+    assert report.compared["leaves"] >= 1
+    assert report.compared["values"] >= 2
     # Clocks differ at every start, which says nothing about recovery.
     assert {one.name for one in report.ignored} == {"began", "seconds"}
     assert sum("SIG" in act.end for act in report.acts) >= 2
@@ -52,7 +53,7 @@ def test_a_start_that_is_not_seeded_is_no_difference() -> None:
 def test_what_was_forgotten_is_named(script: str, name: str, kind: str) -> None:
     report = of(script)
     assert report.verdict == "different"
-    assert report.exit_code == 1
+    assert report.exit_code == 5
     assert [(cause.name, cause.kind) for cause in report.causes] == [(name, kind)]
     assert report.causes[0].remedy
     assert f"{name} ({kind}), first seen at step" in text_of(report)
@@ -78,7 +79,7 @@ def test_a_tolerance_lets_small_differences_pass() -> None:
 
 def test_a_program_that_refuses_its_checkpoint() -> None:
     report = of("refused.py")
-    assert (report.verdict, report.exit_code) == ("different", 1)
+    assert (report.verdict, report.exit_code) == ("different", 5)
     assert "which nothing tracks here" in report.problem
     assert "late=['layers', 'more']" in text_of(report)
 
@@ -119,7 +120,7 @@ def test_plans_that_make_no_sense() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "report.json"
     words = ["rehearse", "--seed", "5", "--report", str(path), "--", sys.executable]
-    assert main([*words, str(SCRIPTS / "local.py")]) == 1
+    assert main([*words, str(SCRIPTS / "local.py")]) == 5
     out = capsys.readouterr().out
     assert out.startswith("rehearsing 30 steps with 4 kills (--seed 5):\n")
     assert "left alone" in out

@@ -158,7 +158,45 @@ def test_preempted_in_the_tail(tmp_path: Path) -> None:
     assert program.again()[1].strip() == str([0, 1, "tail"] * 2)
 
 
-def test_preempted_in_the_last_batch_saves_that_the_tail_is_pending(tmp_path: Path) -> None:
+LAST_BATCH = """
+for epoch in run.epochs(2):
+    for index in run.range(2):
+        values.append(index)
+        if run.resumed is None and (epoch, index) == (0, 1):
+            say("ready")
+            wait()
+    if KILL and run.resumed is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    values.append("tail")
+say(values)
+"""
+
+
+def test_preempted_in_the_last_batch_saves_and_runs_the_tail(tmp_path: Path) -> None:
+    """What the tail reads of the body, `print(loss)`, is not there after a resume."""
+    program = Program(tmp_path, "KILL = False" + LAST_BATCH.replace('"tail"', 'f"tail {index}"'))
+    os.kill(program.start().pid, signal.SIGTERM)
+    code, _, err = program.end()
+    assert code == 75
+    assert "saved step 2; stopping when epochs goes on" in err
+    assert program.saved() == [(2, "preempted"), (2, "preempted")]
+    with holdfast.CheckpointManager(program.address) as manager:
+        before, after = (manager.load(info.id)["values"] for info in manager.checkpoints())
+    assert (before, after) == ([0, 1], [0, 1, "tail 1"])
+    assert program.again()[1].strip() == str([0, 1, "tail 1"] * 2)
+
+
+def test_killed_in_the_tail_after_the_save_only_the_tail_runs(tmp_path: Path) -> None:
+    program = Program(tmp_path, "KILL = True" + LAST_BATCH)
+    os.kill(program.start().pid, signal.SIGTERM)
+    assert program.end()[0] == -signal.SIGKILL
+    assert program.saved() == [(2, "preempted")]
+    _, out, err = program.again()
+    assert out.strip() == str([0, 1, "tail"] * 2)
+    assert "epochs 0, after range: going on behind that loop, whose variables are not set" in err
+
+
+def test_a_guarded_evaluation_in_the_tail_stops_at_once(tmp_path: Path) -> None:
     program = Program(
         tmp_path,
         """
@@ -168,16 +206,14 @@ def test_preempted_in_the_last_batch_saves_that_the_tail_is_pending(tmp_path: Pa
                 if run.resumed is None and (epoch, index) == (0, 1):
                     say("ready")
                     wait()
-            values.append("tail")
+            values.append(sum(run.guard([1, 2])))
         say(values)
         """,
     )
     os.kill(program.start().pid, signal.SIGTERM)
     assert program.end()[0] == 75
     assert program.saved() == [(2, "preempted")]
-    with holdfast.CheckpointManager(program.address) as manager:
-        assert list(manager.load()["values"]) == [0, 1]
-    assert program.again()[1].strip() == str([0, 1, "tail"] * 2)
+    assert program.again()[1].strip() == str([0, 1, 3] * 2)
 
 
 def test_preempted_in_the_very_last_step(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ Examples:
   holdfast rehearse --steps 200 --kills 10 -- python train.py --lr 0.1
   holdfast rehearse --ignore tok_per_s --report out.json -- python train.py
 \b
-Exit status: 0 equal, 1 something differs, 3 it could not be rehearsed.""",
+Exit status: 0 equal, 5 something differs, 3 it could not be rehearsed.""",
 )
 @click.option("--steps", default=30, show_default=True, help="Steps to train.")
 @click.option("--kills", default=4, show_default=True, help="Times to kill it.")
 @click.option("--seed", type=int, help="Choose the same kills again.")
-@click.option("--tolerance", default=0.0, help="Allow numbers to differ by so much.")
+@click.option("--tolerance", default=0.0, help="Largest difference of numbers.")
 @click.option(
     "--ignore", multiple=True, metavar="NAME", help="A variable or metric that may differ."
 )

@@ -1,20 +1,18 @@
 """What differs between a run that was left alone and one that was killed.
 
 Pure functions of what the processes wrote down (`holdfast.run.rehearsal`) and of
-checkpoints' values.
+comparisons of checkpoints.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
+from holdfast.manager.comparison import Comparison
+from holdfast.manager.comparison import Difference as Unequal
 from holdfast.run.rehearsal import Completed, Entered, Line, Started
-from holdfast.run.survey import digest_of
 
 Kind = Literal["start", "variable", "random", "data", "metric", "state", "place"]
 
@@ -122,7 +120,7 @@ def _compare_metrics(
 def _is_close(a: str, b: str, tolerance: float) -> bool:
     if not tolerance or "(none)" in (a, b):
         return False
-    return math.isclose(float(a), float(b), rel_tol=tolerance, abs_tol=tolerance)
+    return abs(float(a) - float(b)) <= tolerance
 
 
 def variable_of(path: str) -> str:
@@ -138,41 +136,25 @@ def variable_of(path: str) -> str:
 # -- checkpoints ---------------------------------------------------------------------
 
 
-def differing_values(alone: Any, killed: Any, *, tolerance: float = 0.0) -> list[str]:
-    """Paths of values that differ between two restored states.
-
-    >>> differing_values({"model": {"w": 1.0, "b": -0.0}}, {"model": {"w": 1.0, "b": 0.0}})
-    ['model/b']
-    """
-    return list(_walk(alone, killed, "", tolerance))
-
-
-def _walk(a: Any, b: Any, path: str, tolerance: float) -> Iterator[str]:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in [*a, *(key for key in b if key not in a)]:
-            inner = f"{path}/{key}" if path else str(key)
-            if key in a and key in b:
-                yield from _walk(a[key], b[key], inner, tolerance)
-            else:
-                yield inner
-    elif isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
-        for index, (one, other) in enumerate(zip(a, b, strict=True)):
-            yield from _walk(one, other, f"{path}/{index}", tolerance)
-    elif digest_of(a, sampled=False) != digest_of(b, sampled=False) and not _near(a, b, tolerance):
-        yield path
+def differing(comparison: Comparison, tolerance: float = 0.0) -> list[str]:
+    """Paths of what differs between two checkpoints: state, and the random states. For a
+    tolerance the comparison must have the values."""
+    return [
+        one.path if one.section == "state" else f"random state of {one.path}"
+        for one in comparison.differences
+        if one.section in ("state", "random states") and not _is_near(one, tolerance)
+    ]
 
 
-def _near(a: Any, b: Any, tolerance: float) -> bool:
-    if not tolerance or type(a) is not type(b):
+def _is_near(one: Unequal, tolerance: float) -> bool:
+    if not tolerance:
         return False
-    try:
-        one, other = _numbers(a), _numbers(b)
-        return one.shape == other.shape and bool(
-            np.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if one.apart is not None:
+        largest = one.apart.largest
+        return one.apart.nan_in_one == 0 and largest is not None and largest <= tolerance
+    if one.kind == "value" and one.a is not None and one.b is not None:
+        numbers = one.a.node, one.b.node
+        return all(isinstance(number, float) for number in numbers) and _is_close(
+            str(numbers[0]), str(numbers[1]), tolerance
         )
-    except (TypeError, ValueError):
-        return False  # these are no numbers
-
-
-def _numbers(value: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(value.double() if hasattr(value, "double") else value, np.float64)
+    return False

@@ -22,7 +22,7 @@ from pathlib import Path
 from holdfast.errors import UsageError
 from holdfast.manager.manager import CheckpointManager
 from holdfast.rehearse import script, stage
-from holdfast.rehearse.compare import Difference, compare, differing_values
+from holdfast.rehearse.compare import Difference, compare, differing
 from holdfast.rehearse.report import Act, Report, causes
 from holdfast.run.rehearsal import Completed, Entered, Line, Part, Started, read_trace
 from holdfast.run.survey import digest_of
@@ -40,7 +40,7 @@ class Plan:
     kills: int = 4
     seed: int = 0
     tolerance: float = 0.0
-    """Relative and absolute; 0 asks for the same bits."""
+    """The largest |a-b| of numbers; 0 asks for the same bits."""
     ignore: Sequence[str] = ()
     """Names of variables and metrics that may differ."""
     timeout_s: float = 600.0
@@ -197,11 +197,14 @@ class _Rehearsal:
 
     def _differing_states(self, alone: str, killed: str) -> list[Difference]:
         """Of the first checkpoint whose content differs."""
-        steps = [set(stage.checkpoints_of(self.folder / one, self.run)) for one in (alone, killed)]
+        folders = self.folder / alone, self.folder / killed
+        steps = [set(stage.checkpoints_of(folder, self.run)) for folder in folders]
+        tolerance = self.plan.tolerance
         for step in sorted(steps[0] & steps[1]):
-            states = [stage.state_of(self.folder / one, self.run, step) for one in (alone, killed)]
-            paths = differing_values(*states, tolerance=self.plan.tolerance)
-            if paths:
+            compared = stage.comparison(folders, self.run, step, values=bool(tolerance))
+            self.report.compared["leaves"] = compared.leaves
+            self.report.compared["values"] = compared.values
+            if paths := differing(compared, tolerance):
                 return [Difference("state", path, step, None) for path in paths]
         return []
 
@@ -257,7 +260,7 @@ def rehearse(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Repo
             if found:
                 rehearsal.explain(found)
             report.verdict = "different" if report.differences else "equal"
-            report.compared = _counts(rehearsal)
+            report.compared = {**_counts(rehearsal), **report.compared}
         except _Stopped as stopped:
             report.problem = str(stopped)
     return report
@@ -270,12 +273,9 @@ def _steps(done: Sequence[Completed], run: str) -> int:
 def _counts(rehearsal: _Rehearsal) -> dict[str, int]:
     entered = [line for line in rehearsal.whole if isinstance(line, Entered)]
     done = [line for line in rehearsal.whole if isinstance(line, Completed)]
-    last = stage.checkpoints_of(rehearsal.folder / "alone", rehearsal.run)[-1]
-    state = stage.state_of(rehearsal.folder / "alone", rehearsal.run, last)
     return {
         "steps": rehearsal.report.steps,
         "metrics": len({name for line in done for name in line.metrics}),
         "random states": len({name for line in entered for name in line.random}),
         "variables": len({entry[0] for line in entered for entry in line.variables}),
-        "tracked names": len(state),
     }

@@ -78,7 +78,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        return {"equal": 0, "different": 1, "incomplete": 3}[self.verdict]
+        return {"equal": 0, "different": 5, "incomplete": 3}[self.verdict]
 
     def to_tree(self) -> dict[str, Any]:
         """Plain values, for JSON."""

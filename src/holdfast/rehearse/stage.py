@@ -12,14 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from holdfast.core.records import Entry
 from holdfast.core.sealed import unseal
+from holdfast.manager.comparison import Comparison
 from holdfast.manager.listing import Listing
-from holdfast.manager.manager import CheckpointManager
 from holdfast.repo import keys
 from holdfast.run.rehearsal import VARIABLE, Part
 
@@ -95,11 +94,13 @@ def checkpoints_of(folder: Path, run: str) -> list[int]:
         return [info.step for info in listing.checkpoints()]
 
 
-def state_of(folder: Path, run: str, step: int) -> dict[Any, Any]:
-    """All that a checkpoint holds."""
-    # Its own program has just made it: a pickle in it does nothing new.
-    with CheckpointManager(folder / "runs" / run, keep=None) as manager:
-        return manager.load(step, allow_pickle=True).read()
+def comparison(
+    folders: tuple[Path, Path], run: str, step: int, *, values: bool = False
+) -> Comparison:
+    """Of the checkpoints of one step in two folders."""
+    one, other = (folder / "runs" / run for folder in folders)
+    with Listing(one) as here, Listing(other) as there:
+        return here.compare(step, there, step, values=values)
 
 
 def python_command(words: Sequence[str]) -> list[str]:

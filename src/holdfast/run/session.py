@@ -245,6 +245,10 @@ class Session:
         if not over:
             self.gradients.restore(restored.loop.get("gradients", {}))
         self.metrics.settle(is_step=False)
+        position = at.from_tree(restored.loop)
+        if position.frames and position.top.phase == "tail":
+            what = "going on behind that loop, whose variables are not set"
+            self.console.say(f"{self._address}: {position}: {what}")
         if over:
             self.console.say(
                 f"{self._address} is finished at step {self.resumed.step:,}: nothing to train"
@@ -362,8 +366,16 @@ class Session:
             self._save(reason)
 
     def tail(self) -> None:
-        if self.stop.requested:
-            self._stop_here()
+        if not self.stop.requested or not self.engine.position.replayable:
+            return
+        # A resume from here runs the tail alone, without what the body left in variables.
+        # So that is for the worst case: usually there is time for the tail.
+        if not self.nothing_to_lose():
+            self._save_now("preempted")
+        self.console.say(
+            f"{self._address}: saved step {self.engine.position.step:,}; stopping when "
+            f"{self.engine.position.top.label} goes on"
+        )
 
     def outermost_done(self) -> None:
         self._finish()

@@ -81,11 +81,15 @@ def test_a_folder_in_use_is_refused_or_written_into(run: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["new", "deep", "empty", "in use"])
 def test_damage_leaves_nothing_behind(run: Path, tmp_path: Path, kind: str) -> None:
-    for pack in (run / "packs").iterdir():
-        data = bytearray(pack.read_bytes())
-        data[-1] ^= 1  # the last chunk: much was written when it is noticed
-        pack.chmod(0o644)
-        pack.write_bytes(data)
+    with Listing(run) as ckpts:
+        manifest = ckpts.manifest(2)
+        # The tracked file: the tensor was written when it is noticed.
+        chunk = next(x for x in manifest.leaves if "vocab.txt" in x.path).chunks[0]
+    pack = run / "packs" / f"{manifest.packs[chunk.pack].name}.safetensors"
+    data = bytearray(pack.read_bytes())
+    data[chunk.offset] ^= 1
+    pack.chmod(0o644)
+    pack.write_bytes(data)
     out = tmp_path / "place" / "deep" / "out" if kind == "deep" else tmp_path / "out"
     if kind in ("empty", "in use"):
         out.mkdir()

@@ -28,6 +28,7 @@ PUBLIC = [
     "Pending",
     "Preempted",
     "Run",
+    "Variables",
     "__version__",
     "errors",
     "open",

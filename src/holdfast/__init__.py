@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from holdfast.manager import Pending as Pending
     from holdfast.manager import open as open
     from holdfast.run.run import Run as Run
+    from holdfast.run.variables import Variables as Variables
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "Pending",
     "Preempted",
     "Run",
+    "Variables",
     "__version__",
     "errors",
     "open",
@@ -57,6 +59,7 @@ _HOMES = {
     "File": "holdfast.core.files",
     "Pending": "holdfast.manager",
     "Run": "holdfast.run.run",
+    "Variables": "holdfast.run.variables",
     "open": "holdfast.manager",
 }
 

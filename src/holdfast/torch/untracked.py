@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from holdfast.run.variables import Variables
 from holdfast.torch.dtypes import describe, words
 from holdfast.torch.modules import live_state, saves_more
 from holdfast.torch.optimizers import plain_loading
@@ -85,6 +86,8 @@ def _held(value: Any) -> Iterable[Any]:
         return getattr(value, "_schedulers", ())
     if isinstance(value, Optimizer):
         return [item for item in vars(value).values() if isinstance(item, Optimizer)]
+    if isinstance(value, Variables):
+        return value.state_dict().values()
     # A trainer of the user's own, a dataclass: it saves what it holds.
     return getattr(value, "__dict__", {}).values()
 

@@ -15,6 +15,7 @@ import pytest
 
 import holdfast
 from holdfast.cli import main
+from holdfast.manager.listing import Listing
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,15 @@ def run(tmp_path: Path) -> Path:
         manager.tag(200, "gold")
         manager.pin(100)
     return address
+
+
+def newest_pack(run: Path) -> Path:
+    """The pack that was written for the newest checkpoint. Not by its time: on some file
+    systems two files in a row have the same."""
+    with Listing(run) as listing:
+        manifest = listing.manifest()
+    [name] = [pack.name for pack in manifest.packs if pack.born == manifest.ordinal]
+    return run / "packs" / f"{name}.safetensors"
 
 
 def flip(path: Path, offset: int) -> None:

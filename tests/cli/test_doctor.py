@@ -18,7 +18,15 @@ from holdfast.stores import abilities
 from holdfast.stores.abilities import Abilities
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
-from tests.cli.conftest import Command, failed, failed_loudly, flip, same_error_as_json, tidy
+from tests.cli.conftest import (
+    Command,
+    failed,
+    failed_loudly,
+    flip,
+    newest_pack,
+    same_error_as_json,
+    tidy,
+)
 from tests.cli.test_gc import killed as killed
 from tests.cli.test_render import HOSTILE, cells
 
@@ -66,7 +74,7 @@ def test_a_healthy_run(run: Path, holdfast_cli: Command, monkeypatch: pytest.Mon
 
 
 def test_damaged_bytes_show_with_full(run: Path, holdfast_cli: Command) -> None:
-    newest = max((run / "packs").iterdir(), key=lambda pack: pack.stat().st_mtime_ns)
+    newest = newest_pack(run)
     flip(newest, newest.stat().st_size - 1)
     assert holdfast_cli("doctor", run).status == 0
     done = holdfast_cli("doctor", run, "--full")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.conftest import Command, failed, flip, same_error_as_json
+from tests.cli.conftest import Command, failed, flip, newest_pack, same_error_as_json
 
 
 def test_prune_dry_run_changes_nothing(run: Path, holdfast_cli: Command) -> None:
@@ -28,7 +28,7 @@ def test_prune_dry_run_changes_nothing(run: Path, holdfast_cli: Command) -> None
 
 
 def test_prune_leaves_what_is_damaged_and_says_so(run: Path, holdfast_cli: Command) -> None:
-    newest = max((run / "packs").iterdir(), key=lambda pack: pack.stat().st_mtime_ns)
+    newest = newest_pack(run)
     flip(newest, newest.stat().st_size - 1)
     done = holdfast_cli("prune", run, "--keep", "last=1", "--dry-run")
     assert done.status == 0

@@ -13,7 +13,15 @@ from holdfast.core.retention import parse_keep
 from holdfast.errors import CheckpointNotFound, CheckpointProtected, NoIntactCheckpoint
 from holdfast.manager.listing import Listing
 from holdfast.manager.removal import plan_removal
-from tests.cli.conftest import Command, failed, failed_loudly, flip, same_error_as_json, tidy
+from tests.cli.conftest import (
+    Command,
+    failed,
+    failed_loudly,
+    flip,
+    newest_pack,
+    same_error_as_json,
+    tidy,
+)
 from tests.core.policy_records import record
 
 
@@ -89,7 +97,7 @@ def test_the_best_by_the_runs_own_rule(tmp_path: Path, holdfast_cli: Command) ->
 
 
 def test_what_is_damaged_goes_and_the_newest_intact_stays(run: Path, holdfast_cli: Command) -> None:
-    newest = max((run / "packs").iterdir(), key=lambda pack: pack.stat().st_mtime_ns)
+    newest = newest_pack(run)
     flip(newest, newest.stat().st_size - 1)
     error = failed_loudly(holdfast_cli("rm", f"{run}@300"), 1)
     assert f"nothing was removed from {run}, since it is protected:\n  step 300: newest" in error

@@ -130,6 +130,13 @@ def test_names_of_python_2() -> None:
     assert look(b"\x80\x02cUserDict\nOrderedDict\n.").runs == ("UserDict.OrderedDict",)
 
 
+def test_objects_are_counted() -> None:
+    problem = f"its pickle has more than {machine.MAX_OBJECTS:,} objects"
+    for one in (b"]", b"}", b"(", b")", b"\x8f", b"cos\nsystem\n)R0"):
+        walked = machine.walk(b"\x80\x04" + one * (machine.MAX_OBJECTS + 1))
+        assert walked.problem.startswith(problem), one
+
+
 def test_what_is_harmless_names_nothing_that_finds_names() -> None:
     """None of these may turn text into code or attributes."""
     for name in HARMLESS:
@@ -399,6 +406,18 @@ def test_an_archive_with_a_list_too_long_to_be_real() -> None:
     last = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     with pytest.raises(DamagedObject, match="longer than any real one"):
         look(b"PK\3\4" + end + locator + last)
+
+
+def test_an_archive_with_two_large_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One right before the locator, one where that says: two readers, two lists."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    data = bytearray(hostile.torch_zip(hostile.pickled({"a": 1})))
+    assert look(bytes(data)).problems == ()
+    locator = data.rindex(b"PK\6\7")
+    real = struct.unpack_from("<Q", data, locator + 8)[0]
+    data[locator + 8 : locator + 16] = struct.pack("<Q", real - 1)
+    with pytest.raises(DamagedObject, match="lies outside of it"):
+        look(bytes(data))
 
 
 def test_a_large_archive_in_the_wide_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,26 @@ def test_leaves_that_were_cut_at_other_places_are_read(
         assert different.apart == Apart(100, 1, 99.0, 0)
 
 
+def test_equal_chunks_of_a_leaf_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.manager.packer.boxes", _boxes_of(80))
+    w = np.arange(1.0, 31.0)
+    changed = w.copy()
+    changed[-1] = 0
+    for name, value in (("a", w), ("b", changed)):
+        with holdfast.CheckpointManager(tmp_path / name) as manager:
+            manager.save(1, {"w": value}).result()
+    [pack] = (tmp_path / "a" / "packs").iterdir()
+    data = pack.read_bytes()
+    assert w[:10].tobytes() in data
+    pack.chmod(0o644)
+    pack.write_bytes(data.replace(w[:10].tobytes(), bytes(80)))
+    with Listing(tmp_path / "a") as a, Listing(tmp_path / "b") as b:
+        found = a.compare(None, b, None, values=True).differences
+    assert [d.apart for d in found if d.section == "state"] == [Apart(30, 1, 30.0, 0)]
+
+
 def _boxes_of(chunk_bytes: int) -> Any:
     return lambda shape, itemsize: boxes(shape, itemsize, chunk_bytes)
 

@@ -287,6 +287,18 @@ def test_restore(run: Path, tmp_path: Path, holdfast_cli: Command) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["out"], "no scratch is left"
 
 
+def test_restore_into_the_current_folder(
+    run: Path, tmp_path: Path, holdfast_cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    before = here.stat().st_ino
+    assert holdfast_cli("restore", run, ".").status == 0
+    assert here.stat().st_ino == before, "a shell that stands here sees the files"
+    assert sorted(os.listdir()) == ["state.json", "state.safetensors"]
+
+
 def test_restore_json(run: Path, tmp_path: Path, holdfast_cli: Command) -> None:
     value = holdfast_cli("restore", run, tmp_path / "out", "--json").json
     assert value["ok"] is True

@@ -35,8 +35,9 @@ def write_whole(target: Path, fill: Callable[[Path], _T]) -> _T:
     """Let `fill` write a folder, then make it `target`; what `fill` returned.
 
     A new or empty `target` appears in one rename. Into one that has files already, or
-    that cannot be renamed over (a mount point), the new ones are moved one by one, each
-    of them whole. Nothing is left behind when `fill` raises. `fill` syncs its files.
+    that cannot be renamed over (a mount point, the current folder), the new ones are moved
+    one by one, each of them whole. Nothing is left behind when `fill` raises. `fill` syncs
+    its files.
     """
     target = Path(os.path.realpath(target))
     inside = target.is_dir() and not _can_be_renamed_over(target)
@@ -87,6 +88,8 @@ def _can_be_renamed_over(folder: Path) -> bool:
     return (
         not any(folder.iterdir())
         and not os.path.ismount(folder)
+        # A shell that stands in it would be left in a folder without a name.
+        and not os.path.samefile(folder, os.curdir)
         and os.access(folder.parent, os.W_OK | os.X_OK)
     )
 

@@ -479,3 +479,16 @@ def test_a_fork_shares_data_and_stays_whole_when_the_parent_prunes(tmp_path: Pat
 
 def test_digests_are_blake3() -> None:
     assert digest(b"abc").startswith("6437b3ac38465133ffb63b75273a8db5")
+
+
+def test_gc_tells_what_it_deletes_and_a_dry_run_deletes_nothing(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path) as ckpts:
+        ckpts.save(1, {"x": 1}).result()
+    orphan = "packs/000001-0123456789abcdef-0-0.safetensors"
+    (tmp_path / orphan).write_bytes(b"left by a dead writer")
+    with CheckpointManager(tmp_path) as ckpts:
+        assert ckpts.gc(dry_run=True) == [orphan]
+        assert (tmp_path / orphan).exists()
+        assert ckpts.gc() == [orphan]
+        assert not (tmp_path / orphan).exists()
+        assert ckpts.gc() == []

@@ -96,17 +96,24 @@ class CheckpointManager(Listing):
         or StoreReadOnly where the store cannot hold a run safely.
         """
         with self._lock:
-            self._check_usable()
             if self._writer is not None:
+                self._check_usable()
                 return
-            writer = Writer.open(self._repo, take_over=self._take_over)
-            self._writer = writer
+            writer = self._open_writer()
             try:
                 orphans = writer.collect()
                 if orphans:
                     logger.info("removed %d leftover object(s) of unfinished saves", len(orphans))
             except HoldfastError as error:
                 logger.warning("could not remove leftovers: %s", error.message)
+
+    def _open_writer(self) -> Writer:
+        """The run's writer, with what dead ones left still there if it is new."""
+        with self._lock:
+            self._check_usable()
+            if self._writer is not None:
+                return self._writer
+            writer = self._writer = Writer.open(self._repo, take_over=self._take_over)
             self._saver = Saver(
                 writer,
                 self._memory,
@@ -116,6 +123,7 @@ class CheckpointManager(Listing):
                 distrusted=self._distrusted,
                 on_commit=self._committed,
             )
+            return writer
 
     @briefly
     def save(
@@ -337,10 +345,11 @@ class CheckpointManager(Listing):
         self._writer.amend(action, change)
 
     def gc(self, *, dry_run: bool = False) -> list[str]:
-        """Delete objects that no checkpoint needs; their keys. Makes this the writer."""
-        self.acquire()
-        assert self._writer is not None
-        return self._writer.collect(dry_run=dry_run)
+        """Delete objects that no checkpoint needs; their keys. Makes this the writer.
+
+        With `dry_run` nothing is deleted.
+        """
+        return self._open_writer().collect(dry_run=dry_run)
 
     def fork(self, ref: Ref, address: str | os.PathLike[str]) -> CheckpointInfo:
         """Start a new run at `address` from a checkpoint, sharing its data.

@@ -59,6 +59,15 @@ def test_what_was_forgotten_is_named(script: str, name: str, kind: str) -> None:
     assert f"{name} ({kind}), first seen at step" in text_of(report)
 
 
+def test_global_variables_are_named_with_the_way_to_keep_them() -> None:
+    report = of("globals.py")
+    assert [(cause.name, cause.kind, cause.remedy) for cause in report.causes] == [
+        ("batch", "float64[3]", "run.track(more=holdfast.Variables(globals(), 'batch'))"),
+        ("best", "float64[]", "run.track(more=holdfast.Variables(globals(), 'best'))"),
+    ]
+    assert report.causes[1].why.startswith("is inf after a resume, and ")
+
+
 def test_what_differs_from_then_on() -> None:
     report = of("local.py")
     followed = {(one.kind, one.name) for one in report.differences}

@@ -31,6 +31,8 @@ class Difference:
     """Kind of a variable's value: "number", "StepLR", "random generator of numpy"."""
     alone: str = ""
     killed: str = ""
+    is_global: bool = False
+    """Of a variable: whether it is one of a module, and not of a function."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -95,7 +97,14 @@ def _compare_variables(
         old_kind, old_text = before.get(path, (kind, text))
         if (old_kind, old_text) != (kind, text):
             difference = Difference(
-                "variable", path, killed.step, resumed, what=kind, alone=old_text, killed=text
+                "variable",
+                path,
+                killed.step,
+                resumed,
+                what=kind,
+                alone=old_text,
+                killed=text,
+                is_global=killed.is_global,
             )
             _note(found, difference)
 

@@ -231,8 +231,16 @@ class _Rehearsal:
         ]
         real = [one for one in found if one.key not in noise and one not in hashed]
         unrepeatable = [one for one in moved if one.key in noise and one.kind == "state"]
+        # What begins anew in each process, with numbers that are not seeded, is why.
+        anew = [
+            one
+            for one in found
+            if one.key in noise and one.kind == "variable" and one.what not in ("number", "text")
+        ]
+        if unrepeatable and anew:
+            real, unrepeatable = [*anew, *real, *unrepeatable], []
         if not unrepeatable:
-            self.report.ignored += [one for one in found if one.key in noise]
+            self.report.ignored += [one for one in found if one.key in noise and one not in real]
         self.report.differences = [one for one in found if one in real or one in hashed]
         self.report.differences += unrepeatable
         if any(one.kind == "variable" for one in real):

@@ -145,23 +145,29 @@ def causes(
 
 
 def _of_variable(name: str, one: Difference) -> Cause:
-    if one.what in ("number", "text"):
-        return Cause(
-            one.name,
-            "local variable" if one.name == name else one.what,
-            one.step,
-            f"is {one.killed} after a resume, and {one.alone} without",
-            f"Keep it in the box: state = run.box({name}=…), then use state.{name}."
-            if one.name == name
-            else f"Track what holds it, or keep it in run.box: run.track({name}={name}).",
+    is_value = one.what in ("number", "text") or one.what.endswith("[]")
+    is_array = not is_value and one.what.endswith("]")
+    whole = one.name == name
+    kind = "local variable" if is_value and whole and not one.is_global else one.what
+    if is_value:
+        why = f"is {one.killed} after a resume, and {one.alone} without"
+    else:
+        why = "is not tracked: after a resume it is not what it was"
+    if whole and one.is_global and (is_value or is_array):
+        remedy = f"run.track(more=holdfast.Variables(globals(), {name!r}))"
+    elif whole and is_value:
+        remedy = f"Keep it in the box: state = run.box({name}=…), then use state.{name}."
+    elif whole and is_array:
+        remedy = (
+            f"If it is filled in place: run.track({name}={name}). If it is assigned anew: keep it "
+            "in the box."
         )
-    return Cause(
-        one.name if one.what.startswith("random generator") else name,
-        one.what,
-        one.step,
-        "is not tracked: after a resume it is not what it was",
-        f"run.track({name}={name})",
-    )
+    else:
+        remedy = f"run.track({name}={name})"
+        if is_value:
+            remedy = f"Track what holds it, or keep it in run.box: {remedy}."
+    shown = one.name if is_value or one.what.startswith("random generator") else name
+    return Cause(shown, kind, one.step, why, remedy)
 
 
 def _of_first(differences: Sequence[Difference]) -> Cause:

@@ -70,6 +70,8 @@ class Entered(msgspec.Struct, frozen=True, tag="entered"):
     """Library -> digest of its global random state."""
     variables: list[Entry]
     """Of the frame that the loop is in, without what is tracked."""
+    is_global: bool = False
+    """Whether these are global variables, and not those of a function."""
 
 
 class Completed(msgspec.Struct, frozen=True, tag="completed"):
@@ -163,6 +165,7 @@ class Recorder:
                 item=digest_of(item),
                 random={name: digest_of(state) for name, state in (states | frameworks).items()},
                 variables=survey(_scope(frame), _parts(tracked)),
+                is_global=frame is not None and frame.f_locals is frame.f_globals,
             )
         )
         self._began = time.monotonic()

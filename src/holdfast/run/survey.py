@@ -128,6 +128,8 @@ class _Visitor:
         kind = f"{value.dtype}{list(value.shape)}".removeprefix("torch.")
         if array.dtype.hasobject:
             return kind, digest_of(array.tolist())
+        if kind.endswith("[]") and not array.dtype.fields:
+            return kind, repr(value.item())
         data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         if self._sampled and data.nbytes > SAMPLED_BYTES:
             starts = np.linspace(0, data.nbytes - _BLOCK, SAMPLED_BYTES // _BLOCK, dtype=np.int64)

@@ -15,7 +15,7 @@ def entered(step: int, **changes: object) -> Entered:
     values = {
         "process": 1,
         "run": "r",
-        "loop": "batches",
+        "loop": "epochs#0/batches#0",
         "step": step,
         "item": f"item {step}",
         "random": {"python": f"state {step}"},
@@ -26,7 +26,7 @@ def entered(step: int, **changes: object) -> Entered:
 
 def completed(step: int, **metrics: float) -> Completed:
     texts = {name: repr(value) for name, value in metrics.items()}
-    return Completed(1, "r", "batches", step, texts, 0.1)
+    return Completed(1, "r", "epochs#0/batches#0", step, texts, 0.1)
 
 
 def started(step: int | None) -> Started:
@@ -61,7 +61,7 @@ def test_the_first_step_of_each_difference_counts() -> None:
         ],
     )
     assert [(one.kind, one.name, one.step) for one in found] == [
-        ("data", "batches", 2),
+        ("data", "epochs#0/batches#0", 2),
         ("random", "python", 3),
     ]
 
@@ -106,10 +106,10 @@ def test_the_first_difference_is_named_where_no_variable_is() -> None:
     found = [
         Difference("state", "model/w", 10, None),
         Difference("metric", "loss", 7, 5),
-        Difference("data", "batches", 7, 5),
+        Difference("data", "epochs#0/batches#0", 7, 5),
     ]
     [cause] = causes(found)
-    assert (cause.kind, cause.step) == ("data", 7)
+    assert (cause.name, cause.kind, cause.step) == ("batches", "data", 7)
     assert "run.batches" in cause.remedy
     [cause] = causes(found[:2])
     assert (cause.kind, cause.name) == ("metric", "loss")

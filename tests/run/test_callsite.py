@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 
+import pytest
+
+import holdfast
 from holdfast.run.callsite import Callsite
+from tests.support.jobs import Killed, fresh_address, process
 
 
 class Probe:
@@ -161,3 +166,40 @@ def test_keeps_no_frame_alive() -> None:
     reference = train()
     gc.collect()
     assert reference() is None
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ("enumerate(run.range(9))", ["enumerate"]),
+        ("enumerate(run.batches(items), 1)", ["enumerate"]),
+        ("itertools.islice(enumerate(run.range(9)), 5)", ["islice", "enumerate"]),
+        ("zip(items, run.range(len(list(enumerate(items)))))", ["zip"]),
+        ("run.batches(list(enumerate(items)))", []),
+        ("run.range(9)", []),
+        ("((run.batch, i) for i in run.range(9))", []),
+    ],
+)
+def test_what_counts_around_a_loop_is_told_after_a_resume(
+    header: str, names: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = fresh_address()
+    code = compile(
+        f"for n in {header}:\n    done()\nfor x in enumerate([]): pass", "train.py", "exec"
+    )
+
+    def job(*, dies: bool) -> str:
+        def done() -> None:
+            if run.step == 3 and dies:
+                raise Killed
+
+        with process():
+            run = holdfast.Run(address, every=1)
+            scope = {"run": run, "items": list(range(9)), "done": done, "itertools": itertools}
+            exec(code, scope)
+            run.close()
+        return capfd.readouterr().err
+
+    told = f"{' and '.join(names)} around the "
+    assert told not in job(dies=True)
+    assert (told in job(dies=False)) == bool(names)

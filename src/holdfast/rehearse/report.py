@@ -178,19 +178,25 @@ def _of_first(differences: Sequence[Difference]) -> Cause:
             "The loop is given other data after a resume. Take it from run.batches(loader), and "
             "track what makes its order and its augmentation."
         )
-    return Cause(first.name, first.kind, first.step, f"{_title(first)} differs", remedy)
+    name = _loop(first.name) if first.kind in ("data", "place") else first.name
+    return Cause(name, first.kind, first.step, f"{_title(first)} differs", remedy)
 
 
 _ORDER = ("start", "place", "random", "data", "variable", "metric", "state")
 
 
+def _loop(place: str) -> str:
+    """Of "epochs#0/batches#0" the kind of the innermost."""
+    return place.rpartition("/")[2].partition("#")[0]
+
+
 def _title(one: Difference) -> str:
     return {
         "metric": f"metric {one.name!r}",
-        "data": f"the data of run.{one.name}",
+        "data": f"the data of run.{_loop(one.name)}",
         "random": f"the random state of {one.name}",
         "state": f"{one.name}",
-        "place": f"the order of the loops ({one.name})",
+        "place": f"the order of the loops ({_loop(one.name)})",
     }.get(one.kind, one.name)
 
 

@@ -49,6 +49,14 @@ class Callsite:
         found = (f for f in stack_of(current) if id(f) == frame_id and f.f_code is code)
         return next(found, None)
 
+    def counters(self) -> list[str]:
+        """What counts items around the loop, in the line of its `for`: it knows nothing of
+        those that a resume leaves out.
+
+        `enumerate(run.batches(loader))` does; `run.batches(enumerate(loader))` is fine.
+        """
+        return list(_counters(*self._places[-1][1:])) if self._places else []
+
     def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:
         """Whether `current`, the calling frame, is in the loop's body.
 
@@ -104,3 +112,33 @@ def loop_end(code: CodeType, instruction: int) -> int | None:
                 return found.argval
             return None
     return None
+
+
+_COUNTERS = frozenset({"enumerate", "islice", "zip"})
+_LOOPS = frozenset({"batches", "epochs", "range"})
+
+
+@lru_cache(maxsize=256)
+def _counters(code: CodeType, instruction: int) -> tuple[str, ...]:
+    instructions = list(dis.get_instructions(code))
+    header = next(found.positions for found in instructions if found.offset == instruction)
+    found: list[str] = []
+    for one in instructions:
+        # The `for` has the position of what it goes through.
+        if one.offset >= instruction or not _within(one.positions, header):
+            continue
+        if one.opname in ("LOAD_ATTR", "LOAD_METHOD") and one.argval in _LOOPS:
+            break  # what follows is inside of run.batches(...)
+        if one.opname.startswith("LOAD_") and one.argval in _COUNTERS:
+            found.append(one.argval)
+    return tuple(found)
+
+
+def _within(inner: dis.Positions | None, outer: dis.Positions | None) -> bool:
+    if inner is None or outer is None or None in inner or None in outer:
+        return False  # compiled without positions
+    start, end = (inner.lineno, inner.col_offset), (inner.end_lineno, inner.end_col_offset)
+    return (outer.lineno, outer.col_offset) <= start and end <= (
+        outer.end_lineno,
+        outer.end_col_offset,
+    )

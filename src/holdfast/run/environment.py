@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.errors import UsageError
+from holdfast.errors import ConfigChanged, UsageError
 
 _PACKAGES = (
     "holdfast",
@@ -204,6 +204,25 @@ def config_diff(before: Any, now: Any) -> list[str]:
         if repr(was) != repr(is_now):
             lines.append(f"{path or 'config'}: {was!r} -> {is_now!r}")
     return lines
+
+
+def checked_config(
+    before: Any, now: Any, *, allow_change: bool, address: str
+) -> tuple[Any, list[str]]:
+    """(the config to go on with, what changed): `now`, or where a program gives none the one
+    of the last run, to which later starts are held.
+
+    Raises ConfigChanged if they differ and that is not allowed.
+    """
+    if before is None or now is None:
+        return (before if now is None else now), []
+    changes = config_diff(before, now)
+    if changes and not allow_change:
+        lines = "\n  ".join([f"{address} was started with another config:", *changes])
+        raise ConfigChanged(
+            lines, hint="Start it under another address, or pass allow_config_change=True."
+        )
+    return now, changes
 
 
 class _Absent:

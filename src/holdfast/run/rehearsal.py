@@ -61,7 +61,7 @@ class Entered(msgspec.Struct, frozen=True, tag="entered"):
     process: int
     run: str
     loop: str
-    """Kind of the loop whose body it is."""
+    """Place of the loop whose body it is: "epochs#0/batches#0"."""
     step: int
     """Completed steps."""
     item: str

@@ -17,7 +17,6 @@ from typing import Any
 
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.errors import (
-    ConfigChanged,
     CorruptionError,
     HoldfastError,
     LoopError,
@@ -86,6 +85,8 @@ class Session:
         """In the resumed checkpoint."""
         self._loaders: Collection[str] = ()
         self._lengths: dict[str, int] = {}
+        self._resuming = False
+        """The first item after a resume inside a loop is to come."""
         self._armed = False
         self._checked = False
         self._final = True
@@ -111,7 +112,14 @@ class Session:
             self.console.say(started_line(self._address, None))
             self.triggers.start(None, self._clock())
             return None
-        self._check_config(found.config)
+        manager.config, changes = environment.checked_config(
+            found.config,
+            self.settings.config,
+            allow_change=self.settings.allow_config_change,
+            address=self._address,
+        )
+        if changes:
+            self.console.say("\n  ".join(["config changed since the last run:", *changes]))
         self._remember(found)
         if self.tracked.fresh(self._names) and self.settings.strict:
             # The restore would only call the new name missing; this knows the old one.
@@ -180,25 +188,6 @@ class Session:
         if changed:
             self.console.say(differences_line(changed))
 
-    def _check_config(self, before: Any) -> None:
-        now = self.settings.config
-        if before is None:
-            return
-        if now is None:
-            self.manager.config = before  # said once, it stays what later starts are held to
-            return
-        changed = environment.config_diff(before, now)
-        if not changed:
-            return
-        lines = "\n  ".join(changed)
-        if self.settings.allow_config_change:
-            self.console.say(f"config changed since the last run:\n  {lines}")
-            return
-        raise ConfigChanged(
-            f"{self._address} was started with another config:\n  {lines}",
-            hint="Start it under another address, or pass allow_config_change=True.",
-        )
-
     def _check_settings(self, saved: Mapping[str, Any]) -> list[str]:
         objects = self.tracked.objects
         return self.constructed.check(loaded_adapters(), objects, saved, self._address)
@@ -246,6 +235,7 @@ class Session:
             self.gradients.restore(restored.loop.get("gradients", {}))
         self.metrics.settle(is_step=False)
         position = at.from_tree(restored.loop)
+        self._resuming = bool(position.frames) and position.top.completed > 0
         if position.frames and position.top.phase == "tail":
             what = "going on behind that loop, whose variables are not set"
             self.console.say(f"{self._address}: {position}: {what}")
@@ -284,10 +274,17 @@ class Session:
             )
 
     def took(self, loop: Loop, item: Any) -> None:
+        if self._resuming and self.engine.landed:
+            self._resuming = False
+            if loop.site is not None and (names := loop.site.counters()):
+                self.console.loud(
+                    f"{self._address}: {' and '.join(names)} around the {loop.label} loop begins "
+                    "anew after a resume: use run.batch, or put it inside the call"
+                )
         if self._recorder is not None and self.engine.landed:
             frame = None if loop.site is None else loop.site.frame(sys._getframe())
-            kind, step = loop.label.kind, self.engine.position.step
-            self._recorder.entered(kind, step, item, self.tracked.objects, frame)
+            step = self.engine.position.step
+            self._recorder.entered(loop.place, step, item, self.tracked.objects, frame)
 
     def acted(self) -> bool:
         return self.metrics.fresh or self.gradients.stepped
@@ -353,7 +350,7 @@ class Session:
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
         over = False
         if self._recorder is not None:
-            self._recorder.completed(loop.label.kind, step, self.metrics.known())
+            self._recorder.completed(loop.place, step, self.metrics.known())
             over = self._recorder.is_over(step)
         if last:
             return

@@ -203,3 +203,31 @@ def test_what_counts_around_a_loop_is_told_after_a_resume(
     told = f"{' and '.join(names)} around the "
     assert told not in job(dies=True)
     assert (told in job(dies=False)) == bool(names)
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ("n", ["n"]),
+        ("i, (a, b)", ["i", "a", "b"]),
+        ("n, last", ["n", "last"]),
+    ],
+)
+@pytest.mark.parametrize("function", [True, False])
+def test_what_the_for_assigns(header: str, names: list[str], function: bool) -> None:
+    seen: list[list[str]] = []
+
+    class Items:
+        def __iter__(self) -> Items:
+            return self
+
+        def __next__(self) -> object:
+            if seen:
+                raise StopIteration
+            seen.append(Callsite(sys._getframe(1)).targets())
+            return {"n": 0, "i, (a, b)": (0, (1, 2)), "n, last": (0, 1)}[header]
+
+    loop = f"for {header} in Items():\n    other = 1"
+    code = "def f():\n  " + loop.replace("\n", "\n  ") + "\nf()" if function else loop
+    exec(compile(code, "train.py", "exec"), {"Items": Items})
+    assert seen == [names]

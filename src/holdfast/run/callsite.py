@@ -57,6 +57,10 @@ class Callsite:
         """
         return list(_counters(*self._places[-1][1:])) if self._places else []
 
+    def targets(self) -> list[str]:
+        """The names that the `for` assigns: what they hold before a body is of no account."""
+        return list(_targets(*self._places[-1][1:])) if self._places else []
+
     def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:
         """Whether `current`, the calling frame, is in the loop's body.
 
@@ -131,6 +135,19 @@ def _counters(code: CodeType, instruction: int) -> tuple[str, ...]:
             break  # what follows is inside of run.batches(...)
         if one.opname.startswith("LOAD_") and one.argval in _COUNTERS:
             found.append(one.argval)
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _targets(code: CodeType, instruction: int) -> tuple[str, ...]:
+    found: list[str] = []
+    for one in dis.get_instructions(code):
+        if one.offset <= instruction or one.opname in ("UNPACK_SEQUENCE", "CACHE"):
+            continue
+        if not one.opname.startswith("STORE_") or "LOAD" in one.opname:
+            break
+        names = one.argval if isinstance(one.argval, tuple) else (one.argval,)
+        found += [name for name in names if isinstance(name, str)]
     return tuple(found)
 
 

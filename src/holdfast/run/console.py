@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +24,12 @@ class Console:
     def loud(self, line: str) -> None:
         """What must not be missed."""
         _print(line)
+
+    def notice(self, line: str) -> None:
+        """As `say`, from a signal handler: past Python's buffers, which may be in use."""
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def _print(line: str) -> None:

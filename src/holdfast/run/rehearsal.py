@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ import msgspec
 
 from holdfast.core.rng import capture_rng
 from holdfast.errors import UsageError
+from holdfast.run.callsite import Callsite
 from holdfast.run.survey import Entry, digest_of, survey
 
 VARIABLE = "HOLDFAST_REHEARSAL"
@@ -151,9 +153,13 @@ class Recorder:
         step: int,
         item: Any,
         tracked: Mapping[str, Any],
-        frame: FrameType | None,
+        site: Callsite | None,
     ) -> None:
-        """A body begins, with `step` steps complete."""
+        """A body begins, with `step` steps complete. `site`: where its loop is."""
+        frame = None if site is None else site.frame(sys._getframe())
+        scope = _scope(frame)
+        for name in site.targets() if site else ():
+            scope.pop(name, None)
         states = capture_rng()
         frameworks: Any = states.pop("frameworks")
         self._write(
@@ -164,7 +170,7 @@ class Recorder:
                 step=step,
                 item=digest_of(item),
                 random={name: digest_of(state) for name, state in (states | frameworks).items()},
-                variables=survey(_scope(frame), _parts(tracked)),
+                variables=survey(scope, _parts(tracked)),
                 is_global=frame is not None and frame.f_locals is frame.f_globals,
             )
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -282,9 +281,8 @@ class Session:
                     "anew after a resume: use run.batch, or put it inside the call"
                 )
         if self._recorder is not None and self.engine.landed:
-            frame = None if loop.site is None else loop.site.frame(sys._getframe())
             step = self.engine.position.step
-            self._recorder.entered(loop.place, step, item, self.tracked.objects, frame)
+            self._recorder.entered(loop.place, step, item, self.tracked.objects, loop.site)
 
     def acted(self) -> bool:
         return self.metrics.fresh or self.gradients.stepped
@@ -310,19 +308,9 @@ class Session:
         if fresh and first_inside and last is not None:
             self.saves.attach_later(last, fresh)
 
-    def _check_epochs(self) -> None:
-        if self.triggers.schedule.epoch and not any(
-            frame.label.kind == "epochs" for frame in self.engine.position.frames
-        ):
-            raise LoopError(
-                'every="epoch" needs a loop over run.epochs(n), and this one is in none',
-                hint="Put `for epoch in run.epochs(n):` around it, or give an interval: "
-                'every="10min" or every=500.',
-            )
-
     def open_feed(self, loop: Loop, saved: Any) -> bool:
         if loop.counted:
-            self._check_epochs()
+            self.triggers.check(frame.label.kind for frame in self.engine.position.frames)
         if not loop.loaders:
             return loop.feed.open(saved)
         as_saved = self.feeds.open(loop.place, loop.loaders, loop.mode, loop.feed, saved)
@@ -434,12 +422,8 @@ class Session:
     # -- stopping --------------------------------------------------------------------
 
     def _notice(self, signal: str) -> None:
-        if self.console.quiet:
-            return
         more = "; once more stops at once" if signal == "SIGINT" else ""
-        line = f"{self._address}: {signal}: finishing this step, then saving{more}\n"
-        with contextlib.suppress(OSError):
-            os.write(2, line.encode(errors="backslashreplace"))
+        self.console.notice(f"{self._address}: {signal}: finishing this step, then saving{more}")
 
     def _stop_here(self) -> None:
         """Save and leave the process, if this is a place to come back to."""

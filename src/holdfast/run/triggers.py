@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.core.retention import KeepPolicy
 from holdfast.core.schedule import Schedule
+from holdfast.errors import LoopError
 from holdfast.run.metrics import read
 
 
@@ -37,6 +38,15 @@ class Triggers:
         """Training starts: from the checkpoint at `step`, or from nothing."""
         self._last_step = step
         self._last_s = now_s
+
+    def check(self, loops: Iterable[str]) -> None:
+        """Raises LoopError if a rule never comes true in loops of these kinds."""
+        if self.schedule.epoch and "epochs" not in loops:
+            raise LoopError(
+                'every="epoch" needs a loop over run.epochs(n), and this one is in none',
+                hint="Put `for epoch in run.epochs(n):` around it, or give an interval: "
+                'every="10min" or every=500.',
+            )
 
     def want(self, reason: str) -> None:
         """Ask for a save at the next boundary. From any thread."""

@@ -285,3 +285,14 @@ def test_an_optimizer_tracked_inside_the_loop_is_looked_at(tmp_path: Path) -> No
         for _ in run.range(3):
             run.track(optimizer=sgd(plain(3)))
     run.close()
+
+
+def test_a_local_that_raises_when_it_is_looked_at() -> None:
+    class Broken:
+        def __getattribute__(self, name: str) -> object:
+            raise RuntimeError(name)
+
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scope = {"broken": Broken(), "optimizer": optimizer}
+    assert find_untracked(scope, {"model": model}) == ["optimizer"]

@@ -7,6 +7,7 @@ not iterated over, and in a resuming process it is brought there before its firs
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,9 +17,11 @@ from holdfast.errors import UsageError
 from holdfast.run.feed import Feed, Policy
 from holdfast.run.iterables import open_feed
 from holdfast.run.randomness import libraries
-from holdfast.run.search import generators_among
+from holdfast.run.search import find_generators, generators_among
 
 Mode = Literal["min", "cycle"]
+
+logger = logging.getLogger("holdfast")
 
 
 @dataclass
@@ -42,6 +45,7 @@ class FeedBook:
         self._tracked = tracked
         self._entries: dict[str, _Entry] = {}
         self._saved: dict[str, Any] = {}
+        self._told = False
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from the states that `states` returned."""
@@ -85,6 +89,8 @@ class FeedBook:
         found = self._entries.get(place)
         if found is not None and found.feed is feed:
             return found
+        if found is None:
+            self._check_generators(place, loaders)
         shared = next((e for e in self._entries.values() if e.feed is feed), None)
         entry = shared or _Entry(tuple(loaders), mode, feed)
         self._entries[place] = entry
@@ -93,6 +99,27 @@ class FeedBook:
         if found is not None and all(e is not found for e in self._entries.values()):
             found.feed.shutdown()  # the program built its loader anew
         return entry
+
+    def _check_generators(self, place: str, loaders: Sequence[Any]) -> None:
+        """Say once if a loop draws from a generator of another one: what a feed records of
+        it belongs to one place, and on the way back to another it is as built."""
+        if self._told:
+            return
+        known = libraries()
+        own = {id(one): one for _, one in find_generators(list(loaders), known)}
+        tracked = {id(one) for _, one in generators_among(self._tracked(), known)}
+        for other, entry in self._entries.items():
+            there = {id(one) for _, one in find_generators(list(entry.loaders), known)}
+            if own.keys() & there - tracked:
+                self._told = True
+                logger.warning(
+                    "the loops %s and %s draw from one generator: track it too, "
+                    "run.track(generator=...), or a resume behind the first loop draws other "
+                    "numbers",
+                    other,
+                    place,
+                )
+                return
 
     def states(self, open_feeds: Sequence[Feed]) -> dict[str, Any]:
         """The state of each feed that was used, except `open_feeds`, whose loops save it."""

@@ -46,8 +46,9 @@ def find_untracked(
     known = _reachable(tracked.values() if isinstance(tracked, Mapping) else tracked)
     found: list[str] = []
     for name, value in frame_locals.items():
-        stateful = isinstance(value, Optimizer | LRScheduler) or (
-            isinstance(value, torch.amp.GradScaler) and value.is_enabled()
+        kind = type(value)  # not isinstance: a local may be anything, and `__class__` run code
+        stateful = issubclass(kind, Optimizer | LRScheduler) or (
+            issubclass(kind, torch.amp.GradScaler) and value.is_enabled()
         )
         if stateful and id(value) not in known:
             known.update(_reachable([value]))

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dis
 import inspect
+import sys
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _MAX_DEPTH = 200
 
@@ -61,6 +62,10 @@ class Callsite:
         """The names that the `for` assigns: what they hold before a body is of no account."""
         return list(_targets(*self._places[-1][1:])) if self._places else []
 
+    def loop(self) -> tuple[CodeType, int] | None:
+        """The code of the frame that `frame` gives, and the place of the `for` in it."""
+        return self._places[-1][1:] if self._places else None
+
     def holds(self, current: FrameType | None, *, advancing: bool = False) -> bool | None:
         """Whether `current`, the calling frame, is in the loop's body.
 
@@ -88,6 +93,19 @@ def stack_of(frame: FrameType | None) -> list[FrameType]:
         frames.append(frame)
         frame = frame.f_back
     return frames
+
+
+def variables_of(frame: FrameType) -> dict[str, Any]:
+    """The local variables of `frame`, of a module all."""
+    own = frame.f_locals
+    variables = dict(own)
+    # Until Python 3.13 the frame keeps what it gave us, and so all values in it, while it
+    # runs: batches, graphs. Nobody else has that dict (the program may: `locals()`) if the
+    # references are the frame's, our name and the argument.
+    snapshot = isinstance(own, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED
+    if snapshot and sys.getrefcount(own) <= 3:
+        own.clear()
+    return variables
 
 
 def _fors(caller: FrameType | None) -> list[_Place]:

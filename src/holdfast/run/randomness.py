@@ -48,6 +48,10 @@ class Library(Protocol):
         """Whether `value` is a generator object of this library."""
         ...
 
+    def is_global(self, generator: Any) -> bool:
+        """Whether it is the object behind a global stream, which is always saved."""
+        ...
+
     def read(self, generator: Any) -> dict[str, Any]:
         """The generator's state as a plain tree."""
         ...
@@ -90,6 +94,9 @@ class PythonRandom:
     def owns(self, value: object) -> bool:
         return isinstance(value, random.Random) and not isinstance(value, random.SystemRandom)
 
+    def is_global(self, generator: random.Random) -> bool:
+        return generator is getattr(random.random, "__self__", None)
+
     def read(self, generator: random.Random) -> dict[str, Any]:
         return python_state(generator.getstate())
 
@@ -125,6 +132,12 @@ class NumpyRandom:
 
     def owns(self, value: object) -> bool:
         return isinstance(value, np.random.Generator | np.random.RandomState)
+
+    def is_global(self, generator: Any) -> bool:
+        if isinstance(generator, np.random.RandomState):
+            return generator is getattr(np.random.random, "__self__", None)
+        shared: Any = np.random  # its type stubs lack the function
+        return generator.bit_generator is shared.get_bit_generator()
 
     def read(self, generator: Any) -> dict[str, Any]:
         if isinstance(generator, np.random.RandomState):

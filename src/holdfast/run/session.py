@@ -42,6 +42,7 @@ from holdfast.run.settings import Settings
 from holdfast.run.signals import StopSignals, in_notebook
 from holdfast.run.tracking import Tracked, find_untracked
 from holdfast.run.triggers import Triggers
+from holdfast.run.unsaved import Unsaved
 
 logger = logging.getLogger("holdfast")
 
@@ -72,6 +73,7 @@ class Session:
         self.gradients = Accumulation()
         self.constructed = Constructed(settings.override)
         self.attributes = Attributes()
+        self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
         self.stop = StopSignals(inside=self.engine.inside, notice=self._notice)
         self.resumed: Any | None = None
@@ -273,6 +275,7 @@ class Session:
             )
 
     def took(self, loop: Loop, item: Any) -> None:
+        self.unsaved.began(loop, self.engine.position.step, landed=self.engine.landed)
         if self._resuming and self.engine.landed:
             self._resuming = False
             if loop.site is not None and (names := loop.site.counters()):
@@ -351,6 +354,7 @@ class Session:
             self._save(reason)
 
     def tail(self) -> None:
+        self.unsaved.inner_ended(self.engine.position.step)
         if not self.stop.requested or not self.engine.position.replayable:
             return
         # A resume from here runs the tail alone, without what the body left in variables.
@@ -375,11 +379,7 @@ class Session:
         self.tracked.check_complete(loaded_adapters(), saving=True)
         position = self.engine.snapshot()
         state = self.tracked.state()
-        if unsaved := self.attributes.unsaved(loaded_adapters(), state):
-            self.console.loud(
-                f"{self._address}: these numbers change and are in no checkpoint: "
-                f"{', '.join(unsaved)}; keep them in run.box, a buffer or get_extra_state"
-            )
+        self.unsaved.tell(state, self.console, self._address)
         loop = {
             **at.to_tree(position),
             "names": sorted(state),

@@ -61,6 +61,10 @@ class Tracked:
         """Everything tracked, loaders too."""
         return self._objects
 
+    def kept(self) -> tuple[list[Any], list[Any]]:
+        """What the state is made of, and the loaders that loops have iterated over."""
+        return list(self.state().values()), list(self._fed)
+
     def loaders(self) -> list[str]:
         """Names that are not in the state because a loop saves their position."""
         return sorted(name for name, value in self._objects.items() if self._is_fed(value))

@@ -11,7 +11,7 @@ from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
-from holdfast.torch import attributes, rng, settings
+from holdfast.torch import attributes, contents, rng, settings
 from holdfast.torch.gradients import Gradients
 from holdfast.torch.modules import decode_module, encode_module
 from holdfast.torch.objects import (
@@ -44,6 +44,8 @@ class TorchAdapter:
     """Implements core.adapters.Adapter for PyTorch."""
 
     name = "torch"
+    contents = contents
+    """What objects hold, for the search for state that nobody saves."""
 
     def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
         if isinstance(value, torch.Tensor):

@@ -31,6 +31,10 @@ class TorchRandom:
     def owns(self, value: object) -> bool:
         return isinstance(value, torch.Generator)
 
+    def is_global(self, generator: torch.Generator) -> bool:
+        devices = torch.cuda.default_generators
+        return any(generator is one for one in (torch.default_generator, *devices))
+
     def read(self, generator: torch.Generator) -> dict[str, Any]:
         return {"state": generator.get_state().cpu().numpy().copy()}
 

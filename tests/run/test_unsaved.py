@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import runpy
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -482,6 +484,28 @@ def test_a_dict_that_the_program_got_from_locals_stays_as_it_is() -> None:
     for _ in run.range(6):
         pass
     assert mine["run"] is run
+
+
+SCRIPTS = Path(__file__).parents[1] / "rehearse/scripts"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("average", "ema.weights (dict)"),
+        ("generator", "rng (random generator of numpy)"),
+        ("equal", ""),
+        ("local", ""),
+    ],
+)
+def test_what_a_rehearsal_would_name_is_said_without_one(
+    script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="script")
+    err = capfd.readouterr().err
+    assert err.count("in no checkpoint") == bool(said)
+    assert said in err
 
 
 def test_whose_modules_are_packages() -> None:

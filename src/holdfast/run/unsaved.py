@@ -29,7 +29,7 @@ import numpy as np
 from holdfast.core.digest import fingerprint
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.run.attributes import Attributes, shortened
-from holdfast.run.callsite import variables_of
+from holdfast.run.callsite import Callsite, variables_of
 from holdfast.run.console import Console
 from holdfast.run.held import owner_of
 from holdfast.run.kept import (
@@ -81,7 +81,7 @@ class _Variable(NamedTuple):
 class _Watch(NamedTuple):
     """A frame, by the outermost loop of the run that it is in."""
 
-    loop: Loop
+    site: Callsite
     code: CodeType
     instruction: int
     variables: dict[str, _Variable]
@@ -105,15 +105,14 @@ class Unsaved:
         """A body of `loop` is about to run; cheap after the first."""
         if self._watches is None or loop.place in self._places or not loop.counted:
             return
-        frame, where = None, None
-        if loop.site is not None:
-            frame, where = loop.site.frame(sys._getframe()), loop.site.loop()
-        if frame is None or where is None:
+        site = loop.site
+        frame = None if site is None else site.frame(sys._getframe())
+        if site is None or frame is None or (where := site.loop()) is None:
             return
         code, instruction = where
         known = self._watches.get(id(frame))
         if known is None or known.code is not code:
-            known = _Watch(loop, code, instruction, {})
+            known = _Watch(site, code, instruction, {})
         if landed:
             self._step = step
             self._places.add(loop.place)
@@ -152,9 +151,9 @@ class Unsaved:
             return
         changed: dict[int, _Owner] = {}
         for watch in watches.values():
-            frame = watch.loop.site.frame(sys._getframe()) if watch.loop.site else None
-            if frame is None or frame.f_code is not watch.code or not watch.variables:
-                continue
+            frame = watch.site.frame(sys._getframe())
+            if frame is None:
+                continue  # its function has returned
             for name, now in self._look(frame, watch, kept):
                 before = watch.variables.get(name)
                 if before is None:

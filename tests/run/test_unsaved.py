@@ -513,3 +513,15 @@ def test_whose_modules_are_packages() -> None:
     assert is_installed("collections")
     assert is_installed("builtins")
     assert not is_installed(__name__)
+
+
+def test_what_variables_keep_is_saved_and_the_rest_of_their_namespace_is_not(
+    capfd: Capture,
+) -> None:
+    script = """
+        X, rng = np.random.rand(3), np.random.default_rng(0)
+        run = Run().track(more=Variables(globals(), "X"))
+        for _ in run.range(6):
+            X = X + rng.random(3)
+        """
+    assert told(script, capfd, Variables=holdfast.Variables) == ["rng (random generator of numpy)"]

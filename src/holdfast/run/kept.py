@@ -17,6 +17,7 @@ import numpy as np
 
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.run.callsite import variables_of
+from holdfast.run.variables import Variables
 
 MAX_ITEMS = 4096
 """Containers with more are data: looking into them would take too long."""
@@ -92,6 +93,8 @@ class Kept:
         for framework in self._frameworks:
             if (parts := framework.parts(value)) is not None:
                 return parts
+        if isinstance(value, Variables):
+            return list(value.state_dict().values())  # and not all of their namespace
         if (items := items_of(value)) is not None:
             return [item for _, item in items]
         if isinstance(value, set | frozenset):

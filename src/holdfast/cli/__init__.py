@@ -1,5 +1,5 @@
 """The command line: `holdfast ls | show | diff | verify | restore | export | tag | pin | rm |
-prune | gc | doctor`.
+prune | gc | doctor | rehearse`.
 
 Each command is a file that parses, makes one call of the library and renders the
 result as a table or, with `--json`, as one JSON object. Importing this package imports

@@ -10,6 +10,7 @@ import click
 from holdfast.cli.options import json_option, opened, whole_run
 from holdfast.cli.render import (
     Column,
+    error_json,
     plural,
     print_json,
     shown,
@@ -54,9 +55,13 @@ def doctor(address: str, full: bool, repair: bool, take_over: bool, as_json: boo
             health = run.examine(full=full)
     error = _damage(address, health)
     if as_json:
-        failed = {"error": error.message, "hint": error.hint, "exit_code": 4} if error else {}
         print_json(
-            {"ok": error is None, **failed, "run": address, **_json(health, repair, repaired)}
+            {
+                "ok": error is None,
+                **error_json(error),
+                "run": address,
+                **_json(health, repair, repaired),
+            }
         )
         return 4 if error else 0
     print(health_text(health))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.core.units import format_ago
 
 if TYPE_CHECKING:
+    from holdfast.errors import HoldfastError
     from holdfast.manager.info import CheckpointInfo
 
 WIDTH = 80
@@ -182,6 +183,13 @@ def checkpoint_json(info: CheckpointInfo) -> dict[str, Any]:
         "note": info.note,
         "pickled": info.pickled,
     }
+
+
+def error_json(error: HoldfastError | None) -> dict[str, Any]:
+    """What an error adds to a command's JSON; nothing for none."""
+    if error is None:
+        return {}
+    return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from holdfast.cli.options import json_option, opened, selector_of
 from holdfast.cli.prune import decision_rows, freed_bytes
-from holdfast.cli.render import checkpoint_json, plural, print_json
+from holdfast.cli.render import checkpoint_json, error_json, plural, print_json
 from holdfast.core.address import Reference, parse_reference, short_ids
 from holdfast.core.retention import Decision
 from holdfast.core.units import format_size
@@ -48,9 +48,8 @@ def rm(references: tuple[str, ...], force: bool, dry_run: bool, as_json: bool) -
     short = short_ids([decision.record.id for decision in decisions])
     error = _refusal(named, address) if dry_run else None
     if as_json:
-        failed = _as_json(error) if error else {}
         value = _json(address, named, freed, dry_run)
-        print_json({"ok": error is None, **failed, "run": address, **value})
+        print_json({"ok": error is None, **error_json(error), "run": address, **value})
         return error.exit_code if error else 0
     print(removal_text(named, short, freed, dry_run=dry_run, now_s=time.time()))
     if error:
@@ -100,10 +99,6 @@ def _refusal(named: Sequence[Decision], address: str) -> CheckpointProtected | N
     except CheckpointProtected as error:
         return error
     return None
-
-
-def _as_json(error: CheckpointProtected) -> dict[str, Any]:
-    return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
 def _json(address: str, named: Sequence[Decision], freed: int, dry_run: bool) -> dict[str, Any]:

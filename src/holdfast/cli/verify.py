@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli.options import json_option, opened, selector_of
-from holdfast.cli.render import Column, checkpoint_json, plural, print_json, shown, table
+from holdfast.cli.render import (
+    Column,
+    checkpoint_json,
+    error_json,
+    plural,
+    print_json,
+    shown,
+    table,
+)
 from holdfast.core.address import no_checkpoint, parse_reference, short_ids
 from holdfast.core.units import format_size
 from holdfast.errors import CorruptionError
@@ -42,7 +50,6 @@ def verify(reference: str, as_json: bool) -> int:
     damaged = [result for result in results if not result.ok]
     error = _damage(wanted.address, results) if damaged else None
     if as_json:
-        failed = {"error": error.message, "hint": error.hint, "exit_code": 4} if error else {}
         rows = [
             {
                 **checkpoint_json(result.info),
@@ -52,7 +59,9 @@ def verify(reference: str, as_json: bool) -> int:
             }
             for result in results
         ]
-        print_json({"ok": error is None, **failed, "run": wanted.address, "checkpoints": rows})
+        print_json(
+            {"ok": error is None, **error_json(error), "run": wanted.address, "checkpoints": rows}
+        )
         return 4 if error else 0
     print(results_text(results))
     if error:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.run.held import MAX_ARRAY_BYTES, MAX_ITEMS, Held
+from holdfast.run.held import Held
+from holdfast.run.values import MAX_ARRAY_BYTES, MAX_ITEMS
 from tests.core.tree_harness import roundtrip
 from tests.run.feed_checks import plain
 

@@ -164,7 +164,7 @@ class Process:
 
     def passed(self, loop: Loop) -> None:
         if loop.loaders:
-            self.book.bind(loop.place, loop.loaders, loop.mode, loop.feed)
+            self.book.passed(loop.place, loop.loaders, loop.mode, loop.feed)
 
     def completed(self, *, is_step: bool) -> None:
         pass

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 import holdfast
-from tests.support.jobs import fresh_address, kill_everywhere
+from tests.support.jobs import kill_everywhere
 
 
 def loader(n: int, generator: torch.Generator, **options: Any) -> DataLoader[Any]:
@@ -148,40 +148,3 @@ def test_an_endless_python_generator_that_is_left_in_each_epoch() -> None:
                     break
 
     kill_everywhere(script)
-
-
-@pytest.mark.parametrize("tracked", [True, False])
-@pytest.mark.parametrize("kind", ["one loader", "rebuilt", "in one epoch"])
-def test_two_loops_that_draw_from_one_generator(
-    kind: str, tracked: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Tracked it goes on exactly; untracked a warning says what to do."""
-
-    def script(address: str, die: Any, trace: list) -> None:
-        generator = seeded()
-        data = loader(6, generator)
-        run = holdfast.Run(address, every=1, quiet=True).track(trace=trace)
-        if tracked:
-            run.track(generator=generator)
-        if kind == "in one epoch":
-            for _ in run.epochs(2):
-                trace.extend(batch.tolist() for batch in run.batches(data))
-                trace.extend(batch.tolist() for batch in run.batches(data))
-            return
-        for _ in run.epochs(2, name="warmup"):
-            for batch in run.batches(data):
-                die()
-                trace.append(batch.tolist())
-        if kind == "rebuilt":
-            data = loader(6, generator)
-        for _ in run.epochs(2, name="main"):
-            for batch in run.batches(data):
-                die()
-                trace.append(batch.tolist())
-
-    if tracked and kind != "in one epoch":
-        kill_everywhere(script)
-    else:
-        script(fresh_address(), lambda: None, [])
-    told = [r.getMessage() for r in caplog.records if "draw from one generator" in r.getMessage()]
-    assert bool(told) == (not tracked)

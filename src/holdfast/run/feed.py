@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from holdfast.core.rng import apply_rng
 from holdfast.errors import LoaderInterrupted as LoaderInterrupted
 from holdfast.errors import LoopError
+from holdfast.run.held import Held
 
 logger = logging.getLogger("holdfast")
 
@@ -28,6 +29,10 @@ class Feed(Protocol):
 
     name: str
     """For messages."""
+    held: list[Held]
+    """What its loaders keep between epochs, where that is found in their attributes."""
+    moves: bool
+    """A loader itself is at a place that lasts: an iterator, one with a `state_dict`."""
 
     def open(self, saved: dict[str, Any] | None) -> bool:
         """Begin an epoch (None), or go to where `state()` was called.
@@ -93,6 +98,8 @@ class BaseFeed:
 
     def __init__(self, loader: Any, *, policy: Policy = "refuse") -> None:
         self.name = describe(loader)
+        self.held: list[Held] = []
+        self.moves = False
         self.loader = loader
         self._policy: Policy = policy
         self._at: Literal["new", "inside", "end"] = "new"

@@ -8,7 +8,7 @@ not iterated over, and in a resuming process it is brought there before its firs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +16,10 @@ from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import UsageError
 from holdfast.run.feed import Feed, Policy
 from holdfast.run.iterables import open_feed
+from holdfast.run.ledger import Ledger
 from holdfast.run.randomness import libraries
-from holdfast.run.search import find_generators, generators_among
+from holdfast.run.readahead import Origin
+from holdfast.run.search import generators_among
 
 Mode = Literal["min", "cycle"]
 
@@ -45,11 +47,24 @@ class FeedBook:
         self._tracked = tracked
         self._entries: dict[str, _Entry] = {}
         self._saved: dict[str, Any] = {}
-        self._told = False
+        self.ledger = Ledger()
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from the states that `states` returned."""
+    def restore(self, saved: Mapping[str, Any], held: Iterable[dict[str, Any]] = ()) -> None:
+        """Go on from what `states` and `held` returned."""
         self._saved = dict(saved)
+        self.ledger.restore(held)
+
+    def held(self, inside: Sequence[Feed]) -> list[dict[str, Any]]:
+        """The objects that loaders keep state in. `inside`: the feed, if any, that a run
+        which stops here goes on with, within an epoch."""
+        return self.ledger.state([held for feed in inside for held in feed.held])
+
+    def met(self, place: str, origin: Origin | None) -> None:
+        """A loop of the checkpoint is met on the way back: what the loops in it have used
+        is brought to where it was at the save, so far as variables reach it."""
+        for inner, loader in self.ledger.met(place, origin):
+            if inner in self._saved:
+                self.passed(inner, [loader], "min", self.feed_for([loader], "min"))
 
     def feed_for(self, loaders: Sequence[Any], mode: Mode) -> Feed:
         """The feed that already serves these loaders, or a new one."""
@@ -62,20 +77,57 @@ class FeedBook:
     def open(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed, saved: Any) -> bool:
         """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open."""
         entry = self.bind(place, loaders, mode, feed)
-        first, entry.opened = not entry.opened, True
         before = self._take_saved(entry)
-        if saved is None and first and before is not None:
-            # Between epochs tracked generators are what the checkpoint and the prologue
-            # made of them: later than what the feed knows, the end of its last epoch.
-            found = generators_among(self._tracked(), libraries())
-            exact = [(library, one, library.read(one)) for library, one in found]
-            rng = capture_rng()
-            feed.open(before)
-            feed.close()
-            apply_rng(rng)
-            for library, one, state in exact:
-                library.write(one, state)
+        if saved is None and not entry.opened:
+            if before is not None:
+                self._settle(feed, before)
+            else:
+                self._warn_alike(feed)
+        entry.opened = True
         return feed.open(saved)
+
+    def passed(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed) -> None:
+        """The loop at `place` had ended before the checkpoint: what its loaders hold is
+        brought to where it was then. Random states may be moved."""
+        entry = self.bind(place, loaders, mode, feed)
+        before = self._take_saved(entry)
+        if before is not None and not entry.opened:
+            with self.ledger.passed():
+                self._settle(feed, before)
+            entry.opened = True
+
+    def _settle(self, feed: Feed, before: Any) -> None:
+        """Bring a feed that was not used in this process to where its last epoch ended."""
+        # Between epochs tracked generators are what the checkpoint and the prologue
+        # made of them: later than what the feed knows, the end of its last epoch.
+        found = generators_among(self._tracked(), libraries())
+        exact = [(library, one, library.read(one)) for library, one in found]
+        rng = capture_rng()
+        feed.open(before)
+        feed.close()
+        apply_rng(rng)
+        for library, one, state in exact:
+            library.write(one, state)
+
+    def _warn_alike(self, feed: Feed) -> None:
+        """The feed has no state in the checkpoint. Say so if what it holds may be what
+        another loop has used and was not put back."""
+        moved = dict(_moved(self._saved))
+        for held in feed.held:
+            known = self.ledger.known(besides=held)
+            for path, one in held.places().items():
+                loop = self.ledger.refused(one)
+                built = held.built(path) or ""
+                if not loop and one.key not in known and not self.ledger.explains(built):
+                    loop = moved.get(built, "")
+                if loop:
+                    logger.warning(
+                        "%s: its %s is as this process made it; the loop %s drew from it or from "
+                        "one like it. Unless the program seeds it, or it is another one, this "
+                        "epoch has another order than in a run that was not stopped: track it, "
+                        "run.track(generator=generator).",
+                        *(feed.name, path, loop),
+                    )
 
     def _take_saved(self, entry: _Entry) -> Any:
         """The saved state of a feed, once: a loader that the program builds in a later
@@ -89,37 +141,20 @@ class FeedBook:
         found = self._entries.get(place)
         if found is not None and found.feed is feed:
             return found
-        if found is None:
-            self._check_generators(place, loaders)
         shared = next((e for e in self._entries.values() if e.feed is feed), None)
         entry = shared or _Entry(tuple(loaders), mode, feed)
         self._entries[place] = entry
+        if shared is None:
+            for held in feed.held:
+                held.join(self.ledger)
         if found is not None and shared is None:
             feed.inherit(found.feed)
         if found is not None and all(e is not found for e in self._entries.values()):
             found.feed.shutdown()  # the program built its loader anew
+            self.ledger.release(place, found.feed.held)
+        if shared is None:
+            self.ledger.note(place, feed.held, loaders if feed.moves else ())
         return entry
-
-    def _check_generators(self, place: str, loaders: Sequence[Any]) -> None:
-        """Say once if a loop draws from a generator of another one: what a feed records of
-        it belongs to one place, and on the way back to another it is as built."""
-        if self._told:
-            return
-        known = libraries()
-        own = {id(one): one for _, one in find_generators(list(loaders), known)}
-        tracked = {id(one) for _, one in generators_among(self._tracked(), known)}
-        for other, entry in self._entries.items():
-            there = {id(one) for _, one in find_generators(list(entry.loaders), known)}
-            if own.keys() & there - tracked:
-                self._told = True
-                logger.warning(
-                    "the loops %s and %s draw from one generator: track it too, "
-                    "run.track(generator=...), or a resume behind the first loop draws other "
-                    "numbers",
-                    other,
-                    place,
-                )
-                return
 
     def states(self, open_feeds: Sequence[Feed]) -> dict[str, Any]:
         """The state of each feed that was used, except `open_feeds`, whose loops save it."""
@@ -142,6 +177,18 @@ class FeedBook:
             entry.feed.shutdown()
 
 
+def _moved(saved: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Generators in saved states that were drawn from: what each was built as, and the
+    place of its loop."""
+    for place, state in saved.items():
+        for one in state.get("feeds", [state]):
+            entries = [] if one is None else [one.get("held_now", {}), one.get("augmenting", {})]
+            for entry in [entry for found in entries for entry in found.values()]:
+                drawn = "library" in entry and entry["now"] != entry["built"]
+                if drawn and entry["lasts"] is not False:
+                    yield entry["built"], place
+
+
 def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
 
@@ -160,6 +207,8 @@ class TogetherFeed:
                 hint='Two loaders: mode="min" stops with the shorter, "cycle" repeats it.',
             )
         self.name = " and ".join(feed.name for feed in feeds)
+        self.held = [held for feed in feeds for held in feed.held]
+        self.moves = False
         self._feeds = list(feeds)
         self._mode = mode
         self._begin()

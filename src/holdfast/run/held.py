@@ -14,39 +14,20 @@ program starts from the same value.
 from __future__ import annotations
 
 import copy
-import hashlib
-from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
+from holdfast.run.ledger import Ledger
 from holdfast.run.randomness import Library, libraries
 from holdfast.run.search import find_generators, small_items
+from holdfast.run.values import SCALARS, Key, Place, assign, digest_of, owner_of
 
-# Larger attributes are data, not state: hashing them at each epoch would cost seconds.
-MAX_ARRAY_BYTES = 64 << 20
-MAX_ITEMS = 1_000_000
-
-_SCALARS = (bool, int, float, complex, str, bytes, type(None))
 DATA_NAMES = frozenset({"dataset", "data_source"})
 """Attributes in which samplers keep the data."""
 _MAX_DEPTH = 8
 
 Follow = Callable[[object], bool]
 Closed = Callable[[str, object], bool]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """One attribute. `library` is that of a generator object, None for plain data."""
-
-    owner: object
-    name: str
-    value: Any
-    library: Library | None
 
 
 class Held:
@@ -65,7 +46,9 @@ class Held:
         self._follow = follow
         self._closed = closed
         self._deep = self._search()
-        self._built = {path: _print(place) for path, place in self._places().items()}
+        self._built = {path: digest_of(place) for path, place in self.places().items()}
+        self.touched = False
+        self._ledger: Ledger | None = None
         self._begun = False
         self._ended: dict[str, str] | None = None
         self._outside: dict[str, bool] = {}
@@ -75,10 +58,27 @@ class Held:
         self._guessed: set[str] = set()
         """Paths whose saved value was put back though nobody knew whether it lasts."""
 
+    def join(self, ledger: Ledger) -> None:
+        """Share what is known of objects with all others that hold them."""
+        self._ledger = ledger
+        known = self._known()
+        for path, place in self.places().items():
+            if place.key in known:
+                self._built[path] = known[place.key]
+        ledger.join(self)
+
+    def _known(self) -> dict[Key, str | None]:
+        """Objects that others have brought up to date in this process."""
+        return {} if self._ledger is None else self._ledger.known(besides=self)
+
+    def built(self, path: str) -> str | None:
+        """A digest of the value that the program built."""
+        return self._built.get(path)
+
     def inherit(self, before: Held) -> list[str]:
         """The program built an iterable anew; `before` is what the one before it held.
         Returns the paths that a resume took to last and that turn out not to."""
-        places, old = self._places(), before._places()
+        places, old = self.places(), before.places()
         for path, place in places.items():
             if path in old and _is_same(place, old[path]):
                 self._lasts[path] = True
@@ -96,8 +96,8 @@ class Held:
     def state(self) -> dict[str, Any]:
         """A plain tree of all that `restore` needs. Copies what may change."""
         saved: dict[str, Any] = {}
-        for path, place in self._places().items():
-            now = _print(place)
+        for path, place in self.places().items():
+            now = digest_of(place)
             if now is None:
                 continue
             entry: dict[str, Any] = {
@@ -110,7 +110,7 @@ class Held:
                 entry["state"] = place.library.read(place.value)
                 if path in self._outside:
                     entry["outside"] = self._outside[path]
-            elif isinstance(place.value, _SCALARS) or now != entry["built"]:
+            elif isinstance(place.value, SCALARS) or now != entry["built"]:
                 entry["value"] = copy.deepcopy(place.value)
             saved[path] = entry
         return saved
@@ -119,13 +119,13 @@ class Held:
         """The states of the generators alone, for `put`."""
         return {
             path: {"library": place.library.name, "state": place.library.read(place.value)}
-            for path, place in self._places().items()
+            for path, place in self.places().items()
             if place.library is not None
         }
 
     def put(self, saved: dict[str, Any]) -> None:
         """Set the generators to what `generators` returned."""
-        live = self._places()
+        live = self.places()
         for path, entry in saved.items():
             place = live.get(path)
             if place is not None and place.library is not None:
@@ -134,40 +134,43 @@ class Held:
     def begin(self) -> None:
         """An epoch begins: note which generators the program has set since the last
         one ended (`generator.manual_seed(epoch)` in an epoch's prologue)."""
+        self.touched = True
         self._deep = self._search()
         if self._begun:
-            self._lasts = dict.fromkeys(self._places(), True)
+            self._lasts = dict.fromkeys(self.places(), True)
         self._begun = True
         if self._ended is None:
             return
-        for path, place in self._places().items():
+        for path, place in self.places().items():
             if place.library is not None and path in self._ended:
-                moved = _print(place) != self._ended[path]
+                moved = digest_of(place) != self._ended[path]
                 self._outside[path] = self._outside.get(path, False) or moved
         self._ended = None
 
     def end(self) -> None:
         """An epoch has ended."""
-        prints = {path: _print(place) for path, place in self._places().items()}
+        prints = {path: digest_of(place) for path, place in self.places().items()}
         self._ended = {path: now for path, now in prints.items() if now is not None}
 
     def restore(self, saved: dict[str, Any]) -> list[str]:
         """Put back what the run changed, as it was when an epoch began. Returns what
         differs for another reason, in words; the caller must then not go on inside
         that epoch."""
-        live = self._places()
-        problems = [f"{path} is new" for path in live if path not in saved and _print(live[path])]
+        live, known, self.touched = self.places(), self._known(), True
+        problems = [
+            f"{path} is new" for path in live if path not in saved and digest_of(live[path])
+        ]
         for path, entry in saved.items():
             place = live.get(path)
             if place is None:
                 problems.append(f"{path} is gone")
             elif place.library is not None:
                 problems += self._restore_generator(path, place, entry)
-            elif _print(place) == entry["now"]:
+            elif digest_of(place) == entry["now"]:
                 continue
-            elif "value" in entry and _print(place) == entry["built"]:
-                _assign(place, entry["value"])
-            elif isinstance(entry.get("value", ...), _SCALARS):
+            elif "value" in entry and (place.key in known or digest_of(place) == entry["built"]):
+                assign(place, entry["value"])
+            elif isinstance(entry.get("value", ...), SCALARS):
                 problems.append(f"{path} was {entry['value']!r}, is {place.value!r}")
             else:
                 problems.append(f"{path} has changed")
@@ -177,21 +180,25 @@ class Held:
 
     def settle(self, saved: dict[str, Any]) -> None:
         """Put back what lasts from one epoch to the next, at an epoch's end. What the
-        program sets or builds anew before each epoch is left as it has just made it."""
-        live = self._places()
+        program sets or builds anew before each epoch is left as it has just made it, and
+        so is what another loop has used since."""
+        live, known, self.touched = self.places(), self._known(), True
+        passing = self._ledger is not None and self._ledger.passing
         self._note(saved)
         for path, entry in saved.items():
             place = live.get(path)
             lasts = entry.get("lasts")
-            if place is None or lasts is False:
+            if place is None:
                 continue
-            now = _print(place)
+            if not passing and (lasts is False or place.key in known):
+                continue
+            now = digest_of(place)
             if now == entry["now"]:
                 continue
-            as_built = now == entry["built"]
+            as_built = now == entry["built"] or place.key in known
             if place.library is None:
                 if as_built and "value" in entry:
-                    _assign(place, entry["value"])
+                    assign(place, entry["value"])
                     self._note_guess(path, lasts)
                 continue
             outside = entry.get("outside")
@@ -199,16 +206,17 @@ class Held:
                 # Seeded or built in this epoch's prologue, or before the loop, with a
                 # seed from the clock? The latter has another one in each process.
                 outside = place.library.seeded(place.value)
-            if not outside:
+            if passing or not outside:
                 self._restore_generator(path, place, entry)
                 self._note_guess(path, lasts)
         self._ended = {path: entry["now"] for path, entry in saved.items()}
 
     def _note_guess(self, path: str, lasts: bool | None) -> None:
-        if lasts is None:
+        passing = self._ledger is not None and self._ledger.passing
+        if lasts is None and not passing:
             self._guessed.add(path)
 
-    def _restore_generator(self, path: str, place: _Place, entry: dict[str, Any]) -> list[str]:
+    def _restore_generator(self, path: str, place: Place, entry: dict[str, Any]) -> list[str]:
         assert place.library is not None
         try:
             if entry.get("library") != place.library.name:
@@ -225,8 +233,8 @@ class Held:
         }
         self._lasts = {path: entry.get("lasts") for path, entry in saved.items()}
 
-    def _places(self) -> dict[str, _Place]:
-        found: dict[str, _Place] = {}
+    def places(self) -> dict[str, Place]:
+        found: dict[str, Place] = {}
         known = libraries()
         seen: set[int] = set()
 
@@ -242,7 +250,7 @@ class Held:
                 elif self._closed(name, value):
                     continue
                 elif not enter(value, here, depth) and name not in DATA_NAMES:
-                    found[here] = _Place(owner, name, value, None)
+                    found[here] = Place(owner, name, value, None)
 
         def enter(value: object, path: str, depth: int) -> bool:
             """Visit `value`, or what is in it if it is a small container; whether there
@@ -258,7 +266,7 @@ class Held:
         def generator(path: str, owner: object, name: str, value: Any, library: Library) -> None:
             if id(value) not in seen:
                 seen.add(id(value))
-                found[path] = _Place(owner, name, value, library)
+                found[path] = Place(owner, name, value, library)
 
         for path, root in self._roots.items():
             library = owner_of(root, known)
@@ -283,102 +291,9 @@ class Held:
         ]
 
 
-def _is_same(place: _Place, before: _Place) -> bool:
+def _is_same(place: Place, before: Place) -> bool:
     """Whether what a run changes at one of them is seen at the other."""
     if place.library is not None:
         return place.value is before.value
-    shared = place.value is before.value and not isinstance(place.value, _SCALARS)
+    shared = place.value is before.value and not isinstance(place.value, SCALARS)
     return place.owner is before.owner or shared
-
-
-def owner_of(value: object, known: Iterable[Library]) -> Library | None:
-    """The library whose generator object `value` is."""
-    return next((library for library in known if library.owns(value)), None)
-
-
-# -- plain values -------------------------------------------------------------
-
-
-class _NotPlain(Exception):
-    pass
-
-
-def _print(place: _Place) -> str | None:
-    """A digest of the value; None for what is no plain data or too much of it."""
-    value = place.value
-    known = libraries()
-    if place.library is not None:
-        value = place.library.read(value)
-    hasher = hashlib.blake2b(digest_size=16)
-    try:
-        _feed(hasher, value, [MAX_ITEMS], known, set())
-    except _NotPlain:
-        return None
-    return hasher.hexdigest()
-
-
-def _feed(
-    hasher: Any, value: Any, budget: list[int], known: tuple[Library, ...], above: set[int]
-) -> None:
-    budget[0] -= 1
-    if budget[0] < 0:
-        raise _NotPlain
-    if isinstance(value, _SCALARS):
-        hasher.update(f"{type(value).__name__}:{value!r};".encode("utf-8", "surrogatepass"))
-        return
-    numbers = next((a for one in known if (a := one.array(value)) is not None), None)
-    if numbers is None and isinstance(value, np.generic):
-        numbers, value = np.asarray(value), None
-    if numbers is not None:
-        if numbers.dtype.hasobject or numbers.nbytes > MAX_ARRAY_BYTES:
-            raise _NotPlain
-        shown = numbers if value is None else value  # a framework's array comes as bytes
-        hasher.update(f"array:{shown.dtype}{tuple(shown.shape)};".encode())
-        hasher.update(np.ascontiguousarray(numbers).data.cast("B") if numbers.size else b"")
-        return
-    if id(value) in above:
-        raise _NotPlain  # a cycle
-    inner = above | {id(value)}
-    if type(value) in (list, tuple, deque):
-        hasher.update(f"{type(value).__name__}{len(value)}[".encode())
-        if value and (packed := _packed(value)) is not None:
-            hasher.update(packed)
-            return
-        for item in value:
-            _feed(hasher, item, budget, known, inner)
-    elif isinstance(value, dict):
-        hasher.update(f"dict{len(value)}[".encode())
-        for key, item in value.items():
-            _feed(hasher, key, budget, known, inner)
-            _feed(hasher, item, budget, known, inner)
-    else:
-        # Sets too: their order differs between processes, and so would an epoch.
-        raise _NotPlain
-
-
-def _packed(value: Iterable[Any]) -> bytes | None:
-    """A sequence of machine integers as bytes: 50 times faster than one by one."""
-    try:
-        return b"int64:" + array("q", value).tobytes()
-    except (TypeError, OverflowError):
-        return None
-
-
-def _assign(place: _Place, saved: Any) -> None:
-    """Give an attribute its saved value; containers keep their identity."""
-    live: Any = place.value
-    if isinstance(live, list | deque):
-        live.clear()
-        live.extend(saved)
-    elif isinstance(live, dict):
-        live.clear()
-        live.update(saved)
-    elif isinstance(live, np.ndarray):
-        if live.shape == np.shape(saved) and live.flags.writeable:
-            np.copyto(live, saved)
-        else:
-            vars(place.owner)[place.name] = saved
-    elif hasattr(live, "copy_") and live.shape == saved.shape:
-        live.copy_(saved)  # a tensor; this package knows none
-    else:
-        vars(place.owner)[place.name] = saved

@@ -91,6 +91,7 @@ class AskedFeed(BaseFeed):
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         super().__init__(loader, policy=policy)
+        self.moves = True
         self._guard = guard
         self._iterator: Iterator[Any] | None = None
         self._rng: dict[str, Any] | None = None
@@ -169,7 +170,9 @@ class CountedFeed(BaseFeed):
         super().__init__(loader, policy=policy)
         self._guard = guard
         self._once = isinstance(loader, Iterator)
+        self.moves = self._once
         self._held = Held({"loader": loader})
+        self.held = [self._held]
         self._iterator: Iterator[Any] | None = None
         self._streams: PrivateStreams | None = None
         self._start_state: dict[str, Any] = {}

@@ -32,7 +32,7 @@ class IndexFeed:
     """The feed of `epochs` and `range`: numbers, nothing to fetch."""
 
     def __init__(self, numbers: range | None) -> None:
-        self.name = "numbers"
+        self.name, self.moves, self.held = "numbers", False, list[Any]()
         self._numbers = numbers
         self._taken = 0
 
@@ -181,7 +181,7 @@ class Host(Protocol):
         ...
 
     def passed(self, loop: Loop) -> None:
-        """The loop had ended before the checkpoint and is not opened."""
+        """The loop had ended before the checkpoint. Random states may be moved."""
         ...
 
     def completed(self, *, is_step: bool) -> None:
@@ -250,7 +250,7 @@ class Engine:
 
     def snapshot(self) -> Position:
         """The position to save, with the innermost feed's state."""
-        if not self._loops or self.position.top.phase != "next":
+        if not self.position.inside:
             return self.position
         top = replace(self.position.top, feed=self._loops[-1].feed.state())
         return replace(self.position, frames=(*self.position.frames[:-1], top))
@@ -482,12 +482,12 @@ class Engine:
 
     def _skip(self, loop: Loop, met: Skip) -> None:
         closed: Closed = met.closed
+        self._host.passed(loop)
         if met.lands:
             self._arrive(over=not self._loops, rng=True)
             closed = replace(closed, rng=capture_rng())
         elif closed.rng is not None:
             apply_rng(closed.rng)
-        self._host.passed(loop)
         self.position = at.skip(self.position, closed)
         loop.status = Status.EXHAUSTED
 

@@ -98,6 +98,11 @@ class Position:
         return self.frames[-1]
 
     @property
+    def inside(self) -> bool:
+        """Whether the innermost loop is between two of its items."""
+        return bool(self.frames) and self.top.phase == "next"
+
+    @property
     def siblings(self) -> tuple[Closed, ...]:
         """Loops that ended in the body that a loop opened now would be part of."""
         return self.frames[-1].done if self.frames else self.done

@@ -52,6 +52,12 @@ class Origin(NamedTuple):
                 return depth
         return None
 
+    def frame(self, current: FrameType) -> FrameType | None:
+        """The frame itself, if it is `current` or among its callers."""
+        stack = stack_of(current)
+        depth = self.depth_in(stack)
+        return None if depth is None else stack[depth]
+
 
 class ReadAhead:
     """Watches what becomes of the first item of a loop, until `check` or `stop`."""

@@ -137,7 +137,7 @@ class Session:
         self.triggers.start(restored.info.step, self._clock())
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         self._lengths = dict(restored.loop.get("lengths", {}))
-        self.feeds.restore(restored.loop.get("feeds", {}))
+        self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
         return Replay(at.from_tree(restored.loop))
 
     def _remember(self, restored: Any) -> None:
@@ -185,8 +185,7 @@ class Session:
             )
         else:
             self.console.say(line)
-        changed = environment.differences(restored.environment, self.manager.environment)
-        if changed:
+        if changed := environment.differences(restored.environment, self.manager.environment):
             self.console.say(differences_line(changed))
 
     def _check_settings(self, saved: Mapping[str, Any]) -> list[str]:
@@ -220,8 +219,7 @@ class Session:
         """One line for optimizers and schedulers beside the tracked objects that are not
         tracked themselves."""
         found = find_untracked(loaded_adapters(), scope, self.tracked.objects)
-        names = [name for name in found if name not in self.settings.late]
-        if names:
+        if names := [name for name in found if name not in self.settings.late]:
             arguments = ", ".join(f"{name}={name}" for name in names)
             self.console.loud(
                 f"{', '.join(names)} will not be saved: not tracked; add run.track({arguments})"
@@ -231,6 +229,7 @@ class Session:
 
     def land(self, *, over: bool, rng: bool) -> None:
         assert self.resumed is not None
+        self.feeds.ledger.land()
         restored = self._restore(self.resumed.id, rng=rng)
         if not over:
             self.gradients.restore(restored.loop.get("gradients", {}))
@@ -305,6 +304,7 @@ class Session:
             )
 
     def opened(self, loop: Loop, *, first_inside: bool) -> None:
+        self.feeds.ledger.opened(loop.place, loop.origin)
         fresh = self.metrics.settle(is_step=False)
         last = self.saves.of(self.engine.ticks)
         # Nothing but the start of this body ran since that save.
@@ -314,20 +314,22 @@ class Session:
     def open_feed(self, loop: Loop, saved: Any) -> bool:
         if loop.counted:
             self.triggers.check(frame.label.kind for frame in self.engine.position.frames)
+        if saved is not None:
+            self.feeds.met(loop.place, loop.origin)
         if not loop.loaders:
             return loop.feed.open(saved)
         as_saved = self.feeds.open(loop.place, loop.loaders, loop.mode, loop.feed, saved)
-        length = loop.feed.length()
-        if length is not None:
-            before = self._lengths.get(loop.place)
-            if before is not None and before != length:
+        if (length := loop.feed.length()) is not None:
+            before = self._lengths.get(loop.place, length)
+            if before != length:
                 self.console.say(f"{loop.label}: {length:,} items in an epoch, {before:,} before")
             self._lengths[loop.place] = length
         return as_saved
 
     def passed(self, loop: Loop) -> None:
+        self.feeds.met(loop.place, loop.origin)
         if loop.loaders:
-            self.feeds.bind(loop.place, loop.loaders, loop.mode, loop.feed)
+            self.feeds.passed(loop.place, loop.loaders, loop.mode, loop.feed)
 
     def completed(self, *, is_step: bool) -> None:
         fresh = self.metrics.settle(is_step=is_step)
@@ -387,6 +389,7 @@ class Session:
             "metrics": self.metrics.to_tree(),
             "lengths": dict(self._lengths),
             "feeds": self.feeds.states(self.engine.open_feeds()),
+            "held": self.feeds.held(self.engine.open_feeds()[-1:] if position.inside else []),
             "gradients": self.gradients.state(),
             "settings": self.constructed.to_tree(),
             "attributes": self.attributes.to_tree(loaded_adapters(), state),
@@ -466,8 +469,7 @@ class Session:
 
     def _finish(self) -> None:
         self._save_now("final", finished=True)
-        self._final = True
-        self._armed = False
+        self._final, self._armed = True, False
         self._tidy()
         if self.stop.requested:
             self.exit(f"saved step {self.engine.position.step:,}, the last of the loop")

@@ -99,6 +99,7 @@ class _LoaderFeed(BaseFeed):
         super().__init__(loader, policy=policy)
         self._iterator: Any = None
         self._held = self._find_held()
+        self.held = [self._held]
         self._epoch: dict[str, Any] = {}
         if loader.num_workers and not loader.in_order:
             logger.warning(
@@ -215,6 +216,7 @@ class MapFeed(_LoaderFeed):
         # In workers these are seeded per batch; here they are part of the state.
         found = [] if loader.num_workers else data_generators(loader)
         self._augmenting = Held({str(number): one for number, one in enumerate(found)})
+        self.held.append(self._augmenting)
         self._generators = len(found)
 
     def identity(self) -> dict[str, Any]:
@@ -292,8 +294,7 @@ class MapFeed(_LoaderFeed):
 
     def _share(self, before: MapFeed) -> list[str]:
         own = self._augmenting.inherit(before._augmenting)
-        words = [f"a generator in its dataset ({number})" for number in own]
-        return super()._share(before) + words
+        return [*super()._share(before), *(f"a generator in its dataset ({one})" for one in own)]
 
     def _abandon(self) -> None:
         super()._abandon()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.run.loop import Engine
+from holdfast.run.engine import Engine
+from holdfast.run.random_states import RandomStates
 from tests.support.loop_programs import Act, Draw, For, Killed, Process, Use, programs
 
 
@@ -92,10 +93,7 @@ def test_every_place_of_a_typical_program() -> None:
 
 def test_without_marks_the_prologue_would_differ(monkeypatch) -> None:
     """The check above notices a wrong random state in a prologue."""
-    import holdfast.run.loop as loop
-
-    real = loop.apply_rng
-    monkeypatch.setattr(loop, "apply_rng", lambda rng: None)
+    monkeypatch.setattr(RandomStates, "apply", lambda self, states: None)
     places = range(reference(TYPICAL).places)
     wrong = 0
     for place in places:
@@ -104,7 +102,6 @@ def test_without_marks_the_prologue_would_differ(monkeypatch) -> None:
         except AssertionError:
             wrong += 1
     assert wrong > 10
-    assert real is not loop.apply_rng
 
 
 def test_a_loop_that_nests_only_later_waits_with_saves_until_its_body_ends() -> None:

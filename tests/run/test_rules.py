@@ -64,9 +64,10 @@ def test_killed_anywhere_the_same_things_happen(every: Any) -> None:
 def test_loops_are_iterators() -> None:
     run = holdfast.Run(fresh_address(), quiet=True)
     loop = run.epochs(3)
-    assert iter(loop) is loop
+    assert next(loop) == 0
+    assert next(iter(loop)) == 1
     assert len(loop) == 3
-    assert list(loop) == [0, 1, 2]
+    assert list(loop) == [2]
     with pytest.raises(LoopError, match="iterated over once"):
         iter(loop)
 

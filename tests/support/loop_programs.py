@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.run import position as at
+from holdfast.run.engine import Engine
 from holdfast.run.feeds import FeedBook
-from holdfast.run.loop import Engine, IndexFeed, Loop
+from holdfast.run.loop import IndexFeed, Loop
 from holdfast.run.position import Label, Replay
+from holdfast.run.random_states import RandomStates
 
 # -- programs -----------------------------------------------------------------
 
@@ -119,6 +121,7 @@ class Process:
     landed: int = 0
 
     def __post_init__(self) -> None:
+        self.random = RandomStates()
         self.engine = Engine(self)
         self.book = FeedBook()
         self.loaders: dict[int, Shuffled] = {}
@@ -131,6 +134,9 @@ class Process:
         self._restore(rng=True)
         self.book.restore(self.checkpoint.feeds)
         return Replay(at.from_tree(self.checkpoint.loop))
+
+    def redrawn(self, passed: Label, following: Loop) -> None:
+        raise AssertionError(f"random numbers between {passed} and {following.label}")
 
     def land(self, *, over: bool, rng: bool) -> None:
         self.landed += 1

@@ -63,6 +63,18 @@ def differences_line(differences: Sequence[str]) -> str:
     return f"since the last run: {'; '.join(differences)}"
 
 
+def redrawn_line(passed: object, following: object) -> str:
+    """
+    >>> redrawn_line("epochs", "batches").partition(". ")[0]
+    'random numbers are drawn between the epochs loop, which was left early, and the batches loop'
+    """
+    return (
+        f"random numbers are drawn between the {passed} loop, which was left early, and the "
+        f"{following} loop. Nobody saw when it was left, so they are not those of the first time. "
+        "Write `for ... in run.epochs(...)`, without a variable that holds the iterator"
+    )
+
+
 def plural(number: int, noun: str) -> str:
     """
     >>> plural(1, "step"), plural(1200, "step")

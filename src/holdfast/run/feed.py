@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from holdfast.core.rng import apply_rng
 from holdfast.errors import LoaderInterrupted as LoaderInterrupted
 from holdfast.errors import LoopError
 from holdfast.run.held import Held
+from holdfast.run.random_states import RandomStates
 
 logger = logging.getLogger("holdfast")
 
@@ -100,6 +100,8 @@ class BaseFeed:
         self.name = describe(loader)
         self.held: list[Held] = []
         self.moves = False
+        self.random = RandomStates()
+        """Of what the start of an epoch draws from."""
         self.loader = loader
         self._policy: Policy = policy
         self._at: Literal["new", "inside", "end"] = "new"
@@ -264,6 +266,6 @@ class BaseFeed:
             )
         logger.warning("%s. The epoch begins anew.", what)
         if saved.get("rng") is not None:
-            apply_rng(saved["rng"])
+            self.random.apply(saved["rng"])
         self._start()
         return False

@@ -8,18 +8,16 @@ not iterated over, and in a resuming process it is brought there before its firs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import UsageError
 from holdfast.run.feed import Feed, Policy
 from holdfast.run.iterables import open_feed
 from holdfast.run.ledger import Ledger
-from holdfast.run.randomness import libraries
+from holdfast.run.random_states import RandomStates
 from holdfast.run.readahead import Origin
-from holdfast.run.search import generators_among
 
 Mode = Literal["min", "cycle"]
 
@@ -41,10 +39,10 @@ class FeedBook:
     def __init__(
         self,
         policy: Policy = "refuse",
-        tracked: Callable[[], Iterable[object]] = tuple,
+        random: RandomStates | None = None,
     ) -> None:
         self._policy: Policy = policy
-        self._tracked = tracked
+        self._random = random or RandomStates()
         self._entries: dict[str, _Entry] = {}
         self._saved: dict[str, Any] = {}
         self.ledger = Ledger()
@@ -72,6 +70,8 @@ class FeedBook:
             if entry.mode == mode and _same(entry.loaders, loaders):
                 return entry.feed
         feeds = [open_feed(loader, policy=self._policy) for loader in loaders]
+        for feed in feeds:
+            feed.random = self._random
         return feeds[0] if len(feeds) == 1 else TogetherFeed(feeds, mode)
 
     def open(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed, saved: Any) -> bool:
@@ -100,14 +100,10 @@ class FeedBook:
         """Bring a feed that was not used in this process to where its last epoch ended."""
         # Between epochs tracked generators are what the checkpoint and the prologue
         # made of them: later than what the feed knows, the end of its last epoch.
-        found = generators_among(self._tracked(), libraries())
-        exact = [(library, one, library.read(one)) for library, one in found]
-        rng = capture_rng()
+        random = self._random.capture()
         feed.open(before)
         feed.close()
-        apply_rng(rng)
-        for library, one, state in exact:
-            library.write(one, state)
+        self._random.apply(random)
 
     def _warn_alike(self, feed: Feed) -> None:
         """The feed has no state in the checkpoint. Say so if what it holds may be what

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from holdfast.core.frameworks import adapter_for_value
-from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import LoopError
-from holdfast.run.feed import BaseFeed, Feed, Policy, Stateful, describe
+from holdfast.run.feed import BaseFeed, Policy, Stateful, describe
 from holdfast.run.held import Held
 from holdfast.run.randomness import PrivateStreams
 
 
-def open_feed(loader: Any, *, policy: Policy = "refuse") -> Feed:
+def open_feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed:
     """The feed for `loader`. Keep it as long as the loader: it remembers what the loader
     was like when it was first seen, and holds workers that persist between epochs.
 
@@ -104,7 +103,7 @@ class AskedFeed(BaseFeed):
 
     def _begin(self) -> None:
         self._left = False
-        self._rng = capture_rng()
+        self._rng = self.random.capture()
         with self._guard():
             self._iterator = iter(self.loader)
 
@@ -115,7 +114,7 @@ class AskedFeed(BaseFeed):
 
     def _resume(self, saved: dict[str, Any]) -> None:
         # It may draw as it starts: a base seed for its workers, an order.
-        apply_rng(saved["rng"])
+        self.random.apply(saved["rng"])
         with self._guard():
             self._iterator = iter(self.loader)
 
@@ -189,7 +188,7 @@ class CountedFeed(BaseFeed):
                 )
             return
         self._held.begin()
-        self._start_state = {"rng": capture_rng(), "held": self._held.state()}
+        self._start_state = {"rng": self.random.capture(), "held": self._held.state()}
         self._iterate()
 
     def _iterate(self) -> None:
@@ -212,10 +211,10 @@ class CountedFeed(BaseFeed):
             self._held.settle(saved["held_now"])
         else:
             # Left early, and the next loop goes on with it.
-            rng = capture_rng()
+            rng = self.random.capture()
             self._held.restore(saved["held"])
             self._replay(saved, 0)
-            apply_rng(rng)
+            self.random.apply(rng)
             self._held.settle(saved["held_now"])
 
     def _replay(self, saved: dict[str, Any], taken: int) -> None:
@@ -227,7 +226,7 @@ class CountedFeed(BaseFeed):
         self._start_state = {"rng": saved["rng"], "held": saved["held"]}
         self._before = int(saved["before"])
         self._exhausted = bool(saved["exhausted"])
-        apply_rng(saved["rng"])
+        self.random.apply(saved["rng"])
         self._iterate()
         for number in range(self._before + taken):
             try:

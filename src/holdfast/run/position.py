@@ -61,8 +61,10 @@ class Closed:
     broken: bool
     """Left by `break`, `return` or an exception, not exhausted."""
     rng: Any = None
-    """The random state after it, for the code up to the next loop; None if that
-    was not recorded."""
+    """The random states after it, for the code up to the next loop; None if they
+    were not recorded."""
+    guessed: bool = False
+    """It was left, nobody saw when, and `rng` is that of a later moment."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,10 @@ def complete(position: Position) -> Position:
     return replace(position, step=position.step + is_step, frames=(*position.frames[:-1], frame))
 
 
-def close(position: Position, *, broken: bool, rng: Any = None) -> Position:
+def close(position: Position, *, broken: bool, rng: Any = None, guessed: bool = False) -> Position:
     """The innermost loop ends."""
     frame = position.top
-    closed = Closed(frame.label, frame.completed, frame.limit, frame.counted, broken, rng)
+    closed = Closed(frame.label, frame.completed, frame.limit, frame.counted, broken, rng, guessed)
     return _list(replace(position, frames=position.frames[:-1]), closed)
 
 
@@ -345,6 +347,7 @@ def _closed_tree(closed: Closed) -> dict[str, Any]:
         "counted": closed.counted,
         "broken": closed.broken,
         "rng": closed.rng,
+        "guessed": closed.guessed,
     }
 
 
@@ -356,6 +359,7 @@ def _closed(tree: Any) -> Closed:
         counted=bool(tree["counted"]),
         broken=bool(tree["broken"]),
         rng=tree["rng"],
+        guessed=bool(tree.get("guessed")),
     )
 
 

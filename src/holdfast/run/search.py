@@ -64,21 +64,6 @@ def small_items(value: Any) -> list[tuple[str, Any]] | None:
     return [(f"[{key!r}]", item) for key, item in pairs]
 
 
-def generators_among(
-    values: Iterable[object], known: Iterable[Library], depth: int = 0
-) -> list[tuple[Library, Any]]:
-    """Generator objects among `values` and in small dicts, lists and tuples there."""
-    libraries = tuple(known)
-    found: list[tuple[Library, Any]] = []
-    for value in values:
-        library = next((one for one in libraries if one.owns(value)), None)
-        if library is not None:
-            found.append((library, value))
-        elif depth < MAX_DEPTH and (items := small_items(value)) is not None:
-            found += generators_among([item for _, item in items], libraries, depth + 1)
-    return found
-
-
 def _children(value: Any, closed: Callable[[str, object], bool]) -> Iterable[object]:
     if isinstance(value, dict | list | tuple):
         return [item for _, item in small_items(value) or ()]

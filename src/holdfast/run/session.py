@@ -1,6 +1,6 @@
 """What a run does at its boundaries: restore, save, stop, finish.
 
-`Session` is the engine's host (see `loop.Host`). It owns no loop logic: where the
+`Session` is the engine's host (see `engine.Host`). It owns no loop logic: where the
 program is comes from the engine, when to save from `Triggers`, what to save from
 `Tracked` and `MetricBook`, and the manager does the work.
 """
@@ -27,15 +27,17 @@ from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
 from holdfast.run.box import Box
-from holdfast.run.console import Console, differences_line, plural, started_line
+from holdfast.run.console import Console, differences_line, plural, redrawn_line, started_line
 from holdfast.run.constructed import Constructed
+from holdfast.run.engine import Engine
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
-from holdfast.run.loop import Engine, Loop
+from holdfast.run.loop import Loop
 from holdfast.run.metrics import MetricBook
-from holdfast.run.position import Replay
+from holdfast.run.position import Label, Replay
 from holdfast.run.publish import Publisher
+from holdfast.run.random_states import RandomStates
 from holdfast.run.rehearsal import Recorder
 from holdfast.run.saves import Saves
 from holdfast.run.settings import Settings
@@ -69,7 +71,8 @@ class Session:
         self.console = console
         self.tracked = Tracked(box, settings.late, settings.rename or {})
         self.metrics = MetricBook()
-        self.feeds = FeedBook(data, lambda: self.tracked.objects.values())
+        self.random = RandomStates(self.tracked.state, settings.rename)
+        self.feeds = FeedBook(data, self.random)
         self.gradients = Accumulation()
         self.constructed = Constructed(settings.override)
         self.attributes = Attributes()
@@ -226,6 +229,9 @@ class Session:
             )
 
     # -- the engine's host -----------------------------------------------------------
+
+    def redrawn(self, passed: Label, following: Loop) -> None:
+        self.console.loud(f"{self._address}: {redrawn_line(passed, following.label)}")
 
     def land(self, *, over: bool, rng: bool) -> None:
         assert self.resumed is not None

@@ -32,9 +32,8 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from holdfast.core.rng import apply_rng, capture_rng
 from holdfast.errors import LoaderInterrupted, LoopError
-from holdfast.run.feed import BaseFeed, Feed, Policy, Stateful
+from holdfast.run.feed import BaseFeed, Policy, Stateful
 from holdfast.run.held import DATA_NAMES, Held
 from holdfast.run.iterables import AskedFeed, CountedFeed
 from holdfast.run.randomness import PrivateStreams, libraries
@@ -66,7 +65,7 @@ _EAGER_SAMPLERS = (
 )
 
 
-def feed(loader: Any, *, policy: Policy = "refuse") -> Feed | None:
+def feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed | None:
     """The feed for a DataLoader; None if `loader` is something else."""
     if not isinstance(loader, DataLoader):
         return None
@@ -124,7 +123,7 @@ class _LoaderFeed(BaseFeed):
 
     def _begin(self) -> None:
         self._held.begin()
-        self._epoch = {"rng": capture_rng(), "held": self._held.state()}
+        self._epoch = {"rng": self.random.capture(), "held": self._held.state()}
         self._iterate(0)
 
     def _prepare(self, saved: dict[str, Any]) -> list[str]:
@@ -132,7 +131,7 @@ class _LoaderFeed(BaseFeed):
         return self._held.restore(saved["held"])
 
     def _resume(self, saved: dict[str, Any]) -> None:
-        apply_rng(saved["rng"])
+        self.random.apply(saved["rng"])
         self._iterate(self._taken)
         self._held.put(saved.get("generators", {}))
 
@@ -440,7 +439,7 @@ class StreamFeed(_LoaderFeed):
         if not self._asked:
             super()._resume(saved)
             return
-        apply_rng(saved["rng"])
+        self.random.apply(saved["rng"])
         if saved["dataset"] is None:
             self._iterator = iter(())
         else:

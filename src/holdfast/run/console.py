@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from holdfast.core.units import format_ago
 
+_MOST_CHANGES = 10  # in one line
+
 
 class Console:
     """Prints lines unless `quiet`; `loud` ones always."""
@@ -61,6 +63,18 @@ def differences_line(differences: Sequence[str]) -> str:
     'since the last run: torch 2.12.0 -> 2.13.0; host a -> b'
     """
     return f"since the last run: {'; '.join(differences)}"
+
+
+def config_line(changes: Sequence[str]) -> str:
+    """Of many changes the first.
+
+    >>> config_line(["lr: 0.1 -> 0.2", "seed: 1 -> (absent)"])
+    'config changed since the last run: lr: 0.1 -> 0.2; seed: 1 -> (absent)'
+    """
+    shown = list(changes[:_MOST_CHANGES])
+    if len(changes) > len(shown):
+        shown.append(f"and {len(changes) - len(shown)} more")
+    return f"config changed since the last run: {'; '.join(shown)}"
 
 
 def plural(number: int, noun: str) -> str:

@@ -27,7 +27,7 @@ from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
 from holdfast.run.box import Box
-from holdfast.run.console import Console, differences_line, plural, started_line
+from holdfast.run.console import Console, config_line, differences_line, plural, started_line
 from holdfast.run.constructed import Constructed
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
@@ -120,7 +120,7 @@ class Session:
             address=self._address,
         )
         if changes:
-            self.console.say("\n  ".join(["config changed since the last run:", *changes]))
+            self.console.say(config_line(changes))
         self._remember(found)
         if self.tracked.fresh(self._names) and self.settings.strict:
             # The restore would only call the new name missing; this knows the old one.

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from holdfast.core.address import BestBy, Selector, no_checkpoint, parse_selector, select
+from holdfast.core.address import (
+    BestBy,
+    Selector,
+    available,
+    no_checkpoint,
+    parse_selector,
+    select,
+)
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
@@ -221,8 +228,12 @@ class Listing:
 
     def untag(self, name: str) -> None:
         """Take a tag away. Raises CheckpointNotFound if no checkpoint has it."""
-        if not any(name in record.tags for record in self._records()):
-            raise CheckpointNotFound(f"no checkpoint of {self.address} has the tag {name!r}")
+        records = self._records()
+        if not any(name in record.tags for record in records):
+            raise CheckpointNotFound(
+                f"no checkpoint of {self.address} has the tag {name!r}",
+                hint=available(records) if records else "",
+            )
         self._amend("untag", lambda records: [_with_tags(r, False, name) for r in records])
 
     def pin(self, ref: Ref, reason: str = "") -> CheckpointInfo:
@@ -387,7 +398,10 @@ class Listing:
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise RunClosed(f"the manager of {self.address} is closed")
+            raise RunClosed(
+                f"the manager of {self.address} is closed",
+                hint="Open it again: holdfast.CheckpointManager(address).",
+            )
         if self._pid != os.getpid():
             raise RunClosed(
                 f"{self.address} was opened by process {self._pid}, not by this forked child",

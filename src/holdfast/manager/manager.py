@@ -66,7 +66,10 @@ class CheckpointManager(Listing):
         environment: Mapping[str, Any] | None = None,
     ) -> None:
         if rewrite_every is not None and rewrite_every < 1:
-            raise UsageError(f"rewrite_every must be at least 1, not {rewrite_every}")
+            raise UsageError(
+                f"rewrite_every must be at least 1, not {rewrite_every}",
+                hint="Give a number of saves, or leave it out.",
+            )
         super().__init__(address, keep=keep, store=store, clock=clock)
         self.config = config
         self.environment = dict(environment or {})

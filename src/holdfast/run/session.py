@@ -22,6 +22,7 @@ from holdfast.errors import (
     Preempted,
     SaveFailed,
     StoreError,
+    StructureMismatch,
 )
 from holdfast.run import environment
 from holdfast.run import position as at
@@ -155,21 +156,25 @@ class Session:
 
     def _restore(self, ref: str | None, *, rng: bool = True) -> Any:
         targets = self.tracked.targets(self._names, self._loaders)
-        restored = self.manager.restore(
-            targets,
-            ref,
-            strict=self.settings.strict,
-            only=tuple(targets),
-            skip=() if targets else tuple(self._names),
-            # Started again with the same `rename`, after a checkpoint under the new name.
-            rename={
-                old: new
-                for old, new in (self.settings.rename or {}).items()
-                if old.partition("/")[0] in self._names
-            },
-            allow_pickle=self.settings.allow_pickle,
-            rng=rng,
-        )
+        try:
+            restored = self.manager.restore(
+                targets,
+                ref,
+                strict=self.settings.strict,
+                only=tuple(targets),
+                skip=() if targets else tuple(self._names),
+                # Started again with the same `rename`, after a checkpoint under the new name.
+                rename={
+                    old: new
+                    for old, new in (self.settings.rename or {}).items()
+                    if old.partition("/")[0] in self._names
+                },
+                allow_pickle=self.settings.allow_pickle,
+                rng=rng,
+            )
+        except StructureMismatch as error:
+            error.hint = self.tracked.advice(self._names)
+            raise
         self.tracked.adopt({name: targets[name] for name in targets})
         self.constructed.put(loaded_adapters(), targets)
         self.attributes.load(restored.loop.get("attributes", {}), self.settings.rename or {})

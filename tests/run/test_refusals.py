@@ -88,6 +88,11 @@ def inside_the_data() -> None:
     list(run.batches(rows()))
 
 
+def other_loaders() -> None:
+    address = killed_at(1, lambda run: run.batches([1, 2, 3], [4, 5, 6]))
+    next(run_at(address).batches([1, 2, 3], [4, 5, 6], [7, 8, 9]))
+
+
 def saved_by_a_manager() -> None:
     address = fresh_address()
     with holdfast.CheckpointManager(address) as manager:
@@ -292,6 +297,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         LoopError,
         "saved in the loops (range 2), but the program opens epochs in the place of range",
         "give loops that run only sometimes a name=, or start under a new address",
+    ),
+    "another number of loaders": (
+        other_loaders,
+        UsageError,
+        "this loop had 2 loaders, and has 3 now",
+        "Give run.batches the same loaders.",
     ),
     "of a manager": (
         saved_by_a_manager,

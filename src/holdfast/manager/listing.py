@@ -239,7 +239,10 @@ class Listing:
     def pin(self, ref: Ref, reason: str = "") -> CheckpointInfo:
         """Keep a checkpoint whatever the rules say, until `unpin`."""
         if is_fork_pin(reason):
-            raise UsageError(f"a reason cannot start like a forked run's pin: {reason!r}")
+            raise UsageError(
+                f"a reason cannot start like a forked run's pin: {reason!r}",
+                hint="Word it otherwise.",
+            )
         return self._edit("pin", ref, lambda r: {"pins": tuple(sorted({*r.pins, reason}))})
 
     def unpin(self, ref: Ref) -> CheckpointInfo:
@@ -425,7 +428,10 @@ def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise UsageError(f"metric {name!r} is not a number: {value!r}") from None
+            raise UsageError(
+                f"metric {name!r} is not a number: {value!r:.80}",
+                hint="Metrics are numbers; keep other values in the state.",
+            ) from None
         if math.isfinite(number):
             finite[name] = number
         else:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import datetime
 import io
+import os
+import tempfile
 from collections import defaultdict, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +47,18 @@ def find(ref: Any, *metrics: dict[str, float]) -> None:
         for step, values in enumerate(metrics, 1):
             manager.save(step, {}, metrics=values, block=True)
         manager.info(ref)
+
+
+@pytest.fixture(autouse=True)
+def folders_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def made(fill: Callable[[Path], Any]) -> Path:
+    """A new folder with something in it."""
+    folder = Path(tempfile.mkdtemp())
+    fill(folder)
+    return folder
 
 
 def tag(name: str) -> None:
@@ -160,6 +175,34 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         StateError,
         "cannot save 'x': no folder '/nonexistent'",
         "Check the path.",
+    ),
+    "a link out of the folder": (
+        lambda: save(holdfast.Directory(made(lambda folder: (folder / "a").symlink_to("/etc")))),
+        UnsupportedValue,
+        "cannot save 'x/a': it is a symbolic link to '/etc', outside its folder",
+        "Directory(path, follow_links=True) stores what links point to.",
+    ),
+    "a link around the folder": (
+        lambda: save(
+            holdfast.Directory(
+                made(lambda folder: (folder / "a").symlink_to(folder)), follow_links=True
+            )
+        ),
+        StateError,
+        "cannot save 'x/a': a link leads to a folder around it",
+        "Remove the link.",
+    ),
+    "folders too deep": (
+        lambda: save(holdfast.Directory(made(lambda f: Path(f, *"d" * 70).mkdir(parents=True)))),
+        StateError,
+        "folders are nested more than 64 levels deep",
+        "Save an archive of it as one File.",
+    ),
+    "a name that is not UTF-8": (
+        lambda: save(holdfast.Directory(made(lambda f: (f / os.fsdecode(b"\xff")).touch()))),
+        StateError,
+        "its name is not valid UTF-8",
+        "Rename it.",
     ),
     # restoring
     "another shape": (

@@ -7,6 +7,8 @@ wrong argument or a wrong call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import holdfast
 from holdfast.errors import (
     BadPolicy,
+    ConfigChanged,
     HoldfastError,
     LoopError,
     RunClosed,
@@ -38,10 +41,14 @@ def first_of(*loaders: Any, **options: Any) -> Any:
     return next(run_at().batches(*loaders, **options))
 
 
-def again(loop: Callable[[holdfast.Run], Any], **options: Any) -> None:
+def five(run: holdfast.Run) -> Any:
+    return run.range(5)
+
+
+def again(loop: Callable[[holdfast.Run], Any], was: Callable[[holdfast.Run], Any] = five) -> None:
     """A program that was killed at its second step is started as `loop` has it now."""
-    address = killed_at(2, lambda run: run.range(5))
-    list(loop(run_at(address, **options)))
+    address = killed_at(2, was)
+    list(loop(run_at(address)))
 
 
 def closed_run() -> holdfast.Run:
@@ -91,6 +98,40 @@ def inside_the_data() -> None:
 def other_loaders() -> None:
     address = killed_at(1, lambda run: run.batches([1, 2, 3], [4, 5, 6]))
     next(run_at(address).batches([1, 2, 3], [4, 5, 6], [7, 8, 9]))
+
+
+def after_an_error() -> None:
+    run = run_at(every="epoch")
+    with pytest.raises(LoopError):
+        next(run.range(3))
+    next(run.range(3))
+
+
+def on_a_second_thread() -> None:
+    run = run_at()
+    loop = run.range(3)
+    next(loop)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(next, loop).result()
+
+
+def used_up() -> None:
+    numbers = iter([1, 2])
+    run = run_at()
+    for _ in run.epochs(2):
+        list(run.batches(numbers))
+
+
+def other_config() -> None:
+    address = fresh_address()
+    list(run_at(address, config={"lr": 0.1, "seed": 1}).range(1))
+    run_at(address, config={"lr": 0.2, "seed": 1}).range(1)
+
+
+def of_a_broken_rehearsal() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOLDFAST_REHEARSAL", "{not json")
+        run_at()
 
 
 def saved_by_a_manager() -> None:
@@ -309,6 +350,51 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         LoopError,
         "was written by CheckpointManager: it has no place in a loop",
         "Go on with CheckpointManager, or give the Run an address of its own.",
+    ),
+    "a shorter iterator": (
+        lambda: again(
+            lambda run: run.batches(iter([1])), was=lambda run: run.batches(iter([1, 2, 3]))
+        ),
+        LoopError,
+        "has only 1 items now; 2 had been taken when the checkpoint was made",
+        "Put its data back, or start the run at another address.",
+    ),
+    "another config": (
+        other_config,
+        ConfigChanged,
+        "was started with another config:\n  lr: 0.1 -> 0.2",
+        "go on with the new one: Run(..., allow_config_change=True).",
+    ),
+    # what came before
+    "after an error": (
+        after_an_error,
+        LoopError,
+        'the loops of this run ended with an error: every="epoch" needs',
+        "every=500. Make a new Run: it goes on from the newest checkpoint.",
+    ),
+    "on a second thread": (
+        on_a_second_thread,
+        LoopError,
+        "the range loop was advanced on a second thread",
+        "run.batches(wrapper(loader)). All loops of a run are made and iterated over on one",
+    ),
+    "an iterator that is used up": (
+        used_up,
+        LoopError,
+        "has been iterated over to its end",
+        "Give run.batches an object whose __iter__ starts anew",
+    ),
+    "a folder where an export would be": (
+        lambda: run_at(publish=f"latest:{Path(__file__).parent}"),
+        UsageError,
+        "it exists and is not a link made by Holdfast",
+        "Move it away or choose another path.",
+    ),
+    "a broken rehearsal": (
+        of_a_broken_rehearsal,
+        UsageError,
+        "HOLDFAST_REHEARSAL is set and holds no script of a rehearsal: ",
+        "Unset HOLDFAST_REHEARSAL; it is set by `holdfast rehearse` alone.",
     ),
     "closed": (lambda: closed_run().save(), RunClosed, "is closed", "Make a new Run"),
 }

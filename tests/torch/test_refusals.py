@@ -229,12 +229,12 @@ class Own(DataLoader[Any]):
     ("make", "line"),
     [
         (
-            lambda: Own(range(4), num_workers=1, persistent_workers=True),
+            lambda: Own(Stream(), num_workers=1, persistent_workers=True),
             "Own has an __iter__ of its own and persistent_workers=True: random numbers drawn in "
             "its workers go on from epoch to epoch and cannot be replayed",
         ),
         (
-            lambda: DataLoader(range(4), num_workers=1, in_order=False),
+            lambda: DataLoader(TensorDataset(torch.ones(4)), num_workers=1, in_order=False),
             "DataLoader has in_order=False: Holdfast delivers its batches in order, because an "
             "order that depends on timing cannot be resumed",
         ),

@@ -67,6 +67,17 @@ def tag(name: str) -> None:
         manager.tag(1, name)
 
 
+class Gone:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return __import__, ("gone",)
+
+
+def load_a_pickle_of_code_that_is_gone() -> None:
+    with holdfast.CheckpointManager(fresh_address(), allow_pickle=True) as manager:
+        manager.save(1, {"x": Gone()}, block=True)
+        manager.load(allow_pickle=True)["x"]
+
+
 class Clock(datetime.tzinfo):
     def utcoffset(self, dt: Any) -> datetime.timedelta:
         return datetime.timedelta(0)
@@ -242,6 +253,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         "'x/0' cannot be left out: nothing live stays in its place",
         "Restore it too, or into an object that has something there.",
     ),
+    "a pickle of code that is gone": (
+        load_a_pickle_of_code_that_is_gone,
+        StateError,
+        "cannot unpickle 'x': No module named 'gone'",
+        "It needs the modules and classes that it was saved with.",
+    ),
     # references
     "no metric": (
         lambda: find("best", {}),
@@ -352,3 +369,26 @@ def test_what_a_refusal_says(
     assert type(caught.value) is kind
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_another_global_generator_of_numpy_is_put_back_as_the_hint_says() -> None:
+    address = fresh_address()
+    numpy_random: Any = np.random  # its stubs lack two functions
+    ours = numpy_random.get_bit_generator()
+    try:
+        numpy_random.set_bit_generator(np.random.PCG64(1))
+        with holdfast.CheckpointManager(address) as manager:
+            manager.save(1, {"x": [1]}, block=True)
+            expected = np.random.rand()
+            numpy_random.set_bit_generator(ours)
+            with pytest.raises(StateError) as caught:
+                manager.restore({"x": [0]})
+            assert caught.value.message == (
+                "NumPy's global generator was a PCG64 when this was saved"
+            )
+            assert "Call numpy.random.set_bit_generator" in caught.value.hint
+            numpy_random.set_bit_generator(np.random.PCG64(2))
+            manager.restore({"x": [0]})
+        assert np.random.rand() == expected
+    finally:
+        numpy_random.set_bit_generator(ours)

@@ -41,12 +41,37 @@ def test_git_commit_and_edits(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
     clean = collect()["git"]
     assert len(clean["commit"]) == 40
-    assert clean["dirty"] is False
-    (tmp_path / "train.py").write_text("2\n")
-    edited = collect()["git"]
-    assert edited["dirty"] is True
-    line = f"code {clean['commit'][:9]} -> {clean['commit'][:9]} (edited)"
-    assert differences({"git": clean}, {"git": edited}) == [line]
+    assert clean == {"commit": clean["commit"], "dirty": False}
+    edited = []
+    for text in ("2\n", "3\n", "2\n"):
+        (tmp_path / "train.py").write_text(text)
+        edited.append(collect()["git"])
+    assert all(facts["dirty"] is True for facts in edited)
+    name = clean["commit"][:9]
+    for before, now, line in (
+        (clean, edited[0], f"code {name} -> {name} (edited)"),
+        (edited[0], clean, f"code {name} (edited) -> {name}"),
+        (edited[0], edited[1], f"code {name} (edited) -> {name} (edited otherwise)"),
+    ):
+        assert differences({"git": before}, {"git": now}) == [line]
+    assert differences({"git": edited[0]}, {"git": edited[2]}) == []
+
+
+def test_what_git_could_not_tell_is_no_difference() -> None:
+    commit = "a" * 40
+    known = [
+        {"commit": commit, "dirty": False},
+        {"commit": commit, "dirty": True, "edits": "0123"},
+    ]
+    unknown = [{}, {"commit": commit, "dirty": None}]
+    pairs = [(one, other) for one in known for other in unknown]
+    pairs.append((known[1], {"commit": commit, "dirty": True}))  # too slow to read the edits
+    for before, now in pairs:
+        assert differences({"git": before}, {"git": now}) == []
+        assert differences({"git": now}, {"git": before}) == []
+    assert differences(
+        {"git": {"commit": commit, "dirty": None}}, {"git": {"commit": "b" * 40, "dirty": True}}
+    ) == ["code aaaaaaaaa -> bbbbbbbbb (edited)"]
 
 
 def test_without_git(tmp_path: Path, monkeypatch) -> None:
@@ -61,6 +86,22 @@ def test_differences() -> None:
     now = {"python": "3.11.1", "packages": {"torch": "2.13.0", "jax": "1"}, "device": "H200"}
     assert differences(before, now) == ["device cpu -> H200", "torch 2.12.0 -> 2.13.0"]
     assert differences({}, now) == []
+
+
+def test_the_processor_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: AMD EPYC  9R14\n\nmodel name\t: other\n")
+    monkeypatch.setattr(environment, "_CPU_INFO", info)
+    epyc = collect()
+    assert epyc["cpu"] == "AMD EPYC 9R14"
+    info.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # as on ARM
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert collect()["cpu"] == "aarch64"
+    info.unlink()  # as on macOS
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert collect()["cpu"] == "arm"
+    assert differences(epyc, collect())[-1] == "cpu AMD EPYC 9R14 -> arm"
 
 
 @dataclass
@@ -83,7 +124,7 @@ def test_config_becomes_plain() -> None:
 
 
 def test_config_that_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"config\.model\[0\] is a object"):
+    with pytest.raises(UsageError, match=r"config\.model\[0\] is of type object"):
         plain_config({"model": [object()]})
 
 

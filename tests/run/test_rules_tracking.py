@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import holdfast
-from holdfast.errors import ConfigChanged, StructureMismatch
+from holdfast.errors import ConfigChanged, StructureMismatch, UsageError
 from tests.support.jobs import Killed, Model, fresh_address, process
 
 
@@ -91,6 +94,85 @@ def test_a_renamed_object() -> None:
     for steps in (5, 8):  # the same command again, when the new name is in the checkpoint
         run = holdfast.Run(address, rename={"net": "model"}, quiet=True).track(model=Model())
         assert len(list(run.range(steps))) == steps - (3 if steps == 5 else 5)
+
+
+def hinted(hint: str, option: str) -> Any:
+    """The value of an option as the hint prints it, to be pasted."""
+    found = re.search(rf"{option}=(\[.*?\]|{{.*?}})", hint)
+    assert found is not None, hint
+    return ast.literal_eval(found[1])
+
+
+def refused(address: str, tracked: dict[str, Any], **options: Any) -> StructureMismatch:
+    with pytest.raises(StructureMismatch) as caught:
+        next(holdfast.Run(address, quiet=True, **options).track(**tracked).range(5))
+    return caught.value
+
+
+def test_the_hint_of_a_renamed_object_can_be_pasted_also_the_second_time() -> None:
+    address = fresh_address()
+    net = Model()
+    list(holdfast.Run(address, quiet=True).track(net=net, opt=Model()).range(3))
+    once = {"net": "model", "opt": "opt"}
+    # The program had a rename, and then the same object got another name again.
+    error = refused(address, {"backbone": Model(), "opt": Model()}, rename=once)
+    assert f"the checkpoint of {address} holds 'model', which nothing tracks here" in error.message
+    rename = hinted(error.hint, "rename")
+    assert rename == {"net": "backbone", "opt": "opt"}
+    backbone = Model()
+    run = holdfast.Run(address, quiet=True, rename=rename).track(backbone=backbone, opt=Model())
+    assert list(run.range(5)) == [3, 4]
+    assert backbone.state_dict()["seen"] == net.seen
+
+
+def test_several_renamed_objects_are_told_the_names_to_pair() -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, quiet=True).track(net=Model(), opt=Model()).range(3))
+    error = refused(address, {"model": Model(), "optimizer": Model()})
+    assert "holds 'net', 'opt', which nothing tracks here" in error.message
+    assert "rename={old: new}; new here: 'model', 'optimizer'" in error.hint
+
+
+def test_the_hint_about_names_that_come_late_can_be_pasted() -> None:
+    address = fresh_address()
+    late = Model()
+    list(holdfast.Run(address, quiet=True).track(a=Model(), b=Model(), c=late).range(3))
+    error = refused(address, {"a": Model()}, late=["c"])
+    names = hinted(error.hint, "late")
+    assert names == ["b", "c"]
+    run = holdfast.Run(address, quiet=True, late=names).track(a=Model())
+    for _ in run.range(5):
+        run.track(b=Model(), c=Model())
+    assert run.step == 5
+
+
+def test_the_hint_about_a_new_object_can_be_pasted() -> None:
+    address = fresh_address()
+    list(holdfast.Run(address, quiet=True).track(model=Model()).range(3))
+    error = refused(address, {"model": Model(), "ema": Model()}, late=["other"])
+    assert "missing in the checkpoint (1):\n  ema" in error.message
+    names = hinted(error.hint, "late")
+    assert names == ["ema", "other"]
+    ema = Model()
+    ema.seen = 7
+    run = holdfast.Run(address, quiet=True, late=names).track(model=Model(), ema=ema)
+    assert list(run.range(5)) == [3, 4]
+    assert ema.seen == 7
+
+
+def test_a_plain_value_goes_into_the_box_as_the_hint_says() -> None:
+    address = fresh_address()
+    run = holdfast.Run(address, quiet=True)
+    with pytest.raises(UsageError) as caught:
+        run.track(lr=0.1)
+    assert "state = run.box(lr=0.1); then use state.lr." in caught.value.hint
+    state = run.box(lr=0.1)
+    for _ in run.range(2):
+        state.lr *= 2
+    run = holdfast.Run(address, quiet=True)
+    state = run.box(lr=0.1)
+    assert list(run.range(3)) == [2]
+    assert state.lr == 0.4
 
 
 def test_a_config_is_remembered_when_a_start_does_not_give_one() -> None:

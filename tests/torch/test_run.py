@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import DataLoader, TensorDataset
 
 import holdfast
+from holdfast.errors import StructureMismatch
 from tests.support.jobs import Countdown, fresh_address, process
 from tests.torch.roundtrip import assert_same
 
@@ -173,3 +175,31 @@ def test_a_lazy_model_and_its_optimizer_need_no_input_to_be_resumed(place: int) 
         lazy_training(address, Countdown(place))
     resumed = lazy_training(address, Countdown())
     assert_same(resumed, lazy_training(fresh_address(), Countdown()))
+
+
+def test_the_hint_about_a_layer_that_has_another_name_works() -> None:
+    def net(name: str, value: float) -> torch.nn.Module:
+        layers = torch.nn.Sequential(
+            OrderedDict([(name, torch.nn.Linear(1, 1)), ("tail", torch.nn.Linear(1, 1))])
+        )
+        for parameter in layers.parameters():
+            torch.nn.init.constant_(parameter, value)
+        return layers
+
+    def start(module: torch.nn.Module, **options: Any) -> list[float]:
+        run = holdfast.Run(address, every=1, quiet=True, **options).track(net=module)
+        list(run.range(2 if run.resumed is None else 3))
+        return [parameter.item() for parameter in module.parameters()]
+
+    address = fresh_address()
+    start(net("head", 1))
+    with pytest.raises(StructureMismatch) as caught:
+        start(net("top", 0))
+    assert "missing in the checkpoint (2):\n  net/top.weight\n" in caught.value.message
+    assert "unexpected in the checkpoint (2):\n  net/head.weight\n" in caught.value.message
+    assert 'Run(..., rename={"saved": "live"}), e.g. {"model/head": "model/top"}' in (
+        caught.value.hint
+    )
+    assert start(net("top", 0), rename={"net/head": "net/top"}) == [1, 1, 1, 1]
+    assert "Run(..., strict=False) leaves all that differs as it is" in caught.value.hint
+    assert start(net("head", 0), strict=False) == [0, 0, 1, 1]

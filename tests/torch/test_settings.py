@@ -91,6 +91,18 @@ def test_an_override_takes_the_new_total(capfd: pytest.CaptureFixture[str]) -> N
         job(address, one_cycle(10), steps=30, quiet=True)
 
 
+def test_the_hint_can_be_pasted_in_place_of_an_earlier_override() -> None:
+    address = fresh_address()
+    job(address, adam(lr=0.1), kill_at=4, quiet=True)
+    new = adam(lambda one: schedulers.StepLR(one, 7), lr=0.1, betas=(0.8, 0.9))
+    with pytest.raises(ConfigChanged) as caught:
+        job(address, new, quiet=True, override=["optimizer"])
+    assert "scheduler.step_size: 100 -> 7" in caught.value.message
+    assert "betas" not in caught.value.message
+    assert "Run(..., override=['optimizer', 'scheduler'])" in caught.value.hint
+    job(address, new, quiet=True, override=["optimizer", "scheduler"])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "lines"),
     [

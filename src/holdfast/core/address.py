@@ -138,7 +138,7 @@ def _last_segment(text: str) -> tuple[int, int]:
 
 def _address(address: str, text: str) -> str:
     if "\0" in address:
-        raise BadAddress(f"{text!r} has a NUL character in it")
+        raise BadAddress(f"{text!r} has a NUL character in it", hint="Take it out.")
     match = _SCHEME.fullmatch(address)
     root, path = (address[: match.start(3)], match[3]) if match else ("", address)
     if not match and address.startswith("/"):
@@ -161,7 +161,9 @@ def parse_selector(text: str | int | None) -> Selector:
         raise BadAddress(f"{text!r} names no checkpoint", hint=f"Write {SELECTORS}.")
     if isinstance(text, int):
         if text < 0:
-            raise BadAddress(f"{text} is not a step: steps are counted from 0")
+            raise BadAddress(
+                f"{text} is not a step: steps are counted from 0", hint=f"Write {SELECTORS}."
+            )
         return AtStep(text)
     text = text.removeprefix("@")
     if text == "latest":

@@ -69,8 +69,10 @@ def _describe(dtype: DType, path: str, nesting: int) -> Node:
     if dtype.hasobject:
         raise UnsupportedValue(
             path,
-            "NumPy array of Python objects",
-            hint="Use a list, or an array with a numeric or string dtype.",
+            "NumPy array of "
+            + ("strings of any length" if dtype.kind == "T" else "Python objects"),
+            hint="Use a list, array.tolist(), or an array with a numeric dtype or strings of "
+            "a fixed length.",
         )
     if nesting > _NESTING_MAX:
         raise UnsupportedValue(path, "deeply nested dtype", hint="Flatten its fields.")

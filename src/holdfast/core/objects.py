@@ -121,7 +121,10 @@ def decode_pickle(decoder: TreeDecoder, node: dict[str, Node], target: object, p
         try:
             return pickle.loads(data)  # noqa: S301 -- the caller asked for it by name
         except Exception as error:  # unpickling runs user code that raises anything
-            raise StateError(f"cannot unpickle {path!r}: {error}") from error
+            raise StateError(
+                f"cannot unpickle {path!r}: {error}",
+                hint="It needs the modules and classes that it was saved with.",
+            ) from error
 
     # Never before the whole checkpoint was accepted.
     data = _data(decoder, node, path, bytes)

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from holdfast.core.address import BestBy, Selector, no_checkpoint, parse_selector, select
+from holdfast.core.address import (
+    BestBy,
+    Selector,
+    available,
+    no_checkpoint,
+    parse_selector,
+    select,
+)
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
@@ -221,14 +228,21 @@ class Listing:
 
     def untag(self, name: str) -> None:
         """Take a tag away. Raises CheckpointNotFound if no checkpoint has it."""
-        if not any(name in record.tags for record in self._records()):
-            raise CheckpointNotFound(f"no checkpoint of {self.address} has the tag {name!r}")
+        records = self._records()
+        if not any(name in record.tags for record in records):
+            raise CheckpointNotFound(
+                f"no checkpoint of {self.address} has the tag {name!r}",
+                hint=available(records) if records else "",
+            )
         self._amend("untag", lambda records: [_with_tags(r, False, name) for r in records])
 
     def pin(self, ref: Ref, reason: str = "") -> CheckpointInfo:
         """Keep a checkpoint whatever the rules say, until `unpin`."""
         if is_fork_pin(reason):
-            raise UsageError(f"a reason cannot start like a forked run's pin: {reason!r}")
+            raise UsageError(
+                f"a reason cannot start like a forked run's pin: {reason!r}",
+                hint="Word it otherwise.",
+            )
         return self._edit("pin", ref, lambda r: {"pins": tuple(sorted({*r.pins, reason}))})
 
     def unpin(self, ref: Ref) -> CheckpointInfo:
@@ -387,7 +401,10 @@ class Listing:
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise RunClosed(f"the manager of {self.address} is closed")
+            raise RunClosed(
+                f"the manager of {self.address} is closed",
+                hint="Open it again: holdfast.CheckpointManager(address).",
+            )
         if self._pid != os.getpid():
             raise RunClosed(
                 f"{self.address} was opened by process {self._pid}, not by this forked child",
@@ -411,7 +428,10 @@ def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise UsageError(f"metric {name!r} is not a number: {value!r}") from None
+            raise UsageError(
+                f"metric {name!r} is not a number: {value!r:.80}",
+                hint="Metrics are numbers; keep other values in the state.",
+            ) from None
         if math.isfinite(number):
             finite[name] = number
         else:

@@ -66,7 +66,10 @@ class CheckpointManager(Listing):
         environment: Mapping[str, Any] | None = None,
     ) -> None:
         if rewrite_every is not None and rewrite_every < 1:
-            raise UsageError(f"rewrite_every must be at least 1, not {rewrite_every}")
+            raise UsageError(
+                f"rewrite_every must be at least 1, not {rewrite_every}",
+                hint="Give a number of saves, or leave it out.",
+            )
         super().__init__(address, keep=keep, store=store, clock=clock)
         self.config = config
         self.environment = dict(environment or {})
@@ -150,7 +153,10 @@ class CheckpointManager(Listing):
         row, SaveFailed. Other errors of a save surface in the result.
         """
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"step must be a whole number of completed steps, not {step!r}")
+            raise UsageError(
+                f"step must be a whole number of completed steps, not {step!r}",
+                hint="Count from 0: manager.save(step=0, state).",
+            )
         tag_names = tuple(check_tag(tag) for tag in tags)
         finite, odd = split_metrics(metrics or {})
         with self._lock:
@@ -221,10 +227,11 @@ class CheckpointManager(Listing):
         if isinstance(saver.last_error, Fenced):
             raise saver.last_error
         if saver.failures >= self._max_failures and not last_chance:
+            message, hint = _words(saver.last_error)
             raise SaveFailed(
                 f"{saver.failures} saves of {self.address} in a row have failed; "
-                f"the last: {saver.last_error}",
-                hint="Earlier checkpoints are whole. Mend the cause and start again.",
+                f"the last: {message}",
+                hint=f"{hint}Earlier checkpoints are whole. Mend the cause and start again.",
             ) from saver.last_error
 
     def wait(self) -> None:
@@ -249,9 +256,10 @@ class CheckpointManager(Listing):
             writer.close()
         self._repo.close()
         if saver is not None and saver.last_error is not None:
+            message, hint = _words(saver.last_error)
             raise SaveFailed(
-                f"the last save of {self.address} failed: {saver.last_error}",
-                hint="Earlier checkpoints are whole.",
+                f"the last save of {self.address} failed: {message}",
+                hint=f"{hint}Earlier checkpoints are whole. Mend the cause and start again.",
             ) from saver.last_error
 
     def __exit__(
@@ -361,3 +369,10 @@ class CheckpointManager(Listing):
             return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
         finally:
             child.close()
+
+
+def _words(error: BaseException) -> tuple[str, str]:
+    """The message of an error to quote, and its hint in front of another one."""
+    if not isinstance(error, HoldfastError):
+        return str(error), ""
+    return error.message, f"{error.hint} " if error.hint else ""

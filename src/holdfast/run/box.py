@@ -77,4 +77,7 @@ def redeclare(box: Box) -> None:
 
 def _check(name: str) -> None:
     if name.startswith("_"):
-        raise UsageError(f"run.box cannot hold {name!r}: names that start with _ are its own")
+        raise UsageError(
+            f"run.box cannot hold {name!r}: names that start with _ are its own",
+            hint=f"Call it {name.strip('_') or 'value'!r}.",
+        )

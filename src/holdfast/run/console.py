@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from holdfast.core.units import format_ago
 
+_MOST_CHANGES = 10  # in one line
+
 
 class Console:
     """Prints lines unless `quiet`; `loud` ones always."""
@@ -73,6 +75,18 @@ def redrawn_line(passed: object, following: object) -> str:
         f"{following} loop. Nobody saw when it was left, so they are not those of the first time. "
         "Write `for ... in run.epochs(...)`, without a variable that holds the iterator"
     )
+
+
+def config_line(changes: Sequence[str]) -> str:
+    """Of many changes the first.
+
+    >>> config_line(["lr: 0.1 -> 0.2", "seed: 1 -> (absent)"])
+    'config changed since the last run: lr: 0.1 -> 0.2; seed: 1 -> (absent)'
+    """
+    shown = list(changes[:_MOST_CHANGES])
+    if len(changes) > len(shown):
+        shown.append(f"and {len(changes) - len(shown)} more")
+    return f"config changed since the last run: {'; '.join(shown)}"
 
 
 def plural(number: int, noun: str) -> str:

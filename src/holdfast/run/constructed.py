@@ -60,7 +60,7 @@ class Constructed:
             }
             self._known[adapter.name] = now
         if refused:
-            raise _refusal(refused, address)
+            raise _refusal(refused, address, self._override)
         return allowed
 
     def put(self, adapters: Iterable[Any], tracked: Mapping[str, Any]) -> None:
@@ -84,8 +84,9 @@ def _object(name: str) -> str:
     return name.partition(".")[0].partition("[")[0]
 
 
-def _refusal(lines: list[str], address: str) -> ConfigChanged:
-    names = list(dict.fromkeys(_object(line.partition(":")[0]) for line in lines))
+def _refusal(lines: list[str], address: str, override: Collection[str]) -> ConfigChanged:
+    names = [*override, *(_object(line.partition(":")[0]) for line in lines)]
+    names = list(dict.fromkeys(names))
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more"]
     text = "\n  ".join(lines)

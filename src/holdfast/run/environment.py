@@ -7,6 +7,7 @@ they are loaded. Nothing here raises: facts that cannot be had are left out.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -41,6 +42,9 @@ _PACKAGES = (
 )
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 _GIT_TIMEOUT_S = 5.0
+# Without what a user's settings add to it: the same edits must give the same text.
+_DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--full-index")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def collect() -> dict[str, Any]:
@@ -52,6 +56,7 @@ def collect() -> dict[str, Any]:
         "cwd": _cwd(),
         "argv": [str(word) for word in sys.argv],
         "packages": _packages(),
+        "cpu": _cpu(),
     }
     if git := _git():
         facts["git"] = git
@@ -89,7 +94,10 @@ def _git() -> dict[str, Any]:
     if not commit:
         return {}
     status = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
+    git: dict[str, Any] = {"commit": commit, "dirty": None if status is None else bool(status)}
+    if status and (edits := _ask_git(folder, *_DIFF)):
+        git["edits"] = hashlib.sha256(edits.encode()).hexdigest()[:16]
+    return git
 
 
 def _ask_git(folder: str, *words: str) -> str | None:
@@ -110,6 +118,19 @@ def _ask_git(folder: str, *words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu() -> str:
+    """The model of the processor: others sum in another order."""
+    try:
+        with _CPU_INFO.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() == "model name" and value.strip():
+                    return " ".join(value.split())
+    except OSError:
+        pass  # only Linux has it
+    return platform.processor() or platform.machine()
 
 
 def _device() -> str:
@@ -136,18 +157,29 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"python": "3.11.2", "packages": {}}, {"python": "3.12.0", "packages": {}})
     ['python 3.11.2 -> 3.12.0']
     """
-    found: list[str] = []
-    old_git, new_git = before.get("git") or {}, now.get("git") or {}
-    if (old_git.get("commit") and new_git.get("commit")) and old_git != new_git:
-        found.append(f"code {_revision(old_git)} -> {_revision(new_git)}")
-    old = {key: before.get(key) for key in ("python", "device")} | (before.get("packages") or {})
-    new = {key: now.get(key) for key in ("python", "device")} | (now.get("packages") or {})
+    keys = ("python", "device", "cpu")
+    old = {key: before.get(key) for key in keys} | (before.get("packages") or {})
+    new = {key: now.get(key) for key in keys} | (now.get("packages") or {})
     changed = (key for key in new if old.get(key) and new[key] and old[key] != new[key])
+    found = _code_differs(before.get("git") or {}, now.get("git") or {})
     return found + [f"{key} {old[key]} -> {new[key]}" for key in changed]
 
 
-def _revision(git: Mapping[str, Any]) -> str:
-    return f"{git['commit'][:9]}{' (edited)' if git.get('dirty') else ''}"
+def _code_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    if not (old.get("commit") and new.get("commit")):
+        return []
+    was, is_now = _revision(old), _revision(new)
+    if old["commit"] == new["commit"]:
+        if old.get("dirty") is None or new.get("dirty") is None:
+            return []
+        edits = (old.get("edits"), new.get("edits"))
+        if was == is_now and all(edits) and edits[0] != edits[1]:
+            is_now = _revision(new, "edited otherwise")
+    return [f"code {was} -> {is_now}"] if was != is_now else []
+
+
+def _revision(git: Mapping[str, Any], edited: str = "edited") -> str:
+    return f"{git['commit'][:9]}{f' ({edited})' if git.get('dirty') else ''}"
 
 
 # -- config -------------------------------------------------------------------
@@ -185,7 +217,7 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise UsageError(
-        f"{path} is a {type(value).__name__}, which cannot be compared with the last run's",
+        f"{path} is of type {type(value).__name__}, which cannot be compared with the last run's",
         hint="Put only names, numbers, lists and dicts into config=.",
     )
 
@@ -220,7 +252,9 @@ def checked_config(
     if changes and not allow_change:
         lines = "\n  ".join([f"{address} was started with another config:", *changes])
         raise ConfigChanged(
-            lines, hint="Start it under another address, or pass allow_config_change=True."
+            lines,
+            hint="Start it under another address, or go on with the new one: "
+            "Run(..., allow_config_change=True).",
         )
     return now, changes
 

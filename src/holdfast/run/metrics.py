@@ -95,9 +95,12 @@ def _take(name: str, value: Any) -> Any:
     count = size() if callable(size) else size
     if isinstance(count, int) and count != 1:
         shape = tuple(getattr(value, "shape", ()))
+        argument = f"{name}=value.mean()"
+        if not name.isidentifier():
+            argument = f"**{{{name!r}: value.mean()}}"
         raise UsageError(
             f"metric {name!r} has shape {shape}; a metric is one number",
-            hint=f"Log a mean or a sum: run.log({name}=value.mean()).",
+            hint=f"Log a mean or a sum: run.log({argument}).",
         )
     if hasattr(value, "detach"):
         # A copy: `total += loss` would change the tensor that was logged. On a device

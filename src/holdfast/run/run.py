@@ -262,7 +262,9 @@ class Run:
         ones again until the longest ends.
         """
         if not loaders:
-            raise UsageError("run.batches needs a loader")
+            raise UsageError(
+                "run.batches needs a loader", hint="for batch in run.batches(loader): ..."
+            )
         self._check_open()
         feed = self._session.feeds.feed_for(loaders, mode)
         for loader in loaders:
@@ -367,7 +369,10 @@ class Run:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RunClosed(f"the run at {self.address} is closed")
+            raise RunClosed(
+                f"the run at {self.address} is closed",
+                hint="Make a new Run: it goes on from the newest checkpoint.",
+            )
         if self._pid != os.getpid():
             raise RunClosed(
                 f"the run at {self.address} belongs to process {self._pid}, not to this child",
@@ -400,13 +405,16 @@ def final_policy(text: str, policy: KeepPolicy) -> str:
             words.append(word)
     result = " ".join(words)
     if parse_keep(result).empty:
-        raise BadPolicy(f"on_finish={text!r} has no rule", hint='on_finish="final best=1"')
+        raise BadPolicy(f"on_finish={text!r} has no rule", hint='Write on_finish="final".')
     return result
 
 
 def _whole(n: int, what: str) -> int:
     if isinstance(n, bool) or not hasattr(n, "__index__") or n.__index__() < 0:
-        raise UsageError(f"{what} needs a whole number of at least 0, not {n!r}")
+        raise UsageError(
+            f"{what} needs a whole number of at least 0, not {n!r}",
+            hint=f"run.{what}(20), or run.{what}(None) to go on without end.",
+        )
     return n.__index__()
 
 

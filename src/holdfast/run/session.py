@@ -22,12 +22,20 @@ from holdfast.errors import (
     Preempted,
     SaveFailed,
     StoreError,
+    StructureMismatch,
 )
 from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
 from holdfast.run.box import Box
-from holdfast.run.console import Console, differences_line, plural, redrawn_line, started_line
+from holdfast.run.console import (
+    Console,
+    config_line,
+    differences_line,
+    plural,
+    redrawn_line,
+    started_line,
+)
 from holdfast.run.constructed import Constructed
 from holdfast.run.engine import Engine
 from holdfast.run.feed import LoaderInterrupted, Policy
@@ -123,7 +131,7 @@ class Session:
             address=self._address,
         )
         if changes:
-            self.console.say("\n  ".join(["config changed since the last run:", *changes]))
+            self.console.say(config_line(changes))
         self._remember(found)
         if self.tracked.fresh(self._names) and self.settings.strict:
             # The restore would only call the new name missing; this knows the old one.
@@ -158,21 +166,25 @@ class Session:
 
     def _restore(self, ref: str | None, *, rng: bool = True) -> Any:
         targets = self.tracked.targets(self._names, self._loaders)
-        restored = self.manager.restore(
-            targets,
-            ref,
-            strict=self.settings.strict,
-            only=tuple(targets),
-            skip=() if targets else tuple(self._names),
-            # Started again with the same `rename`, after a checkpoint under the new name.
-            rename={
-                old: new
-                for old, new in (self.settings.rename or {}).items()
-                if old.partition("/")[0] in self._names
-            },
-            allow_pickle=self.settings.allow_pickle,
-            rng=rng,
-        )
+        try:
+            restored = self.manager.restore(
+                targets,
+                ref,
+                strict=self.settings.strict,
+                only=tuple(targets),
+                skip=() if targets else tuple(self._names),
+                # Started again with the same `rename`, after a checkpoint under the new name.
+                rename={
+                    old: new
+                    for old, new in (self.settings.rename or {}).items()
+                    if old.partition("/")[0] in self._names
+                },
+                allow_pickle=self.settings.allow_pickle,
+                rng=rng,
+            )
+        except StructureMismatch as error:
+            error.hint = self.tracked.advice(self._names)
+            raise
         self.tracked.adopt({name: targets[name] for name in targets})
         self.constructed.put(loaded_adapters(), targets)
         self.attributes.load(restored.loop.get("attributes", {}), self.settings.rename or {})

@@ -12,6 +12,7 @@ BOX = "box"
 
 # What cannot be filled in place: a restored value would never reach the program.
 _VALUES = (bool, int, float, complex, str, bytes, type(None), frozenset)
+_MOST_SHOWN = 80  # letters of such a value in a message
 
 
 class Tracked:
@@ -40,10 +41,11 @@ class Tracked:
                     hint="Track the object under another name.",
                 )
             if isinstance(value, _VALUES):
+                shown = repr(value) if len(repr(value)) <= _MOST_SHOWN else "..."
                 raise UsageError(
-                    f"cannot track {name}={value!r}: a {type(value).__name__} cannot be "
+                    f"cannot track {name}={shown}: a {type(value).__name__} cannot be "
                     "restored in place",
-                    hint=f"Keep it in the box: state = run.box({name}={value!r}); "
+                    hint=f"Keep it in the box: state = run.box({name}={shown}); "
                     f"then use state.{name}.",
                 )
         fresh = [name for name in objects if name not in self._objects]
@@ -117,13 +119,32 @@ class Tracked:
             return
         names = ", ".join(map(repr, unclaimed))
         fresh = self.fresh(saved)
-        hint = f"Track them before the loop, or say late={unclaimed!r} if they come later."
+        # To be pasted in place of what was given: whole.
+        late = sorted({*self._late, *unclaimed})
+        hint = f"Track them before the loop, or say late={late!r} if they come later."
         if len(unclaimed) == len(fresh) == 1:
-            hint = f"If it was renamed: rename={{{unclaimed[0]!r}: {fresh[0]!r}}}. " + hint
+            saved_as = {new: old for old, new in self._rename.items()}
+            old = saved_as.get(unclaimed[0], unclaimed[0])
+            hint = f"If it was renamed: rename={ {**self._rename, old: fresh[0]}!r}. " + hint
+        elif fresh:
+            names_here = ", ".join(map(repr, fresh))
+            hint = f"If they were renamed: rename={{old: new}}; new here: {names_here}. " + hint
         raise StructureMismatch(
             f"the checkpoint of {address} holds {names}, which nothing tracks here",
             unexpected=unclaimed,
             hint=hint,
+        )
+
+    def advice(self, saved: Collection[str]) -> str:
+        """What to do if a restore into `targets` found differences."""
+        new = [name for name in self.fresh(saved) if name not in (BOX, *self._late)]
+        hint = ""
+        if new:
+            late = sorted({*self._late, *new})
+            hint = f"What is new starts as it is if you declare it: Run(..., late={late!r}). "
+        return hint + (
+            "Run(..., strict=False) leaves all that differs as it is; what has another name "
+            'now: Run(..., rename={"saved": "live"}), e.g. {"model/head": "model/top"}.'
         )
 
     def check_complete(self, adapters: Iterable[Any], *, saving: bool = False) -> None:

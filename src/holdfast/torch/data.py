@@ -458,7 +458,7 @@ class StreamFeed(_LoaderFeed):
                 raise LoopError(
                     f"the dataset of {self.name} has only {number:,} batches now; {skip:,} had "
                     "been taken when the checkpoint was made",
-                    hint="Put its data back as they were.",
+                    hint="Put its data back as it was.",
                 ) from None
 
     def _next(self) -> Any:

@@ -225,7 +225,7 @@ class Run:
         if not self._session.engine.started:
             found = self.manager.read_loop()
             return found.info if found else None
-        return self._session.resumed
+        return self._session.restores.resumed
 
     @property
     def finished(self) -> bool:

@@ -22,7 +22,6 @@ from holdfast.errors import (
     Preempted,
     SaveFailed,
     StoreError,
-    StructureMismatch,
 )
 from holdfast.run import environment
 from holdfast.run import position as at
@@ -47,6 +46,7 @@ from holdfast.run.position import Label, Replay
 from holdfast.run.publish import Publisher
 from holdfast.run.random_states import RandomStates
 from holdfast.run.rehearsal import Recorder
+from holdfast.run.restores import Restores
 from holdfast.run.saves import Saves
 from holdfast.run.settings import Settings
 from holdfast.run.signals import StopSignals, in_notebook
@@ -87,15 +87,11 @@ class Session:
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
         self.stop = StopSignals(inside=self.engine.inside, notice=self._notice)
-        self.resumed: Any | None = None
-        """The checkpoint that was restored."""
+        self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self._recorder = recorder
         self._address: str = manager.address
-        self._names: Collection[str] = ()
-        """In the resumed checkpoint."""
-        self._loaders: Collection[str] = ()
         self._lengths: dict[str, int] = {}
         self._resuming = False
         """The first item after a resume inside a loop is to come."""
@@ -120,7 +116,7 @@ class Session:
         self.attributes.note(loaded_adapters(), self.tracked.objects)
         found = manager.read_loop()
         if found is None:
-            self._check_settings({})
+            self.restores.check_settings({})
             self.console.say(started_line(self._address, None))
             self.triggers.start(None, self._clock())
             return None
@@ -132,14 +128,15 @@ class Session:
         )
         if changes:
             self.console.say(config_line(changes))
-        self._remember(found)
-        if self.tracked.fresh(self._names) and self.settings.strict:
+        self.restores.remember(found)
+        if self.tracked.fresh(self.restores.names) and self.settings.strict:
             # The restore would only call the new name missing; this knows the old one.
-            self.tracked.check_claimed(self._names, self._address)
-        changed = self._check_settings(found.loop.get("settings", {}))
-        restored = self._restore(None)
+            self.restores.check_claimed()
+        changed = self.restores.check_settings(found.loop.get("settings", {}))
+        restored = self.restores.everything(None)
         if restored.info.id != found.info.id:
-            self._remember(restored)
+            self.restores.remember(restored)
+        self.saves.resumed(self.engine.ticks, restored.info)
         self._announce(restored)
         if changed:
             self.console.say(f"not as in the checkpoint: {'; '.join(changed)}")
@@ -150,46 +147,6 @@ class Session:
         self._lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
         return Replay(at.from_tree(restored.loop))
-
-    def _remember(self, restored: Any) -> None:
-        if restored.loop is None:
-            raise LoopError(
-                f"{self._address} was written by CheckpointManager: it has no place in a loop "
-                "from which a Run could go on",
-                hint="Go on with CheckpointManager, or give the Run an address of its own.",
-            )
-        at.from_tree(restored.loop)  # raises if a Run did not save it
-        self.resumed = restored.info
-        self._names = restored.loop["names"]
-        self._loaders = restored.loop["loaders"]
-        self.saves.resumed(self.engine.ticks, restored.info)
-
-    def _restore(self, ref: str | None, *, rng: bool = True) -> Any:
-        targets = self.tracked.targets(self._names, self._loaders)
-        try:
-            restored = self.manager.restore(
-                targets,
-                ref,
-                strict=self.settings.strict,
-                only=tuple(targets),
-                skip=() if targets else tuple(self._names),
-                # Started again with the same `rename`, after a checkpoint under the new name.
-                rename={
-                    old: new
-                    for old, new in (self.settings.rename or {}).items()
-                    if old.partition("/")[0] in self._names
-                },
-                allow_pickle=self.settings.allow_pickle,
-                rng=rng,
-            )
-        except StructureMismatch as error:
-            error.hint = self.tracked.advice(self._names)
-            raise
-        self.tracked.adopt({name: targets[name] for name in targets})
-        self.constructed.put(loaded_adapters(), targets)
-        self.attributes.load(restored.loop.get("attributes", {}), self.settings.rename or {})
-        self.attributes.put(loaded_adapters(), targets)
-        return restored
 
     def _announce(self, restored: Any) -> None:
         info = restored.info
@@ -203,32 +160,12 @@ class Session:
         if changed := environment.differences(restored.environment, self.manager.environment):
             self.console.say(differences_line(changed))
 
-    def _check_settings(self, saved: Mapping[str, Any]) -> list[str]:
-        objects = self.tracked.objects
-        return self.constructed.check(loaded_adapters(), objects, saved, self._address)
-
     def restore_late(self, names: Collection[str]) -> None:
         """Objects were tracked after the start: give them what the checkpoint holds."""
         late = {name: self.tracked.objects[name] for name in names}
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
         self.attributes.note(loaded_adapters(), late)
-        if self.resumed is None:
-            return
-        targets = self.tracked.targets(self._names, self._loaders)
-        targets = {name: value for name, value in targets.items() if name in names}
-        if not targets:
-            return
-        self.manager.restore(
-            targets,
-            self.resumed.id,
-            strict=self.settings.strict,
-            only=tuple(targets),
-            rename=self.settings.rename,
-            allow_pickle=self.settings.allow_pickle,
-            rng=False,
-        )
-        self.tracked.adopt(targets)
-        self.attributes.put(loaded_adapters(), targets)
+        self.restores.late(names)
 
     def warn_untracked(self, scope: Mapping[str, Any]) -> None:
         """One line for optimizers and schedulers beside the tracked objects that are not
@@ -246,9 +183,10 @@ class Session:
         self.console.loud(f"{self._address}: {redrawn_line(passed, following.label)}")
 
     def land(self, *, over: bool, rng: bool) -> None:
-        assert self.resumed is not None
+        resumed = self.restores.resumed
+        assert resumed is not None
         self.feeds.ledger.land()
-        restored = self._restore(self.resumed.id, rng=rng)
+        restored = self.restores.everything(resumed.id, rng=rng)
         if not over:
             self.gradients.restore(restored.loop.get("gradients", {}))
         self.metrics.settle(is_step=False)
@@ -259,7 +197,7 @@ class Session:
             self.console.say(f"{self._address}: {position}: {what}")
         if over:
             self.console.say(
-                f"{self._address} is finished at step {self.resumed.step:,}: nothing to train"
+                f"{self._address} is finished at step {resumed.step:,}: nothing to train"
             )
             # The process that finished it may have died before it came to this.
             try:
@@ -277,10 +215,10 @@ class Session:
         self._armed = True
         if not self._checked:
             self._checked = True
-            self.tracked.check_claimed(self._names, self._address)
+            self.restores.check_claimed()
             self.tracked.check_complete(loaded_adapters())
             if self._recorder is not None:
-                self._recorder.started(self.resumed.step if self.resumed else None)
+                self._recorder.started(resumed.step if (resumed := self.restores.resumed) else None)
                 if self._recorder.is_over(self.engine.position.step):
                     raise SystemExit(0)
         self.manager.acquire()

@@ -1,0 +1,108 @@
+"""The checkpoint that a process goes on from, and what it puts back into tracked objects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from holdfast.core.frameworks import loaded_adapters
+from holdfast.errors import LoopError, StructureMismatch
+from holdfast.run import position as at
+from holdfast.run.attributes import Attributes
+from holdfast.run.constructed import Constructed
+from holdfast.run.settings import Settings
+from holdfast.run.tracking import Tracked
+
+
+class Restores:
+    """Restores what is tracked: at the start, where the way back ends, and late."""
+
+    def __init__(
+        self,
+        manager: Any,
+        tracked: Tracked,
+        settings: Settings,
+        constructed: Constructed,
+        attributes: Attributes,
+    ) -> None:
+        self._manager = manager
+        self._tracked = tracked
+        self._settings = settings
+        self._constructed = constructed
+        self._attributes = attributes
+        self.resumed: Any | None = None
+        """The checkpoint that was restored."""
+        self.names: Collection[str] = ()
+        """In that checkpoint."""
+        self._loaders: Collection[str] = ()
+
+    def remember(self, found: Any) -> None:
+        """`found` is the checkpoint to go on from. Raises LoopError if no Run saved it."""
+        if found.loop is None:
+            raise LoopError(
+                f"{self._manager.address} was written by CheckpointManager: it has no place in a "
+                "loop from which a Run could go on",
+                hint="Go on with CheckpointManager, or give the Run an address of its own.",
+            )
+        at.from_tree(found.loop)  # raises too
+        self.resumed = found.info
+        self.names = found.loop["names"]
+        self._loaders = found.loop["loaders"]
+
+    def check_claimed(self) -> None:
+        """Raises StructureMismatch for names in the checkpoint that nothing tracks."""
+        self._tracked.check_claimed(self.names, self._manager.address)
+
+    def check_settings(self, saved: Mapping[str, Any]) -> list[str]:
+        """Raises ConfigChanged if tracked objects were built with other settings than `saved`;
+        returns those that `override` allows."""
+        objects = self._tracked.objects
+        return self._constructed.check(loaded_adapters(), objects, saved, self._manager.address)
+
+    def everything(self, ref: str | None, *, rng: bool = True) -> Any:
+        """Restore all that is tracked, with the random states if `rng`."""
+        targets = self._tracked.targets(self.names, self._loaders)
+        try:
+            restored = self._manager.restore(
+                targets,
+                ref,
+                strict=self._settings.strict,
+                only=tuple(targets),
+                skip=() if targets else tuple(self.names),
+                # Started again with the same `rename`, after a checkpoint under the new name.
+                rename={
+                    old: new
+                    for old, new in (self._settings.rename or {}).items()
+                    if old.partition("/")[0] in self.names
+                },
+                allow_pickle=self._settings.allow_pickle,
+                rng=rng,
+            )
+        except StructureMismatch as error:
+            error.hint = self._tracked.advice(self.names)
+            raise
+        self._tracked.adopt({name: targets[name] for name in targets})
+        self._constructed.put(loaded_adapters(), targets)
+        self._attributes.load(restored.loop.get("attributes", {}), self._settings.rename or {})
+        self._attributes.put(loaded_adapters(), targets)
+        return restored
+
+    def late(self, names: Collection[str]) -> None:
+        """Give objects that were tracked after the start what the checkpoint holds of them."""
+        if self.resumed is None:
+            return
+        targets = self._tracked.targets(self.names, self._loaders)
+        targets = {name: value for name, value in targets.items() if name in names}
+        if not targets:
+            return
+        self._manager.restore(
+            targets,
+            self.resumed.id,
+            strict=self._settings.strict,
+            only=tuple(targets),
+            rename=self._settings.rename,
+            allow_pickle=self._settings.allow_pickle,
+            rng=False,
+        )
+        self._tracked.adopt(targets)
+        self._attributes.put(loaded_adapters(), targets)

@@ -88,6 +88,33 @@ def test_an_improving_metric_saves_at_the_next_boundary() -> None:
     assert (best.step, best.note) == (5, "best")
 
 
+def test_metrics_of_a_prologue_that_runs_again_are_what_they_were() -> None:
+    """It logs once more, from a state that is later than the one it had."""
+
+    def train(address: str, stop_at: int | None) -> holdfast.Run:
+        run = holdfast.Run(address, every=1, keep=None, quiet=True)
+        box = run.box(value=0)
+        for _ in run.epochs(2):
+            run.log(before=box.value)
+            for _ in run.range(3):
+                if run.step == stop_at:
+                    return run
+                box.value += 1
+        return run
+
+    whole = train(fresh_address(), None)
+    assert whole.metrics == {"before": 3}
+    address = fresh_address()
+    train(address, stop_at=5)
+    again = train(address, None)
+    assert again.metrics == whole.metrics
+    found = [
+        [(info.step, dict(info.metrics)) for info in run.manager.checkpoints()]
+        for run in (again, whole)
+    ]
+    assert found[0] == found[1]
+
+
 def test_best_survives_a_restart() -> None:
     address = fresh_address()
     losses = [5.0, 2.0, 4.0, 4.0, 1.0, 3.0]

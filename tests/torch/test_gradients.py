@@ -156,6 +156,23 @@ def test_more_steps_go_on_with_what_was_left_over() -> None:
     assert job(address, steps=12) == whole
 
 
+def test_what_was_left_over_is_there_behind_the_loop_of_a_finished_run() -> None:
+    def script(address: str) -> Any:
+        param = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([param], lr=0.1)
+        run = holdfast.Run(address, quiet=True).track(param=param, optimizer=optimizer)
+        for number in run.range(3):
+            (param * (number + 1)).sum().backward()
+            if number == 1:
+                optimizer.step()
+                optimizer.zero_grad()
+        optimizer.step()
+        return plain(param)
+
+    address = fresh_address()
+    assert script(address) == script(address)
+
+
 def test_checkpoints_without_fresh_gradients_hold_none() -> None:
     address = fresh_address()
     job(address, accumulate=1)

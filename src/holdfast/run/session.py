@@ -187,9 +187,9 @@ class Session:
         assert resumed is not None
         self.feeds.ledger.land()
         restored = self.restores.everything(resumed.id, rng=rng)
-        if not over:
-            self.gradients.restore(restored.loop.get("gradients", {}))
-        self.metrics.settle(is_step=False)
+        self.gradients.restore(restored.loop.get("gradients", {}))
+        # What the prologue logged once more was computed from a later state.
+        self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         position = at.from_tree(restored.loop)
         self._resuming = bool(position.frames) and position.top.completed > 0
         if position.frames and position.top.phase == "tail":

@@ -1,0 +1,133 @@
+"""The kill matrix over docs/loop.md: every program, ended at every place, goes on to the same
+bits.
+
+Compared are the final state leaf by leaf with all random states, number, data and loss of
+each step, and what the program prints at its end. What is run where:
+
+                            no workers               two workers
+    killed                  every place              one of each kind; slow: every place
+    stopped (SIGTERM)       one of each; slow: all   one, in a tail
+    stopped, then killed    ends of stretches
+    crashed (exception)     one of each kind
+    killed again and again  once                     slow: once
+    real: SIGKILL           slow: one of each kind   slow: one, in a body
+    real: SIGTERM           slow: one, in a body     slow: one of each kind
+
+A stretch is of places of one kind in a row: its end is the last batch of an epoch, for one.
+Which place of a kind is taken goes by the program's number; see `one_of_each_kind`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.matrix.check import (
+    check_at,
+    check_everywhere,
+    check_over_and_over,
+    compare,
+    crashed,
+    in_front_of_another_kind,
+    killed,
+    left_alone,
+    one_of_each_kind,
+    stopped,
+    stopped_then_killed,
+)
+from tests.matrix.job import INSIDE, OUTSIDE
+from tests.matrix.processes import ROOT, Nursery, read_result
+from tests.matrix.programs import PROGRAMS
+
+NUMBERS = {name: number for number, name in enumerate(PROGRAMS)}
+KINDS = (*INSIDE, *OUTSIDE)
+
+every_program = pytest.mark.parametrize("name", PROGRAMS)
+# torch cannot know that the optimizer stepped in another process.
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
+
+@every_program
+def test_every_place(name: str) -> None:
+    program, number = PROGRAMS[name], NUMBERS[name]
+    whole = left_alone(program, workers=0)
+    check_everywhere(program, whole, killed)
+    check_at(program, whole, in_front_of_another_kind(whole.places), stopped_then_killed)
+    for make in (stopped, crashed):
+        check_at(program, whole, one_of_each_kind(whole.places, number, KINDS), make)
+    check_over_and_over(program, whole)
+
+
+@every_program
+def test_one_place_of_each_kind_with_two_workers(name: str) -> None:
+    program, number = PROGRAMS[name], NUMBERS[name]
+    whole = left_alone(program, workers=2)
+    check_at(program, whole, one_of_each_kind(whole.places, number, KINDS), killed)
+    check_at(program, whole, one_of_each_kind(whole.places, number, ["tail"]), stopped)
+
+
+@pytest.mark.slow
+@every_program
+def test_a_signal_at_every_place(name: str) -> None:
+    program = PROGRAMS[name]
+    check_everywhere(program, left_alone(program, workers=0), stopped)
+
+
+@pytest.mark.slow
+@every_program
+def test_every_place_with_two_workers(name: str) -> None:
+    program = PROGRAMS[name]
+    whole = left_alone(program, workers=2)
+    check_everywhere(program, whole, killed)
+    check_over_and_over(program, whole)
+
+
+@pytest.fixture(scope="module")
+def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nursery, Nursery]]:
+    folder = tmp_path_factory.mktemp("nurseries")
+    first, second = Nursery(folder / "first", 1), Nursery(folder / "second", 2)
+    yield first, second
+    first.close()
+    second.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@every_program
+def test_real_processes(
+    name: str, workers: int, nurseries: tuple[Nursery, Nursery], tmp_path: Path
+) -> None:
+    """SIGKILL, and SIGTERM that must end in status 75; then the same command again, from
+    another folder and with another hash seed."""
+    program, number = PROGRAMS[name], NUMBERS[name] + workers
+    whole = left_alone(program, workers)
+    first, second = nurseries
+    places = left_alone(program, workers, attempt=0).places
+    kill, stop = (["body"], INSIDE) if workers else (KINDS, ["body"])
+    ends = [("SIGKILL", at, -9) for at in one_of_each_kind(places, number, kill)]
+    ends += [("SIGTERM", at, 75) for at in one_of_each_kind(places, number + 1, stop)]
+    for signal, at, status in ends:
+        what = f"{signal} at place {at} ({places[at]})"
+        address, result = tmp_path / f"{signal}{at}", tmp_path / f"{signal}{at}.result"
+        code = first.start(name, address, workers=workers, attempt=0, end=(signal, at))
+        assert code == status, f"{what}:\n{first.tail()}"
+        code = second.start(name, address, workers=workers, attempt=1, result=result)
+        assert code == 0, f"{what}:\n{second.tail()}"
+        compare(whole.steps, whole.bits(), *read_result(result), what)
+
+
+def test_every_rule_of_the_docs_has_a_program() -> None:
+    table = (ROOT / "docs" / "loop.md").read_text().partition("## Every rule")[2]
+    rules = {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    found: set[int] = set()
+    for name, program in PROGRAMS.items():
+        line = re.match(r"Rules? ([\d, ]+): ", program.__doc__ or "")
+        assert line, f"{name}: no rules in its docstring"
+        own = list(map(int, line[1].split(",")))
+        assert name.startswith(f"rule_{own[0]:02}_")
+        found.update(own)
+    assert found == rules
+    assert len(rules) == 30

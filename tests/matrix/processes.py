@@ -145,7 +145,7 @@ def kill_group(group: int) -> None:
 def live(request: dict[str, Any]) -> None:
     """One program's process."""
     from tests.matrix.job import Job, seeded
-    from tests.matrix.programs import WRITTEN
+    from tests.matrix.programs import PROGRAMS
 
     os.setpgid(0, 0)
     signal.alarm(END_S)
@@ -158,7 +158,7 @@ def live(request: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.Signals[end[0]])
 
     job = Job(request["address"], request["workers"], ending, request["attempt"])
-    seeded(WRITTEN[request["program"]], job)
+    seeded(PROGRAMS[request["program"]], job)
     if request["result"] is not None:
         Path(request["result"]).write_bytes(pickle.dumps((job.steps, job.bits())))
 

@@ -7,24 +7,23 @@ from collections.abc import Callable
 import pytest
 
 import holdfast
-import holdfast.run.loop as loop
+import holdfast.run.engine as engine
 import holdfast.run.position as at
 import holdfast.run.session as session
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
 from holdfast.run.metrics import MetricBook
+from holdfast.run.random_states import RandomStates
 from holdfast.run.tracking import Tracked
 from tests.matrix import check as checks
 from tests.matrix.check import check_everywhere, crashed, killed, left_alone, stopped_then_killed
 from tests.matrix.programs import PROGRAMS
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-
 Patch = pytest.MonkeyPatch
 
 
 def random_states_of_marks_are_not_applied(patch: Patch) -> None:
-    patch.setattr(loop, "apply_rng", lambda rng: None)
+    patch.setattr(RandomStates, "apply", lambda self, states: None)
 
 
 def the_tail_is_not_run(patch: Patch) -> None:
@@ -51,7 +50,7 @@ def loaders_start_anew_between_epochs(patch: Patch) -> None:
 
 
 def the_epoch_starts_anew(patch: Patch) -> None:
-    patch.setattr(loop.Engine, "snapshot", lambda self: self.position)
+    patch.setattr(engine.Engine, "snapshot", lambda self: self.position)
 
 
 def gradients_are_not_put_back(patch: Patch) -> None:

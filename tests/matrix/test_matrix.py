@@ -46,8 +46,6 @@ NUMBERS = {name: number for number, name in enumerate(PROGRAMS)}
 KINDS = (*INSIDE, *OUTSIDE)
 
 every_program = pytest.mark.parametrize("name", PROGRAMS)
-# torch cannot know that the optimizer stepped in another process.
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
 
 @every_program

@@ -345,6 +345,22 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         "this loop had 2 loaders, and has 3 now",
         "Give run.batches the same loaders.",
     ),
+    "two loaders instead of one": (
+        lambda: again(
+            lambda run: run.batches([1, 2, 3], [4, 5, 6]), was=lambda run: run.batches([1, 2, 3])
+        ),
+        UsageError,
+        "this loop had 1 loader, and has 2 now",
+        "Give run.batches the same loaders.",
+    ),
+    "one loader instead of two": (
+        lambda: again(
+            lambda run: run.batches([1, 2, 3]), was=lambda run: run.batches([1, 2, 3], [4, 5, 6])
+        ),
+        UsageError,
+        "this loop had 2 loaders, and has 1 now",
+        "Give run.batches the same loaders.",
+    ),
     "of a manager": (
         saved_by_a_manager,
         LoopError,

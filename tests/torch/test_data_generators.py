@@ -7,12 +7,13 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 import holdfast
-from tests.support.jobs import kill_everywhere
+from tests.support.jobs import fresh_address, kill_everywhere
 
 
 def loader(n: int, generator: torch.Generator, **options: Any) -> DataLoader[Any]:
@@ -148,3 +149,47 @@ def test_an_endless_python_generator_that_is_left_in_each_epoch() -> None:
                     break
 
     kill_everywhere(script)
+
+
+class Permuting(Sampler[int]):
+    """Draws from a generator of NumPy that it holds."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(3)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.rng.permutation(6).tolist()
+
+    def __len__(self) -> int:
+        return 6
+
+
+@pytest.mark.parametrize("every", [1, "epoch"])
+@pytest.mark.parametrize("kind", ["generator", "sampler"])
+def test_a_cell_that_runs_again_has_the_loader_of_the_first_time(kind: str, every: Any) -> None:
+    """What another run of this process has moved still counts as built by the program."""
+
+    def build() -> DataLoader[Any]:
+        if kind == "generator":
+            return loader(6, seeded())
+        return DataLoader(range(6), 2, sampler=Permuting())  # type: ignore[arg-type]
+
+    def cell(address: str, data: Any, trace: list, stop: tuple[int, int] | None = None) -> None:
+        run = holdfast.Run(address, every=every, quiet=True).track(trace=trace)
+        for epoch in run.epochs(3):
+            for number, batch in enumerate(run.batches(data)):
+                if (epoch, number) == stop:
+                    run.close()
+                    return
+                trace.append((epoch, batch.tolist()))
+
+    whole: list[Any] = []
+    cell(fresh_address(), build(), whole)
+    first = (0, 1) if every == 1 else (1, 0)  # before it nothing was saved
+    for stop in [(epoch, number) for epoch in range(3) for number in range(3)]:
+        if stop < first:
+            continue
+        address, data, again = fresh_address(), build(), []
+        cell(address, data, [], stop)
+        cell(address, data, again)
+        assert again == whole, stop

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from holdfast.errors import UsageError
+from holdfast.run.console import plural
 from holdfast.run.feed import Feed, Policy
 from holdfast.run.iterables import open_feed
 from holdfast.run.ledger import Ledger
@@ -76,11 +77,16 @@ class FeedBook:
 
     def open(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed, saved: Any) -> bool:
         """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open."""
+        if saved is not None and (had := _loaders_in(saved)) != len(loaders):
+            raise UsageError(
+                f"this loop had {plural(had, 'loader')}, and has {len(loaders)} now",
+                hint="Give run.batches the same loaders.",
+            )
         entry = self.bind(place, loaders, mode, feed)
         before = self._take_saved(entry)
         if saved is None and not entry.opened:
             if before is not None:
-                self._settle(feed, before)
+                self._settle(feed, loaders, before)
             else:
                 self._warn_alike(feed)
         entry.opened = True
@@ -93,11 +99,13 @@ class FeedBook:
         before = self._take_saved(entry)
         if before is not None and not entry.opened:
             with self.ledger.passed():
-                self._settle(feed, before)
+                self._settle(feed, loaders, before)
             entry.opened = True
 
-    def _settle(self, feed: Feed, before: Any) -> None:
+    def _settle(self, feed: Feed, loaders: Sequence[Any], before: Any) -> None:
         """Bring a feed that was not used in this process to where its last epoch ended."""
+        if _loaders_in(before) != len(loaders):
+            return  # between epochs that may change
         # Between epochs tracked generators are what the checkpoint and the prologue
         # made of them: later than what the feed knows, the end of its last epoch.
         random = self._random.capture()
@@ -185,6 +193,11 @@ def _moved(saved: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                     yield entry["built"], place
 
 
+def _loaders_in(saved: Mapping[str, Any]) -> int:
+    """How many loaders the loop had that saved this state."""
+    return len(saved["feeds"]) if "feeds" in saved else 1
+
+
 def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
 
@@ -219,11 +232,6 @@ class TogetherFeed:
         self._begin()
         if saved is None:
             return True
-        if len(saved["feeds"]) != len(self._feeds):
-            raise UsageError(
-                f"this loop had {len(saved['feeds'])} loaders, and has {len(self._feeds)} now",
-                hint="Give run.batches the same loaders.",
-            )
         as_saved = [
             feed.open(state)
             for feed, state in zip(self._feeds, saved["feeds"], strict=True)

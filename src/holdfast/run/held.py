@@ -20,7 +20,7 @@ from typing import Any
 from holdfast.run.ledger import Ledger
 from holdfast.run.randomness import Library, libraries
 from holdfast.run.search import find_generators, small_items
-from holdfast.run.values import SCALARS, Key, Place, assign, digest_of, owner_of
+from holdfast.run.values import SCALARS, Key, Place, assign, built_as, digest_of, leave, owner_of
 
 DATA_NAMES = frozenset({"dataset", "data_source"})
 """Attributes in which samplers keep the data."""
@@ -46,7 +46,7 @@ class Held:
         self._follow = follow
         self._closed = closed
         self._deep = self._search()
-        self._built = {path: digest_of(place) for path, place in self.places().items()}
+        self._built = {path: built_as(place) for path, place in self.places().items()}
         self.touched = False
         self._ledger: Ledger | None = None
         self._begun = False
@@ -149,8 +149,12 @@ class Held:
 
     def end(self) -> None:
         """An epoch has ended."""
-        prints = {path: digest_of(place) for path, place in self.places().items()}
-        self._ended = {path: now for path, now in prints.items() if now is not None}
+        self._ended = {}
+        for path, place in self.places().items():
+            now = digest_of(place)
+            if now is not None:
+                self._ended[path] = now
+                leave(place, now, self._built.get(path))
 
     def restore(self, saved: dict[str, Any]) -> list[str]:
         """Put back what the run changed, as it was when an epoch began. Returns what
@@ -195,7 +199,7 @@ class Held:
             now = digest_of(place)
             if now == entry["now"]:
                 continue
-            as_built = now == entry["built"] or place.key in known
+            as_built = built_as(place) == entry["built"] or place.key in known
             if place.library is None:
                 if as_built and "value" in entry:
                     assign(place, entry["value"])

@@ -25,7 +25,7 @@ from weakref import WeakSet
 from holdfast.run.randomness import libraries
 from holdfast.run.readahead import Origin
 from holdfast.run.scopes import Path, find_paths, follow, variables
-from holdfast.run.values import SCALARS, Key, Place, assign, digest_of, owner_of
+from holdfast.run.values import SCALARS, Key, Place, assign, built_as, digest_of, owner_of
 
 
 class Holder(Protocol):
@@ -232,7 +232,8 @@ class Ledger:
         else:
             # Built with another seed, the program was edited. Unless nobody chose it:
             # then it is another one in each process.
-            if now not in (saved["built"], saved["now"]) and place.library.seeded(target):
+            as_saved = now == saved["now"] or built_as(place) == saved["built"]
+            if not as_saved and place.library.seeded(target):
                 self._refused[place.key] = (place, next(iter(saved["paths"])))
                 return False
             place.library.write(target, saved["state"])

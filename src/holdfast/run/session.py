@@ -195,6 +195,7 @@ class Session:
         if position.frames and position.top.phase == "tail":
             what = "going on behind that loop, whose variables are not set"
             self.console.say(f"{self._address}: {position}: {what}")
+            self.triggers.want("tail")  # else this step's checkpoint stays the one without it
         if over:
             self.console.say(
                 f"{self._address} is finished at step {resumed.step:,}: nothing to train"

@@ -46,6 +46,26 @@ def owner_of(value: object, known: Iterable[Library]) -> Library | None:
     return next((library for library in known if library.owns(value)), None)
 
 
+_left: dict[int, tuple[str, str | None]] = {}
+"""Generators as an epoch left them, and as the program built them, by their ids."""
+
+
+def leave(place: Place, now: str, built: str | None) -> None:
+    """An epoch ends: `now` is the digest of the value, `built` that of the one it once was."""
+    if place.library is not None:
+        _left[id(place.value)] = (now, built)
+
+
+def built_as(place: Place) -> str | None:
+    """A digest of what the program built, if only loops of ours have used it since: a later
+    run in this process (a cell that runs again, the next fold) goes on with a generator that
+    an earlier one has moved. Else of what it is now."""
+    now = digest_of(place)
+    left, built = _left.get(id(place.value), ("", None)) if place.library else ("", None)
+    # By the state too: an object that is gone may leave its id to another one.
+    return built if now == left else now
+
+
 class _NotPlain(Exception):
     pass
 

@@ -99,7 +99,14 @@ def decode_optimizer(node: dict[str, Node], target: object, path: str, decoder: 
             _load_and_repair(target, complete, params, path)
 
         decoder.finish(finish)
+    decoder.finish(lambda: _remember_steps(target))
     return target
+
+
+def _remember_steps(optimizer: Optimizer) -> None:
+    # A resume that runs only the tail of the first epoch comes to `scheduler.step()` before
+    # this process has stepped. torch would warn that it is called in the wrong order.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 def plain_loading(optimizer: Optimizer) -> bool:

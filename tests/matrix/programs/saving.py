@@ -37,7 +37,7 @@ def rule_15_gradient_accumulation(job: Job) -> None:
 def rule_16_metrics_after_a_loop(job: Job) -> None:
     """Rules 16, 18: metrics of tails, prologues and from behind the outermost loop."""
     net, optimizer, data = job.parts()
-    run = job.run(every="1 epoch", keep=None).track(net=net, optimizer=optimizer, data=data)
+    run = job.run(every=1, keep=None).track(net=net, optimizer=optimizer, data=data)
     for epoch in run.epochs(2):
         if epoch:
             run.log(before=job.evaluate(net))

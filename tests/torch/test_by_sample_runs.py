@@ -6,7 +6,9 @@ and goes back to what was saved last when it is told to die.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import signal
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -245,6 +247,35 @@ def test_data_appended_to_an_unshuffled_loader() -> None:
         before = Process(4, die_at=die_at, samples=10, shuffle="")
         trace = check(before, Process(4, samples=17, shuffle=""))
         assert indices_of(trace, 1) == list(range(17))
+
+
+class Stopping(Countdown):
+    """Gets a SIGTERM at one call, before it dies at another."""
+
+    def __init__(self, stop_at: int, n: int | None) -> None:
+        super().__init__(n)
+        self.stop_at = stop_at
+
+    def __call__(self) -> None:
+        if self.calls == self.stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        super().__call__()
+
+
+@pytest.mark.parametrize("die_at", [None, 7])
+def test_preempted_in_the_last_batch_of_such_an_epoch(die_at: int | None) -> None:
+    """The tail runs once, in that process or, where it was killed in it, in the next."""
+    address = fresh_address()
+    first, second, third = Process(4, die_at=4), Process(3), Process(2)
+    with process():
+        torch.manual_seed(1)
+        program(first, address, Countdown(first.die_at), [])
+    with process(), contextlib.suppress(SystemExit):
+        program(second, address, Stopping(5, die_at), [])
+    trace: list[Any] = []
+    with process():
+        program(third, address, Countdown(), trace)
+    assert trace == reference([first, replace(second, die_at=8), third])
 
 
 PROCESSES = st.builds(

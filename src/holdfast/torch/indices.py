@@ -27,6 +27,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from holdfast.errors import LoopError
+from holdfast.run.console import plural
 from holdfast.run.randomness import PrivateStreams
 from holdfast.torch.workers import SeededIndex
 
@@ -237,10 +238,11 @@ def same_order(loader: DataLoader[Any], changed: set[str]) -> bool:
 def told(groups: Groups, taken: int, samples: int | None, *, same: bool, workers: bool) -> str:
     """What became of an epoch that goes on by sample, for people. `samples`: in its order,
     `same`: which is the one that it had; `workers`: there are some now, or none any more."""
-    text = f"The epoch goes on behind the {taken:,} samples that were taken"
+    text = f"The epoch goes on behind {plural(taken, 'sample')}"
     if samples is not None:
-        left = max(0, samples - taken)
-        text += f": {left:,} are left, in {groups.left(samples):,} items"
+        left, items = max(0, samples - taken), groups.left(samples)
+        text += f"; left: {plural(left, 'sample')} in {plural(items, 'item')}"
+        text += "" if items else ", so it ends here"
     if not same:
         text += ". Their order may be another one now: samples may repeat or be missing this once"
     if workers:

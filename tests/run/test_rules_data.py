@@ -231,7 +231,7 @@ def test_what_the_program_changed_is_not_overruled_behind_the_last_batch(caplog)
         with process():
             run = holdfast.Run(address, every=1, quiet=True)
             sampler: Any = DistributedSampler(range(8), 1, 0, seed=seed)  # type: ignore[arg-type]
-            loader = DataLoader(range(8), size, sampler=sampler)  # type: ignore[arg-type]
+            loader: Any = DataLoader(range(8), size, sampler=sampler)  # type: ignore[arg-type]
             for _ in run.epochs(2):
                 for batch in run.batches(loader):
                     taken.append(batch.tolist())

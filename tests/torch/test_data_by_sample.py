@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -60,6 +61,19 @@ class Endless(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.samples))
+
+
+def written_for(samples: int) -> Any:
+    """A sampler that has its length in its code."""
+
+    class Written(Sampler[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(samples))
+
+        def __len__(self) -> int:
+            return samples
+
+    return Written()
 
 
 def rest(feed: Any) -> list[list[int]]:
@@ -240,6 +254,36 @@ def test_in_workers_batches_are_numbered_on() -> None:
     assert not set(taken[0][1].tolist()) & set(again[1].tolist())
 
 
+def test_what_training_drew_from_the_samplers_generator_counts() -> None:
+    """Where no worker has made it run ahead."""
+    loader = ORDERS["a generator"](4)
+    feed = open_feed(loader)
+    feed.open(None)
+    feed.take()
+    torch.rand(3, generator=loader.generator)
+    saved = roundtrip(feed.state()), capture_rng()
+    other = ORDERS["a generator"](3)
+    gone_on(other, saved)
+    assert loader.generator is not None
+    assert other.generator is not None
+    assert torch.equal(other.generator.get_state(), loader.generator.get_state())
+
+
+def test_a_batch_size_that_the_run_had_set_is_put_back() -> None:
+    """Not edited in the program, which sets it when training has come so far."""
+
+    def loader(samples: int) -> Any:
+        return DataLoader(Numbers(samples), 2)
+
+    first = loader(11)
+    feed = open_feed(first)
+    first.batch_sampler.batch_size = 4
+    feed.open(None)
+    feed.take()
+    again = gone_on(loader(14), (roundtrip(feed.state()), capture_rng()))
+    assert rest(again) == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13]]
+
+
 # -- what is said -------------------------------------------------------------
 
 SAID: dict[str, tuple[Callable[[], Any], str]] = {
@@ -300,6 +344,14 @@ def test_data_appended_keeps_the_order_of_a_sampler_in_order(
     feed = gone_on(DataLoader(Numbers(14), 3), stopped(DataLoader(Numbers(), 4), 2))
     assert rest(feed) == [[8, 9, 10], [11, 12, 13]]
     assert "Their order" not in caplog.text
+
+
+def test_another_length_in_the_code_of_a_sampler_may_be_another_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved = stopped(DataLoader(Numbers(), 4, sampler=written_for(9)), 1)
+    gone_on(DataLoader(Numbers(), 2, sampler=written_for(11)), saved)
+    assert "left: 7 samples in 4 items. Their order may be another one" in caplog.text
 
 
 def test_nothing_changed_is_said_in_no_line(caplog: pytest.LogCaptureFixture) -> None:

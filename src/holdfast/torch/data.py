@@ -322,6 +322,8 @@ class MapFeed(_LoaderFeed):
 
     def _regroup(self, saved: dict[str, Any]) -> str:
         loader = self.loader
+        changes = self._held.restore(saved["held"])
+        problems = [one for one in changes if one.split()[0] not in SIZES]
         groups = Groups.of(loader)
         assert groups is not None  # else it is fixed
         was, now = saved["identity"], self._identity
@@ -329,9 +331,6 @@ class MapFeed(_LoaderFeed):
         samples = _length(sample_sampler(loader))
         if samples != saved["sampler_length"]:
             changed.add("sampler length")
-        # The size of batches is the program's to set, also in the attributes of a sampler.
-        held = {path: one for path, one in saved["held"].items() if path not in SIZES}
-        problems = [one for one in self._held.restore(held) if one.split()[0] not in SIZES]
         same = not problems and same_order(loader, changed)
         taken = int(saved["samples_taken"])
         first = int(saved["groups"]["first"])

@@ -286,7 +286,7 @@ PROCESSES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(PROCESSES, min_size=1, max_size=4),
     st.integers(0, 13),
@@ -302,7 +302,7 @@ def test_any_sizes_and_any_kills(
     check(*[replace(one, **everywhere) for one in killed], Process(size, **everywhere))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(PROCESSES, min_size=1, max_size=3), st.lists(st.integers(1, 14), min_size=4))
 def test_any_sizes_and_lengths_of_an_unshuffled_loader(
     killed: list[Process], lengths: list[int]

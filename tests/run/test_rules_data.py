@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 import holdfast
 from holdfast.errors import (
@@ -218,3 +219,27 @@ def test_a_loader_that_was_taken_to_last_and_does_not_is_said(
                     raise Killed
                 list(run.batches(Counting(2)))
     assert "Counting is built anew in each epoch" in caplog.text
+
+
+def test_what_the_program_changed_is_not_overruled_behind_the_last_batch(caplog) -> None:
+    """Stopped there, the run passes the loop over and settles its loader; the next epoch has
+    the batch size, and the settings of a sampler, that the program was started with."""
+    address = fresh_address()
+    taken: list[Any] = []
+    for size, seed in ((4, 1), (2, 2)):
+        taken.clear()
+        with process():
+            run = holdfast.Run(address, every=1, quiet=True)
+            sampler: Any = DistributedSampler(range(8), 1, 0, seed=seed)  # type: ignore[arg-type]
+            loader: Any = DataLoader(range(8), size, sampler=sampler)  # type: ignore[arg-type]
+            for _ in run.epochs(2):
+                for batch in run.batches(loader):
+                    taken.append(batch.tolist())
+                    if size == 4 and len(taken) == 2:
+                        signal.raise_signal(signal.SIGTERM)
+                if size == 4:
+                    raise Killed  # in the tail, for which there is a checkpoint
+            run.close()
+    assert [len(batch) for batch in taken] == [2, 2, 2, 2]
+    assert (sampler.seed, loader.batch_sampler.batch_size) == (2, 2)
+    assert "batch_size was 4, is 2" in caplog.text

@@ -20,7 +20,7 @@ from holdfast.run.random_states import RandomStates
 
 logger = logging.getLogger("holdfast")
 
-Policy = Literal["refuse", "restart-epoch"]
+Policy = Literal["refuse", "restart-epoch", "by-sample"]
 """What to do where a loader was changed and the run was inside an epoch of it."""
 
 
@@ -34,7 +34,7 @@ class Feed(Protocol):
     moves: bool
     """A loader itself is at a place that lasts: an iterator, one with a `state_dict`."""
 
-    def open(self, saved: dict[str, Any] | None) -> bool:
+    def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
         """Begin an epoch (None), or go to where `state()` was called.
 
         A saved place inside an epoch: the global random states are moved; the caller
@@ -42,9 +42,10 @@ class Feed(Protocol):
         is iterated, `take` raises StopIteration, and a following `open(None)` begins
         the next epoch as the saved run would have begun it.
 
-        False: the loader has changed, and by policy the interrupted epoch begins
-        anew, from the random states it began with; the caller leaves those alone.
-        Raises LoopError if the loader has changed and no policy allows that.
+        If the loader has changed and the run was inside an epoch, by policy the epoch
+        goes on by sample (True, as above), or begins anew from the random states it
+        began with (False; the caller leaves those alone). Otherwise LoopError. `fixed`:
+        why it cannot go on by sample here, whatever the policy.
         """
         ...
 
@@ -140,6 +141,18 @@ class BaseFeed:
         """Bring the loader to the end of the saved epoch. If the program builds it anew
         in each epoch (`self._lasts` is False), only what it shares with the last one."""
 
+    def _fixed_because(self, saved: dict[str, Any]) -> str:
+        """Why a changed loader cannot go on by sample inside the saved epoch; "" if it can."""
+        return (
+            "only a DataLoader over a dataset with indices, with batches of one size, tells "
+            "which samples an item has"
+        )
+
+    def _regroup(self, saved: dict[str, Any]) -> str:
+        """Go on inside the saved epoch behind the samples that were taken, with the loader
+        as it is now, where `_fixed_because` allows it. Returns in words what that means."""
+        raise NotImplementedError
+
     def _share(self, before: Any) -> list[str]:
         """Compare what is kept between epochs with that of the feed `before`, of this
         kind. Returns what a resume put back wrongly."""
@@ -160,7 +173,7 @@ class BaseFeed:
 
     # -- Feed --------------------------------------------------------------------
 
-    def open(self, saved: dict[str, Any] | None) -> bool:
+    def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
         self._drop()
         if saved is None or saved.get("at") == "new":
             self._start()
@@ -178,7 +191,7 @@ class BaseFeed:
         if not changes:
             changes = self._prepare(saved)
         if changes:
-            return self._restart(saved, changes)
+            return self._go_on(saved, changes, fixed)
         self._at, self._taken = "inside", int(saved["taken"])
         self._begun = True
         self._resume(saved)
@@ -253,19 +266,28 @@ class BaseFeed:
             if was.get(key) != now.get(key)
         ]
 
-    def _restart(self, saved: dict[str, Any], changes: list[str]) -> bool:
+    def _go_on(self, saved: dict[str, Any], changes: list[str], fixed: str) -> bool:
+        """The loader has changed inside an epoch: what the policy says. As `open`."""
         what = (
             f"{self.name} changed, and the run stopped inside an epoch of it "
             f"({saved['taken']:,} items taken): {'; '.join(changes)}"
         )
-        if self._policy != "restart-epoch":
-            raise LoopError(
-                what,
-                hint="Put it back as it was for the rest of this epoch, or run that epoch again "
-                'from its start: Run(..., data="restart-epoch").',
-            )
-        logger.warning("%s. The epoch begins anew.", what)
-        if saved.get("rng") is not None:
-            self.random.apply(saved["rng"])
-        self._start()
-        return False
+        fixed = fixed or self._fixed_because(saved)
+        if self._policy == "restart-epoch":
+            logger.warning("%s. The epoch begins anew.", what)
+            if saved.get("rng") is not None:
+                self.random.apply(saved["rng"])
+            self._start()
+            return False
+        if self._policy == "by-sample" and not fixed:
+            self._at, self._taken = "inside", int(saved["taken"])
+            self._begun = True
+            logger.warning("%s. %s.", what, self._regroup(saved))
+            return True
+        ways = ["Put it back as it was for the rest of this epoch"]
+        if self._policy == "by-sample":
+            what += f". It cannot go on by sample: {fixed}"
+        elif not fixed:
+            ways.append('go on behind the samples that were taken: Run(..., data="by-sample")')
+        ways.append('run that epoch again from its start: Run(..., data="restart-epoch")')
+        raise LoopError(what, hint=f"{', '.join(ways[:-1])}, or {ways[-1]}.")

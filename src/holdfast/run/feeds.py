@@ -75,8 +75,18 @@ class FeedBook:
             feed.random = self._random
         return feeds[0] if len(feeds) == 1 else TogetherFeed(feeds, mode)
 
-    def open(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed, saved: Any) -> bool:
-        """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open."""
+    def open(
+        self,
+        place: str,
+        loaders: Sequence[Any],
+        mode: Mode,
+        feed: Feed,
+        saved: Any,
+        *,
+        again: bool = False,
+    ) -> bool:
+        """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open.
+        `again`: the item that comes next was in progress when the run stopped."""
         if saved is not None and (had := _loaders_in(saved)) != len(loaders):
             raise UsageError(
                 f"this loop had {plural(had, 'loader')}, and has {len(loaders)} now",
@@ -90,7 +100,8 @@ class FeedBook:
             else:
                 self._warn_alike(feed)
         entry.opened = True
-        return feed.open(saved)
+        fixed = "the body of one of its items was half done, with loops of its own" if again else ""
+        return feed.open(saved, fixed=fixed)
 
     def passed(self, place: str, loaders: Sequence[Any], mode: Mode, feed: Feed) -> None:
         """The loop at `place` had ended before the checkpoint: what its loaders hold is
@@ -228,12 +239,13 @@ class TogetherFeed:
         # numbers then: it records the states that it will see again in a replay.
         self._opened = [False] * len(self._feeds)
 
-    def open(self, saved: dict[str, Any] | None) -> bool:
+    def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
         self._begin()
         if saved is None:
             return True
+        fixed = fixed or "the loop takes items of several loaders together"
         as_saved = [
-            feed.open(state)
+            feed.open(state, fixed=fixed)
             for feed, state in zip(self._feeds, saved["feeds"], strict=True)
             if state is not None
         ]

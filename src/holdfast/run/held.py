@@ -170,9 +170,9 @@ class Held:
                 problems.append(f"{path} is gone")
             elif place.library is not None:
                 problems += self._restore_generator(path, place, entry)
-            elif digest_of(place) == entry["now"]:
+            elif (now := digest_of(place)) == entry["now"]:
                 continue
-            elif "value" in entry and (place.key in known or digest_of(place) == entry["built"]):
+            elif "value" in entry and entry["built"] in (now, known.get(place.key)):
                 assign(place, entry["value"])
             elif isinstance(entry.get("value", ...), SCALARS):
                 problems.append(f"{path} was {entry['value']!r}, is {place.value!r}")
@@ -199,7 +199,7 @@ class Held:
             now = digest_of(place)
             if now == entry["now"]:
                 continue
-            as_built = built_as(place) == entry["built"] or place.key in known
+            as_built = entry["built"] in (built_as(place), known.get(place.key))
             if place.library is None:
                 if as_built and "value" in entry:
                     assign(place, entry["value"])

@@ -32,7 +32,7 @@ class IndexFeed:
         self._numbers = numbers
         self._taken = 0
 
-    def open(self, saved: dict[str, Any] | None) -> bool:
+    def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
         self._taken = 0 if saved is None else int(saved["taken"])
         return True
 

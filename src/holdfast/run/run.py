@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from holdfast.core.retention import KeepPolicy, parse_keep
 from holdfast.core.schedule import parse_every
@@ -57,7 +57,9 @@ class Run:
         ConfigChanged unless `allow_config_change`.
     on_finish: what to keep at the end, e.g. `"final best=1"`.
     publish: `"best:folder"` or `"latest:folder"`: an export that is always whole.
-    data: `"restart-epoch"` lets an interrupted epoch begin anew if its loader changed.
+    data: what becomes of an interrupted epoch whose loader was changed: `"by-sample"` goes
+        on behind the samples that were taken (in batches of the new size), and
+        `"restart-epoch"` begins it anew. Else such a change is refused.
     late: names that will be tracked only after the loop has started.
     override: tracked objects, or settings of them (`"optimizer.lr"`), that keep what the
         program built them with where the checkpoint has something else. Such a difference
@@ -98,9 +100,10 @@ class Run:
                 raise UsageError(
                     f"{option}={names!r} is text, not a list of names", hint=f"{option}=[{names!r}]"
                 )
-        if data not in ("refuse", "restart-epoch"):
+        if data not in get_args(Policy):
             raise UsageError(
-                f"data={data!r} is not known", hint='data="refuse" or data="restart-epoch".'
+                f"data={data!r} is not known",
+                hint='data="refuse", data="by-sample" or data="restart-epoch".',
             )
         part = part_of_this_process()
         if part is not None:

@@ -275,8 +275,12 @@ class Session:
             self.feeds.met(loop.place, loop.origin)
         if not loop.loaders:
             return loop.feed.open(saved)
-        as_saved = self.feeds.open(loop.place, loop.loaders, loop.mode, loop.feed, saved)
-        if (length := loop.feed.length()) is not None:
+        again = loop.retake is not None
+        as_saved = self.feeds.open(
+            loop.place, loop.loaders, loop.mode, loop.feed, saved, again=again
+        )
+        begins = saved is None or not as_saved  # one that goes on may have an odd length
+        if begins and (length := loop.feed.length()) is not None:
             before = self._lengths.get(loop.place, length)
             if before != length:
                 self.console.say(f"{loop.label}: {length:,} items in an epoch, {before:,} before")

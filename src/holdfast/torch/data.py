@@ -14,55 +14,44 @@ shares its dataset, sampler and generators. See docs/design/data-order.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from holdfast.errors import LoaderInterrupted, LoopError
-from holdfast.run.feed import BaseFeed, Policy, Stateful
+from holdfast.run.feed import BaseFeed, Policy, Stateful, describe
 from holdfast.run.held import DATA_NAMES, Held
 from holdfast.run.iterables import AskedFeed, CountedFeed
 from holdfast.run.randomness import PrivateStreams, libraries
 from holdfast.run.search import find_generators
-from holdfast.torch.randomness import TORCH
-from holdfast.torch.workers import (
-    SeededIndex,
-    WorkerInit,
-    death_watch,
-    stop_workers,
-    watch,
+from holdfast.torch.indices import (
+    END,
+    SIZES,
+    EpochIndices,
+    Groups,
+    ShortBatch,
+    draw_base_seed,
+    in_private,
+    index_sampler,
+    is_eager,
+    regrouped,
+    same_order,
+    sample_sampler,
+    samplers,
+    seeded,
+    told,
+    twin_of,
 )
+from holdfast.torch.randomness import TORCH
+from holdfast.torch.workers import WorkerInit, death_watch, stop_workers, watch
 
 __all__ = ["feed", "random_library"]
 
 random_library = TORCH
 
 logger = logging.getLogger("holdfast")
-
-# These draw from the global generator at most once, for the first index, or only from
-# generators of their own: their later indices need no private streams.
-_EAGER_SAMPLERS = (
-    BatchSampler,
-    DistributedSampler,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
 
 
 def feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed | None:
@@ -115,11 +104,8 @@ class _LoaderFeed(BaseFeed):
         raise NotImplementedError
 
     def length(self) -> int | None:
-        try:
-            # Of a copy: torch remembers that it was asked, and warns if it was wrong.
-            return len(_copy_of(self.loader))
-        except (TypeError, NotImplementedError):
-            return None
+        # Of a copy: torch remembers that it was asked, and warns if it was wrong.
+        return _length(_copy_of(self.loader))
 
     def _begin(self) -> None:
         self._held.begin()
@@ -210,7 +196,9 @@ class MapFeed(_LoaderFeed):
 
     def __init__(self, loader: DataLoader[Any], *, policy: Policy = "refuse") -> None:
         super().__init__(loader, policy=policy)
-        self._indices = _Indices(loader)
+        self._indices = EpochIndices(loader)
+        self._groups = Groups.of(loader)
+        self._short = ShortBatch()
         self._copy: DataLoader[Any] | None = None  # holds the workers that persist
         # In workers these are seeded per batch; here they are part of the state.
         found = [] if loader.num_workers else data_generators(loader)
@@ -222,16 +210,23 @@ class MapFeed(_LoaderFeed):
         loader = self.loader
         return {
             "type": self.name,
-            "batches": self.length(),
+            "batches": super().length(),
             "samples": _length(loader.dataset),
             "batch_size": loader.batch_size,
             "drop_last": loader.drop_last,
-            "sampler": [type(one).__qualname__ for one in _samplers(loader)],
+            "sampler": [type(one).__qualname__ for one in samplers(loader)],
             # How many does not matter. But without any, random numbers come from the
             # global streams.
             "workers": "some" if loader.num_workers else "none",
             "generators in the dataset": self._generators,
         }
+
+    def length(self) -> int | None:
+        groups = self._groups
+        if groups is None or not groups.goes_on:
+            return super().length()
+        samples = _length(sample_sampler(self.loader))
+        return None if samples is None else groups.behind_items + groups.left(samples)
 
     def _find_held(self) -> Held:
         loader = self.loader
@@ -247,24 +242,33 @@ class MapFeed(_LoaderFeed):
         )
 
     def _exact(self) -> bool:
-        return super()._exact() or _is_eager(self.loader)  # else indices are made ahead
+        return super()._exact() or is_eager(self.loader)  # else indices are made ahead
 
     def _iterate(self, skip: int) -> None:
         # Draws as torch does without workers: the sampler's `iter`, a base seed, the
         # first index. How many workers there are and whether they persist changes nothing.
-        loader = self.loader
-        source = iter(_index_sampler(loader))
-        twin = _twin(loader.generator)
-        base_seed = _draw_seed(loader.generator)
-        indices = source if _is_eager(loader) else _in_private(source)
-        for number in range(skip):
-            if next(indices, _END) is _END:
+        loader, groups = self.loader, self._groups
+        source = iter(index_sampler(loader))
+        twin = twin_of(loader.generator)
+        base_seed = draw_base_seed(loader.generator)
+        first = 0
+        if groups is not None and groups.goes_on:
+            # torch's BatchSampler asks for the sampler's `iter` at the first batch.
+            samples = source if groups.size is None else iter(sample_sampler(loader))
+            indices = regrouped(samples, groups, eager=is_eager(loader))
+            first = groups.behind_items
+        else:
+            indices = source if is_eager(loader) else in_private(source)
+        if groups is not None:
+            indices = self._short.watch(indices, groups, first)
+        for number in range(first, skip):
+            if next(indices, END) is END:
                 raise LoopError(
                     f"{self.name} has only {number:,} batches now; {skip:,} had been taken "
                     "when the checkpoint was made",
                     hint="Put its data and sampler back as they were.",
                 )
-        self._indices.source = _seeded(indices, base_seed, skip) if loader.num_workers else indices
+        self._indices.source = seeded(indices, base_seed, skip) if loader.num_workers else indices
         if self._copy is None or not loader.persistent_workers:
             which = "sampler" if loader.batch_sampler is None else "batch_sampler"
             self._copy = _copy_of(loader, **{which: self._indices}, **self._worker_options())
@@ -274,9 +278,12 @@ class MapFeed(_LoaderFeed):
 
     def _begin(self) -> None:
         self._augmenting.begin()
+        self._groups = Groups.of(self.loader)
         super()._begin()
 
     def _resume(self, saved: dict[str, Any]) -> None:
+        if saved.get("groups") is not None:
+            self._groups = Groups.from_tree(saved["groups"])
         super()._resume(saved)
         self._augmenting.restore(saved["augmenting"])
 
@@ -285,7 +292,55 @@ class MapFeed(_LoaderFeed):
         self._augmenting.settle(saved["augmenting"])
 
     def _record(self) -> dict[str, Any]:
-        return {**super()._record(), "augmenting": self._augmenting.state()}
+        groups = self._groups
+        counted = (
+            {}
+            if groups is None
+            else {
+                "groups": groups.to_tree(),
+                "samples_taken": groups.after(self._taken) - self._short.lacking(self._taken),
+                "sampler_length": _length(sample_sampler(self.loader)),
+            }
+        )
+        return {**super()._record(), "augmenting": self._augmenting.state(), **counted}
+
+    # -- going on by sample ------------------------------------------------------
+
+    def _fixed_because(self, saved: dict[str, Any]) -> str:
+        if saved.get("kind") != self.kind:
+            return "it is another kind of loader now"
+        batches = self.loader.batch_sampler
+        now, before = Groups.of(self.loader), saved.get("groups")
+        if now is None:
+            return f"its batches are made by a {describe(batches)}, which alone knows their sizes"
+        if before is None:
+            return "the checkpoint does not say how many samples its batches had"
+        if (now.size is None) != (before["size"] is None):
+            return "with batch_size=None, an item of its sampler may be more than one sample"
+        return ""
+
+    def _regroup(self, saved: dict[str, Any]) -> str:
+        loader = self.loader
+        changes = self._held.restore(saved["held"])
+        problems = [one for one in changes if one.split()[0] not in SIZES]
+        groups = Groups.of(loader)
+        assert groups is not None  # else it is fixed
+        was, now = saved["identity"], self._identity
+        changed = {key for key in now if was.get(key) != now[key]}
+        samples = _length(sample_sampler(loader))
+        if samples != saved["sampler_length"]:
+            changed.add("sampler length")
+        same = not problems and same_order(loader, changed)
+        taken = int(saved["samples_taken"])
+        first = int(saved["groups"]["first"])
+        self._groups = groups = groups.behind(self._taken, taken, first)
+        self._epoch = {"rng": saved["rng"], "held": self._held.state()}
+        self.random.apply(saved["rng"])
+        self._iterate(self._taken)
+        if same and was["workers"] == now["workers"] == "none":
+            self._held.put(saved["generators"])  # else they may be ahead, by how much depends
+        self._augmenting.restore(saved["augmenting"])
+        return told(groups, taken, samples, same=same, workers="workers" in changed)
 
     def _ended(self) -> None:
         super()._ended()
@@ -312,75 +367,12 @@ class MapFeed(_LoaderFeed):
             self._copy = None
 
 
-class _Indices:
-    """The sampler of our copy. torch asks it for an iterator once or twice per epoch and
-    gets the epoch's one."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
-        self.source: Iterator[Any] = iter(())
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.source
-
-    def __len__(self) -> int:
-        return len(_index_sampler(self._loader))
-
-
-_END = object()
-
-
-def _in_private(source: Iterator[Any]) -> Iterator[Any]:
-    """A sampler of unknown habits: it may draw for each index, while training draws too
-    and workers ask for indices ahead."""
-    streams = PrivateStreams()
-    while True:
-        with streams:
-            index = next(source, _END)
-        if index is _END:
-            return
-        yield index
-
-
-def _seeded(indices: Iterator[Any], base_seed: int, first: int) -> Iterator[SeededIndex]:
-    for number, index in enumerate(indices, first):
-        yield SeededIndex(base_seed, number, index)
-
-
-def _index_sampler(loader: DataLoader[Any]) -> Any:
-    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-
-
-def _samplers(loader: DataLoader[Any]) -> list[Any]:
-    """The sampler that yields indices and those it wraps as `.sampler`."""
-    found = [_index_sampler(loader)]
-    while (inner := getattr(found[-1], "sampler", None)) is not None and len(found) < 8:
-        found.append(inner)
-    return found
-
-
-def _is_eager(loader: DataLoader[Any]) -> bool:
-    plain = (*_EAGER_SAMPLERS, list, tuple, range, np.ndarray, torch.Tensor)
-    return all(type(one) in plain for one in _samplers(loader))
-
-
 def _is_iterable_object(value: object) -> bool:
     return (
         hasattr(type(value), "__iter__")
         and hasattr(value, "__dict__")
         and not isinstance(value, Dataset | torch.Tensor | torch.nn.Module | type)
     )
-
-
-def _twin(generator: torch.Generator | None) -> torch.Generator:
-    twin = torch.Generator()
-    twin.set_state((torch.default_generator if generator is None else generator).get_state())
-    return twin
-
-
-def _draw_seed(generator: torch.Generator | None) -> int:
-    """As torch draws a loader's base seed."""
-    return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
 
 
 # -- iterable -----------------------------------------------------------------

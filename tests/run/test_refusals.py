@@ -165,7 +165,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         lambda: run_at(data="whatever"),
         UsageError,
         "data='whatever' is not known",
-        'data="refuse" or data="restart-epoch"',
+        'data="refuse", data="by-sample" or data="restart-epoch"',
     ),
     "publish": (
         lambda: run_at(publish="newest:x"),

@@ -22,7 +22,8 @@ logger = logging.getLogger("holdfast")
 
 _MAX_DEPTH = 8
 _MAX_ITEMS = 4096
-"""A container with more is data. (Looking at as many takes about a millisecond.)"""
+"""A container with more is data."""
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 
 _GENERATORS = "generators"
 
@@ -90,8 +91,14 @@ def _walk(value: object, known: tuple[Library, ...], depth: int) -> Iterator[tup
         yield from _walk(value.state_dict(), known, depth)
     elif isinstance(value, dict | list | tuple):
         if depth < _MAX_DEPTH and len(value) <= _MAX_ITEMS:
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from _walk(item, known, depth + 1)
-    elif hasattr(value, "__dict__") and adapter_for_value(value) is None:
+            items = value.values() if isinstance(value, dict) else value
+            if not _PLAIN.issuperset(map(type, items)):
+                for item in items:
+                    yield from _walk(item, known, depth + 1)
+    elif (
+        type(value) not in _PLAIN
+        and hasattr(value, "__dict__")
+        and adapter_for_value(value) is None
+    ):
         # An environment, a sampler. (Modules and optimizers draw in the training step.)
         yield from find_generators(value, known)

@@ -31,6 +31,7 @@ Examples:
   holdfast doctor runs/mnist
   holdfast doctor runs/mnist --full      # reads every byte
   holdfast doctor runs/mnist --repair
+
 \b
 Exit status: 0 healthy, 4 damage is left, 10 nothing there, 11 a process
 writes the run that was to be repaired.""",

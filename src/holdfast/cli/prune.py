@@ -33,6 +33,7 @@ Examples:
   holdfast prune runs/mnist --keep "last=3 best=2:val_loss" --dry-run
   holdfast prune runs/mnist --keep "last=3 every=1000"
   holdfast prune runs/mnist --keep "last=5 within=2d size=200GB" --json
+
 \b
 Rules (one is enough to keep a checkpoint; size= is applied last):
   last=N               the N newest

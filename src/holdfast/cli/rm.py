@@ -24,6 +24,7 @@ Examples:
   holdfast rm runs/mnist@41200 --dry-run
   holdfast rm runs/mnist@41200 runs/mnist@41300
   holdfast rm runs/mnist@latest --force   # the job goes on from what is left
+
 \b
 To remove by rules, see 'holdfast prune'. A whole run is a folder: remove it.""",
 )

@@ -32,6 +32,7 @@ Examples:
   holdfast verify runs/mnist            # every checkpoint
   holdfast verify runs/mnist@latest     # one of them
   holdfast verify runs/mnist --json
+
 \b
 Exit status: 0 all intact, 4 damage found, 10 nothing there.""",
 )

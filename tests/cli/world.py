@@ -23,7 +23,7 @@ import numpy as np
 import holdfast
 from holdfast.cli import main
 from holdfast.repo.writer import Writer
-from tests.cli.conftest import flip, newest_pack
+from tests.cli.damage import flip, newest_pack
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW_S = 1_780_000_000.0
@@ -51,9 +51,7 @@ METRICS = {
 }
 
 TRAIN = """
-import sys
 import holdfast
-total = 0.0
 with holdfast.Run("runs/train") as run:
     box = run.box(total=0.0)
     for step in run.range(1000):

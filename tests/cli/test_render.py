@@ -255,6 +255,18 @@ def test_reasons_go_on_below_where_they_do_not_fit() -> None:
     assert all(len(line) <= 80 for line in page.split("\n"))
 
 
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_no_reason_is_cut_however_narrow(width: int) -> None:
+    records = [record(41_000 + i, tags=["a-tag"], pins=["used in the report"]) for i in range(3)]
+    decisions = decide(records, parse_keep("last=1"))
+    page = decisions_text(decisions, dry_run=True, now_s=1e9, width=width)
+    lines = page.split("\n")
+    assert all(cells(line) <= width for line in lines[:-1])
+    assert "…" not in page
+    assert page.count("report") == 3
+    assert ("SAVED" in lines[0]) == (width == 80)
+
+
 def test_freed_bytes_count_packs_that_no_one_else_needs() -> None:
     records = [
         record(1, packs={"shared": 100, "one": 7}),

@@ -12,6 +12,7 @@ import click
 
 from holdfast.cli.options import json_option
 from holdfast.cli.render import print_json, shown
+from holdfast.core.address import printable
 from holdfast.errors import UsageError
 
 
@@ -83,7 +84,7 @@ def rehearse(
 
     if report is not None and not Path(report).absolute().parent.is_dir():
         raise UsageError(
-            f"there is no folder for the report {report}",
+            f"there is no folder for the report {printable(report)}",
             hint="A rehearsal takes a while: make the folder first.",
         )
     plan = Plan(

@@ -258,7 +258,7 @@ def _select_best(
             raise CheckpointNotFound("no checkpoint has a metric", hint=available(run))
         else:
             raise BadAddress(
-                "'@best' does not say by which metric", hint=f"Logged: {_some(names)}."
+                "'@best' does not say by which metric", hint=f"Logged: {some_of(names)}."
             )
     mode = mode or next((rule.mode for rule in rules if rule.metric == metric), None)
     if mode is None:
@@ -309,15 +309,15 @@ def available(records: Sequence[Record]) -> str:
     run = ordered(records)
     # A step that was saved twice is where its newest commit is.
     steps = list(dict.fromkeys(f"{record.step:,}" for record in reversed(run)))[::-1]
-    parts = [f"There are steps {_some(steps, newest=True)}"]
+    parts = [f"There are steps {some_of(steps, newest=True)}"]
     if tags := sorted({tag for record in run for tag in record.tags}):
-        parts.append(f"tags {_some(tags)}")
+        parts.append(f"tags {some_of(tags)}")
     if names := sorted({name for record in run for name in record.metrics}):
-        parts.append(f"metrics {_some(names)}")
+        parts.append(f"metrics {some_of(names)}")
     return "; ".join(parts) + "."
 
 
-def _some(words: Sequence[str], *, newest: bool = False) -> str:
+def some_of(words: Sequence[str], *, newest: bool = False) -> str:
     """Up to eight of `words`; of steps the newest, which people mean most often."""
     words = [_brief(word) for word in words]
     if len(words) <= 8:

@@ -386,40 +386,6 @@ def test_help_has_an_example_and_the_page_has_the_command(name: str, holdfast_cl
                 assert f"`{word}" in page, word
 
 
-def test_usage_errors(holdfast_cli: Command) -> None:
-    assert "No such command 'sl'" in failed(holdfast_cli("sl"), 2)
-    assert "No such option" in failed(holdfast_cli("ls", "--all"), 2)
-    assert "See 'holdfast ls --help'" in holdfast_cli("ls", "--all").err
-    assert same_error_as_json(holdfast_cli, "show")["exit_code"] == 2
-
-
-def test_what_follows_two_dashes_is_no_option_of_ours(holdfast_cli: Command) -> None:
-    words = ["rehearse", "--steps", "1", "--", "python", "train.py", "--json"]
-    assert "needs at least 4 steps and one kill\nHint: " in failed(holdfast_cli(*words), 2)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("--tolerance", "nan"), ("--tolerance", "-1"), ("--timeout", "0"), ("--timeout", "inf")],
-)
-def test_numbers_that_no_rehearsal_can_use(option: str, value: str, holdfast_cli: Command) -> None:
-    words = ["rehearse", option, value, "--", "python", "train.py"]
-    assert f"Invalid value for '{option}'" in failed(holdfast_cli(*words), 2)
-
-
-def test_an_unknown_option_is_no_program_to_rehearse(holdfast_cli: Command) -> None:
-    assert "No such option '--kill'" in failed(holdfast_cli("rehearse", "--kill", "3"), 2)
-
-
-def test_places_that_cannot_be_written_have_a_hint(
-    run: Path, tmp_path: Path, holdfast_cli: Command
-) -> None:
-    name = "n" * 300
-    error = same_error_as_json(holdfast_cli, "export", run, tmp_path / name)
-    assert error["error"].endswith(f": {tmp_path / name}")  # and not the one it was to become
-    assert error["hint"] == "Use a shorter name."
-
-
 def test_a_run_without_holdfast_json_is_listed(run: Path, holdfast_cli: Command) -> None:
     (run / "holdfast.json").unlink()
     done = holdfast_cli("ls", run.parent)
@@ -435,14 +401,6 @@ def test_what_a_tag_or_a_pin_leaves_behind(run: Path, holdfast_cli: Command) -> 
     assert "its tag paper keeps it" in holdfast_cli("pin", f"{run}@100", "--release").out
     holdfast_cli("pin", f"{run}@200")
     assert "its pin keeps it" in holdfast_cli("tag", run, "gold", "--delete").out
-
-
-def test_version_and_help(holdfast_cli: Command) -> None:
-    assert holdfast_cli("--version").out == f"holdfast {holdfast.__version__}\n"
-    for words in ([], ["--help"], ["-h"]):
-        done = holdfast_cli(*words)
-        assert done.status == 0
-        assert done.out.startswith("Usage: holdfast ")
 
 
 def test_a_hostile_run_cannot_reach_the_terminal(tmp_path: Path, holdfast_cli: Command) -> None:

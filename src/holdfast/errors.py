@@ -68,6 +68,11 @@ def briefly(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return call
 
 
+DIFFERENT = 5
+"""What `holdfast diff` and `holdfast rehearse` exit with where the two differ. Not 1, as `diff`
+has it: 1 is an error, and a script must not take a checkpoint that is not there for one that
+differs."""
+
 # -- addresses and settings ---------------------------------------------------
 
 

@@ -15,7 +15,11 @@ import pytest
 
 import holdfast
 from holdfast.cli import main
-from holdfast.manager.listing import Listing
+from tests.cli.damage import flip as flip
+from tests.cli.damage import newest_pack as newest_pack
+from tests.cli.fixed import fixed as fixed
+from tests.cli.fixed import here as here
+from tests.cli.fixed import world as world
 
 
 @dataclass(frozen=True)
@@ -119,20 +123,3 @@ def run(tmp_path: Path) -> Path:
         manager.tag(200, "gold")
         manager.pin(100)
     return address
-
-
-def newest_pack(run: Path) -> Path:
-    """The pack that was written for the newest checkpoint. Not by its time: on some file
-    systems two files in a row have the same."""
-    with Listing(run) as listing:
-        manifest = listing.manifest()
-    [name] = [pack.name for pack in manifest.packs if pack.born == manifest.ordinal]
-    return run / "packs" / f"{name}.safetensors"
-
-
-def flip(path: Path, offset: int) -> None:
-    """Change one bit of a stored file."""
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)

@@ -386,19 +386,21 @@ def test_help_has_an_example_and_the_page_has_the_command(name: str, holdfast_cl
                 assert f"`{word}" in page, word
 
 
-def test_usage_errors(holdfast_cli: Command) -> None:
-    assert "No such command 'sl'" in failed(holdfast_cli("sl"), 2)
-    assert "No such option" in failed(holdfast_cli("ls", "--all"), 2)
-    assert "See 'holdfast ls --help'" in holdfast_cli("ls", "--all").err
-    assert same_error_as_json(holdfast_cli, "show")["exit_code"] == 2
+def test_a_run_without_holdfast_json_is_listed(run: Path, holdfast_cli: Command) -> None:
+    (run / "holdfast.json").unlink()
+    done = holdfast_cli("ls", run.parent)
+    assert done.status == 0
+    assert done.out.splitlines()[1].split()[:3] == ["mnist", "4", "400"]
+    assert "holdfast.json is missing" in done.err
+    (run.parent / "other" / "log").mkdir(parents=True)  # a folder with logs is no run
+    assert holdfast_cli("ls", run.parent).out.endswith("1 run in " + str(run.parent) + "\n")
 
 
-def test_version_and_help(holdfast_cli: Command) -> None:
-    assert holdfast_cli("--version").out == f"holdfast {holdfast.__version__}\n"
-    for words in ([], ["--help"], ["-h"]):
-        done = holdfast_cli(*words)
-        assert done.status == 0
-        assert done.out.startswith("Usage: holdfast ")
+def test_what_a_tag_or_a_pin_leaves_behind(run: Path, holdfast_cli: Command) -> None:
+    holdfast_cli("tag", f"{run}@100", "paper")
+    assert "its tag paper keeps it" in holdfast_cli("pin", f"{run}@100", "--release").out
+    holdfast_cli("pin", f"{run}@200")
+    assert "its pin keeps it" in holdfast_cli("tag", run, "gold", "--delete").out
 
 
 def test_a_hostile_run_cannot_reach_the_terminal(tmp_path: Path, holdfast_cli: Command) -> None:

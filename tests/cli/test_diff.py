@@ -44,7 +44,8 @@ def test_equal(pair: tuple[Path, Path], holdfast_cli: Command) -> None:
         "a  A@1, id <id>, saved …\n"
         "b  B@1, id <id>, saved …\n"
         "\n"
-        "The same training state, bit for bit: 2 leaves and 1 value, position, random states.\n"
+        "The same training state, bit for bit: 2 leaves and 1 value, position, random\n"
+        "states.\n"
     )
 
 

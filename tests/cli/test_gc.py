@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast.cli.gc import orphans_text
 from holdfast.core import process
 from holdfast.errors import Fenced, RunHeld
 from holdfast.repo import orphans
 from holdfast.repo.repo import Repo
+from holdfast.stores.base import ObjectInfo
 from holdfast.stores.local import LocalStore
 from tests.cli.conftest import Command, failed, failed_loudly, flip, same_error_as_json, tidy
 
@@ -50,7 +53,11 @@ def test_gc(killed: Path, holdfast_cli: Command) -> None:
     before = names(killed)
     done = holdfast_cli("gc", killed, "--dry-run")
     assert (done.status, done.err) == (0, "")
-    assert done.out == "Would remove 1 pack that no checkpoint needs, and free 24.1 KB.\n"
+    assert re.sub(r"packs/\S+", "PACK", done.out).split("\n")[1:] == [
+        "PACK  24.1 KB  no checkpoint needs it",
+        "Would remove 1 pack, free 24.1 KB.",
+        "",
+    ]
     assert names(killed) == before
     value = holdfast_cli("gc", killed, "--dry-run", "--json").json
     assert (value["ok"], value["run"], value["dry_run"]) == (True, str(killed), True)
@@ -65,7 +72,28 @@ def test_gc(killed: Path, holdfast_cli: Command) -> None:
 
 def test_gc_says_what_it_removed(killed: Path, holdfast_cli: Command) -> None:
     done = holdfast_cli("gc", killed)
-    assert done.out == "Removed 1 pack that no checkpoint needed, and freed 24.1 KB.\n"
+    assert done.out.split()[:3] == ["OBJECT", "SIZE", "WHY"]
+    assert done.out.endswith("\nRemoved 1 pack, freed 24.1 KB.\n")
+
+
+def test_a_page_of_many_objects_fits_and_says_why() -> None:
+    objects = [
+        ObjectInfo(f"{folder}/{i:06}-{'f' * 60}\x1b.json", 10**i % 7919)
+        for folder in ("manifests", "packs", "segments")
+        for i in range(20)
+    ]
+    lines = orphans_text("runs/x", objects, dry_run=True, width=80).split("\n")
+    assert all(len(line) <= 80 and line.isprintable() for line in lines)
+    assert [line.split("  ")[-1].strip() for line in lines[:26:8]] == [
+        "WHY",
+        "never committed",
+        "never committed",
+        "no checkpoint needs it",
+    ]
+    assert lines[25:] == [
+        "… 36 objects more (--json shows all)",
+        "Would remove 20 manifests, 20 packs, 20 segments, free " + lines[-1].split("free ")[1],
+    ]
 
 
 @pytest.mark.parametrize("extra", [[], ["--dry-run"]])

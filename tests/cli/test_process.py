@@ -96,6 +96,36 @@ def test_a_closed_pipe(run: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "err"),
+    [
+        ("ls {run} >&-", 0, ""),
+        ("ls {run} --json >&-", 0, ""),
+        ("ls {run} >/dev/full", 1, "Error: No space left on device\nHint: Free some space "),
+        ("ls {run} --json >/dev/full", 1, ""),
+        ("ls nowhere 2>&-", 10, ""),
+        ("ls nowhere 2>/dev/full", 10, ""),
+        ("ls nowhere --json >/dev/full", 10, ""),
+    ],
+)
+def test_a_stream_that_takes_nothing(run: Path, line: str, status: int, err: str) -> None:
+    """Closed, or on a disk that is full: no traceback, and the status is true."""
+    script = f"{sys.executable} -m holdfast {line.format(run=run)}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(err)
+    assert bool(done.stderr) == bool(err)
+
+
+def test_nobody_reads_the_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*HOLDFAST, "ls", "nowhere"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writing, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (10, b"")
+
+
 def test_ctrl_c(tmp_path: Path) -> None:
     """While a command waits."""
     folder = tmp_path / "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import unicodedata
@@ -20,9 +21,14 @@ from holdfast.cli.render import (
     print_json,
     saved_at,
     shown,
+    shown_end,
     table,
+    terminal_width,
+    wrapped,
 )
+from holdfast.cli.show import _metrics
 from holdfast.cli.verify import results_text
+from holdfast.core.address import available
 from holdfast.core.digest import digest
 from holdfast.core.retention import decide, parse_keep
 from holdfast.manager.info import CheckpointInfo, Verification, info_of
@@ -51,7 +57,9 @@ def info(step: int, **changes: object) -> CheckpointInfo:
 
 def cells(line: str) -> int:
     return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        0
+        if unicodedata.category(c) in ("Mn", "Me")
+        else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in line
     )
 
@@ -65,6 +73,46 @@ def test_escapes_are_shown_not_obeyed() -> None:
     )
     assert shown("Größe 日本") == "Größe 日本"
     assert shown("\ud800\U000e0001") == r"\ud800\U000e0001"
+
+
+def test_marks_do_not_pile_up() -> None:
+    assert (
+        shown("e\u0301\u0302\u0303\u0304\u0489\u0301") == "e\u0301\u0302\u0303\u0304\\u0489\\u0301"
+    )
+    assert shown("\u0301\u0302e\u0301") == "\\u0301\\u0302e\u0301"  # not on the title's blank
+
+
+def test_what_the_encoding_lacks_is_escaped_before_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    rows = [["größe", "1"], ["重み" * 20, "2"], ["x", "3"]]
+    text = table([Column("NAME", elastic=True), Column("N")], rows, 30)
+    assert text.isascii()
+    assert [line.rindex("  ") for line in text.split("\n")] == [27, 27, 27, 27]
+    assert text.split("\n")[2] == r"\u91cd\u307f\u91cd\u307f..  2".replace("..", "...")
+
+
+def test_columns_says_how_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert terminal_width() == 80
+    for said, width in (("60", 60), ("10", 40), ("1000", 160), ("wide", 80), ("", 80)):
+        monkeypatch.setenv("COLUMNS", said)
+        assert terminal_width() == width
+
+
+def test_a_name_of_a_megabyte_floods_no_page() -> None:
+    names = {f"{i}{'long' * 250_000}\x1b": float(i) for i in range(100)}
+    wordy = info(1, metrics=names, tags=("t" * 64,), note="n")
+    page = checkpoints_text([wordy], [], 1000.0, 80)
+    assert len(page) < 2000
+    assert all(cells(line) <= 80 for line in page.split("\n"))
+    assert len(_metrics(names)) < 2000
+    assert "and 76 more (--json shows all)" in _metrics(names)
+    records = [record(1, metrics=names)]
+    assert len(available(records)) < 1000
+    assert available(records).isprintable()
 
 
 @given(st.text())
@@ -127,6 +175,9 @@ def test_cut() -> None:
     assert cut("abc", 3) == "abc"
     assert cut("abcd", 3) == "ab…"
     assert cut("日本語", 4) == "日…"
+    assert shown_end("evaluation/val_loss", 9) == "…val_loss"
+    assert shown_end("日本語日本語", 6) == "…本語"
+    assert wrapped("one two/three-four five", indent=2, width=10) == "one\n  two/three-four\n  five"
 
 
 @pytest.mark.parametrize("metrics", [0, 1, 5, 30])
@@ -143,12 +194,12 @@ def test_ls_fits_80_columns(metrics: int) -> None:
         for step in (12_345_678, 9)
     ]
     lines = checkpoints_text(infos, [], 1000.0, 80).split("\n")
-    assert all(cells(line) <= 80 for line in lines[:3])
+    assert all(cells(line) <= 80 for line in lines)
     assert lines[0].startswith("      STEP  SAVED")
     assert lines[0].endswith("ID")
     if metrics == 30:
         assert lines[3].startswith("also logged: evaluation/metric_")
-        assert "more (--metric NAME)" in lines[3]
+        assert "more (--metric NAME)" in " ".join(lines[3:])
 
 
 def test_ls_page() -> None:
@@ -202,6 +253,18 @@ def test_reasons_go_on_below_where_they_do_not_fit() -> None:
     why = " ".join(line[42:].strip() for line in page.split("\n")[2:-1])
     assert why == ", ".join(f"tag {tag}" for tag in tags)
     assert all(len(line) <= 80 for line in page.split("\n"))
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_no_reason_is_cut_however_narrow(width: int) -> None:
+    records = [record(41_000 + i, tags=["a-tag"], pins=["used in the report"]) for i in range(3)]
+    decisions = decide(records, parse_keep("last=1"))
+    page = decisions_text(decisions, dry_run=True, now_s=1e9, width=width)
+    lines = page.split("\n")
+    assert all(cells(line) <= width for line in lines[:-1])
+    assert "…" not in page
+    assert page.count("report") == 3
+    assert ("SAVED" in lines[0]) == (width == 80)
 
 
 def test_freed_bytes_count_packs_that_no_one_else_needs() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import TextIO
 
 import click
 
@@ -30,6 +33,18 @@ from holdfast.errors import HoldfastError
 # As a shell reports them: 128 + the signal's number.
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+_HINTS = {
+    errno.EACCES: "Check who may read and write there.",
+    errno.EPERM: "Check who may read and write there.",
+    errno.EROFS: "It is mounted for reading only: name another place.",
+    errno.ENOSPC: "Free some space there, or name another place.",
+    errno.EDQUOT: "Free some space there, or name another place.",
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "Check the path.",
+    errno.EISDIR: "Name a file: that is a folder.",
+    errno.ENAMETOOLONG: "Use a shorter name.",
+}
 
 
 @click.group(
@@ -62,11 +77,9 @@ for command in COMMANDS:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; its exit status. Raises only what is a bug of ours."""
     words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets its escape instead of a traceback.
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
+    # What follows "--" is the command line of another program.
+    as_json = "--json" in takewhile(lambda word: word != "--", words)
+    _prepare_streams()
     try:
         # Not `cli.main`: that makes status 1 of a closed pipe.
         with _escaped_warnings(), cli.make_context("holdfast", words) as context:
@@ -80,29 +93,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HoldfastError as error:
         return _fail(as_json, error.message, error.hint, error.exit_code)
     except BrokenPipeError:
-        # The reader (`| head`) has enough. Python would complain again at exit.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) has enough.
+        _abandon(sys.stdout)
         return BROKEN_PIPE
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _fail(as_json, f"{error.strerror or error}{where}", "", 1)
+        hint = _HINTS.get(error.errno or 0, "")
+        return _fail(as_json, f"{error.strerror or error}{_place(error)}", hint, 1)
     except (KeyboardInterrupt, click.Abort):
         return _fail(as_json, "interrupted", "", INTERRUPTED)
 
 
+def _place(error: OSError) -> str:
+    """Where it happened, in names that the user knows."""
+    path = str(error.filename2 or error.filename or "")
+    folder, name = os.path.split(path)
+    if name.startswith(".holdfast-"):  # a scratch folder of ours
+        path = folder
+    return f": {path}" if path else ""
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:  # closed by the shell (`>&-`): `print` would take the other one
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- for as long as we run
+        elif reconfigure := getattr(stream, "reconfigure", None):
+            # A terminal that cannot show a character gets its escape instead of a traceback.
+            reconfigure(errors="backslashreplace")
+
+
 def _fail(as_json: bool, message: str, hint: str, exit_code: int) -> int:
-    if as_json:
-        print_json({"ok": False, "error": message, "hint": hint, "exit_code": exit_code})
-    else:
-        print(f"Error: {_lines(message)}", file=sys.stderr)
-        if hint:
-            print(f"Hint: {_lines(hint)}", file=sys.stderr)
+    """Say it, if there is anybody to hear it; the status says it in any case."""
+    stream = sys.stdout if as_json else sys.stderr
+    try:
+        if as_json:
+            print_json({"ok": False, "error": message, "hint": hint, "exit_code": exit_code})
+        else:
+            print(f"Error: {_lines(message)}", file=stream)
+            if hint:
+                print(f"Hint: {_lines(hint)}", file=stream)
+        stream.flush()
+    except OSError:
+        _abandon(stream)
     return exit_code
 
 
+def _abandon(stream: TextIO) -> None:
+    """Nobody reads it, or its disk is full. Python would complain again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _lines(text: str) -> str:
-    return "\n  ".join(shown(line) for line in text.splitlines())
+    # Not `splitlines`: it takes other characters for ends of lines, too.
+    return "\n  ".join(shown(line) for line in text.split("\n"))
 
 
 def _help_for(error: click.ClickException) -> str:

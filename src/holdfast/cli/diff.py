@@ -15,21 +15,20 @@ from holdfast.cli.render import (
     Column,
     checkpoint_json,
     metric_text,
+    name_shown,
     plural,
     print_json,
     saved_text,
     shown,
     table,
+    wrapped,
 )
 from holdfast.core.address import parse_reference
+from holdfast.errors import DIFFERENT
 
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Apart, Comparison, Difference, Side
     from holdfast.manager.info import CheckpointInfo
-
-DIFFERENT = 5
-"""Not 1, as `diff` has it: 1 is an error, and a script must not take a checkpoint that is
-not there for one that differs."""
 
 # Of each section; --all shows the rest.
 _SHORT = 24
@@ -43,6 +42,7 @@ Examples:
   holdfast diff runs/mnist@100 runs/again@100 --values
   holdfast diff runs/mnist@100 runs/again@100 --all
   holdfast diff runs/mnist@100 runs/again@100 --json
+
 \b
 Exit status: 0 the same training state, 5 they differ, 1 an error.""",
 )
@@ -73,7 +73,10 @@ def comparison_text(
     result: Comparison, now_s: float, *, everything: bool = False, width: int | None = None
 ) -> str:
     """The page: the two, whether they are equal, where they differ first, all differences."""
-    sections = [f"{_side('a', result.a, now_s)}\n{_side('b', result.b, now_s)}", _verdict(result)]
+    sections = [
+        f"{_side('a', result.a, now_s)}\n{_side('b', result.b, now_s)}",
+        _verdict(result, width),
+    ]
     if any(part.leaves != part.equal for part in result.parts):
         sections.append(_parts(result, width))
     for section, found in groupby(result.differences, key=lambda d: d.section):
@@ -85,11 +88,12 @@ def _side(name: str, info: CheckpointInfo, now_s: float) -> str:
     return shown(f"{name}  {info.ref}, id {info.id[:12]}, saved {saved_text(info.time_s, now_s)}")
 
 
-def _verdict(result: Comparison) -> str:
+def _verdict(result: Comparison, width: int | None) -> str:
     if result.equal:
         compared = f"{plural(result.leaves, 'leaf')} and {plural(result.values, 'value')}"
         compared = compared.replace("leafs", "leaves")
         same = f"The same training state, bit for bit: {compared}, position, random states."
+        same = wrapped(same, width=width)
         return same if not result.differences else f"{same}\nOnly what is said about it differs."
     counted = [d for d in result.differences if d.section != "metrics"]
     if result.a.step != result.b.step:
@@ -99,8 +103,10 @@ def _verdict(result: Comparison) -> str:
     if not counted:
         return step
     first = counted[0]
-    where = first.path if first.section == "state" else f"{first.section}, {first.path}"
-    return "\n".join(filter(None, (step, shown(f"The first difference: {where} ({first.kind})."))))
+    path = name_shown(first.path)
+    where = path if first.section == "state" else f"{first.section}, {path}"
+    said = wrapped(f"The first difference: {where} ({first.kind}).", indent=2, width=width)
+    return "\n".join(filter(None, (step, said)))
 
 
 def _parts(result: Comparison, width: int | None) -> str:

@@ -18,6 +18,7 @@ from holdfast.cli.render import (
     table_width,
     terminal_width,
 )
+from holdfast.core.address import printable
 from holdfast.errors import CorruptionError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ Examples:
   holdfast doctor runs/mnist
   holdfast doctor runs/mnist --full      # reads every byte
   holdfast doctor runs/mnist --repair
+
 \b
 Exit status: 0 healthy, 4 damage is left, 10 nothing there, 11 a process
 writes the run that was to be repaired.""",
@@ -80,7 +82,7 @@ def health_text(health: Health, width: int | None = None) -> str:
     width = terminal_width() if width is None else width
     columns = [Column("CHECK"), Column("STATE")]
     facts = [[finding.check, _state(finding.state)] for finding in health.findings]
-    room = max(20, width - table_width(columns, facts) - 2)
+    room = max(10, width - table_width(columns, facts) - 2)
     rows: list[list[str]] = []
     for finding, fact in zip(health.findings, facts, strict=True):
         lines = wrap(shown(finding.what), room, break_on_hyphens=False)
@@ -103,7 +105,8 @@ def _damage(address: str, health: Health) -> CorruptionError | None:
     if not damage:
         return None
     do = next((finding.do for finding in damage if finding.do), "")
-    return CorruptionError(f"{address} has {plural(len(damage), 'problem')}", hint=do)
+    do = do.replace(address, printable(address))
+    return CorruptionError(f"{printable(address)} has {plural(len(damage), 'problem')}", hint=do)
 
 
 def _json(health: Health, asked: bool, repaired: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from holdfast.core.units import format_size
 Examples:
   holdfast export runs/mnist@best:val_loss model.safetensors --only model
   holdfast export runs/mnist all.safetensors
+
 \b
 For the whole checkpoint, with plain values and files, see 'holdfast restore'.""",
 )

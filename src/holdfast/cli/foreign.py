@@ -6,7 +6,16 @@ import os.path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from holdfast.cli.render import Column, plural, print_json, shown, table, terminal_width
+from holdfast.cli.nodes import cut_text
+from holdfast.cli.render import (
+    Column,
+    name_shown,
+    plural,
+    print_json,
+    shown,
+    table,
+    terminal_width,
+)
 from holdfast.core.units import format_size
 from holdfast.errors import DamagedObject
 
@@ -28,8 +37,12 @@ def show_file(path: str, *, with_leaves: bool, as_json: bool) -> int:
     """Describe the file; the exit status. Raises DamagedObject after what could be told."""
     from holdfast.foreign import FileSource, describe
 
-    with FileSource(os.path.expanduser(path)) as source:
-        file = describe(source)
+    try:
+        with FileSource(os.path.expanduser(path)) as source:
+            file = describe(source)
+    except DamagedObject as found:
+        found.hint = found.hint or "Nothing in it can be read. Copy or download it again."
+        raise
     error = _damage(path, file)
     if as_json:
         failed = {"error": error.message, "hint": error.hint, "exit_code": 4} if error else {}
@@ -104,7 +117,7 @@ def _warning(file: ForeignFile, width: int) -> str:
     """The loud line."""
     if not file.runs:
         return ""
-    names = ", ".join(shown(name) for name in file.runs[:_MOST_NAMES])
+    names = ", ".join(name_shown(name) for name in file.runs[:_MOST_NAMES])
     if len(file.runs) > _MOST_NAMES:
         names += f" and {len(file.runs) - _MOST_NAMES:,} more (--json shows all)"
     text = f"THIS FILE RUNS CODE WHEN LOADED: {names}"
@@ -142,7 +155,7 @@ def _leaves(file: ForeignFile, width: int, with_leaves: bool) -> str:
 
 
 def _values(file: ForeignFile) -> str:
-    lines = [f"  {path or _WHOLE}: {text}" for path, text in file.values]
+    lines = [f"  {cut_text(path) or _WHOLE}: {text}" for path, text in file.values]
     more = len(lines) - _SHORT
     if more > 1:
         lines = [*lines[:_SHORT], f"  … {plural(more, 'line')} more (--json shows all)"]

@@ -15,12 +15,15 @@ from holdfast.cli.render import (
     Column,
     checkpoint_json,
     metric_text,
+    name_shown,
     plural,
     print_json,
     shown,
+    shown_end,
     table,
     table_width,
     terminal_width,
+    wrapped,
 )
 from holdfast.cli.runs import find_runs
 from holdfast.core.address import no_checkpoint, short_ids
@@ -132,16 +135,15 @@ def checkpoints_text(
     rows = [[*a, *b, *c] for a, b, c in zip(left_cells, cells, right_cells, strict=True)]
     text = table([*left, *titles, *right], rows, width)
     if waiting:
-        text += f"\nalso logged: {', '.join(shown(name) for name in waiting[:8])}"
-        text += f" and {len(waiting) - 8} more" if len(waiting) > 8 else ""
-        text += " (--metric NAME)"
+        also = f"also logged: {', '.join(name_shown(name) for name in waiting[:8])}"
+        also += f" and {len(waiting) - 8} more" if len(waiting) > 8 else ""
+        text += "\n" + wrapped(f"{also} (--metric NAME)", indent=2, width=width)
     return text
 
 
 def _title(metric: str) -> str:
     """The end of a long name says more than its start: `eval/…/val_loss`."""
-    name = shown(metric)
-    return name if len(name) <= _METRIC_TITLE else "…" + name[-(_METRIC_TITLE - 1) :]
+    return shown_end(metric, _METRIC_TITLE)
 
 
 def note_text(info: CheckpointInfo, best: Mapping[str, str]) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from holdfast.core.address import Reference, parse_reference
-from holdfast.errors import BadAddress, DamagedObject
+from holdfast.core.address import Reference, parse_reference, printable
+from holdfast.errors import BadAddress, DamagedObject, HoldfastError
 
 if TYPE_CHECKING:
     from holdfast.manager.listing import Listing
@@ -40,14 +40,16 @@ def opened(address: str) -> Iterator[Listing]:
     """The run at `address`, for looking and pruning: nothing is created there."""
     from holdfast.manager.listing import Listing
 
-    with Listing(address) as run:
-        try:
+    try:
+        with Listing(address) as run:
             yield run
-        except DamagedObject as error:
-            error.hint = (
-                error.hint or f"See which checkpoints are intact: holdfast verify {address}"
-            )
-            raise
+    except HoldfastError as error:
+        if isinstance(error, DamagedObject) and not error.hint:
+            error.hint = f"See which checkpoints are intact: holdfast verify {address}"
+        # Messages may have several lines; an address must not add one.
+        error.message = error.message.replace(address, printable(address))
+        error.hint = error.hint.replace(address, printable(address))
+        raise
 
 
 def selector_of(reference: Reference) -> str:

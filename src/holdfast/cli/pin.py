@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from holdfast.cli.options import json_option, opened, selector_of
-from holdfast.cli.render import checkpoint_json, print_json, shown
+from holdfast.cli.render import checkpoint_json, kept_by, print_json, shown
 from holdfast.core.address import parse_reference
 from holdfast.errors import UsageError
 
@@ -29,7 +29,10 @@ def pin(reference: str, reason: str, release: bool, as_json: bool) -> None:
     """
     wanted = parse_reference(reference)
     if release and reason:
-        raise UsageError("--reason is for a new pin, and --release takes pins away")
+        raise UsageError(
+            "--reason is for a new pin, and --release takes pins away",
+            hint="Write one of them.",
+        )
     with opened(wanted.address) as run:
         before = run.info(selector_of(wanted))
         info = run.unpin(before.id) if release else run.pin(before.id, reason)
@@ -40,6 +43,6 @@ def pin(reference: str, reason: str, release: bool, as_json: bool) -> None:
     elif info.pinned:
         print(shown(f"{info.ref} is still pinned: a forked run needs its data."))
     elif before.pinned:
-        print(shown(f"{info.ref} is released: the rules decide about it."))
+        print(shown(f"{info.ref} is released: {kept_by(info)}."))
     else:
         print(shown(f"{info.ref} was not pinned."))

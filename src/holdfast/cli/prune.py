@@ -25,6 +25,10 @@ from holdfast.core.retention import Decision, parse_keep
 from holdfast.core.units import format_ago, format_size
 from holdfast.errors import BadPolicy
 
+# Columns of the table, and how much of a reason should fit on a line.
+_SAVED, _SIZE = 2, 3
+_ROOM = 20
+
 
 @click.command(
     short_help="Remove checkpoints that no rule keeps.",
@@ -33,6 +37,7 @@ Examples:
   holdfast prune runs/mnist --keep "last=3 best=2:val_loss" --dry-run
   holdfast prune runs/mnist --keep "last=3 every=1000"
   holdfast prune runs/mnist --keep "last=5 within=2d size=200GB" --json
+
 \b
 Rules (one is enough to keep a checkpoint; size= is applied last):
   last=N               the N newest
@@ -124,8 +129,12 @@ def decision_rows(
         Column("SIZE", right=True),
         Column("ID"),
     ]
-    # Reasons are never cut: what does not fit goes on below.
-    room = max(20, width - table_width(columns, facts) - 2)
+    # Reasons are never cut: what does not fit goes on below. Where little would, time and
+    # size give way.
+    for given_up in (_SAVED, _SIZE):
+        if width - table_width(columns, facts) - 2 < _ROOM:
+            facts = [[*fact[:given_up], "", *fact[given_up + 1 :]] for fact in facts]
+    room = max(10, width - table_width(columns, facts) - 2)
     rows: list[list[str]] = []
     for decision, fact in zip(listed, facts, strict=True):
         for line in wrap(shown(", ".join(decision.why)), room, break_on_hyphens=False):

@@ -3,34 +3,59 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
+from typing import Any
 
 import click
 
 from holdfast.cli.options import json_option
 from holdfast.cli.render import print_json, shown
+from holdfast.core.address import printable
+from holdfast.errors import UsageError
+
+
+class _Finite(click.FloatRange):
+    """Neither "nan" nor "inf", which Python's numbers and no JSON can be."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command(
     short_help="Kill a training script, resume it, and compare it with itself.",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False},
     epilog="""\b
 Examples:
   holdfast rehearse -- python train.py
   holdfast rehearse --steps 200 --kills 10 -- python train.py --lr 0.1
   holdfast rehearse --ignore tok_per_s --report out.json -- python train.py
+
 \b
 Exit status: 0 equal, 5 something differs, 3 it could not be rehearsed.""",
 )
 @click.option("--steps", default=30, show_default=True, help="Steps to train.")
 @click.option("--kills", default=4, show_default=True, help="Times to kill it.")
 @click.option("--seed", type=int, help="Choose the same kills again.")
-@click.option("--tolerance", default=0.0, help="Largest difference of numbers.")
+@click.option(
+    "--tolerance", default=0.0, type=_Finite(min=0), help="Largest difference of numbers."
+)
 @click.option(
     "--ignore", multiple=True, metavar="NAME", help="A variable or metric that may differ."
 )
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds for each process.")
+@click.option(
+    "--timeout",
+    default=600.0,
+    type=_Finite(min=0, min_open=True),
+    show_default=True,
+    help="Seconds for each process.",
+)
 @click.option("--report", type=click.Path(dir_okay=False), help="Write all of it as JSON.")
 @json_option
 @click.argument("command", nargs=-1, required=True)
@@ -57,6 +82,11 @@ def rehearse(
     from holdfast.rehearse import rehearse as play
     from holdfast.rehearse.stage import python_command
 
+    if report is not None and not Path(report).absolute().parent.is_dir():
+        raise UsageError(
+            f"there is no folder for the report {printable(report)}",
+            hint="A rehearsal takes a while: make the folder first.",
+        )
     plan = Plan(
         command=python_command(command),
         steps=steps,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.units import format_ago
@@ -24,18 +26,39 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 _WIDEST = 160
+_MOST_MARKS = 4  # on one letter: more than any script needs
+_NAME_WIDTH = 60
 _GAP = "  "
 
 
 def shown(text: str) -> str:
-    r"""`text` with control, format (bidi, zero width) and other unprintable characters escaped.
+    r"""`text` with control, format (bidi, zero width) and other unprintable characters escaped,
+    and those that stdout's encoding lacks.
+
+    So are combining marks without a letter below them, and piles of them, which would be
+    drawn over the lines above and below.
 
     >>> shown("a\x1b[31mb\u202ec")
     'a\\x1b[31mb\\u202ec'
     """
-    if text.isprintable():
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
+    said: list[str] = []
+    pile = _MOST_MARKS
+    for char in text:
+        pile = pile + 1 if _is_mark(char) else 0
+        said.append(char if char.isprintable() and pile <= _MOST_MARKS else _escape(ord(char)))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return "".join(said).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _is_mark(char: str) -> bool:
+    return unicodedata.category(char) in ("Mn", "Me")
+
+
+def ellipsis() -> str:
+    """Where something was left out: "…", or "..." where stdout's encoding has none."""
+    return "…" if shown("…") == "…" else "..."
 
 
 def _escape(code: int) -> str:
@@ -57,8 +80,8 @@ class Column:
 
 
 def terminal_width() -> int:
-    """Columns to use: the terminal's, or 80 where there is none."""
-    if not sys.stdout.isatty():
+    """Columns to use: what COLUMNS says, else the terminal's, or 80 where there is none."""
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
         return WIDTH
     return max(40, min(_WIDEST, shutil.get_terminal_size((WIDTH, 24)).columns))
 
@@ -114,7 +137,7 @@ def _cells(text: str) -> int:
 
 
 def _char_cells(char: str) -> int:
-    if unicodedata.combining(char):
+    if _is_mark(char):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
@@ -130,13 +153,46 @@ def cut(text: str, width: int) -> str:
     """The start of `text`, with "…" where more would follow, in at most `width` columns."""
     if _cells(text) <= width:
         return text
+    mark = ellipsis()[:width]
     kept, taken = 0, 0
     for char in text:
         taken += _char_cells(char)
-        if taken > width - 1:
+        if taken > width - len(mark):
             break
         kept += 1
-    return text[:kept] + "…"
+    return text[:kept] + mark
+
+
+def shown_end(text: str, width: int) -> str:
+    """The end of `text`, escaped, in at most `width` columns."""
+    text = shown(text)
+    if _cells(text) <= width:
+        return text
+    mark = ellipsis()
+    kept, taken = len(text), len(mark)
+    while kept and (taken := taken + _char_cells(text[kept - 1])) <= width:
+        kept -= 1
+    return mark + text[kept:]
+
+
+def name_shown(text: str) -> str:
+    """A name in a sentence: escaped, and cut where it is longer than any sane one."""
+    return cut(shown(text), _NAME_WIDTH)
+
+
+def wrapped(text: str, *, indent: int = 0, width: int | None = None) -> str:
+    """`text`, escaped, on lines that fit, all but the first indented.
+
+    A word is never broken: it may be a path, which is to be copied.
+    """
+    lines = wrap(
+        shown(text),
+        terminal_width() if width is None else width,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return "\n".join(lines)
 
 
 # -- values -------------------------------------------------------------------
@@ -183,6 +239,15 @@ def checkpoint_json(info: CheckpointInfo) -> dict[str, Any]:
         "note": info.note,
         "pickled": info.pickled,
     }
+
+
+def kept_by(info: CheckpointInfo) -> str:
+    """What becomes of a checkpoint that has lost a tag or a pin."""
+    if info.pinned:
+        return "its pin keeps it"
+    if info.tags:
+        return f"its tag {info.tags[0]} keeps it"
+    return "the rules decide about it"
 
 
 def error_json(error: HoldfastError | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ Examples:
   holdfast restore runs/mnist out                  # the latest
   holdfast restore runs/mnist@best:val_loss out
   holdfast restore runs/mnist@41200 out --force    # over an older one
+
 \b
 To go on training, start the job again: it resumes by itself.""",
 )

@@ -11,7 +11,7 @@ import click
 from holdfast.cli.options import json_option, opened, selector_of
 from holdfast.cli.prune import decision_rows, freed_bytes
 from holdfast.cli.render import checkpoint_json, error_json, plural, print_json
-from holdfast.core.address import Reference, parse_reference, short_ids
+from holdfast.core.address import Reference, parse_reference, printable, short_ids
 from holdfast.core.retention import Decision
 from holdfast.core.units import format_size
 from holdfast.errors import BadAddress, CheckpointProtected
@@ -24,6 +24,7 @@ Examples:
   holdfast rm runs/mnist@41200 --dry-run
   holdfast rm runs/mnist@41200 runs/mnist@41300
   holdfast rm runs/mnist@latest --force   # the job goes on from what is left
+
 \b
 To remove by rules, see 'holdfast prune'. A whole run is a folder: remove it.""",
 )
@@ -95,7 +96,7 @@ def _refusal(named: Sequence[Decision], address: str) -> CheckpointProtected | N
     from holdfast.manager.removal import refuse
 
     try:
-        refuse(named, address)
+        refuse(named, printable(address))
     except CheckpointProtected as error:
         return error
     return None

@@ -23,6 +23,11 @@ def find_runs(folder: str) -> list[str]:
     return sorted(_walk(folder))
 
 
+def _is_run(names: set[str]) -> bool:
+    """A run that lost its holdfast.json is one all the same, and `doctor` mends it."""
+    return RUN_INFO in names or names >= {"log", "manifests", "packs"}
+
+
 def _walk(top: str) -> Iterator[str]:
     folders = [(os.path.expanduser(top), 0)]
     # By index: the list grows while it is gone through.
@@ -34,7 +39,7 @@ def _walk(top: str) -> Iterator[str]:
                 entries = list(found)
         except OSError:
             continue
-        if any(entry.name == RUN_INFO for entry in entries):
+        if _is_run({entry.name for entry in entries}):
             yield folder
         elif depth < _DEPTH:
             folders += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,11 +15,13 @@ from holdfast.cli.render import (
     Column,
     checkpoint_json,
     metric_text,
+    name_shown,
     plural,
     print_json,
     saved_text,
     shown,
     table,
+    wrapped,
 )
 from holdfast.core.address import parse_reference
 from holdfast.core.units import format_size
@@ -112,12 +115,12 @@ def checkpoint_text(
         ("tags", ", ".join(info.tags)),
         ("pinned", "yes" if info.pinned else ""),
         ("pickled", "yes: loading it needs allow_pickle=True" if info.pickled else ""),
-        ("metrics", ", ".join(f"{k} {metric_text(v)}" for k, v in sorted(info.metrics.items()))),
+        ("metrics", _metrics(info.metrics)),
         ("position", "; ".join(nodes.loops(nodes.runtime_entry(manifest, "loop")))),
     ]
     sections = [
         shown(f"{info.address}@{info.step}: step {info.step:,}"),
-        _facts(facts),
+        _facts(facts, width),
         _state(manifest, width),
     ]
     if with_leaves:
@@ -136,10 +139,19 @@ def _size(info: CheckpointInfo) -> str:
     return ", ".join(filter(None, (format_size(info.nbytes), new, shared)))
 
 
-def _facts(facts: list[tuple[str, str]]) -> str:
+def _metrics(metrics: Mapping[str, float]) -> str:
+    names = sorted(metrics)
+    said = [f"{name_shown(name)} {metric_text(metrics[name])}" for name in names[:_SHORT]]
+    more = f" and {len(names) - _SHORT:,} more (--json shows all)" if len(names) > _SHORT else ""
+    return ", ".join(said) + more
+
+
+def _facts(facts: list[tuple[str, str]], width: int | None) -> str:
     said = [(name, text) for name, text in facts if text]
     widest = max(len(name) for name, _ in said)
-    return "\n".join(f"{name:<{widest}}  {shown(text)}" for name, text in said)
+    return "\n".join(
+        wrapped(f"{name:<{widest}}  {text}", indent=widest + 2, width=width) for name, text in said
+    )
 
 
 def _state(manifest: Manifest, width: int | None) -> str:
@@ -180,7 +192,10 @@ def _leaves(manifest: Manifest, width: int | None) -> str:
 
 
 def _tree(title: str, value: Any) -> str:
-    lines = [f"  {path}: {text}" if path else f"  {text}" for path, text in nodes.flat(value)]
+    lines = [
+        f"  {nodes.cut_text(path)}: {text}" if path else f"  {text}"
+        for path, text in nodes.flat(value)
+    ]
     more = len(lines) - _SHORT
     if more > 1:
         lines = [*lines[:_SHORT], f"  … {plural(more, 'line')} more (--json shows all)"]

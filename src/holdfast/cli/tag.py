@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from holdfast.cli.options import json_option, opened, selector_of
-from holdfast.cli.render import checkpoint_json, print_json, shown
+from holdfast.cli.render import checkpoint_json, kept_by, print_json, shown
 from holdfast.core.address import parse_reference, validate_tag
 from holdfast.errors import CheckpointNotFound
 
@@ -17,6 +17,7 @@ Examples:
   holdfast tag runs/mnist@41200 gold
   holdfast tag runs/mnist@best:val_loss paper-v1
   holdfast tag runs/mnist gold --delete
+
 \b
 Afterwards runs/mnist@gold names it, and no rule removes it.""",
 )
@@ -52,7 +53,7 @@ def tag(reference: str, name: str, delete: bool, as_json: bool) -> None:
         deed = {"deleted": True} if delete else {"moved_from": moved_from}
         print_json({"ok": True, "tag": name, **deed, "checkpoint": checkpoint_json(info)})
     elif delete:
-        print(shown(f"{info.ref} has lost the tag {name}: the rules decide about it."))
+        print(shown(f"{info.ref} has lost the tag {name}: {kept_by(info)}."))
     elif before is not None and moved:
         print(shown(f"{info.ref} has the tag {name} now, which {before.ref} had before."))
     elif before is not None:

@@ -17,7 +17,7 @@ from holdfast.cli.render import (
     shown,
     table,
 )
-from holdfast.core.address import no_checkpoint, parse_reference, short_ids
+from holdfast.core.address import no_checkpoint, parse_reference, printable, short_ids
 from holdfast.core.units import format_size
 from holdfast.errors import CorruptionError
 
@@ -32,6 +32,7 @@ Examples:
   holdfast verify runs/mnist            # every checkpoint
   holdfast verify runs/mnist@latest     # one of them
   holdfast verify runs/mnist --json
+
 \b
 Exit status: 0 all intact, 4 damage found, 10 nothing there.""",
 )
@@ -100,10 +101,9 @@ def _damage(address: str, results: Sequence[Verification]) -> CorruptionError:
     intact = [result.info for result in results if result.ok]
     bad = len(results) - len(intact)
     verb = "is" if bad == 1 else "are"
-    return CorruptionError(
-        f"{bad} of {plural(len(results), 'checkpoint')} in {address} {verb} damaged",
-        hint=f"The newest intact one of these is {intact[-1].ref}: "
-        f"holdfast restore {intact[-1].ref} DIR"
-        if intact
-        else "None of these is intact. Look for other checkpoints, or a copy of the run.",
-    )
+    counts = f"{bad} of {plural(len(results), 'checkpoint')}"
+    hint = "None of these is intact. Look for other checkpoints, or a copy of the run."
+    if intact:
+        ref = printable(intact[-1].ref)
+        hint = f"The newest intact one of these is {ref}: holdfast restore {ref} DIR"
+    return CorruptionError(f"{counts} in {printable(address)} {verb} damaged", hint=hint)

@@ -37,6 +37,7 @@ from holdfast.errors import BadAddress, CheckpointNotFound, NoStore
 
 SELECTORS = "@latest, @best, @best:metric[:max|:min], @<step>, @<tag> or @<id prefix>"
 SHORTEST_ID = 4
+_LONGEST_NAME = 60
 _ID_PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST_ID},64}}")
 # Thousands may be grouped, since that is how we print steps.
 _STEP = re.compile(r"[0-9]{1,18}|[0-9]{1,3}(?:[,_][0-9]{3}){1,5}")
@@ -225,8 +226,6 @@ def select(
     gives the mode of "@best:metric" for its metric. Without them "@best" takes the
     only metric there is. Raises CheckpointNotFound, which names what exists; BadAddress
     if it must be said which metric, or whether higher is better.
-
-    The message holds tags and metric names as they were stored.
     """
     run = ordered(records)
     if not run:
@@ -261,7 +260,7 @@ def _select_best(
             raise CheckpointNotFound("no checkpoint has a metric", hint=available(run))
         else:
             raise BadAddress(
-                "'@best' does not say by which metric", hint=f"Logged: {_some(names)}."
+                "'@best' does not say by which metric", hint=f"Logged: {some_of(names)}."
             )
     mode = mode or next((rule.mode for rule in rules if rule.metric == metric), None)
     if mode is None:
@@ -302,7 +301,7 @@ def _select_named(run: Sequence[Record], name: str) -> Record:
 def no_checkpoint(address: str) -> NoStore:
     """The error for a run that is not there, or has no checkpoint yet."""
     return NoStore(
-        f"there is no checkpoint in {address}",
+        f"there is no checkpoint in {printable(address)}",
         hint="Check the address: `holdfast ls FOLDER` lists the runs below a folder.",
     )
 
@@ -312,21 +311,33 @@ def available(records: Sequence[Record]) -> str:
     run = ordered(records)
     # A step that was saved twice is where its newest commit is.
     steps = list(dict.fromkeys(f"{record.step:,}" for record in reversed(run)))[::-1]
-    parts = [f"There are steps {_some(steps, newest=True)}"]
+    parts = [f"There are steps {some_of(steps, newest=True)}"]
     if tags := sorted({tag for record in run for tag in record.tags}):
-        parts.append(f"tags {_some(tags)}")
+        parts.append(f"tags {some_of(tags)}")
     if names := sorted({name for record in run for name in record.metrics}):
-        parts.append(f"metrics {_some(names)}")
+        parts.append(f"metrics {some_of(names)}")
     return "; ".join(parts) + "."
 
 
-def _some(words: Sequence[str], *, newest: bool = False) -> str:
+def some_of(words: Sequence[str], *, newest: bool = False) -> str:
     """Up to eight of `words`; of steps the newest, which people mean most often."""
+    words = [_brief(word) for word in words]
     if len(words) <= 8:
         return ", ".join(words)
     if newest:
         return ", ".join([words[0], "…", *words[-6:]])
     return ", ".join([*words[:7], f"… ({len(words)} in all)"])
+
+
+def printable(text: str) -> str:
+    """A name or an address, which anyone may have chosen, for one line of a message."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _brief(word: str) -> str:
+    """A tag or a metric's name in a list of some."""
+    word = printable(word)
+    return word if len(word) <= _LONGEST_NAME else word[:_LONGEST_NAME] + "…"
 
 
 def short_ids(ids: Iterable[str], *, shortest: int = 8) -> dict[str, str]:

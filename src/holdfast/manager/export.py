@@ -10,6 +10,7 @@ from typing import cast
 
 import msgspec
 
+from holdfast.core.address import some_of
 from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Record
@@ -97,7 +98,7 @@ def export_tensors(
         if not leaves:
             raise UsageError(
                 f"the checkpoint has no tensor below {only!r}",
-                hint=f"It has tensors below {', '.join(sorted(names)[:8])}."
+                hint=f"It has tensors below {some_of(sorted(names))}."
                 if names
                 else "It has no tensor at all.",
             )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +192,16 @@ class _Rehearsal:
         found = compare(self.trace(alone), self.trace(killed), tolerance=self.plan.tolerance)
         found += self._differing_states(alone, killed)
         ignore = set(self.plan.ignore)
-        self.report.ignored += [one for one in found if one.name in ignore]
+        self._ignore(one for one in found if one.name in ignore)
         return [one for one in found if one.name not in ignore]
+
+    def _ignore(self, found: Iterable[Difference]) -> None:
+        """Each name once, although several pairs of folders are compared."""
+        told = {one.key for one in self.report.ignored}
+        for one in found:
+            if one.key not in told:
+                told.add(one.key)
+                self.report.ignored.append(one)
 
     def _differing_states(self, alone: str, killed: str) -> list[Difference]:
         """Of the first checkpoint whose content differs."""
@@ -240,7 +248,7 @@ class _Rehearsal:
         if unrepeatable and anew:
             real, unrepeatable = [*anew, *real, *unrepeatable], []
         if not unrepeatable:
-            self.report.ignored += [one for one in found if one.key in noise and one not in real]
+            self._ignore(one for one in found if one.key in noise and one not in real)
         self.report.differences = [one for one in found if one in real or one in hashed]
         self.report.differences += unrepeatable
         if any(one.kind == "variable" for one in real):
@@ -256,7 +264,10 @@ def rehearse(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Repo
     if not plan.command:
         raise UsageError("there is no command to rehearse", hint="… -- python train.py")
     if plan.steps < _FEWEST_STEPS or plan.kills < 1:
-        raise UsageError(f"a rehearsal needs at least {_FEWEST_STEPS} steps and one kill")
+        raise UsageError(
+            f"a rehearsal needs at least {_FEWEST_STEPS} steps and one kill",
+            hint=f"For example --steps {_FEWEST_STEPS} --kills 1.",
+        )
     report = Report(list(plan.command), plan.seed, tolerance=plan.tolerance)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-rehearsal-"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from holdfast.errors import DIFFERENT
 from holdfast.rehearse.compare import Difference, variable_of
 
 Verdict = Literal["equal", "different", "incomplete"]
@@ -78,7 +79,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        return {"equal": 0, "different": 5, "incomplete": 3}[self.verdict]
+        return {"equal": 0, "different": DIFFERENT, "incomplete": 3}[self.verdict]
 
     def to_tree(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -204,7 +205,7 @@ def text_of(report: Report) -> str:
     """The verdict, for people, at most 80 columns wide where names allow it."""
     lines: list[str] = [""]
     if report.verdict == "equal":
-        counts = ", ".join(f"{count:,} {name}" for name, count in report.compared.items())
+        counts = ", ".join(_counted(count, name) for name, count in report.compared.items())
         near = f"within {report.tolerance:g}" if report.tolerance else "bit for bit"
         lines += _wrapped(f"EQUAL, {near}: {counts}.", 0)
     elif report.verdict == "different":
@@ -221,6 +222,15 @@ def text_of(report: Report) -> str:
         told = f"Not compared, since they differ at every start or were named: {names}."
         lines += ["", *_wrapped(told, 0)]
     return "\n".join(lines)
+
+
+def _counted(count: int, name: str) -> str:
+    """
+    >>> _counted(1, "metrics"), _counted(1, "leaves"), _counted(1200, "values")
+    ('1 metric', '1 leaf', '1,200 values')
+    """
+    one = "leaf" if name == "leaves" else name.removesuffix("s")
+    return f"{count:,} {one if count == 1 else name}"
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import msgspec
 
+from holdfast.core.address import printable
 from holdfast.core.records import Manifest, Pack, Record, RunInfo
 from holdfast.core.sealed import unseal
 from holdfast.core.types import GiB, MiB
@@ -92,12 +93,12 @@ class Repo:
             problem, cause = error.message, error
         head = self.head()
         if head is not None:
-            logger.error("%s: %s; going by its log", self.address, problem)
+            logger.error("%s: %s; going by its log", printable(self.address), problem)
             return RunInfo(run=head.entry.run, created_s=0.0)  # it does not know when
         if isinstance(cause, DamagedObject):
             raise cause
         raise NoStore(
-            f"there is no run in {self.address}",
+            f"there is no run in {printable(self.address)}",
             hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
         ) from None
 
@@ -124,7 +125,7 @@ class Repo:
                 logger.error(
                     "the log of %s is damaged; it is read as of entry %d:%s\n"
                     "  The run's job rebuilds the list of checkpoints when it starts.",
-                    self.address,
+                    printable(self.address),
                     head.number,
                     format_list(head.damage),
                 )

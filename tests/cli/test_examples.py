@@ -1,0 +1,43 @@
+"""The examples of `--help` and of the page are true: each is run on the fixed runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.cli import cli
+from holdfast.errors import DIFFERENT
+from tests.cli.conftest import Command
+from tests.cli.world import ROOT
+
+PAGE = ROOT / "docs" / "cli.md"
+
+
+def examples() -> list[str]:
+    """Every `holdfast` line of the help texts and of the page's console blocks, once each."""
+    found: list[str] = []
+    for name, command in cli.commands.items():
+        lines = re.findall(r"^  (holdfast .*)$", command.epilog or "", re.MULTILINE)
+        assert lines, f"{name} --help has no example"
+        found += lines
+    found += re.findall(r"^\$ (holdfast .*)$", PAGE.read_text(), re.MULTILINE)
+    return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in found))
+
+
+@pytest.mark.parametrize("line", examples())
+def test_example(
+    line: str, here: Path, holdfast_cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `python` in an example is the one that runs this.
+    monkeypatch.setenv(
+        "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    )
+    done = holdfast_cli(*shlex.split(line)[1:])
+    differs = line.startswith("holdfast diff")  # its examples compare what is not the same
+    assert (done.status, done.err) == (DIFFERENT if differs else 0, ""), done
+    assert done.out

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import holdfast
@@ -173,6 +174,19 @@ def test_a_plain_value_goes_into_the_box_as_the_hint_says() -> None:
     state = run.box(lr=0.1)
     assert list(run.range(3)) == [2]
     assert state.lr == 0.4
+
+
+def test_a_config_with_infinities_is_the_same_config_again() -> None:
+    address = fresh_address()
+    config = {"clip": float("inf"), "low": np.float32("-inf"), "none": float("nan")}
+    for _ in range(2):
+        with holdfast.Run(address, every=1, quiet=True, config=config) as run:
+            for _ in run.epochs(2):
+                pass
+    with holdfast.CheckpointManager(address) as manager:
+        assert manager.manifest("latest").config == {"clip": "inf", "low": "-inf", "none": "nan"}
+    with pytest.raises(ConfigChanged, match=r"clip: 'inf' -> 1\.0"):
+        list(holdfast.Run(address, quiet=True, config={**config, "clip": 1.0}).epochs(2))
 
 
 def test_a_config_is_remembered_when_a_start_does_not_give_one() -> None:

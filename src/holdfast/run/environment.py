@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import socket
@@ -195,6 +196,8 @@ def plain_config(config: object) -> Any:
 
 
 def _plain(value: Any, path: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers: they would come back as null
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Namespace | SimpleNamespace):
@@ -215,7 +218,7 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, np.generic):
-        return value.item()
+        return _plain(value.item(), path)
     raise UsageError(
         f"{path} is of type {type(value).__name__}, which cannot be compared with the last run's",
         hint="Put only names, numbers, lists and dicts into config=.",

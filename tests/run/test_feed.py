@@ -261,7 +261,7 @@ def test_an_iterator_that_has_become_shorter_is_an_error() -> None:
     feed.open(None)
     feed.take()
     feed.take()
-    with pytest.raises(LoopError, match="has only 1 items now; 2 had been taken"):
+    with pytest.raises(LoopError, match="has only 1 item now; 2 had been taken"):
         open_feed(iter([1])).open(feed.state())
 
 

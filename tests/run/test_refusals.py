@@ -25,6 +25,7 @@ from holdfast.errors import (
     UsageError,
 )
 from tests.support.jobs import fresh_address, killed_at
+from tests.support.refusals import Refusal
 
 
 def run_at(address: str = "", **options: Any) -> holdfast.Run:
@@ -372,7 +373,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
             lambda run: run.batches(iter([1])), was=lambda run: run.batches(iter([1, 2, 3]))
         ),
         LoopError,
-        "has only 1 items now; 2 had been taken when the checkpoint was made",
+        "has only 1 item now; 2 had been taken when the checkpoint was made",
         "Put its data back, or start the run at another address.",
     ),
     "another config": (
@@ -416,12 +417,6 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("provoke", "kind", "message", "hint"), CASES.values(), ids=CASES)
-def test_what_a_refusal_says(
-    provoke: Callable[[], Any], kind: type[HoldfastError], message: str, hint: str
-) -> None:
-    with pytest.raises(HoldfastError) as caught:
-        provoke()
-    assert type(caught.value) is kind
-    assert message in caught.value.message
-    assert hint in caught.value.hint
+@pytest.mark.parametrize("refusal", CASES.values(), ids=CASES)
+def test_what_a_refusal_says(refusal: tuple[Any, ...]) -> None:
+    Refusal(*refusal).check()

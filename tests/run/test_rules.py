@@ -250,11 +250,12 @@ def test_other_loops_than_those_of_the_checkpoint_are_an_error() -> None:
         list(run.epochs(3, name="other"))
 
 
-def test_interleaving_two_loops_raises() -> None:
+def test_interleaving_two_loops_raises(capsys: pytest.CaptureFixture[str]) -> None:
     run = holdfast.Run(fresh_address(), quiet=True)
     with pytest.raises(LoopError, match="cannot be advanced in turn"):
         for _ in zip(run.batches([1, 2]), run.batches([3, 4]), strict=True):
             pass
+    assert capsys.readouterr().err == ""  # no line about a loop that was left
 
 
 def test_guard_counts_and_saves_nothing() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from holdfast.errors import LoaderInterrupted as LoaderInterrupted
 from holdfast.errors import LoopError
+from holdfast.run.console import plural
 from holdfast.run.held import Held
 from holdfast.run.random_states import RandomStates
 
@@ -270,7 +271,7 @@ class BaseFeed:
         """The loader has changed inside an epoch: what the policy says. As `open`."""
         what = (
             f"{self.name} changed, and the run stopped inside an epoch of it "
-            f"({saved['taken']:,} items taken): {'; '.join(changes)}"
+            f"({plural(saved['taken'], 'item')} taken): {'; '.join(changes)}"
         )
         fixed = fixed or self._fixed_because(saved)
         if self._policy == "restart-epoch":

@@ -11,6 +11,7 @@ import numpy as np
 
 from holdfast.core.frameworks import adapter_for_value
 from holdfast.errors import LoopError
+from holdfast.run.console import plural
 from holdfast.run.feed import BaseFeed, Policy, Stateful, describe
 from holdfast.run.held import Held
 from holdfast.run.randomness import PrivateStreams
@@ -233,8 +234,8 @@ class CountedFeed(BaseFeed):
                 self._pull()
             except StopIteration:
                 raise LoopError(
-                    f"{self.name} has only {number:,} items now; {self._before + taken:,} had "
-                    "been taken when the checkpoint was made",
+                    f"{self.name} has only {plural(number, 'item')} now; "
+                    f"{self._before + taken:,} had been taken when the checkpoint was made",
                     hint="Put its data back, or start the run at another address.",
                 ) from None
 

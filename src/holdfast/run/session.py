@@ -254,7 +254,9 @@ class Session:
                 f"{what}, and now the {following.label} loop would start after it",
                 hint="Make a new Run: it goes on from the newest checkpoint.",
             )
-        if loop.label == following.label:
+        # `zip` of two loops is at the `for` of both; the error to come says what is wrong.
+        together = loop.site is not None and loop.site.holds(sys._getframe(), advancing=True)
+        if loop.label == following.label and not together:
             self.console.loud(
                 f"{self._address}: {what}; the next one is another loop and starts at 0 "
                 "(to go on instead, make a new Run)"

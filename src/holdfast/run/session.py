@@ -255,8 +255,8 @@ class Session:
                 hint="Make a new Run: it goes on from the newest checkpoint.",
             )
         # `zip` of two loops is at the `for` of both; the error to come says what is wrong.
-        together = loop.site is not None and loop.site.holds(sys._getframe(), advancing=True)
-        if loop.label == following.label and not together:
+        here = loop.site is not None and loop.site.holds(sys._getframe(), advancing=True)
+        if loop.label == following.label and not (here and loop.left is None):
             self.console.loud(
                 f"{self._address}: {what}; the next one is another loop and starts at 0 "
                 "(to go on instead, make a new Run)"

@@ -132,9 +132,14 @@ def _fail(as_json: bool, message: str, hint: str, exit_code: int) -> int:
             print(f"Error: {_lines(message)}", file=stream)
             if hint:
                 print(f"Hint: {_lines(hint)}", file=stream)
-        stream.flush()
     except OSError:
         _abandon(stream)
+    for one in (sys.stdout, sys.stderr):
+        # Either may be the one that failed, and have kept what it could not write.
+        try:
+            one.flush()
+        except OSError:
+            _abandon(one)
     return exit_code
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import random
 import signal
@@ -320,3 +322,52 @@ def test_workers_do_not_keep_the_program_from_ending() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
     )
     assert not _alive(int(done.stdout))
+
+
+@pytest.mark.parametrize("taken", [4, 6, 7])
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, 2), (1, 2)), ((1, 2), (2, 2)), ((2, 2), (2, 4)), ((2, 2), (2, 2))]
+)
+def test_other_workers_near_the_end_of_an_epoch(
+    before: tuple[int, int], after: tuple[int, int], taken: int
+) -> None:
+    """A shuffling sampler draws once more at its end, and workers ask for that ahead."""
+
+    def make(workers: int, prefetch: int | None) -> Any:
+        generator = torch.Generator().manual_seed(7)
+        data: Any = range(40)
+        return open_feed(
+            DataLoader(
+                data,
+                4,
+                shuffle=True,
+                num_workers=workers,
+                prefetch_factor=prefetch,
+                generator=generator,
+            )
+        )
+
+    def rest(feed: Any) -> list[Any]:
+        found = [*drained(feed)]
+        feed.open(None)
+        found += drained(feed)
+        feed.shutdown()
+        return [batch.tolist() for batch in found]
+
+    def drained(feed: Any) -> Iterator[Any]:
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield feed.take()
+
+    whole = make(0, None)
+    whole.open(None)
+    expected = rest(whole)[taken:]
+    first = make(*before)
+    first.open(None)
+    for _ in range(taken):
+        first.take()
+    state = copy.deepcopy(first.state())
+    first.shutdown()
+    again = make(*after)
+    again.open(state)
+    assert rest(again) == expected

@@ -119,7 +119,10 @@ class _LoaderFeed(BaseFeed):
     def _resume(self, saved: dict[str, Any]) -> None:
         self.random.apply(saved["rng"])
         self._iterate(self._taken)
-        self._held.put(saved.get("generators", {}))
+        if saved.get("ahead", self._ahead()) == self._ahead():
+            self._held.put(saved.get("generators", {}))
+        # Else they were more or fewer batches ahead of this one, and torch's samplers draw
+        # again at their end: the replay has brought them to where they must be here.
 
     def _settle(self, saved: dict[str, Any]) -> None:
         self._epoch = {"rng": saved["rng"], "held": saved["held"]}
@@ -130,7 +133,13 @@ class _LoaderFeed(BaseFeed):
             **self._epoch,
             "held_now": self._held.state() if self._at == "end" else {},
             "generators": self._held.generators() if self._at == "inside" and self._exact() else {},
+            "ahead": self._ahead(),
         }
+
+    def _ahead(self) -> int:
+        """How many batches workers are given beyond the one that is handed out."""
+        loader = self.loader
+        return loader.num_workers * (loader.prefetch_factor or 0)
 
     def _exact(self) -> bool:
         """Whether generators are where the batches handed out have left them, and a replay

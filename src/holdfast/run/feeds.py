@@ -87,7 +87,7 @@ class FeedBook:
     ) -> bool:
         """Begin an epoch at `place` (`saved` None), or go to the saved one. As Feed.open.
         `again`: the item that comes next was in progress when the run stopped."""
-        if saved is not None and (had := _loaders_in(saved)) != len(loaders):
+        if saved is not None and (had := len(_states_in(saved))) != len(loaders):
             raise UsageError(
                 f"this loop had {plural(had, 'loader')}, and has {len(loaders)} now",
                 hint="Give run.batches the same loaders.",
@@ -115,7 +115,7 @@ class FeedBook:
 
     def _settle(self, feed: Feed, loaders: Sequence[Any], before: Any) -> None:
         """Bring a feed that was not used in this process to where its last epoch ended."""
-        if _loaders_in(before) != len(loaders):
+        if len(_states_in(before)) != len(loaders):
             return  # between epochs that may change
         # Between epochs tracked generators are what the checkpoint and the prologue
         # made of them: later than what the feed knows, the end of its last epoch.
@@ -196,7 +196,7 @@ def _moved(saved: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Generators in saved states that were drawn from: what each was built as, and the
     place of its loop."""
     for place, state in saved.items():
-        for one in state.get("feeds", [state]):
+        for one in _states_in(state):
             entries = [] if one is None else [one.get("held_now", {}), one.get("augmenting", {})]
             for entry in [entry for found in entries for entry in found.values()]:
                 drawn = "library" in entry and entry["now"] != entry["built"]
@@ -204,9 +204,9 @@ def _moved(saved: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                     yield entry["built"], place
 
 
-def _loaders_in(saved: Mapping[str, Any]) -> int:
-    """How many loaders the loop had that saved this state."""
-    return len(saved["feeds"]) if "feeds" in saved else 1
+def _states_in(saved: Mapping[str, Any]) -> list[Any]:
+    """What the loop that saved this state had: one for each of its loaders."""
+    return saved.get("feeds", [saved])
 
 
 def _same(left: Sequence[Any], right: Sequence[Any]) -> bool:

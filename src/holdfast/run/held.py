@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast.run.ledger import Ledger
-from holdfast.run.randomness import Library, libraries
+from holdfast.run.randomness import Library, libraries, owner_of
 from holdfast.run.search import find_generators, small_items
-from holdfast.run.values import SCALARS, Key, Place, assign, built_as, digest_of, leave, owner_of
+from holdfast.run.values import SCALARS, Key, Place, assign, built_as, digest_of, leave
 
 DATA_NAMES = frozenset({"dataset", "data_source"})
 """Attributes in which samplers keep the data."""
@@ -46,7 +46,9 @@ class Held:
         self._follow = follow
         self._closed = closed
         self._deep = self._search()
-        self._built = {path: built_as(place) for path, place in self.places().items()}
+        self._built = {
+            path: built_as(place, digest_of(place)) for path, place in self.places().items()
+        }
         self.touched = False
         self._ledger: Ledger | None = None
         self._begun = False
@@ -70,6 +72,10 @@ class Held:
     def _known(self) -> dict[Key, str | None]:
         """Objects that others have brought up to date in this process."""
         return {} if self._ledger is None else self._ledger.known(besides=self)
+
+    def _passing(self) -> bool:
+        """Whether the loop had ended before the checkpoint, and is passed over."""
+        return self._ledger is not None and self._ledger.passing
 
     def built(self, path: str) -> str | None:
         """A digest of the value that the program built."""
@@ -187,7 +193,7 @@ class Held:
         program sets or builds anew before each epoch is left as it has just made it, and
         so is what another loop has used since."""
         live, known, self.touched = self.places(), self._known(), True
-        passing = self._ledger is not None and self._ledger.passing
+        passing = self._passing()
         self._note(saved)
         for path, entry in saved.items():
             place = live.get(path)
@@ -199,7 +205,7 @@ class Held:
             now = digest_of(place)
             if now == entry["now"]:
                 continue
-            as_built = entry["built"] in (built_as(place), known.get(place.key))
+            as_built = entry["built"] in (built_as(place, now), known.get(place.key))
             if place.library is None:
                 if as_built and "value" in entry:
                     assign(place, entry["value"])
@@ -216,8 +222,7 @@ class Held:
         self._ended = {path: entry["now"] for path, entry in saved.items()}
 
     def _note_guess(self, path: str, lasts: bool | None) -> None:
-        passing = self._ledger is not None and self._ledger.passing
-        if lasts is None and not passing:
+        if lasts is None and not self._passing():
             self._guessed.add(path)
 
     def _restore_generator(self, path: str, place: Place, entry: dict[str, Any]) -> list[str]:

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from holdfast.run.randomness import libraries
+from holdfast.run.randomness import libraries, owner_of
 from holdfast.run.readahead import Origin
 from holdfast.run.scopes import Path, find_paths, follow, variables
-from holdfast.run.values import SCALARS, Key, Place, assign, built_as, digest_of, owner_of
+from holdfast.run.values import SCALARS, Key, Place, assign, built_as, digest_of
 
 
 class Holder(Protocol):
@@ -232,7 +232,7 @@ class Ledger:
         else:
             # Built with another seed, the program was edited. Unless nobody chose it:
             # then it is another one in each process.
-            as_saved = now == saved["now"] or built_as(place) == saved["built"]
+            as_saved = now == saved["now"] or built_as(place, now) == saved["built"]
             if not as_saved and place.library.seeded(target):
                 self._refused[place.key] = (place, next(iter(saved["paths"])))
                 return False

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import HoldfastError, LoopError, brief
@@ -111,13 +112,21 @@ class Loop(Iterator[Any]):
                 hint="Call run.epochs, run.batches or run.range where the loop starts: "
                 "`for x in run.batches(loader):`.",
             )
-        return Items(self, self._engine)
+        return Items(self)
 
     def __next__(self) -> Any:
+        return self.advance(sys._getframe(1))
+
+    def advance(self, caller: FrameType) -> Any:
+        """The next item, for the frame that asks for it."""
         try:
-            return self._engine.advance(self, sys._getframe(1))
+            return self._engine.advance(self, caller)
         except HoldfastError as error:
             raise brief(error)  # noqa: B904 -- it is the same error
+
+    def let_go(self) -> None:
+        """The `for` has dropped the loop; see `Items`."""
+        self._engine.let_go(self)
 
     def __len__(self) -> int:
         length = self.feed.length()
@@ -138,20 +147,16 @@ class Items(Iterator[Any]):
     the next loop opens, and a resume that finds them changed in between says so.
     """
 
-    __slots__ = ("_engine", "_loop")
+    __slots__ = ("_loop",)
 
-    def __init__(self, loop: Loop, engine: Engine) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._engine = engine
 
     def __next__(self) -> Any:
-        try:
-            return self._engine.advance(self._loop, sys._getframe(1))
-        except HoldfastError as error:
-            raise brief(error)  # noqa: B904 -- it is the same error
+        return self._loop.advance(sys._getframe(1))
 
     def __del__(self) -> None:
-        self._engine.let_go(self._loop)
+        self._loop.let_go()
 
 
 @dataclass

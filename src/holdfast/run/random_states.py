@@ -14,8 +14,9 @@ from typing import Any
 
 from holdfast.core.frameworks import adapter_for_value
 from holdfast.core.rng import apply_rng, capture_rng
-from holdfast.run.randomness import Library, libraries
+from holdfast.run.randomness import Library, libraries, owner_of
 from holdfast.run.search import find_generators
+from holdfast.run.values import SCALARS
 from holdfast.run.variables import Variables
 
 logger = logging.getLogger("holdfast")
@@ -23,7 +24,7 @@ logger = logging.getLogger("holdfast")
 _MAX_DEPTH = 8
 _MAX_ITEMS = 4096
 """A container with more is data."""
-_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_PLAIN = frozenset(SCALARS)
 
 _GENERATORS = "generators"
 
@@ -84,7 +85,7 @@ def _generators(value: object, known: tuple[Library, ...]) -> list[tuple[Library
 
 
 def _walk(value: object, known: tuple[Library, ...], depth: int) -> Iterator[tuple[Library, Any]]:
-    library = next((one for one in known if one.owns(value)), None)
+    library = owner_of(value, known)
     if library is not None:
         yield library, value
     elif isinstance(value, Variables):

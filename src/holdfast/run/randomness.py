@@ -184,6 +184,11 @@ def libraries() -> tuple[Library, ...]:
     return tuple(found)
 
 
+def owner_of(value: object, known: Iterable[Library]) -> Library | None:
+    """The library whose generator object `value` is."""
+    return next((library for library in known if library.owns(value)), None)
+
+
 def _data_module(framework: str) -> Any:
     name = f"holdfast.{framework}.data"
     try:

@@ -81,7 +81,7 @@ class Restores:
         except StructureMismatch as error:
             error.hint = self._tracked.advice(self.names)
             raise
-        self._tracked.adopt({name: targets[name] for name in targets})
+        self._tracked.adopt(targets)
         self._constructed.put(loaded_adapters(), targets)
         self._attributes.load(restored.loop.get("attributes", {}), self._settings.rename or {})
         self._attributes.put(loaded_adapters(), targets)

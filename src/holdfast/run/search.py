@@ -14,7 +14,7 @@ from types import (
 )
 from typing import Any
 
-from holdfast.run.randomness import Library
+from holdfast.run.randomness import Library, owner_of
 
 MAX_DEPTH = 8
 MAX_CHILDREN = 64  # a container with more is data: looking into it would take seconds
@@ -40,7 +40,7 @@ def find_generators(
         if len(seen) >= MAX_OBJECTS:
             return
         seen.add(id(value))
-        library = next((one for one in libraries if one.owns(value)), None)
+        library = owner_of(value, libraries)
         if library is not None:
             found.append((library, value))
             return

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.core.digest import fingerprint
-from holdfast.run.randomness import Library, libraries
-from holdfast.run.values import owner_of
+from holdfast.run.randomness import Library, libraries, owner_of
 
 MAX_ENTRIES = 2000
 """Of one variable. A digest of the rest makes one entry more."""

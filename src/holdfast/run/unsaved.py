@@ -31,7 +31,6 @@ from holdfast.core.frameworks import loaded_adapters
 from holdfast.run.attributes import Attributes, shortened
 from holdfast.run.callsite import Callsite, variables_of
 from holdfast.run.console import Console
-from holdfast.run.held import owner_of
 from holdfast.run.kept import (
     PLAIN,
     Kept,
@@ -42,7 +41,7 @@ from holdfast.run.kept import (
     memory_of,
 )
 from holdfast.run.loop import Loop
-from holdfast.run.randomness import libraries
+from holdfast.run.randomness import libraries, owner_of
 from holdfast.run.survey import digest_of
 from holdfast.run.tracking import Tracked
 from holdfast.run.uses import first_uses

@@ -41,11 +41,6 @@ class Place:
         return (id(self.owner), self.name) if self.library is None else (id(self.value), "")
 
 
-def owner_of(value: object, known: Iterable[Library]) -> Library | None:
-    """The library whose generator object `value` is."""
-    return next((library for library in known if library.owns(value)), None)
-
-
 _left: dict[int, tuple[str, str | None]] = {}
 """Generators as an epoch left them, and as the program built them, by their ids."""
 
@@ -56,11 +51,10 @@ def leave(place: Place, now: str, built: str | None) -> None:
         _left[id(place.value)] = (now, built)
 
 
-def built_as(place: Place) -> str | None:
+def built_as(place: Place, now: str | None) -> str | None:
     """A digest of what the program built, if only loops of ours have used it since: a later
     run in this process (a cell that runs again, the next fold) goes on with a generator that
-    an earlier one has moved. Else of what it is now."""
-    now = digest_of(place)
+    an earlier one has moved. Else `now`, the digest of what it is."""
     left, built = _left.get(id(place.value), ("", None)) if place.library else ("", None)
     # By the state too: an object that is gone may leave its id to another one.
     return built if now == left else now

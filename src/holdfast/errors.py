@@ -216,6 +216,19 @@ class SaveFailed(HoldfastError):
     """A save failed; earlier checkpoints are whole."""
 
 
+class TornRead(SaveFailed):
+    """State changed while it was being read for a save; `leaves` are their paths, which are
+    copied at once from now on."""
+
+    def __init__(self, leaves: Sequence[str]) -> None:
+        more = f" and {len(leaves) - 1:,} more" if len(leaves) > 1 else ""
+        super().__init__(
+            f"{leaves[0]!r}{more} changed while it was being saved, before the optimizer's step",
+            hint="Nothing needs to be done: from the next save on it is copied first.",
+        )
+        self.leaves = tuple(leaves)
+
+
 # -- state --------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from holdfast.core.types import Buffer
 from holdfast.errors import ObjectNotFound
+from holdfast.stores.filling import fill
 from holdfast.stores.local import LocalStore
 from tests.stores.crash_checks import (
     ROOT,
@@ -141,7 +142,7 @@ class WritesToTheFinalName(LocalStore):
                 fd = self._fs.create(name, folder)
             except FileExistsError:
                 return False
-            self._fill(fd, parts)
+            fill(self._fs, fd, parts)
             self._fs.sync(fd)
             self._fs.close(fd)
             self._fs.sync(folder)
@@ -153,12 +154,12 @@ class LinksThenSyncs(LocalStore):
         *folders, name = key.split("/")
         with (
             self._folders.open(folders, durable=True, create=True) as folder,
-            self._temporary() as (fd, temporary, scratch),
+            self._temporary() as file,
         ):
-            self._fill(fd, parts)
-            if not self._publish(fd, temporary, scratch, name, folder):
+            fill(self._fs, file.fd, parts)
+            if not self._publish(file, name, folder):
                 return False
-            self._fs.sync(fd)
+            self._fs.sync(file.fd)
             self._fs.sync(folder)
         return True
 

@@ -154,6 +154,18 @@ class CrashFileSystem:
 
         self._call("allocate", run)
 
+    def truncate(self, fd: int, nbytes: int) -> None:
+        def run() -> None:
+            node = self._file(fd)
+            del node.content[nbytes:]
+            node.content.extend(bytes(nbytes - len(node.content)))
+
+        self._call("truncate", run)
+
+    def direct(self, fd: int, on: bool) -> None:
+        """What was written directly is not safe before a sync either: the drive has a cache."""
+        self._call("direct", lambda: self._file(fd))
+
     def sync(self, fd: int) -> None:
         node = self._open[fd]
         name = "sync_file" if isinstance(node, _File) else "sync_folder"

@@ -47,6 +47,11 @@ class LeafSource(Protocol):
         Raises SaveFailed if they could not be captured (streamed sources)."""
         ...
 
+    def mark(self) -> object:
+        """Something small that differs once the bytes have changed, as far as that can be
+        told quickly; compared with `==`. From any thread."""
+        ...
+
     def close(self) -> None:
         """Called once after the last read, or when there will be none."""
         ...

@@ -289,6 +289,9 @@ class ArraySource:
             at = offset - first * size
             np.frombuffer(into, np.uint8)[:] = whole.view(np.uint8)[at : at + len(into)]
 
+    def mark(self) -> object:
+        return None  # NumPy counts no changes
+
     def close(self) -> None: ...
 
 
@@ -328,6 +331,9 @@ class BytesSource:
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         into[:] = self._data[offset : offset + len(into)]
+
+    def mark(self) -> object:
+        return None
 
     def close(self) -> None: ...
 

@@ -148,6 +148,9 @@ class _SpilledSource:
         assert self._spill is not None
         self._spill.read(self._start + offset, into)
 
+    def mark(self) -> object:
+        return None
+
     def close(self) -> None:
         if self._spill is not None:
             self._spill.release()
@@ -167,6 +170,9 @@ class _FailedSource:
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         raise self._error
+
+    def mark(self) -> object:
+        return None
 
     def close(self) -> None: ...
 

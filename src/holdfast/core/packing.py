@@ -56,18 +56,16 @@ class PackHeader:
 
 
 def pack_header(
-    chunks: Sequence[PackChunk], metadata: Mapping[str, str]
+    chunks: Sequence[PackChunk], metadata: Mapping[str, str], *, nbytes: int = 0
 ) -> tuple[bytes, list[int]]:
     """(header with its length, offset in the file of each chunk).
 
     The chunks follow the header in this order, without gaps. The header is padded
-    with spaces so that the data starts at a multiple of 4096.
+    with spaces so that the data starts at a multiple of 4096; with `nbytes`, there.
     """
-    entries: dict[str, Any] = {}
-    if metadata:
-        entries["__metadata__"] = dict(metadata)
     relative: list[int] = []
     position = 0
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for chunk in chunks:
         if chunk.name in entries or chunk.name == "__metadata__":
             raise StateError(f"two chunks of a pack are named {chunk.name!r}")
@@ -77,20 +75,30 @@ def pack_header(
                 f"{chunk.dtype}{list(chunk.shape)}"
             )
         end = position + chunk.nbytes
-        entries[chunk.name] = {
-            "dtype": chunk.dtype,
-            "shape": chunk.shape,
-            "data_offsets": (position, end),
-        }
+        entries[chunk.name] = _entry(chunk, position, end)
         relative.append(position)
         position = end
     body = msgspec.json.encode(entries)
-    padding = -(8 + len(body)) % ALIGNMENT
+    padding = (nbytes - 8 - len(body)) if nbytes else -(8 + len(body)) % ALIGNMENT
+    if padding < 0:
+        raise StateError(f"a header of {8 + len(body)} bytes does not fit in {nbytes}")
     length = len(body) + padding
     if length > MAX_HEADER_BYTES:
         raise StateError(f"a pack of {len(chunks)} chunks would have a header of {length} bytes")
     header = b"".join((length.to_bytes(8, "little"), body, b" " * padding))
     return header, [len(header) + offset for offset in relative]
+
+
+def header_room(chunks: Sequence[PackChunk], metadata: Mapping[str, str]) -> int:
+    """How many bytes the header of a pack with some of these chunks takes at most."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for chunk in chunks:
+        entries[chunk.name] = _entry(chunk, _MAX_BYTES, _MAX_BYTES)
+    return -(-(8 + len(msgspec.json.encode(entries))) // ALIGNMENT) * ALIGNMENT
+
+
+def _entry(chunk: PackChunk, begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": chunk.dtype, "shape": chunk.shape, "data_offsets": (begin, end)}
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):

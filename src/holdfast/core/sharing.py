@@ -75,6 +75,9 @@ class MovableSource:
     def copy_range(self, offset: int, into: memoryview) -> None:
         self._source.copy_range(offset, into)
 
+    def mark(self) -> object:
+        return self._source.mark()
+
     def close(self) -> None:
         self._source.close()
 

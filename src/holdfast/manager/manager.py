@@ -10,19 +10,23 @@ from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapp
 from types import TracebackType
 from typing import Any
 
+from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
+from holdfast.core.units import parse_size
 from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
 from holdfast.manager.listing import Listing, Ref, split_metrics
 from holdfast.manager.loaded import LoadedCheckpoint
+from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
 from holdfast.manager.restore import RUNTIME, Restorer, Wish
 from holdfast.manager.saver import Order, Saver
-from holdfast.manager.snapshot import Snapshot, SnapshotMemory
+from holdfast.manager.snapshot import InPlace, Snapshot, SnapshotMemory
+from holdfast.manager.staging import Staging
 from holdfast.repo.fork import fork
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
@@ -60,6 +64,7 @@ class CheckpointManager(Listing):
         allow_pickle: bool = False,
         max_save_failures: int = 3,
         rewrite_every: int | None = None,
+        memory: int | str = "256MiB",
         store: Store | None = None,
         clock: Callable[[], float] = time.time,
         config: object = None,
@@ -80,6 +85,11 @@ class CheckpointManager(Listing):
         self._writer: Writer | None = None
         self._saver: Saver | None = None
         self._memory = SnapshotMemory()
+        self._staging = Staging(parse_size(memory) if isinstance(memory, str) else memory)
+        self._overlap: Overlap | None = None
+        """Leaves of the save in progress that are read in place."""
+        self._unsteady: set[str] = set()
+        """Paths of leaves that changed while they were read in place."""
         self._lock = threading.RLock()
         self._base: Manifest | None = None
         """Manifest whose chunks the next save may reuse."""
@@ -120,10 +130,12 @@ class CheckpointManager(Listing):
             self._saver = Saver(
                 writer,
                 self._memory,
+                self._staging,
                 policy=self.policy,
                 rewrite_every=self._rewrite_every,
                 base=self._dedup_base,
                 distrusted=self._distrusted,
+                unsteady=self._unsteady,
                 on_commit=self._committed,
             )
             return writer
@@ -140,13 +152,17 @@ class CheckpointManager(Listing):
         loop: object = None,
         finished: bool = False,
         block: bool = False,
+        in_place: InPlace | None = None,
     ) -> Pending:
         """Save `state` as the checkpoint of `step` completed steps.
 
         Every tensor, array and tracked file is copied before this returns: you may
         change them at once. Waits while an earlier save still uses the copy memory.
-        `loop` is any plain value that `restore` gives back; RNG states of Python,
-        NumPy and loaded frameworks are always captured.
+        With `block` this returns, or raises, when the checkpoint is durable; then nothing
+        needs to be copied. `in_place` names leaves that the caller will not change before
+        it calls `drain`: they are read while it goes on. `loop` is any plain value that
+        `restore` gives back; RNG states of Python, NumPy and loaded frameworks are always
+        captured.
 
         Raises UnsupportedValue for a value that cannot be stored; RunHeld; Fenced if
         another process took over; and, after `max_save_failures` failed saves in a
@@ -164,7 +180,8 @@ class CheckpointManager(Listing):
             assert self._saver is not None
             self._raise_failures(last_chance=block)
             self._saver.hurry()  # the training waits for the save before this one
-            snapshot = self._capture(step, state, loop)
+            snapshot = self._capture(step, state, loop, _always if block else in_place or _never)
+            self._overlap = snapshot.overlap
             pending = Pending(step, hurry=self._saver.hurry)
             self._saver.submit(
                 Order(
@@ -181,15 +198,32 @@ class CheckpointManager(Listing):
                 urgent=block,
             )
         if block:
-            pending.result()
+            try:
+                pending.result()
+            finally:
+                snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
 
-    def _capture(self, step: int, state: Mapping[str, object], loop: object) -> Snapshot:
+    def drain(self) -> None:
+        """Copy what a save still reads in place; live objects may change when this returns.
+
+        From any thread. Costs nothing where no save reads.
+        """
+        overlap = self._overlap
+        if overlap is not None:
+            overlap.drain()
+
+    def _capture(
+        self, step: int, state: Mapping[str, object], loop: object, in_place: InPlace
+    ) -> Snapshot:
         encoder = TreeEncoder(allow_pickle=self._allow_pickle)
         try:
             tree = encoder.encode(dict(state), "")
             runtime = encoder.encode({"rng": capture_rng(), "loop": loop}, RUNTIME)
-            leaves = self._memory.take(encoder.leaves)
+            leaves, overlap = self._memory.take(
+                encoder.leaves,
+                lambda source, path: path not in self._unsteady and in_place(source, path),
+            )
         except BaseException:
             encoder.close()
             raise
@@ -199,6 +233,7 @@ class CheckpointManager(Listing):
             tree=tree,
             runtime=runtime,
             leaves=leaves,
+            overlap=overlap,
             pickled=encoder.pickled,
         )
 
@@ -303,6 +338,7 @@ class CheckpointManager(Listing):
         UsageError for a path that names nothing; NoIntactCheckpoint; DamagedObject for an
         explicit `ref`; PickleRefused.
         """
+        self.drain()
         wish = Wish(
             into=into,
             strict=strict,
@@ -376,3 +412,11 @@ def _words(error: BaseException) -> tuple[str, str]:
     if not isinstance(error, HoldfastError):
         return str(error), ""
     return error.message, f"{error.hint} " if error.hint else ""
+
+
+def _always(source: LeafSource, path: str) -> bool:
+    return True
+
+
+def _never(source: LeafSource, path: str) -> bool:
+    return False

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.core.digest import digest
-from holdfast.core.packing import PackChunk, pack_header
+from holdfast.core.digest import digest_of
+from holdfast.core.packing import PackChunk, header_room
 from holdfast.core.plan import boxes, itemsize
-from holdfast.core.records import Chunk, Leaf, Manifest, Pack
-from holdfast.core.types import Buffer, GiB, MiB
-from holdfast.manager.snapshot import HeldLeaf, Snapshot
+from holdfast.core.records import Chunk, Leaf, Pack
+from holdfast.core.types import GiB, MiB
+from holdfast.errors import DamagedObject
+from holdfast.manager.pack_stream import PackStream
+from holdfast.manager.snapshot import SMALL_BYTES, HeldLeaf, Snapshot
+from holdfast.manager.staging import Staging, WriteThreads
+from holdfast.manager.stored import Digests, Stored
+from holdfast.repo import keys
 from holdfast.repo.writer import Save, Writer
 
 # One pack per save for most states; above, several files of a size that copies
@@ -26,39 +31,9 @@ WORTH_KEEPING = 2
 # whole, and nothing of it is written. Fewer are written anew each time instead, since a
 # pack costs two fsyncs, or a request.
 OWN_PACK_BYTES = 8 * MiB
-# Streamed leaves are held in memory until their pack is written.
-HELD_BYTES = 64 * MiB
 
 
-class Stored:
-    """The chunks of an earlier checkpoint that a save may refer to.
-
-    Each is handed out once, so that ranges in a manifest never overlap.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        distrusted: Collection[str] = (),
-        born_after: int = 0,
-    ) -> None:
-        self._found: dict[tuple[str, int], list[tuple[Pack, int]]] = {}
-        for leaf in manifest.leaves:
-            for chunk in leaf.chunks:
-                pack = manifest.packs[chunk.pack]
-                if pack.name in distrusted or pack.born <= born_after or chunk.codec:
-                    continue
-                place = (pack, chunk.offset)
-                self._found.setdefault((chunk.digest, chunk.nbytes), []).append(place)
-
-    def take(self, digest: str, nbytes: int) -> tuple[Pack, int] | None:
-        """Where these bytes are stored, if they are."""
-        places = self._found.get((digest, nbytes))
-        return places.pop() if places else None
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Piece:
     """A chunk of the snapshot, and where it goes in the manifest."""
 
@@ -71,39 +46,52 @@ class _Piece:
     extent: tuple[int, ...]
     offset: int
     nbytes: int
-    digest: str
+    digest: str = ""
 
-    @property
-    def name(self) -> str:
+    def entry(self) -> PackChunk:
         """In a pack."""
-        if self.extent == self.leaf.source.shape:
-            return self.leaf.path
-        return f"{self.leaf.path}[{self.offset}:{self.offset + self.nbytes}]"
-
-    def read(self) -> memoryview:
-        return self.leaf.read(self.offset, self.nbytes)
+        name = self.leaf.path
+        if self.extent != self.leaf.source.shape:
+            name = f"{name}[{self.offset}:{self.offset + self.nbytes}]"
+        return PackChunk(name, self.leaf.source.dtype, self.extent, self.nbytes)
 
 
 @dataclass
 class _OpenPack:
-    pieces: list[_Piece] = field(default_factory=list[_Piece])
-    parts: list[Buffer] = field(default_factory=list[Buffer])
-    nbytes: int = 0
-    held: int = 0
+    stream: PackStream
+    entries: list[PackChunk] = field(default_factory=list[PackChunk])
+    places: list[tuple[_Piece, int]] = field(default_factory=list[tuple[_Piece, int]])
 
 
 class Packer:
-    """Writes one snapshot's new chunks; use once."""
+    """Writes one snapshot's new chunks; use once, from one thread at a time."""
 
-    def __init__(self, writer: Writer, save: Save, stored: Stored | None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        save: Save,
+        stored: Stored | None,
+        digests: Digests,
+        staging: Staging,
+        *,
+        low: Callable[[], bool],
+    ) -> None:
+        """`low`: whether nobody waits for this save."""
         self._writer = writer
         self._save = save
         self._stored = stored
+        self._digests = digests
+        self._staging = staging
+        self._threads = WriteThreads(low=low)
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}
-        self._open = _OpenPack()
+        self._open: _OpenPack | None = None
+        self._candidates: list[_Piece] = []
+        """Pieces that may still have to be written."""
         self._chunks: list[list[Chunk | None]] = []
         """Of each leaf; None until it is known in which pack a chunk lies, and where."""
+        self._reusable: list[tuple[_Piece, Pack, int]] = []
+        self._metadata = {"holdfast.checkpoint": str(save.ordinal)}
 
     def write(
         self, snapshot: Snapshot
@@ -111,77 +99,157 @@ class Packer:
         """(leaves, packs) for the manifest; every pack is durable when this returns.
 
         Yields after each chunk: another thread may go on there. Raises
-        StoreError; SaveFailed if a file could not be copied.
+        StoreError; SaveFailed if a file could not be copied; TornRead; DamagedObject.
         """
-        reusable: list[tuple[_Piece, Pack, int]] = []
-        for position, leaf in enumerate(snapshot.leaves):
-            source = leaf.source
-            self._chunks.append([])
-            for number, box in enumerate(boxes(source.shape, itemsize(source.dtype))):
-                start, extent, offset, nbytes = box
-                data = leaf.read(offset, nbytes)
-                found = digest(data)
-                piece = _Piece(leaf, position, number, start, extent, offset, nbytes, found)
-                self._chunks[position].append(None)
-                place = self._stored.take(found, nbytes) if self._stored else None
-                if place is None:
-                    self._add(piece, data)
-                else:
-                    reusable.append((piece, *place))
-                yield
-        yield from self._reuse(reusable)
-        self._flush()
+        try:
+            yield from self._write(snapshot)
+        finally:
+            if self._open is not None:
+                self._open.stream.close()
+            self._threads.stop()
         leaves = tuple(
             Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(filter(None, chunks)))
             for leaf, chunks in zip(snapshot.leaves, self._chunks, strict=True)
         )
         return leaves, tuple(self._packs)
 
-    def _reuse(self, reusable: Sequence[tuple[_Piece, Pack, int]]) -> Generator[None, None, None]:
-        """Refer to stored chunks, but move those out of packs that hold little else."""
-        used: Counter[str] = Counter()
-        for piece, pack, _ in reusable:
-            used[pack.name] += piece.nbytes
-        moving: list[_Piece] = []
-        for piece, pack, at in reusable:
-            if used[pack.name] * WORTH_KEEPING < pack.nbytes:
-                moving.append(piece)
-            else:
-                self._place(piece, self._number(pack), at)
-        if sum(piece.nbytes for piece in moving) >= OWN_PACK_BYTES:
-            self._flush()  # what does not change lies apart from what does
-        for piece in moving:
-            self._add(piece, piece.read())
+    def _write(self, snapshot: Snapshot) -> Generator[None, None, None]:
+        small: list[_Piece] = []
+        large: list[_Piece] = []
+        for position, leaf in enumerate(snapshot.leaves):
+            source = leaf.source
+            self._chunks.append([])
+            for number, box in enumerate(boxes(source.shape, itemsize(source.dtype))):
+                piece = _Piece(leaf, position, number, *box)
+                self._chunks[position].append(None)
+                in_memory = leaf.data is not None and piece.nbytes < SMALL_BYTES
+                (small if in_memory else large).append(piece)
+        # What is small is known before a pack is begun, so that the pack's header has no
+        # room for thousands of entries that it will not have.
+        new = [piece for piece in small if not self._is_stored(piece)]
+        yield
+        self._candidates = [*large, *new]
+        self._candidates.reverse()
+        # In-place reads first: what they have not reached at the barrier is copied there.
+        for piece in (*large, *new):
+            self._take(snapshot, piece)
             yield
+        yield from self._reuse()
+        self._finish_pack()
+
+    def _is_stored(self, piece: _Piece) -> bool:
+        data = piece.leaf.data
+        assert data is not None
+        part = data[piece.offset : piece.offset + piece.nbytes]
+        piece.digest = self._digests.digest(piece.leaf.path, piece.offset, [part])
+        return self._found(piece)
+
+    def _found(self, piece: _Piece) -> bool:
+        place = self._stored.take(piece.digest, piece.nbytes) if self._stored else None
+        if place is not None:
+            self._reusable.append((piece, *place))
+        return place is not None
+
+    def _take(self, snapshot: Snapshot, piece: _Piece) -> None:
+        """Bring a chunk into the open pack, unless it is stored already."""
+        self._candidates.pop()
+        stream = self._stream(piece)
+        room = stream.room(piece.nbytes)
+        snapshot.read(piece.leaf, piece.offset, room)
+        if not piece.digest:
+            piece.digest = self._digests.digest(piece.leaf.path, piece.offset, room)
+            if self._found(piece):
+                return
+        self._keep(piece)
+
+    def _keep(self, piece: _Piece) -> None:
+        pack = self._open
+        assert pack is not None
+        pack.entries.append(piece.entry())
+        pack.places.append((piece, pack.stream.keep(piece.nbytes)))
+
+    def _stream(self, piece: _Piece) -> PackStream:
+        """The open pack, with room for one more piece."""
+        if self._open is not None and self._open.stream.nbytes + piece.nbytes > PACK_BYTES:
+            self._finish_pack()
+        if self._open is None:
+            # A pack that is needed for a half already is kept: nothing moves out of it.
+            used = self._used()
+            doubtful = [p for p, pack, _ in self._reusable if not _is_kept(pack, used)]
+            left = [piece, *self._candidates, *doubtful]
+            self._open = _OpenPack(
+                PackStream(
+                    self._writer,
+                    self._save,
+                    self._staging,
+                    self._threads,
+                    head_nbytes=header_room([p.entry() for p in left], self._metadata),
+                    at_most_bytes=min(PACK_BYTES, sum(p.nbytes for p in left)),
+                )
+            )
+        return self._open.stream
+
+    def _finish_pack(self) -> None:
+        if self._open is None:
+            return
+        pack = self._open
+        if pack.entries:
+            number = self._number(pack.stream.finish(pack.entries, self._metadata))
+            for piece, offset in pack.places:
+                self._place(piece, number, offset)
+        pack.stream.close()
+        self._open = None
+
+    def _reuse(self) -> Generator[None, None, None]:
+        """Refer to stored chunks, but move those out of packs that hold little else."""
+        used = self._used()
+        moving: list[tuple[_Piece, Pack, int]] = []
+        for piece, pack, at in self._reusable:
+            if _is_kept(pack, used):
+                self._place(piece, self._number(pack), at)
+            else:
+                moving.append((piece, pack, at))
+        self._reusable = []
+        if sum(piece.nbytes for piece, _, _ in moving) >= OWN_PACK_BYTES:
+            self._finish_pack()  # what does not change lies apart from what does
+        self._candidates = [piece for piece, _, _ in reversed(moving)]
+        for piece, pack, at in moving:
+            self._candidates.pop()
+            room = self._stream(piece).room(piece.nbytes)
+            self._read_back(piece, pack, at, room)
+            self._keep(piece)
+            yield
+
+    def _used(self) -> Counter[str]:
+        """Bytes of each stored pack that this checkpoint refers to so far."""
+        used: Counter[str] = Counter()
+        for piece, pack, _ in self._reusable:
+            used[pack.name] += piece.nbytes
+        return used
+
+    def _read_back(self, piece: _Piece, pack: Pack, at: int, room: Sequence[memoryview]) -> None:
+        """Read a chunk from where it is stored: the live one may have changed by now."""
+        for part in room:
+            self._writer.read_pack(pack, at, part)
+            at += part.nbytes
+        if digest_of(room) != piece.digest:
+            raise DamagedObject(
+                keys.pack_key(pack.name),
+                "its bytes do not match their digest",
+                leaf=piece.leaf.path,
+            )
 
     def _place(self, piece: _Piece, pack: int, at: int) -> None:
         self._chunks[piece.position][piece.number] = Chunk(
             piece.start, piece.extent, pack, at, piece.nbytes, piece.digest
         )
 
-    def _add(self, piece: _Piece, data: Buffer) -> None:
-        """Write a chunk with the open pack."""
-        if self._open.nbytes + piece.nbytes > PACK_BYTES or self._open.held >= HELD_BYTES:
-            self._flush()
-        self._open.pieces.append(piece)
-        self._open.parts.append(data)
-        self._open.nbytes += piece.nbytes
-        self._open.held += piece.nbytes if piece.leaf.data is None else 0
-
-    def _flush(self) -> None:
-        pack = self._open
-        if not pack.pieces:
-            return
-        self._open = _OpenPack()
-        metadata = {"holdfast.checkpoint": str(self._save.ordinal)}
-        chunks = [PackChunk(p.name, p.leaf.source.dtype, p.extent, p.nbytes) for p in pack.pieces]
-        header, offsets = pack_header(chunks, metadata)
-        number = self._number(self._writer.put_pack(self._save, header, pack.parts))
-        for piece, offset in zip(pack.pieces, offsets, strict=True):
-            self._place(piece, number, offset)
-
     def _number(self, pack: Pack) -> int:
         if pack.name not in self._index:
             self._index[pack.name] = len(self._packs)
             self._packs.append(pack)
         return self._index[pack.name]
+
+
+def _is_kept(pack: Pack, used: Counter[str]) -> bool:
+    return used[pack.name] * WORTH_KEEPING >= pack.nbytes

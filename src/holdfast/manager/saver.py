@@ -11,24 +11,31 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import KeepPolicy, decide
-from holdfast.errors import BaseLost, CommitUnknown, Fenced, HoldfastError, SaveFailed
-from holdfast.manager.packer import Packer, Stored
+from holdfast.errors import (
+    BaseLost,
+    CommitUnknown,
+    DamagedObject,
+    Fenced,
+    HoldfastError,
+    ObjectNotFound,
+    SaveFailed,
+    TornRead,
+)
+from holdfast.manager.packer import Packer
 from holdfast.manager.pending import Pending
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory
+from holdfast.manager.staging import Staging, yield_to_others
+from holdfast.manager.stored import Digests, Stored
+from holdfast.repo import keys
 from holdfast.repo.writer import Writer
 
 logger = logging.getLogger("holdfast")
-
-# A save that nobody waits for yields to the training loop's threads (Linux: per thread).
-_NICE = 19
 
 _Steps = Generator[None, None, None]
 
@@ -70,19 +77,26 @@ class Saver:
         self,
         writer: Writer,
         memory: SnapshotMemory,
+        staging: Staging,
         *,
         policy: KeepPolicy,
         rewrite_every: int | None,
         base: Callable[[], Manifest | None],
         distrusted: set[str],
+        unsteady: set[str],
         on_commit: Callable[[Record, Manifest, Order], None],
     ) -> None:
         self._writer = writer
         self._memory = memory
+        self._staging = staging
+        self._digests = Digests()
+        self._lost_base = False
+        """The last base was removed while a save built on it."""
         self.policy = policy
         self._rewrite_every = rewrite_every
         self._base = base
         self._distrusted = distrusted
+        self._unsteady = unsteady
         self._on_commit = on_commit
         self._idle = threading.Condition()
         self._waiting = 0
@@ -123,6 +137,11 @@ class Saver:
         for thread in self._threads:
             thread.join()
 
+    def _unhurried(self) -> bool:
+        """Whether nobody waits for the save in progress."""
+        job = self._job
+        return job is not None and not job.hurried
+
     def _start(self, job: _Job, *, low: bool) -> bool:
         """Drive the job from a new thread; False if there can be none: too many are there
         already, or the interpreter is ending."""
@@ -140,9 +159,8 @@ class Saver:
         return True
 
     def _drive(self, job: _Job, low: bool) -> None:
-        if low and sys.platform == "linux":
-            with suppress(OSError):  # a sandbox that forbids it: better a save than none
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        if low:
+            yield_to_others()
         with job.turn:
             for _ in job.steps:
                 if low and job.hurried:
@@ -175,18 +193,27 @@ class Saver:
             wrapped = SaveFailed(f"the save of step {order.pending.step} failed: {error!r}")
             wrapped.__cause__ = error
             error = self.last_error = wrapped
+        if isinstance(error, DamagedObject | ObjectNotFound) and (name := keys.pack_of(error.key)):
+            self._distrusted.add(name)
+        if isinstance(error, TornRead):
+            self._unsteady.update(error.leaves)
         order.pending.failed(error)
 
     def _save(self, order: Order) -> Generator[None, None, tuple[Record, Manifest]]:
-        base = self._base()
+        base = None if self._lost_base else self._base()
         try:
-            return (yield from self._attempt(order, base))
+            saved = yield from self._attempt(order, base)
         except BaseLost as error:
             if base is None:
                 raise
             # Somebody pruned what this save wanted to reuse: write everything anew.
+            self._lost_base = True
             logger.info("writing step %d in full: %s", order.pending.step, error.message)
-            return (yield from self._attempt(order, None))
+            order.snapshot.overlap.start_again()
+            saved = yield from self._attempt(order, None)
+        self._lost_base = False
+        self._digests.settle()
+        return saved
 
     def _attempt(
         self, order: Order, base: Manifest | None
@@ -198,7 +225,10 @@ class Saver:
             oldest = save.ordinal - self._rewrite_every if self._rewrite_every else 0
             stored = Stored(base, distrusted=self._distrusted, born_after=max(0, oldest))
         try:
-            leaves, packs = yield from Packer(self._writer, save, stored).write(snapshot)
+            packer = Packer(
+                self._writer, save, stored, self._digests, self._staging, low=self._unhurried
+            )
+            leaves, packs = yield from packer.write(snapshot)
             yield
             manifest = Manifest(
                 run=self._writer.run,

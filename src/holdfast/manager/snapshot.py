@@ -1,37 +1,38 @@
-"""The bytes of a state at one moment, copied so that training can go on."""
+"""The bytes of a state at one moment: copied, or left where they are for as long as they
+stay the same (see `overlap`), so that training can go on."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
 from holdfast.core.encode import CapturedLeaf
-from holdfast.core.types import MiB, Node
+from holdfast.core.types import KiB, MiB, Node
+from holdfast.manager.overlap import LiveLeaf, Overlap
 
 # Leaves start on cache lines, so that copies into the snapshot stay fast.
 _ALIGN = 64
 _COPY_BYTES = 64 * MiB
+# Smaller leaves are copied at once: a copy takes less time than the care for one in place.
+SMALL_BYTES = 64 * KiB
+
+InPlace = Callable[[LeafSource, str], bool]
+"""Whether the leaf of that source and path may be read in place until a barrier."""
 
 
 @dataclass(frozen=True)
 class HeldLeaf:
-    """One leaf and where its bytes are: in the snapshot, or in the copy of a file."""
+    """One leaf and where its bytes are: in the snapshot, in the copy of a file, or live."""
 
     path: str
     source: LeafSource
-    data: memoryview | None
-
-    def read(self, offset: int, nbytes: int) -> memoryview:
-        """The bytes of a range; a view of the snapshot, or a new buffer if streamed."""
-        if self.data is not None:
-            return self.data[offset : offset + nbytes]
-        buffer = memoryview(bytearray(nbytes))
-        self.source.copy_range(offset, buffer)
-        return buffer
+    data: memoryview | None = None
+    """Of the snapshot."""
+    live: LiveLeaf | None = None
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,46 @@ class Snapshot:
     tree: Node
     runtime: Node
     leaves: tuple[HeldLeaf, ...]
+    overlap: Overlap
     pickled: bool
+
+    def read(self, leaf: HeldLeaf, offset: int, into: Sequence[memoryview]) -> None:
+        """Fill the pieces `into` with a range of a leaf. Raises TornRead, SaveFailed."""
+        if leaf.live is not None:
+            self.overlap.read(leaf.live, offset, into)
+            return
+        for piece in into:
+            if leaf.data is None:
+                leaf.source.copy_range(offset, piece)
+            else:
+                part = leaf.data[offset : offset + piece.nbytes]
+                np.copyto(np.frombuffer(piece, np.uint8), np.frombuffer(part, np.uint8))
+            offset += piece.nbytes
 
     def close(self) -> None:
         """Let go of copies that lie outside the snapshot's memory."""
+        self.overlap.close()
         for leaf in self.leaves:
             if leaf.data is None:
                 leaf.source.close()
 
 
+class _Region:
+    """Memory that grows to the largest request and is used again: fresh memory costs ten
+    times a copy into old."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def of(self, nbytes: int) -> memoryview:
+        if self._memory.nbytes < nbytes:
+            self._memory = np.empty(0, np.uint8)  # free the old one first
+            self._memory = np.empty(nbytes, np.uint8)
+        return self._memory[:nbytes].data
+
+
 class SnapshotMemory:
-    """One region that every save reuses: fresh memory costs ten times a copy into old.
+    """What the saves of a manager are copied to.
 
     `take` blocks until the previous snapshot was given back, which bounds the memory
     of saves to one copy of the state.
@@ -61,13 +91,19 @@ class SnapshotMemory:
 
     def __init__(self) -> None:
         self._free = threading.Lock()
-        self._region = np.empty(0, np.uint8)
+        self._at_once = _Region()
+        self._at_barrier = _Region()
 
-    def take(self, leaves: Sequence[CapturedLeaf]) -> tuple[HeldLeaf, ...]:
-        """Copy every source that is not streamed. `give_back` must follow."""
+    def take(
+        self, leaves: Sequence[CapturedLeaf], in_place: InPlace
+    ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
+        """Copy every source that is neither streamed nor may be read in place. `give_back`
+        must follow."""
         self._free.acquire()
         try:
-            return tuple(self._copy(leaves))
+            held = tuple(self._hold(leaves, in_place))
+            live = [leaf.live for leaf in held if leaf.live is not None]
+            return held, Overlap(live, self._at_barrier.of)
         except BaseException:
             self._free.release()
             raise
@@ -81,23 +117,31 @@ class SnapshotMemory:
         with self._free:
             pass
 
-    def _copy(self, leaves: Sequence[CapturedLeaf]) -> Iterator[HeldLeaf]:
-        total = sum(_padded(x.source.nbytes) for x in leaves if not x.source.streamed)
-        if self._region.nbytes < total:
-            self._region = np.empty(0, np.uint8)  # free the old one first
-            self._region = np.empty(total, np.uint8)
+    def _hold(self, leaves: Sequence[CapturedLeaf], in_place: InPlace) -> Iterator[HeldLeaf]:
+        live = [
+            source.nbytes >= SMALL_BYTES and not source.streamed and in_place(source, path)
+            for path, source in leaves
+        ]
+        total = sum(
+            _padded(leaf.source.nbytes)
+            for leaf, is_live in zip(leaves, live, strict=True)
+            if not is_live and not leaf.source.streamed
+        )
+        memory = self._at_once.of(total)
         at = 0
-        for leaf in leaves:
-            source = leaf.source
+        for (path, source), is_live in zip(leaves, live, strict=True):
             if source.streamed:
-                yield HeldLeaf(leaf.path, source, None)
+                yield HeldLeaf(path, source)
                 continue
-            data = self._region[at : at + source.nbytes].data
+            if is_live:
+                yield HeldLeaf(path, source, live=LiveLeaf(path, source))
+                continue
+            data = memory[at : at + source.nbytes]
             for start in range(0, source.nbytes, _COPY_BYTES):
                 source.copy_range(start, data[start : start + _COPY_BYTES])
             source.close()
             at += _padded(source.nbytes)
-            yield HeldLeaf(leaf.path, source, data)
+            yield HeldLeaf(path, source, data)
 
 
 def _padded(nbytes: int) -> int:

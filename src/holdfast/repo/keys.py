@@ -51,6 +51,12 @@ def pack_key(name: str) -> str:
     return f"{PACKS}{name}.safetensors"
 
 
+def pack_of(key: str) -> str:
+    """The name in a pack's key; "" for any other key."""
+    name = key.removeprefix(PACKS).removesuffix(".safetensors")
+    return name if key == pack_key(name) else ""
+
+
 def segment_name(epoch: int, nonce: str, index: int) -> str:
     return f"{epoch:06}-{nonce}-{index}"
 

@@ -37,6 +37,7 @@ from holdfast.repo.log import Draft, Head, logger, packs_of
 from holdfast.repo.rebuild import rebuild
 from holdfast.repo.record import record_of
 from holdfast.repo.repo import Repo
+from holdfast.stores.base import NewObject
 
 Retire = Callable[[tuple[Record, ...]], Collection[str]]
 """Ids to retire, given the list with the new checkpoint last."""
@@ -48,11 +49,34 @@ class Save:
 
     nonce: str
     ordinal: int
+    named: int = 0
+    """Packs that were given a name."""
     written: dict[str, Pack] = field(default_factory=dict[str, Pack])
     manifest: str = ""
     """Id of its manifest, once that is written."""
     entry: int | None = None
     """Number of the log entry that was sent for it; its fate may be unknown."""
+
+
+@dataclass(frozen=True)
+class NewPack:
+    """A pack that is written block by block. Raises StoreUnavailable, StoreFull."""
+
+    name: str
+    _object: NewObject
+    _finish: Callable[[int, bytes], Pack]
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """See `stores.base.NewObject.write`."""
+        self._object.write(offset, data)
+
+    def publish(self, nbytes: int, head: bytes) -> Pack:
+        """Make it durable: `nbytes` in all, of which the first are `head`."""
+        return self._finish(nbytes, head)
+
+    def discard(self) -> None:
+        """Let go of it, published or not."""
+        self._object.discard()
 
 
 class Writer:
@@ -144,23 +168,49 @@ class Writer:
 
         Raises StoreUnavailable, StoreFull.
         """
-        name = keys.pack_name(self.epoch, save.nonce, 0, len(save.written))
         nbytes = len(head) + sum(memoryview(chunk).nbytes for chunk in chunks)
-        pack = Pack(
+        pack = self._pack(save, self._name_pack(save), nbytes, head)
+        self._put_own(keys.pack_key(pack.name), [head, *chunks], nbytes)
+        return pack
+
+    def create_pack(self, save: Save, *, at_most_bytes: int) -> NewPack:
+        """Begin a pack, under a new name, whose bytes come in blocks."""
+        name = self._name_pack(save)
+        key = keys.pack_key(name)
+        made = self._repo.store.create(key, at_most_bytes=at_most_bytes)
+
+        def finish(nbytes: int, head: bytes) -> Pack:
+            pack = self._pack(save, name, nbytes, head)
+            if not made.publish(nbytes):
+                self._settle_own(key, nbytes)
+            return pack
+
+        return NewPack(name, made, finish)
+
+    def _name_pack(self, save: Save) -> str:
+        save.named += 1
+        return keys.pack_name(self.epoch, save.nonce, 0, save.named - 1)
+
+    def _pack(self, save: Save, name: str, nbytes: int, head: bytes) -> Pack:
+        pack = save.written[name] = Pack(
             name=name,
             nbytes=nbytes,
             born=save.ordinal,
             head_nbytes=len(head),
             head_digest=digest(head),
         )
-        save.written[name] = pack
-        self._put_own(keys.pack_key(name), [head, *chunks], nbytes)
         return pack
+
+    def read_pack(self, pack: Pack, offset: int, into: memoryview) -> None:
+        """As `Repo.read_pack`: what a checkpoint has stored already."""
+        self._repo.read_pack(pack, offset, into)
 
     def _put_own(self, key: str, parts: Sequence[Buffer], nbytes: int) -> None:
         """Create an object whose name only this writer can have given."""
-        if self._repo.store.put_new(key, parts):
-            return
+        if not self._repo.store.put_new(key, parts):
+            self._settle_own(key, nbytes)
+
+    def _settle_own(self, key: str, nbytes: int) -> None:
         # Its name is random, so what is there is ours, from a try whose reply was lost.
         self._repo.store.settle(key)
         if self._repo.store.size(key) != nbytes:

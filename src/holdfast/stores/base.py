@@ -44,6 +44,38 @@ class ObjectInfo(NamedTuple):
     size_bytes: int
 
 
+class NewObject(Protocol):
+    """An object that is being written block by block; nobody sees it before `publish`.
+
+    All methods raise what `Store.put_new` raises, from any thread. Whoever made it calls
+    `discard` in the end, published or not.
+    """
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` from byte `offset` on; from several threads at once.
+
+        Ranges do not overlap and leave no holes up to the end. Offsets are multiples of
+        `BLOCK_ALIGNMENT`, and lengths too, but for the last range. Does not keep `data`.
+        Quickest if its address is aligned in the same way.
+        """
+        ...
+
+    def publish(self, nbytes: int) -> bool:
+        """Make the object's first `nbytes` visible and durable; promises as `put_new`.
+
+        Once, after every `write` has returned. False: something exists at its key.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Let go of it; what was not published is gone. May be called twice."""
+        ...
+
+
+BLOCK_ALIGNMENT = 4096
+"""Bytes: what direct I/O needs on every file system that has it."""
+
+
 @runtime_checkable
 class Store(Protocol):
     """Immutable objects under string keys.
@@ -69,6 +101,13 @@ class Store(Protocol):
         writers and against a crash: no reader ever sees part of it. Does not
         keep `parts` after returning. After `StoreUnavailable` the outcome is
         unknown. Raises `StoreFull`, `StoreReadOnly`, `StoreUnfit`.
+        """
+        ...
+
+    def create(self, key: str, *, at_most_bytes: int) -> NewObject:
+        """Begin a large object whose bytes, at most so many, come in blocks.
+
+        Nothing is visible at `key` until it is published.
         """
         ...
 

@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from holdfast.core.types import Buffer
 from holdfast.errors import ObjectNotFound, StoreError, StoreUnavailable
-from holdfast.stores.base import ObjectInfo, Store, check_key
+from holdfast.stores.base import NewObject, ObjectInfo, Store, check_key
 
 _T = TypeVar("_T")
 
-WRITES = frozenset({"put_new", "delete"})
+WRITES = frozenset({"put_new", "publish", "delete"})
 READS = frozenset({"get", "read_into"})
 
 
@@ -193,6 +193,12 @@ class FaultyStore:
 
         return self._run("put_new", key, put, late)
 
+    def create(self, key: str, *, at_most_bytes: int) -> NewObject:
+        inner = self._run(
+            "create", key, lambda: self._inner.create(key, at_most_bytes=at_most_bytes)
+        )
+        return _FaultyObject(key, inner, self._run, self._note)
+
     def get(self, key: str, *, max_bytes: int) -> bytes:
         fault, data = self._call("get", key, lambda: self._inner.get(key, max_bytes=max_bytes))
         if fault and fault.effect is Effect.DAMAGE and data:
@@ -320,6 +326,49 @@ class FaultyStore:
             elif change.info.key.startswith(prefix):
                 listing[change.info.key] = change.info
         return [*listing.values()]
+
+
+class _FaultyObject:
+    """An object in the making. `write` and `publish` count as calls; a publication may be
+    delayed, and the object is then there although it was discarded."""
+
+    def __init__(
+        self,
+        key: str,
+        inner: NewObject,
+        run: Callable[..., Any],
+        note: Callable[[_Change], None],
+    ) -> None:
+        self._key = key
+        self._inner = inner
+        self._run = run
+        self._note = note
+        self._late = False
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self._run("write", self._key, lambda: self._inner.write(offset, data))
+
+    def publish(self, nbytes: int) -> bool:
+        def publish() -> bool:
+            created = self._inner.publish(nbytes)
+            if created:
+                self._note(_Change(ObjectInfo(self._key, nbytes), created=True))
+            return created
+
+        def late() -> Callable[[], object]:
+            self._late = True
+
+            def arrive() -> None:
+                self._inner.publish(nbytes)
+                self._inner.discard()
+
+            return arrive
+
+        return self._run("publish", self._key, publish, late)
+
+    def discard(self) -> None:
+        if not self._late:
+            self._inner.discard()
 
 
 def _flip(data: memoryview, bit: int) -> None:

@@ -73,6 +73,16 @@ class FileSystem(Protocol):
         """Reserve space and set the size. Fails where the file system cannot."""
         ...
 
+    def truncate(self, fd: int, nbytes: int) -> None:
+        """Set the size; what was allocated or written behind it is given up."""
+        ...
+
+    def direct(self, fd: int, on: bool) -> None:
+        """Write past the page cache from now on, or no longer. Address, offset and length
+        of such a write are multiples of 4096, else it may fail with EINVAL. Fails where
+        the system or the file system cannot."""
+        ...
+
     def sync(self, fd: int) -> None:
         """Make a file's content, or a folder's names, survive a loss of power."""
         ...
@@ -139,6 +149,16 @@ class OsFileSystem:
         import ctypes
 
         _check(call(ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(nbytes)))
+
+    def truncate(self, fd: int, nbytes: int) -> None:
+        os.ftruncate(fd, nbytes)
+
+    def direct(self, fd: int, on: bool) -> None:
+        flag: int | None = getattr(os, "O_DIRECT", None)
+        if flag is None:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
 
     def sync(self, fd: int) -> None:
         # On macOS fsync only hands the bytes to the drive, which may keep them in its cache.

@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from holdfast.core import process
 from holdfast.core.types import Buffer, MiB
@@ -26,20 +27,14 @@ from holdfast.errors import (
     StoreUnavailable,
     StoreUnfit,
 )
-from holdfast.stores.base import BadKey, ObjectInfo, check_key, check_prefix
-from holdfast.stores.filesystem import (
-    MAX_WRITE_BUFFERS,
-    MAX_WRITE_BYTES,
-    FileStatus,
-    FileSystem,
-    OsFileSystem,
-)
+from holdfast.stores.base import BadKey, NewObject, ObjectInfo, check_key, check_prefix
+from holdfast.stores.filesystem import FileStatus, FileSystem, OsFileSystem
+from holdfast.stores.filling import FULL, Blocks, Temporary, fill
 from holdfast.stores.folders import UNSUPPORTED, Folders
 from holdfast.stores.unfinished import TEMPORARIES, is_temporary, owner_of, temporary_name
 
 logger = logging.getLogger("holdfast")
 
-PREALLOCATE_BYTES = 1 * MiB  # below, one more call costs more than it saves
 MAX_READ_BYTES = 64 * MiB
 
 # Another host's temporary is taken for dead after a day; one with our host name but of
@@ -48,7 +43,6 @@ MAX_READ_BYTES = 64 * MiB
 _STRANGER_AGE_S = 24 * 3600
 _OTHER_BOOT_AGE_S = 3600
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # What link(2) says where there are no hard links: EPERM on FAT and many FUSE systems,
 # EMLINK where a file may have one name only.
@@ -85,64 +79,57 @@ class LocalStore:
 
     def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
         *folders, name = _split(key)
-        visible = False
-        try:
+        with (
+            self._writing(f"write {key!r}"),
+            self._folders.open(folders, durable=True, create=True) as folder,
+        ):
+            if self._taken(name, folder):
+                return False
+            with self._temporary() as file:
+                fill(self._fs, file.fd, parts)
+                return self._place(file, key, name, folder)
+
+    def create(self, key: str, *, at_most_bytes: int) -> NewObject:
+        *folders, name = _split(key)
+
+        def place(file: Temporary) -> bool:
             with self._folders.open(folders, durable=True, create=True) as folder:
-                if self._taken(name, folder):
-                    return False
-                with self._temporary() as (fd, temporary, scratch):
-                    self._fill(fd, parts)
-                    self._fs.sync(fd)
-                    if not self._publish(fd, temporary, scratch, name, folder):
-                        return False
-                    visible = True
-                    self._fs.sync(folder)
-            return True
-        except OSError as error:
-            if not visible:
-                raise self._cannot_write(f"write {key!r}", error) from error
-            kind = StoreFull if error.errno in _FULL else StoreUnavailable
-            raise kind(
-                f"{key!r} was written to {self._address}, but its folder could not be synced: "
-                f"{error.strerror}"
-            ) from error
+                return not self._taken(name, folder) and self._place(file, key, name, folder)
+
+        translated = partial(self._writing, f"write {key!r}")
+        return Blocks(self._fs, self._temporary(), place, translated, at_most_bytes)
 
     @contextmanager
-    def _temporary(self) -> Generator[tuple[int, str, int], None, None]:
-        """A new empty file in `tmp/`: (its descriptor, its name, descriptor of `tmp/`).
-
-        The name is gone afterwards, whatever happens.
-        """
+    def _temporary(self) -> Generator[Temporary, None, None]:
+        """A new empty file in `tmp/`, whose name is gone afterwards, whatever happens."""
         with self._folders.open([TEMPORARIES], create=True) as scratch:
             name = temporary_name(process.current())
             fd = self._fs.create(name, scratch)
             try:
-                yield fd, name, scratch
+                yield Temporary(fd, name, scratch)
             finally:
                 self._fs.close(fd)
                 with suppress(OSError):
                     self._fs.unlink(name, scratch)
 
-    def _fill(self, fd: int, parts: Sequence[Buffer]) -> None:
-        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
-        total = sum(view.nbytes for view in views)
-        if total >= PREALLOCATE_BYTES:
-            try:
-                self._fs.allocate(fd, total)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-        offset = 0
-        for batch in _batches(views):
-            while batch:
-                written = self._fs.write(fd, batch, offset)
-                if written <= 0:
-                    raise OSError(errno.EIO, "a write of some bytes wrote none")
-                offset += written
-                batch = _after(batch, written)
+    def _place(self, file: Temporary, key: str, name: str, folder: int) -> bool:
+        """Make a whole file durable, and the object `key`; False if that exists."""
+        self._fs.sync(file.fd)
+        if not self._publish(file, name, folder):
+            return False
+        try:
+            self._fs.sync(folder)
+        except OSError as error:
+            kind = StoreFull if error.errno in FULL else StoreUnavailable
+            raise kind(
+                f"{key!r} was written to {self._address}, but its folder could not be synced: "
+                f"{error.strerror}"
+            ) from error
+        return True
 
-    def _publish(self, fd: int, temporary: str, scratch: int, name: str, folder: int) -> bool:
+    def _publish(self, file: Temporary, name: str, folder: int) -> bool:
         """Give the synced file its name unless the name is taken."""
+        fd, temporary, scratch = file
         try:
             self._fs.link(temporary, scratch, name, folder)
             return True
@@ -209,26 +196,24 @@ class LocalStore:
                 raise self._cannot_write(f"delete {key!r}", error) from error
 
     def prepare_writing(self) -> None:
-        try:
-            with self._folders.open([], durable=True, create=True):
-                self._probe()
-        except OSError as error:
-            raise self._cannot_write("write", error) from error
+        with (
+            self._writing("write"),
+            self._folders.open([], durable=True, create=True),
+        ):
+            self._probe()
 
     def _probe(self) -> None:
         """Two creations of one name: exactly the first may succeed."""
-        with (
-            self._temporary() as (first_fd, first, scratch),
-            self._temporary() as (second_fd, second, _),
-        ):
-            self._fill(first_fd, [b"first"])
-            self._fs.sync(first_fd)
-            self._fill(second_fd, [b"second"])
-            self._fs.sync(second_fd)
+        with self._temporary() as first, self._temporary() as second:
+            scratch = first.folder
+            fill(self._fs, first.fd, [b"first"])
+            self._fs.sync(first.fd)
+            fill(self._fs, second.fd, [b"second"])
+            self._fs.sync(second.fd)
             probe = temporary_name(process.current())
             try:
-                won = self._publish(first_fd, first, scratch, probe, scratch)
-                lost = not self._publish(second_fd, second, scratch, probe, scratch)
+                won = self._publish(first, probe, scratch)
+                lost = not self._publish(second, probe, scratch)
                 with self._open_object(probe, probe, scratch) as (fd, nbytes):
                     intact = self._fs.read(fd, nbytes, 0) == b"first"
                 self._folders.sync(scratch)
@@ -383,6 +368,13 @@ class LocalStore:
             self._fs.close(fd)
 
     @contextmanager
+    def _writing(self, doing: str) -> Generator[None, None, None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._cannot_write(doing, error) from error
+
+    @contextmanager
     def _reading(self, key: str, doing: str = "read") -> Generator[None, None, None]:
         try:
             yield
@@ -399,7 +391,7 @@ class LocalStore:
 
     def _cannot_write(self, doing: str, error: OSError) -> StoreError:
         message = f"cannot {doing} in {self._address}: {error.strerror or error}"
-        if error.errno in _FULL:
+        if error.errno in FULL:
             return StoreFull(message, hint="Free some space, or keep fewer checkpoints.")
         if error.errno in _READ_ONLY:
             return StoreReadOnly(message, hint="Check the folder's owner and how it is mounted.")
@@ -420,33 +412,3 @@ def _is_key(name: str) -> bool:
         return not is_temporary(check_key(name))
     except BadKey:
         return False
-
-
-# -- buffers -------------------------------------------------------------------------
-
-
-def _batches(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Groups of views for one call each: long ones are cut, short ones go together."""
-    batch: list[memoryview] = []
-    nbytes = 0
-    for view in views:
-        at = 0
-        while at < view.nbytes:
-            piece = view[at : at + MAX_WRITE_BYTES - nbytes]
-            batch.append(piece)
-            nbytes += piece.nbytes
-            at += piece.nbytes
-            if nbytes == MAX_WRITE_BYTES or len(batch) == MAX_WRITE_BUFFERS:
-                yield batch
-                batch, nbytes = [], 0
-    if batch:
-        yield batch
-
-
-def _after(batch: list[memoryview], nbytes: int) -> list[memoryview]:
-    """What is left of `batch` when its first `nbytes` are written."""
-    for index, view in enumerate(batch):
-        if nbytes < view.nbytes:
-            return [view[nbytes:], *batch[index + 1 :]]
-        nbytes -= view.nbytes
-    return []

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from holdfast.core.types import Buffer
 from holdfast.errors import DamagedObject, ObjectNotFound
-from holdfast.stores.base import ObjectInfo, check_key, check_prefix
+from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 
 
 class MemoryStore:
@@ -51,6 +51,9 @@ class MemoryStore:
                 return False
             self._objects[full] = data
             return True
+
+    def create(self, key: str, *, at_most_bytes: int) -> NewObject:
+        return _Blocks(self, check_key(key))
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
         data = self._get(key)
@@ -106,6 +109,28 @@ class MemoryStore:
         if data is None:
             raise ObjectNotFound(key, self.address)
         return data
+
+
+class _Blocks:
+    """An object in the making; implements base.NewObject."""
+
+    def __init__(self, store: MemoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._data = bytearray()
+        self._lock = threading.Lock()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        end = offset + data.nbytes
+        with self._lock:
+            self._data.extend(bytes(max(0, end - len(self._data))))
+            self._data[offset:end] = data
+
+    def publish(self, nbytes: int) -> bool:
+        return self._store.put_new(self._key, [memoryview(self._data)[:nbytes]])
+
+    def discard(self) -> None:
+        self._data = bytearray()
 
 
 _named: dict[str, MemoryStore] = {}

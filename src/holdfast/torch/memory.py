@@ -15,6 +15,10 @@ import torch
 from holdfast.core.plan import box_offset
 from holdfast.torch.dtypes import STORED, carrier
 
+# A kilobyte of a tensor: an edit of all of it cannot be missed, and one of a few rows can.
+_SAMPLE_SPOTS = 16
+_SAMPLE_BYTES = 64
+
 
 def raw(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a strided `tensor`, with its geometry, as integers.
@@ -87,28 +91,46 @@ class TensorSource:
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         out = np.frombuffer(into, np.uint8)
+        items = self._open()
+        if self._bytes is not None:
+            np.copyto(out, self._bytes[offset : offset + out.size])  # releases the GIL
+            return
+        itemsize = items.dtype.itemsize
+        first = offset // itemsize
+        end = -(-(offset + out.size) // itemsize)
+        whole = first * itemsize == offset and (end - first) * itemsize == out.size
+        if whole and out.ctypes.data % itemsize == 0:
+            _gather(items, first, end, torch.from_numpy(out).view(items.dtype))
+            return
+        gathered = torch.empty(end - first, dtype=items.dtype, device="cpu")
+        _gather(items, first, end, gathered)
+        skipped = offset - first * itemsize
+        np.copyto(out, gathered.view(torch.uint8).numpy()[skipped : skipped + out.size])
+
+    def _open(self) -> torch.Tensor:
         if self._items is None:
             self._items = stored(self._tensor)
             if self._items.is_contiguous():
                 self._items = self._items.view(-1)  # so that any range is one copy
             self._bytes = _flat_bytes(self._items)
-        if self._bytes is not None:
-            np.copyto(out, self._bytes[offset : offset + out.size])  # releases the GIL
-            return
-        itemsize = self._items.dtype.itemsize
-        first = offset // itemsize
-        end = -(-(offset + out.size) // itemsize)
-        whole = first * itemsize == offset and (end - first) * itemsize == out.size
-        if whole and out.ctypes.data % itemsize == 0:
-            _gather(self._items, first, end, torch.from_numpy(out).view(self._items.dtype))
-            return
-        items = torch.empty(end - first, dtype=self._items.dtype, device="cpu")
-        _gather(self._items, first, end, items)
-        skipped = offset - first * itemsize
-        np.copyto(out, items.view(torch.uint8).numpy()[skipped : skipped + out.size])
+        return self._items
+
+    def mark(self) -> object:
+        """The version, which changes in place advance, and a sample of the bytes, since
+        those through `.data` or a NumPy array do not."""
+        self._open()
+        version = None if self._tensor.is_inference() else self._tensor._version
+        return version, None if self._bytes is None else _sample(self._bytes)
 
     def close(self) -> None:
         return
+
+
+def _sample(data: np.ndarray) -> bytes:
+    """Some of the bytes, spread evenly."""
+    spots = max(1, min(_SAMPLE_SPOTS, data.size // _SAMPLE_BYTES))
+    rows = data[: data.size // spots * spots].reshape(spots, -1)
+    return rows[:, :_SAMPLE_BYTES].tobytes()
 
 
 def _gather(tensor: torch.Tensor, first: int, end: int, out: torch.Tensor) -> None:

@@ -67,9 +67,11 @@ def before(owner: Any, name: str, point: Callable[..., str | None]) -> None:
 
 
 def plant() -> None:
+    from holdfast.manager import staging
     from holdfast.manager.reader import ChunkReader
     from holdfast.manager.snapshot import SnapshotMemory
     from holdfast.stores.filesystem import OsFileSystem
+    from holdfast.stores.filling import Blocks
     from holdfast.stores.local import LocalStore
 
     writing = threading.local()
@@ -97,19 +99,32 @@ def plant() -> None:
             delete(self, keys)
 
     LocalStore.put_new, LocalStore.delete = put, remove  # type: ignore[method-assign]
+    # Models in tests are small: their packs, too, are to be written block by block.
+    staging.BLOCK_BYTES = 16 * 1024
+    write, publish = Blocks.write, Blocks.publish
+
+    def write_block(self: Blocks, offset: int, data: memoryview) -> None:
+        with doing("pack"):
+            write(self, offset, data)
+
+    def publish_blocks(self: Blocks, nbytes: int) -> bool:
+        with doing("pack"):
+            return publish(self, nbytes)
+
+    Blocks.write, Blocks.publish = write_block, publish_blocks  # type: ignore[method-assign]
     for call in ("create", "write", "link", "unlink", "rename_new", "close"):
         before(OsFileSystem, call, lambda *args: what())
     before(OsFileSystem, "sync", lambda *args: "fsync" if what() else None)
     before(ChunkReader, "_read", lambda *args: "restore")
 
-    copy = SnapshotMemory._copy
+    hold = SnapshotMemory._hold
 
-    def copying(self: SnapshotMemory, leaves: Any) -> Iterator[Any]:
-        for leaf in copy(self, leaves):
+    def holding(self: SnapshotMemory, leaves: Any, in_place: Any) -> Iterator[Any]:
+        for leaf in hold(self, leaves, in_place):
             points.at("capture")
             yield leaf
 
-    SnapshotMemory._copy = copying  # type: ignore[method-assign]
+    SnapshotMemory._hold = holding  # type: ignore[method-assign]
 
 
 def main() -> None:

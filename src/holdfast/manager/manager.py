@@ -25,8 +25,9 @@ from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
 from holdfast.manager.restore import RUNTIME, Restorer, Wish
 from holdfast.manager.saver import Order, Saver
-from holdfast.manager.snapshot import InPlace, Snapshot, SnapshotMemory
+from holdfast.manager.snapshot import Snapshot, SnapshotMemory, Way
 from holdfast.manager.staging import Staging
+from holdfast.manager.stored import Digests
 from holdfast.repo.fork import fork
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
@@ -34,6 +35,10 @@ from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
 
 logger = logging.getLogger("holdfast")
+
+
+InPlace = Callable[[LeafSource, str], bool]
+"""Whether the leaf of that source and path stays the same until `CheckpointManager.drain`."""
 
 
 class CheckpointManager(Listing):
@@ -86,6 +91,7 @@ class CheckpointManager(Listing):
         self._saver: Saver | None = None
         self._memory = SnapshotMemory()
         self._staging = Staging(parse_size(memory) if isinstance(memory, str) else memory)
+        self._digests = Digests()
         self._overlap: Overlap | None = None
         """Leaves of the save in progress that are read in place."""
         self._unsteady: set[str] = set()
@@ -131,6 +137,7 @@ class CheckpointManager(Listing):
                 writer,
                 self._memory,
                 self._staging,
+                self._digests,
                 policy=self.policy,
                 rewrite_every=self._rewrite_every,
                 base=self._dedup_base,
@@ -180,7 +187,7 @@ class CheckpointManager(Listing):
             assert self._saver is not None
             self._raise_failures(last_chance=block)
             self._saver.hurry()  # the training waits for the save before this one
-            snapshot = self._capture(step, state, loop, _always if block else in_place or _never)
+            snapshot = self._capture(step, state, loop, _always if block else in_place)
             self._overlap = snapshot.overlap
             pending = Pending(step, hurry=self._saver.hurry)
             self._saver.submit(
@@ -214,16 +221,24 @@ class CheckpointManager(Listing):
             overlap.drain()
 
     def _capture(
-        self, step: int, state: Mapping[str, object], loop: object, in_place: InPlace
+        self, step: int, state: Mapping[str, object], loop: object, in_place: InPlace | None
     ) -> Snapshot:
+        marks: dict[str, object] = {}
+
+        def choose(source: LeafSource, path: str) -> Way:
+            if in_place is None or path in self._unsteady:
+                return Way.COPIED
+            if in_place(source, path):
+                return Way.LIVE
+            marks[path] = mark = source.mark()
+            unchanged = self._digests.seems_unchanged(path, mark)
+            return Way.UNCHANGED if unchanged else Way.COPIED
+
         encoder = TreeEncoder(allow_pickle=self._allow_pickle)
         try:
             tree = encoder.encode(dict(state), "")
             runtime = encoder.encode({"rng": capture_rng(), "loop": loop}, RUNTIME)
-            leaves, overlap = self._memory.take(
-                encoder.leaves,
-                lambda source, path: path not in self._unsteady and in_place(source, path),
-            )
+            leaves, overlap = self._memory.take(encoder.leaves, choose)
         except BaseException:
             encoder.close()
             raise
@@ -234,6 +249,7 @@ class CheckpointManager(Listing):
             runtime=runtime,
             leaves=leaves,
             overlap=overlap,
+            marks=marks,
             pickled=encoder.pickled,
         )
 
@@ -416,7 +432,3 @@ def _words(error: BaseException) -> tuple[str, str]:
 
 def _always(source: LeafSource, path: str) -> bool:
     return True
-
-
-def _never(source: LeafSource, path: str) -> bool:
-    return False

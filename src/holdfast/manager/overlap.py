@@ -25,6 +25,8 @@ from holdfast.core.types import MiB
 from holdfast.errors import SaveFailed, TornRead
 
 _COPY_BYTES = 64 * MiB
+# A barrier waits for the read in progress, whose thread may have next to no processor time.
+_READ_BYTES = 1 * MiB
 
 
 @dataclass
@@ -65,29 +67,34 @@ class Overlap:
 
     def read(self, leaf: LiveLeaf, offset: int, into: Iterable[memoryview]) -> None:
         """Fill `into` with a range of the leaf; ranges come in their order. Raises TornRead."""
+        for piece in into:
+            for start in range(0, piece.nbytes, _READ_BYTES):
+                part = piece[start : start + _READ_BYTES]
+                if not self._read_in_place(leaf, offset, part):
+                    assert leaf.rest is not None
+                    at = offset - leaf.read_nbytes
+                    np.copyto(np.frombuffer(part, np.uint8), leaf.rest[at : at + part.nbytes])
+                offset += part.nbytes
+
+    def _read_in_place(self, leaf: LiveLeaf, offset: int, into: memoryview) -> bool:
+        """False: a barrier was there before, and there is a copy."""
         with self._lock:
             if self._error is not None:
                 raise self._error
-            rest = leaf.rest
-            in_place = rest is None
-            self._reading = in_place
-        at = offset
+            if leaf.rest is not None:
+                return False
+            self._reading = True
         try:
-            for piece in into:
-                if rest is None:
-                    leaf.source.copy_range(at, piece)
-                else:
-                    start = at - leaf.read_nbytes
-                    np.copyto(np.frombuffer(piece, np.uint8), rest[start : start + piece.nbytes])
-                at += piece.nbytes
-            if in_place:
-                self._check([leaf])
-                leaf.read_nbytes = at
+            leaf.source.copy_range(offset, into)
+            end = offset + into.nbytes
+            if end == leaf.source.nbytes:
+                self._check([leaf])  # a barrier in front of this looks at it, too
+            leaf.read_nbytes = end
+            return True
         finally:
-            if in_place:
-                with self._lock:
-                    self._reading = False
-                    self._lock.notify_all()
+            with self._lock:
+                self._reading = False
+                self._lock.notify_all()
 
     def start_again(self) -> None:
         """All leaves are going to be read once more. Raises SaveFailed after a barrier:
@@ -113,10 +120,13 @@ class Overlap:
                 return
             try:
                 self._copy_rest()
-            except BaseException as error:  # noqa: BLE001 - training goes on
+            except BaseException as error:
                 self._error = error
-            self._drained = True
-            self.stall_s += time.perf_counter() - start
+                if not isinstance(error, Exception):
+                    raise  # Ctrl-C
+            finally:
+                self._drained = True
+                self.stall_s += time.perf_counter() - start
 
     def _copy_rest(self) -> None:
         left = [leaf for leaf in self._leaves if leaf.read_nbytes < leaf.source.nbytes]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.records import Pack
-from holdfast.manager.staging import BLOCK_BYTES, Staging, WriteThreads
+from holdfast.manager.staging import Staging, WriteThreads
 from holdfast.repo.writer import NewPack, Save, Writer
 
 
@@ -32,6 +32,7 @@ class PackStream:
         self._writer = writer
         self._save = save
         self._staging = staging
+        self._block_bytes = staging.block_bytes
         self._threads = threads
         self._head_nbytes = head_nbytes
         self._at_most = head_nbytes + at_most_bytes
@@ -56,10 +57,10 @@ class PackStream:
         """The chunk is part of the pack; its offset. Raises what a write has raised."""
         offset = self._at
         self._at += nbytes
-        first = self._head_nbytes // BLOCK_BYTES  # it has the end of the header
+        first = self._head_nbytes // self._block_bytes  # it has the end of the header
         for number in sorted(self._blocks):
-            if number != first and (number + 1) * BLOCK_BYTES <= self._at:
-                self._write(number, BLOCK_BYTES)
+            if number != first and (number + 1) * self._block_bytes <= self._at:
+                self._write(number, self._block_bytes)
         return offset
 
     def finish(self, chunks: Sequence[PackChunk], metadata: dict[str, str]) -> Pack:
@@ -67,18 +68,18 @@ class PackStream:
         head, _ = pack_header(chunks, metadata, nbytes=self._head_nbytes)
         at = 0
         while at < len(head):
-            for piece in self._pieces(at, min(BLOCK_BYTES, len(head) - at)):
+            for piece in self._pieces(at, min(self._block_bytes, len(head) - at)):
                 piece[:] = head[at : at + piece.nbytes]
                 at += piece.nbytes
             if at < len(head):
-                self._write((at - 1) // BLOCK_BYTES, BLOCK_BYTES)
-        if self._pack is None and self._at <= BLOCK_BYTES:
+                self._write((at - 1) // self._block_bytes, self._block_bytes)
+        if self._pack is None and self._at <= self._block_bytes:
             body = self._blocks[0][len(head) : self._at]
             return self._writer.put_pack(self._save, head, [body])
         for number in sorted(self._blocks):
-            used = self._at - number * BLOCK_BYTES
+            used = self._at - number * self._block_bytes
             if used > 0:
-                self._write(number, min(BLOCK_BYTES, used))
+                self._write(number, min(self._block_bytes, used))
         self._threads.wait()
         self._threads.check()
         return self._create().publish(self._at, head)
@@ -96,11 +97,11 @@ class PackStream:
         pieces: list[memoryview] = []
         end = at + nbytes
         while at < end:
-            number, inside = divmod(at, BLOCK_BYTES)
+            number, inside = divmod(at, self._block_bytes)
             block = self._blocks.get(number)
             if block is None:
                 block = self._blocks[number] = self._staging.take()
-            stop = min(BLOCK_BYTES, inside + end - at)
+            stop = min(self._block_bytes, inside + end - at)
             pieces.append(block[inside:stop])
             at += stop - inside
         return pieces
@@ -117,7 +118,7 @@ class PackStream:
 
         def write() -> None:
             try:
-                pack.write(number * BLOCK_BYTES, block[:nbytes])
+                pack.write(number * self._block_bytes, block[:nbytes])
             finally:
                 self._staging.give_back(block)
 

@@ -157,7 +157,9 @@ class Packer:
         room = stream.room(piece.nbytes)
         snapshot.read(piece.leaf, piece.offset, room)
         if not piece.digest:
-            piece.digest = self._digests.digest(piece.leaf.path, piece.offset, room)
+            piece.digest = self._digests.digest(
+                piece.leaf.path, piece.offset, room, unchanged=piece.leaf.unchanged
+            )
             if self._found(piece):
                 return
         self._keep(piece)

@@ -78,6 +78,7 @@ class Saver:
         writer: Writer,
         memory: SnapshotMemory,
         staging: Staging,
+        digests: Digests,
         *,
         policy: KeepPolicy,
         rewrite_every: int | None,
@@ -89,7 +90,7 @@ class Saver:
         self._writer = writer
         self._memory = memory
         self._staging = staging
-        self._digests = Digests()
+        self._digests = digests
         self._lost_base = False
         """The last base was removed while a save built on it."""
         self.policy = policy
@@ -185,6 +186,7 @@ class Saver:
                 self._idle.notify_all()
 
     def _failed(self, order: Order, error: BaseException) -> None:
+        self._digests.forget()
         self.failures += 1
         self.last_error = error
         message = error.message if isinstance(error, HoldfastError) else repr(error)
@@ -212,7 +214,7 @@ class Saver:
             order.snapshot.overlap.start_again()
             saved = yield from self._attempt(order, None)
         self._lost_base = False
-        self._digests.settle()
+        self._digests.settle(order.snapshot.marks)
         return saved
 
     def _attempt(

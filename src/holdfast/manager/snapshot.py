@@ -4,8 +4,10 @@ stay the same (see `overlap`), so that training can go on."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from itertools import compress
 
 import numpy as np
 
@@ -20,8 +22,21 @@ _COPY_BYTES = 64 * MiB
 # Smaller leaves are copied at once: a copy takes less time than the care for one in place.
 SMALL_BYTES = 64 * KiB
 
-InPlace = Callable[[LeafSource, str], bool]
-"""Whether the leaf of that source and path may be read in place until a barrier."""
+
+class Way(Enum):
+    """How a large leaf is read."""
+
+    COPIED = 1
+    """It is copied before the save returns."""
+    LIVE = 2
+    """In place, up to the next barrier."""
+    UNCHANGED = 3
+    """In place at any time: it should be what it was at the save before. That it is, is
+    checked."""
+
+
+Choose = Callable[[LeafSource, str], Way]
+"""For the leaf of that source and path."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class HeldLeaf:
     data: memoryview | None = None
     """Of the snapshot."""
     live: LiveLeaf | None = None
+    unchanged: bool = False
+    """See `Way.UNCHANGED`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,8 @@ class Snapshot:
     runtime: Node
     leaves: tuple[HeldLeaf, ...]
     overlap: Overlap
+    marks: Mapping[str, object]
+    """What leaves that no barrier protects looked like; see `LeafSource.mark`."""
     pickled: bool
 
     def read(self, leaf: HeldLeaf, offset: int, into: Sequence[memoryview]) -> None:
@@ -95,13 +114,13 @@ class SnapshotMemory:
         self._at_barrier = _Region()
 
     def take(
-        self, leaves: Sequence[CapturedLeaf], in_place: InPlace
+        self, leaves: Sequence[CapturedLeaf], choose: Choose
     ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
-        """Copy every source that is neither streamed nor may be read in place. `give_back`
-        must follow."""
+        """Copy every source that is neither streamed nor read in place. `give_back` must
+        follow."""
         self._free.acquire()
         try:
-            held = tuple(self._hold(leaves, in_place))
+            held = tuple(self._hold(leaves, choose))
             live = [leaf.live for leaf in held if leaf.live is not None]
             return held, Overlap(live, self._at_barrier.of)
         except BaseException:
@@ -117,31 +136,31 @@ class SnapshotMemory:
         with self._free:
             pass
 
-    def _hold(self, leaves: Sequence[CapturedLeaf], in_place: InPlace) -> Iterator[HeldLeaf]:
-        live = [
-            source.nbytes >= SMALL_BYTES and not source.streamed and in_place(source, path)
+    def _hold(self, leaves: Sequence[CapturedLeaf], choose: Choose) -> Iterator[HeldLeaf]:
+        ways = [
+            choose(source, path) if source.nbytes >= SMALL_BYTES else Way.COPIED
             for path, source in leaves
         ]
-        total = sum(
-            _padded(leaf.source.nbytes)
-            for leaf, is_live in zip(leaves, live, strict=True)
-            if not is_live and not leaf.source.streamed
+        copied = [
+            way is Way.COPIED and not leaf.source.streamed
+            for leaf, way in zip(leaves, ways, strict=True)
+        ]
+        memory = self._at_once.of(
+            sum(_padded(leaf.source.nbytes) for leaf in compress(leaves, copied))
         )
-        memory = self._at_once.of(total)
         at = 0
-        for (path, source), is_live in zip(leaves, live, strict=True):
-            if source.streamed:
-                yield HeldLeaf(path, source)
-                continue
-            if is_live:
+        for (path, source), way, is_copied in zip(leaves, ways, copied, strict=True):
+            if is_copied:
+                data = memory[at : at + source.nbytes]
+                for start in range(0, source.nbytes, _COPY_BYTES):
+                    source.copy_range(start, data[start : start + _COPY_BYTES])
+                source.close()
+                at += _padded(source.nbytes)
+                yield HeldLeaf(path, source, data)
+            elif way is Way.LIVE and not source.streamed:
                 yield HeldLeaf(path, source, live=LiveLeaf(path, source))
-                continue
-            data = memory[at : at + source.nbytes]
-            for start in range(0, source.nbytes, _COPY_BYTES):
-                source.copy_range(start, data[start : start + _COPY_BYTES])
-            source.close()
-            at += _padded(source.nbytes)
-            yield HeldLeaf(path, source, data)
+            else:
+                yield HeldLeaf(path, source, unchanged=way is Way.UNCHANGED)
 
 
 def _padded(nbytes: int) -> int:

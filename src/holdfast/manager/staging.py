@@ -40,11 +40,12 @@ class Staging:
     """At most `nbytes` of memory in blocks, made when first needed. From any thread."""
 
     def __init__(self, nbytes: int) -> None:
-        self._limit = nbytes // BLOCK_BYTES
+        self.block_bytes = BLOCK_BYTES
+        self._limit = nbytes // self.block_bytes
         if self._limit < MIN_BLOCKS:
             raise UsageError(
                 f"memory of {nbytes:,} bytes is too little to save with",
-                hint=f"Give at least {MIN_BLOCKS * BLOCK_BYTES // MiB} MiB, or leave it out.",
+                hint=f"Give at least {MIN_BLOCKS * self.block_bytes // MiB} MiB, or leave it out.",
             )
         self._free: list[memoryview] = []
         self._made = 0
@@ -53,7 +54,7 @@ class Staging:
     @property
     def nbytes(self) -> int:
         """Bytes of the blocks that were made so far."""
-        return self._made * BLOCK_BYTES
+        return self._made * self.block_bytes
 
     def take(self) -> memoryview:
         """A block, aligned to pages. Waits until there is one."""
@@ -61,7 +62,7 @@ class Staging:
             while not self._free:
                 if self._made < self._limit:
                     self._made += 1
-                    return _new_block()
+                    return _new_block(self.block_bytes)
                 self._changed.wait()
             return self._free.pop()
 
@@ -72,9 +73,9 @@ class Staging:
             self._changed.notify()
 
 
-def _new_block() -> memoryview:
+def _new_block(nbytes: int) -> memoryview:
     # Private: large pages do nothing for the shared mapping that is Python's default.
-    block = mmap.mmap(-1, BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             block.madvise(mmap.MADV_HUGEPAGE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from holdfast.core.digest import digest_of, fingerprint_of
 from holdfast.core.records import Manifest, Pack
 from holdfast.core.types import Buffer
+from holdfast.errors import TornRead
 
 
 class Stored:
@@ -48,17 +49,35 @@ class Digests:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[bytes, str]] = {}
         self._next: dict[tuple[str, int], tuple[bytes, str]] = {}
+        self._marks: dict[str, object] = {}
 
-    def digest(self, path: str, offset: int, pieces: Sequence[Buffer]) -> str:
-        """BLAKE3 (lower-case hex) of the chunk at `offset` of the leaf `path`."""
+    def digest(
+        self, path: str, offset: int, pieces: Sequence[Buffer], *, unchanged: bool = False
+    ) -> str:
+        """BLAKE3 (lower-case hex) of the chunk at `offset` of the leaf `path`.
+
+        Raises TornRead if it is not `unchanged` although it should be.
+        """
         fingerprint = fingerprint_of(pieces)
         key = (path, offset)
         known = self._known.get(key)
         if known is None or known[0] != fingerprint:
+            if unchanged:
+                raise TornRead([path])
             known = (fingerprint, digest_of(pieces))
         self._next[key] = known
         return known[1]
 
-    def settle(self) -> None:
-        """The save is over: the next one is compared with what it had."""
+    def seems_unchanged(self, path: str, mark: object) -> bool:
+        """Whether the leaf had this mark (see `LeafSource.mark`) at the save before."""
+        return mark is not None and self._marks.get(path) == mark
+
+    def settle(self, marks: Mapping[str, object]) -> None:
+        """The save, of leaves that had these marks, is committed: the next one is compared
+        with it."""
         self._known, self._next = self._next, {}
+        self._marks = dict(marks)
+
+    def forget(self) -> None:
+        """The save has failed: the next one is compared with the one before."""
+        self._next = {}

@@ -281,6 +281,7 @@ class Run:
         Nothing in it is counted or saved.
         """
         self._check_open()
+        self.manager.drain()  # averaged weights may be swapped in for it
         return Guarded(self._session, items)
 
     @briefly

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, TornRead
 from holdfast.run.metrics import MetricBook
 from holdfast.run.publish import Publisher
 from holdfast.run.triggers import Triggers
@@ -24,6 +23,8 @@ class Saved:
     """Bodies that were completed when it was taken."""
     pending: Any = None
     info: Any = None
+    torn: bool = False
+    """It failed since state changed while it was read; the next one will not."""
 
     def done(self) -> bool:
         return self.info is not None or self.pending.done()
@@ -31,8 +32,10 @@ class Saved:
     def checkpoint(self) -> Any | None:
         """The checkpoint; None if the save failed. Waits for it."""
         if self.info is None:
-            with contextlib.suppress(HoldfastError, OSError):
+            try:
                 self.info = self.pending.result()
+            except (HoldfastError, OSError) as error:
+                self.torn = isinstance(error, TornRead)
         return self.info
 
 
@@ -94,6 +97,8 @@ class Saves:
         for saved in ready:
             if (info := saved.checkpoint()) is not None:
                 self._triggers.committed(info)
+            elif saved.torn:
+                self._triggers.want("again")
         late, self._late = self._late, []
         for saved, metrics in late:
             if saved.done():

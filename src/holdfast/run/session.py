@@ -26,6 +26,7 @@ from holdfast.errors import (
 from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
+from holdfast.run.barriers import Barriers
 from holdfast.run.box import Box
 from holdfast.run.console import (
     Console,
@@ -82,6 +83,7 @@ class Session:
         self.random = RandomStates(self.tracked.state, settings.rename)
         self.feeds = FeedBook(data, self.random)
         self.gradients = Accumulation()
+        self.barriers = Barriers(manager.drain)
         self.constructed = Constructed(settings.override)
         self.attributes = Attributes()
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
@@ -113,6 +115,7 @@ class Session:
             manager.acquire()
         manager.environment = environment.collect()
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
+        self.barriers.watch(loaded_adapters(), self.tracked.objects)
         self.attributes.note(loaded_adapters(), self.tracked.objects)
         found = manager.read_loop()
         if found is None:
@@ -164,6 +167,7 @@ class Session:
         """Objects were tracked after the start: give them what the checkpoint holds."""
         late = {name: self.tracked.objects[name] for name in names}
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
+        self.barriers.watch(loaded_adapters(), self.tracked.objects)
         self.attributes.note(loaded_adapters(), late)
         self.restores.late(names)
 
@@ -365,6 +369,7 @@ class Session:
             loop=loop,
             finished=finished,
             block=block,
+            in_place=self.barriers.in_place(),
         )
         self.saves.submitted(self.engine.ticks, pending)
         self.triggers.saved(position.step, self._clock())
@@ -448,6 +453,7 @@ class Session:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
         self.stop.restore()
         self.gradients.close()
+        self.barriers.close()
         if self._recorder is not None:
             self._recorder.close()
         try:

@@ -24,6 +24,7 @@ from holdfast.torch.objects import (
     encode_value,
 )
 from holdfast.torch.optimizers import decode_optimizer, encode_optimizer
+from holdfast.torch.overlap import Barrier
 from holdfast.torch.sparse import decode_sparse, encode_sparse
 from holdfast.torch.tensors import check_supported, decode_tensor, encode_tensor
 from holdfast.torch.untracked import find_untracked, untracked_parameters
@@ -100,6 +101,10 @@ class TorchAdapter:
     def gradients(self) -> Gradients:
         """A watch on the gradients that tracked optimizers have not used yet."""
         return Gradients()
+
+    def barrier(self, drain: Callable[[], None]) -> Barrier:
+        """What calls `drain` before tracked optimizers change anything."""
+        return Barrier(drain)
 
     def settings(self, tracked: Mapping[str, Any]) -> dict[str, Any] | None:
         """What tracked optimizers and schedulers were built with, by name."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from holdfast.torch.untracked import _optimizers
+from holdfast.torch.untracked import tracked_optimizers
 
 _MARK = "_holdfast_used_version"
 """An attribute of the gradient: an id() may soon be another tensor's."""
@@ -31,7 +31,7 @@ class Gradients:
 
     def watch(self, tracked: Mapping[str, Any]) -> None:
         """Watch the optimizers that `tracked` holds now, and no others."""
-        found = dict(_optimizers(dict(tracked), "", set()))
+        found = dict(tracked_optimizers(tracked))
         for path, optimizer in list(self._optimizers.items()):
             if found.get(path) is not optimizer:
                 self._forget(path)

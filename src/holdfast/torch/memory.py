@@ -61,6 +61,11 @@ def overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return False
 
 
+def storage_of(tensor: torch.Tensor) -> int:
+    """The address of the memory that `tensor` and its views share."""
+    return tensor.untyped_storage().data_ptr()
+
+
 def touched(tensor: torch.Tensor) -> None:
     """Tell autograd that `tensor` was written in place."""
     if not tensor.is_inference():  # those count no versions
@@ -115,12 +120,18 @@ class TensorSource:
             self._bytes = _flat_bytes(self._items)
         return self._items
 
+    @property
+    def storage(self) -> int:
+        """As `storage_of`."""
+        return storage_of(self._tensor)
+
     def mark(self) -> object:
         """The version, which changes in place advance, and a sample of the bytes, since
         those through `.data` or a NumPy array do not."""
         self._open()
         version = None if self._tensor.is_inference() else self._tensor._version
-        return version, None if self._bytes is None else _sample(self._bytes)
+        sample = None if self._bytes is None else _sample(self._bytes)
+        return self._tensor.data_ptr(), version, sample
 
     def close(self) -> None:
         return

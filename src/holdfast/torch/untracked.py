@@ -132,6 +132,11 @@ def untracked_parameters(tracked: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def tracked_optimizers(tracked: Mapping[str, Any]) -> Iterator[tuple[str, Optimizer]]:
+    """(path, optimizer) of those among `tracked` and in its plain containers."""
+    return _optimizers(dict(tracked), "", set())
+
+
 def _optimizers(value: Any, path: str, above: set[int]) -> Iterator[tuple[str, Optimizer]]:
     """Optimizers that are captured as such: in plain containers, not in objects that save
     them in a way of their own."""

@@ -1,0 +1,82 @@
+"""The optimizer's step as a barrier: what it changes may be read in place until then.
+
+Between two steps nothing changes the parameters and the state of an optimizer: forward and
+backward only read them. So a save need not copy them at once. A hook that torch calls in
+front of every optimizer's step, tracked or not, first lets the save take the rest.
+
+Versions alone would not do: fused optimizers change their tensors without advancing them
+(torch 2.13). And a hook alone would not do either, since a compiled step does not call it:
+an optimizer is trusted only after its hook was called in a step that ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from holdfast.core.adapters import LeafSource
+from holdfast.torch.memory import TensorSource, storage_of
+from holdfast.torch.tensors import has_memory
+from holdfast.torch.untracked import tracked_optimizers
+
+
+class Barrier:
+    """Calls `drain` in front of each step of an optimizer, in that step's thread.
+
+    Used by the thread that trains.
+    """
+
+    def __init__(self, drain: Callable[[], None]) -> None:
+        self._drain = drain
+        self._optimizers: list[Optimizer] = []
+        self._trusted: WeakSet[Optimizer] = WeakSet()
+        self._hook = register_optimizer_step_pre_hook(self._before_step)
+
+    def watch(self, tracked: Mapping[str, Any]) -> None:
+        """These are the objects that are saved."""
+        self._optimizers = [optimizer for _, optimizer in tracked_optimizers(tracked)]
+
+    def protected(self) -> Callable[[LeafSource], bool]:
+        """Says of a leaf's source whether its bytes stay the same until the next step of an
+        optimizer. For a save that begins now."""
+        storages = {
+            storage_of(tensor)
+            for optimizer in self._optimizers
+            if optimizer in self._trusted
+            for tensor in _tensors(optimizer)
+        }
+        return lambda source: isinstance(source, TensorSource) and source.storage in storages
+
+    def close(self) -> None:
+        """Call it no more."""
+        self._hook.remove()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # traced now, and not called when the compiled step runs
+        self._trusted.add(optimizer)
+        self._drain()
+
+
+def _tensors(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    """What a step of the optimizer changes, as far as it lies in plain memory."""
+    for group in optimizer.param_groups:
+        yield from (param for param in group["params"] if _plain(param))
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if _plain(value))
+
+
+def _plain(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.device.type == "cpu"
+        and value.layout is torch.strided
+        and has_memory(type(value))
+        and not is_lazy(value)
+    )

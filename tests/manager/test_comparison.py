@@ -240,7 +240,7 @@ def test_equal_chunks_of_a_leaf_are_not_read(
 
 
 def _boxes_of(chunk_bytes: int) -> Any:
-    return lambda shape, itemsize: boxes(shape, itemsize, chunk_bytes)
+    return lambda shape, itemsize, _: boxes(shape, itemsize, chunk_bytes)
 
 
 # -- numbers ----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import DamagedObject, ObjectNotFound
-from holdfast.stores.base import BadKey, Store
+from holdfast.stores.base import BLOCK_ALIGNMENT, BadKey, Store
 
 THREADS = 8
 ANY = 1 << 30
@@ -163,6 +163,87 @@ class StoreContract:
             f"new/folders/{n % 7}/{n}": len(str(n)) for n in range(100)
         }
 
+    # -- create ------------------------------------------------------------------------
+
+    def test_an_object_in_blocks_appears_when_it_is_published(self, store: Store) -> None:
+        data = bytes(range(256)) * 64 + b"and a tail"  # four blocks and a bit
+        made = store.create("packs/a", at_most_bytes=1 << 20)
+        starts = [*range(0, len(data), BLOCK_ALIGNMENT)]
+        for at in reversed(starts):
+            made.write(at, memoryview(data)[at : at + BLOCK_ALIGNMENT])
+        with pytest.raises(ObjectNotFound):
+            store.size("packs/a")
+        assert listed(store) == {}
+        assert made.publish(len(data)) is True
+        made.discard()
+        made.discard()
+        assert store.get("packs/a", max_bytes=ANY) == data
+        assert listed(store) == {"packs/a": len(data)}
+        assert self.reopen(store).get("packs/a", max_bytes=ANY) == data
+
+    def test_many_threads_write_the_blocks_of_one_object(self, store: Store) -> None:
+        size = 64 * 1024
+        data = bytearray(size * 20 + 5)
+        for at in range(0, len(data), size):
+            data[at : at + size] = bytes([at // size]) * min(size, len(data) - at)
+        made = store.create("a", at_most_bytes=len(data))
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(
+                pool.map(
+                    lambda at: made.write(at, memoryview(data)[at : at + size]),
+                    range(0, len(data), size),
+                )
+            )
+        assert made.publish(len(data))
+        made.discard()
+        assert store.get("a", max_bytes=ANY) == data
+
+    def test_what_is_written_behind_the_end_is_cut_off(self, store: Store) -> None:
+        made = store.create("a", at_most_bytes=1 << 16)
+        made.write(0, memoryview(b"x" * BLOCK_ALIGNMENT))
+        assert made.publish(10)
+        made.discard()
+        assert store.get("a", max_bytes=ANY) == b"x" * 10
+
+    def test_a_published_object_replaces_nothing(self, store: Store) -> None:
+        store.put_new("a", [b"first"])
+        made = store.create("a", at_most_bytes=10)
+        made.write(0, memoryview(b"second"))
+        assert made.publish(6) is False
+        made.discard()
+        assert store.get("a", max_bytes=ANY) == b"first"
+
+    def test_of_many_objects_in_blocks_one_wins(self, store: Store) -> None:
+        def write(n: int) -> bool:
+            made = store.create("a", at_most_bytes=9)
+            try:
+                made.write(0, memoryview(b"writer %d " % n))
+                return made.publish(9)
+            finally:
+                made.discard()
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            wins = list(pool.map(write, range(THREADS)))
+        assert wins.count(True) == 1
+        assert store.get("a", max_bytes=ANY) == b"writer %d " % wins.index(True)
+
+    def test_a_discarded_object_leaves_nothing(self, store: Store) -> None:
+        made = store.create("a", at_most_bytes=10)
+        made.write(0, memoryview(b"12345"))
+        made.discard()
+        assert listed(store) == {}
+        assert store.put_new("a", [b"x"])
+        assert store.remove_debris() == 0
+
+    def test_it_does_not_keep_a_block(self, store: Store) -> None:
+        block = bytearray(b"before")
+        made = store.create("a", at_most_bytes=6)
+        made.write(0, memoryview(block))
+        block[:] = b"after."
+        assert made.publish(6)
+        made.discard()
+        assert store.get("a", max_bytes=ANY) == b"before"
+
     # -- reading -----------------------------------------------------------------------
 
     def test_max_bytes(self, store: Store) -> None:
@@ -295,6 +376,7 @@ class StoreContract:
     def test_unsafe_keys(self, store: Store, key: str) -> None:
         calls: list[Callable[[], object]] = [
             lambda: store.put_new(key, [b"x"]),
+            lambda: store.create(key, at_most_bytes=1),
             lambda: store.get(key, max_bytes=ANY),
             lambda: store.read_into(key, 0, memoryview(bytearray(1))),
             lambda: store.size(key),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from holdfast.core.digest import digest_of
 from holdfast.core.packing import PackChunk, header_room
-from holdfast.core.plan import boxes, itemsize
+from holdfast.core.plan import CHUNK_BYTES, boxes, itemsize
 from holdfast.core.records import Chunk, Leaf, Pack
 from holdfast.core.types import GiB, MiB
 from holdfast.errors import DamagedObject
@@ -82,6 +82,8 @@ class Packer:
         self._stored = stored
         self._digests = digests
         self._staging = staging
+        # A chunk lies in two blocks at most: there are always enough.
+        self._chunk_bytes = min(CHUNK_BYTES, staging.block_bytes)
         self._threads = WriteThreads(low=low)
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}
@@ -119,7 +121,8 @@ class Packer:
         for position, leaf in enumerate(snapshot.leaves):
             source = leaf.source
             self._chunks.append([])
-            for number, box in enumerate(boxes(source.shape, itemsize(source.dtype))):
+            size = itemsize(source.dtype)
+            for number, box in enumerate(boxes(source.shape, size, self._chunk_bytes)):
                 piece = _Piece(leaf, position, number, *box)
                 self._chunks[position].append(None)
                 in_memory = leaf.data is not None and piece.nbytes < SMALL_BYTES
@@ -134,7 +137,7 @@ class Packer:
         for piece in (*large, *new):
             self._take(snapshot, piece)
             yield
-        yield from self._reuse()
+        yield from self._reuse(snapshot)
         self._finish_pack()
 
     def _is_stored(self, piece: _Piece) -> bool:
@@ -202,7 +205,7 @@ class Packer:
         pack.stream.close()
         self._open = None
 
-    def _reuse(self) -> Generator[None, None, None]:
+    def _reuse(self, snapshot: Snapshot) -> Generator[None, None, None]:
         """Refer to stored chunks, but move those out of packs that hold little else."""
         used = self._used()
         moving: list[tuple[_Piece, Pack, int]] = []
@@ -218,7 +221,10 @@ class Packer:
         for piece, pack, at in moving:
             self._candidates.pop()
             room = self._stream(piece).room(piece.nbytes)
-            self._read_back(piece, pack, at, room)
+            if piece.leaf.data is not None:
+                snapshot.read(piece.leaf, piece.offset, room)
+            else:
+                self._read_back(piece, pack, at, room)
             self._keep(piece)
             yield
 

@@ -83,9 +83,13 @@ class Blocks:
         self._allocated = 0
         self._rest: list[tuple[int, bytes]] = []
         """(offset, bytes) too short for a direct write; written at the end."""
-        with translated():
-            self._file = self._stack.enter_context(temporary)
-            self._direct = self._try_direct()
+        try:
+            with translated():
+                self._file = self._stack.enter_context(temporary)
+                self._direct = self._try_direct()
+        except BaseException:
+            self.discard()
+            raise
 
     def _try_direct(self) -> bool:
         try:

@@ -244,6 +244,19 @@ class StoreContract:
         made.discard()
         assert store.get("a", max_bytes=ANY) == b"before"
 
+    # -- append ------------------------------------------------------------------------
+
+    def test_append(self, store: Store) -> None:
+        for n in range(3):
+            store.append("events/1", b"line %d\n" % n)
+        store.append("events/1", b"")
+        assert store.get("events/1", max_bytes=ANY) == b"line 0\nline 1\nline 2\n"
+        assert listed(store, "events/") == {"events/1": 21}
+        store.settle("events/1")
+        again = self.reopen(store)
+        again.append("events/1", memoryview(b"more"))
+        assert again.get("events/1", max_bytes=ANY).endswith(b"line 2\nmore")
+
     # -- reading -----------------------------------------------------------------------
 
     def test_max_bytes(self, store: Store) -> None:
@@ -377,6 +390,7 @@ class StoreContract:
         calls: list[Callable[[], object]] = [
             lambda: store.put_new(key, [b"x"]),
             lambda: store.create(key, at_most_bytes=1),
+            lambda: store.append(key, b"x"),
             lambda: store.get(key, max_bytes=ANY),
             lambda: store.read_into(key, 0, memoryview(bytearray(1))),
             lambda: store.size(key),

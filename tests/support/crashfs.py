@@ -125,6 +125,14 @@ class CrashFileSystem:
 
         return self._call("create", run)
 
+    def open_to_write(self, name: str, folder: int) -> int:
+        def run() -> int:
+            if name not in self._folder(folder).names:
+                self._add(name, self._folder(folder), _File(next(self._inodes)))
+            return self._descriptor(self._find(name, folder))
+
+        return self._call("open_to_write", run)
+
     def close(self, fd: int) -> None:
         self._call("close", lambda: self._open.pop(fd), can_fail=False)
 

@@ -18,6 +18,7 @@ from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
 from holdfast.core.units import parse_size
 from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
+from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
 from holdfast.manager.listing import Listing, Ref, split_metrics
 from holdfast.manager.loaded import LoadedCheckpoint
@@ -92,6 +93,8 @@ class CheckpointManager(Listing):
         self._memory = SnapshotMemory()
         self._staging = Staging(parse_size(memory) if isinstance(memory, str) else memory)
         self._digests = Digests()
+        self.history = History(self._repo.store)
+        """What saves and restores have cost."""
         self._overlap: Overlap | None = None
         """Leaves of the save in progress that are read in place."""
         self._unsteady: set[str] = set()
@@ -138,6 +141,7 @@ class CheckpointManager(Listing):
                 self._memory,
                 self._staging,
                 self._digests,
+                self.history,
                 policy=self.policy,
                 rewrite_every=self._rewrite_every,
                 base=self._dedup_base,
@@ -180,6 +184,7 @@ class CheckpointManager(Listing):
                 f"step must be a whole number of completed steps, not {step!r}",
                 hint="Count from 0: manager.save(step=0, state).",
             )
+        start = time.perf_counter()
         tag_names = tuple(check_tag(tag) for tag in tags)
         finite, odd = split_metrics(metrics or {})
         with self._lock:
@@ -201,6 +206,9 @@ class CheckpointManager(Listing):
                     finished=finished,
                     config=self.config,
                     environment=self.environment,
+                    asked_s=start,
+                    waited_s=self._memory.waited_s,
+                    capture_s=time.perf_counter() - start - self._memory.waited_s,
                 ),
                 urgent=block,
             )
@@ -364,7 +372,18 @@ class CheckpointManager(Listing):
             allow_pickle=allow_pickle,
             rng=rng,
         )
-        return self._restorer().restore(None if ref is None else self._resolve(ref), wish)
+        start = time.perf_counter()
+        restored = self._restorer().restore(None if ref is None else self._resolve(ref), wish)
+        if restored is not None and self._writer is not None:
+            event = RestoreEvent(
+                time_s=self._clock(),
+                step=restored.info.step,
+                id=restored.info.id,
+                total_s=time.perf_counter() - start,
+                nbytes=restored.info.nbytes,
+            )
+            self.history.add(self._writer.epoch, event)
+        return restored
 
     def read_loop(self, ref: Ref = None) -> Restored | None:
         """Position, config and environment of a checkpoint; touches nothing live."""

@@ -75,14 +75,16 @@ class PackStream:
                 self._write((at - 1) // self._block_bytes, self._block_bytes)
         if self._pack is None and self._at <= self._block_bytes:
             body = self._blocks[0][len(head) : self._at]
-            return self._writer.put_pack(self._save, head, [body])
+            with self._threads.timed():
+                return self._writer.put_pack(self._save, head, [body])
         for number in sorted(self._blocks):
             used = self._at - number * self._block_bytes
             if used > 0:
                 self._write(number, min(self._block_bytes, used))
         self._threads.wait()
         self._threads.check()
-        return self._create().publish(self._at, head)
+        with self._threads.timed():
+            return self._create().publish(self._at, head)
 
     def close(self) -> None:
         """Give the blocks back, when no write uses them any more."""

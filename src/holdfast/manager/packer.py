@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,9 @@ class Packer:
         self._chunks: list[list[Chunk | None]] = []
         """Of each leaf; None until it is known in which pack a chunk lies, and where."""
         self._reusable: list[tuple[_Piece, Pack, int]] = []
+        self.read_s = 0.0
+        """Seconds for bringing bytes into blocks, and below for their digests."""
+        self.digest_s = 0.0
         self._metadata = {"holdfast.checkpoint": str(save.ordinal)}
 
     def write(
@@ -129,7 +133,9 @@ class Packer:
                 (small if in_memory else large).append(piece)
         # What is small is known before a pack is begun, so that the pack's header has no
         # room for thousands of entries that it will not have.
+        start = time.perf_counter()
         new = [piece for piece in small if not self._is_stored(piece)]
+        self.digest_s += time.perf_counter() - start
         yield
         self._candidates = [*large, *new]
         self._candidates.reverse()
@@ -139,6 +145,11 @@ class Packer:
             yield
         yield from self._reuse(snapshot)
         self._finish_pack()
+
+    @property
+    def write_s(self) -> float:
+        """Seconds of the threads that write."""
+        return self._threads.busy_s
 
     def _is_stored(self, piece: _Piece) -> bool:
         data = piece.leaf.data
@@ -158,11 +169,15 @@ class Packer:
         self._candidates.pop()
         stream = self._stream(piece)
         room = stream.room(piece.nbytes)
+        start = time.perf_counter()
         snapshot.read(piece.leaf, piece.offset, room)
+        read = time.perf_counter()
+        self.read_s += read - start
         if not piece.digest:
             piece.digest = self._digests.digest(
                 piece.leaf.path, piece.offset, room, unchanged=piece.leaf.unchanged
             )
+            self.digest_s += time.perf_counter() - read
             if self._found(piece):
                 return
         self._keep(piece)

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from holdfast.errors import SaveFailed
+from holdfast.manager.history import SaveEvent
 from holdfast.manager.info import CheckpointInfo
 
 
@@ -22,6 +23,8 @@ class Pending:
     def __init__(self, step: int, *, hurry: Callable[[], None] = lambda: None) -> None:
         """`hurry` is called when somebody begins to wait."""
         self.step = step
+        self.stats: SaveEvent | None = None
+        """What the save has cost, once it is committed."""
         self._hurry = hurry
         self._future: Future[CheckpointInfo] = Future()
 

@@ -12,8 +12,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import KeepPolicy, decide
@@ -27,6 +30,7 @@ from holdfast.errors import (
     SaveFailed,
     TornRead,
 )
+from holdfast.manager.history import History, SaveEvent
 from holdfast.manager.packer import Packer
 from holdfast.manager.pending import Pending
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory
@@ -53,6 +57,11 @@ class Order:
     finished: bool
     config: object
     environment: Mapping[str, object]
+    asked_s: float
+    """When the save was asked for, by `time.perf_counter`."""
+    waited_s: float
+    capture_s: float
+    """See `history.SaveEvent`."""
 
 
 class _Job:
@@ -79,6 +88,7 @@ class Saver:
         memory: SnapshotMemory,
         staging: Staging,
         digests: Digests,
+        history: History,
         *,
         policy: KeepPolicy,
         rewrite_every: int | None,
@@ -91,6 +101,9 @@ class Saver:
         self._memory = memory
         self._staging = staging
         self._digests = digests
+        self._history = history
+        self._packer: Packer | None = None
+        self._commit_s = 0.0
         self._lost_base = False
         """The last base was removed while a save built on it."""
         self.policy = policy
@@ -170,8 +183,11 @@ class Saver:
     def _steps(self, order: Order) -> _Steps:
         try:
             record, manifest = yield from self._save(order)
+            event = self._event(order, record, manifest)
+            order.pending.stats = event
             self._on_commit(record, manifest, order)
             self.failures, self.last_error = 0, None
+            self._history.add(self._writer.epoch, event)
         except GeneratorExit:
             raise  # given up with the process
         except BaseException as error:  # noqa: BLE001 - reported in Pending and counted
@@ -200,6 +216,31 @@ class Saver:
         if isinstance(error, TornRead):
             self._unsteady.update(error.leaves)
         order.pending.failed(error)
+        self._history.add(self._writer.epoch, replace(self._event(order), error=message))
+
+    def _event(
+        self, order: Order, record: Record | None = None, manifest: Manifest | None = None
+    ) -> SaveEvent:
+        """What the save has cost."""
+        snapshot, packer = order.snapshot, self._packer
+        return SaveEvent(
+            time_s=snapshot.time_s,
+            step=snapshot.step,
+            id=record.id if record else "",
+            note=order.note,
+            waited_s=order.waited_s,
+            capture_s=order.capture_s,
+            barrier_s=snapshot.overlap.stall_s,
+            read_s=packer.read_s if packer else 0.0,
+            digest_s=packer.digest_s if packer else 0.0,
+            write_s=packer.write_s if packer else 0.0,
+            commit_s=self._commit_s,
+            total_s=time.perf_counter() - order.asked_s,
+            nbytes=sum(leaf.source.nbytes for leaf in snapshot.leaves),
+            copied_nbytes=snapshot.copied_nbytes,
+            written_nbytes=record.new_bytes if record else 0,
+            memory_nbytes=self._memory.nbytes + self._staging.nbytes,
+        )
 
     def _save(self, order: Order) -> Generator[None, None, tuple[Record, Manifest]]:
         base = None if self._lost_base else self._base()
@@ -227,7 +268,8 @@ class Saver:
             oldest = save.ordinal - self._rewrite_every if self._rewrite_every else 0
             stored = Stored(base, distrusted=self._distrusted, born_after=max(0, oldest))
         try:
-            packer = Packer(
+            self._commit_s = 0.0
+            packer = self._packer = Packer(
                 self._writer, save, stored, self._digests, self._staging, low=self._unhurried
             )
             leaves, packs = yield from packer.write(snapshot)
@@ -247,6 +289,7 @@ class Saver:
                 environment=dict(order.environment),
                 config=order.config,
             )
+            start = time.perf_counter()
             record = self._writer.commit(
                 save,
                 manifest,
@@ -260,6 +303,7 @@ class Saver:
                     d.record.id for d in decide(records, self.policy) if not d.keep
                 ],
             )
+            self._commit_s = time.perf_counter() - start
             return record, manifest
         except (CommitUnknown, Fenced, GeneratorExit):
             raise  # its packs may be needed

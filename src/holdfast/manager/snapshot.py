@@ -4,6 +4,7 @@ stay the same (see `overlap`), so that training can go on."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -79,6 +80,12 @@ class Snapshot:
                 np.copyto(np.frombuffer(piece, np.uint8), np.frombuffer(part, np.uint8))
             offset += piece.nbytes
 
+    @property
+    def copied_nbytes(self) -> int:
+        """Bytes that were copied while the training stood still."""
+        copied = sum(leaf.data.nbytes for leaf in self.leaves if leaf.data is not None)
+        return copied + self.overlap.copied_nbytes
+
     def close(self) -> None:
         """Let go of copies that lie outside the snapshot's memory."""
         self.overlap.close()
@@ -93,6 +100,10 @@ class _Region:
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        return self._memory.nbytes
 
     def of(self, nbytes: int) -> memoryview:
         if self._memory.nbytes < nbytes:
@@ -112,13 +123,22 @@ class SnapshotMemory:
         self._free = threading.Lock()
         self._at_once = _Region()
         self._at_barrier = _Region()
+        self.waited_s = 0.0
+        """Seconds for which the last `take` waited for the snapshot before."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that is held for copies."""
+        return self._at_once.nbytes + self._at_barrier.nbytes
 
     def take(
         self, leaves: Sequence[CapturedLeaf], choose: Choose
     ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
         """Copy every source that is neither streamed nor read in place. `give_back` must
         follow."""
+        start = time.perf_counter()
         self._free.acquire()
+        self.waited_s = time.perf_counter() - start
         try:
             held = tuple(self._hold(leaves, choose))
             live = [leaf.live for leaf in held if leaf.live is not None]

@@ -11,8 +11,9 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 from holdfast.core.types import MiB
@@ -95,6 +96,8 @@ class WriteThreads:
         self._done = threading.Condition(self._lock)
         self._open = 0
         self._error: BaseException | None = None
+        self.busy_s = 0.0
+        """Seconds for which writes were in progress, of all threads together."""
 
     def run(self, write: Callable[[], None]) -> None:
         """Have `write` called soon. Raises what an earlier one raised."""
@@ -110,6 +113,16 @@ class WriteThreads:
         """Raise what a write has raised."""
         if self._error is not None:
             raise self._error
+
+    @contextmanager
+    def timed(self) -> Generator[None, None, None]:
+        """What is done inside counts as writing."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.busy_s += time.perf_counter() - start
 
     def wait(self) -> None:
         """Until every write was made, or has failed."""
@@ -141,7 +154,8 @@ class WriteThreads:
             yield_to_others()
         while (write := self._queue.get()) is not None:
             try:
-                write()
+                with self.timed():
+                    write()
             except BaseException as error:  # noqa: BLE001 - raised again by `check`
                 self._error = self._error or error
             finally:

@@ -11,10 +11,12 @@ MANIFESTS = "manifests/"
 PACKS = "packs/"
 SEGMENTS = "segments/"
 FRAGMENTS = "fragments/"
+EVENTS = "events/"
 
 _ENTRY = re.compile(r"log/(\d{12})\.json")
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.json")
 _OWNED = re.compile(r"(?:packs|segments|fragments)/((\d{6,})-[0-9a-f]{16}-\d+(?:-\d+)?)\.\w+")
+_EVENTS = re.compile(r"events/(\d{6,})\.jsonl")
 _NAME = re.compile(r"\d{6,}-[0-9a-f]{16}-\d+(?:-\d+)?")
 
 
@@ -63,6 +65,17 @@ def segment_name(epoch: int, nonce: str, index: int) -> str:
 
 def segment_key(name: str) -> str:
     return f"{SEGMENTS}{name}.json"
+
+
+def events_key(epoch: int) -> str:
+    """What happened while the writer of this epoch held the run."""
+    return f"{EVENTS}{epoch:06}.jsonl"
+
+
+def events_epoch(key: str) -> int | None:
+    """The epoch of an events key, or None for any other key."""
+    match = _EVENTS.fullmatch(key)
+    return int(match[1]) if match else None
 
 
 def is_name(name: str) -> bool:

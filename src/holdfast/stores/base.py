@@ -83,7 +83,8 @@ class Store(Protocol):
     Every method may be called from any thread. Besides what each method names,
     all raise `StoreUnavailable` when the store does not answer, `BadKey` for
     unsafe keys, and `DamagedObject` for what only looks like an object or a folder
-    of them (a symbolic link, a pipe). Objects are never changed once they exist.
+    of them (a symbolic link, a pipe). Objects are never changed once they exist, but by
+    `append`.
     A caller never uses a key and the same key as a folder (`a` and `a/b`).
     """
 
@@ -108,6 +109,15 @@ class Store(Protocol):
         """Begin a large object whose bytes, at most so many, come in blocks.
 
         Nothing is visible at `key` until it is published.
+        """
+        ...
+
+    def append(self, key: str, data: Buffer) -> None:
+        """Add `data` to the end of `key`, which is created if it is absent.
+
+        The one way to change an object, for histories that people read: one writer per
+        key, nothing is durable before `settle`, and a crash may leave a part of `data`.
+        Raises as `put_new`.
         """
         ...
 

@@ -199,6 +199,9 @@ class FaultyStore:
         )
         return _FaultyObject(key, inner, self._run, self._note)
 
+    def append(self, key: str, data: Buffer) -> None:
+        self._run("append", key, lambda: self._inner.append(key, data))
+
     def get(self, key: str, *, max_bytes: int) -> bytes:
         fault, data = self._call("get", key, lambda: self._inner.get(key, max_bytes=max_bytes))
         if fault and fault.effect is Effect.DAMAGE and data:

@@ -53,6 +53,10 @@ class FileSystem(Protocol):
         """Make an empty file, open for writing. FileExistsError if the name is taken."""
         ...
 
+    def open_to_write(self, name: str, folder: int) -> int:
+        """Open a file for writing, made if it is absent. As `open_file`, it may be a pipe."""
+        ...
+
     def close(self, fd: int) -> None:
         """Never fails: what matters was synced before, so there is nothing to learn."""
         ...
@@ -125,6 +129,10 @@ class OsFileSystem:
 
     def create(self, name: str, folder: int) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o666, dir_fd=folder)
+
+    def open_to_write(self, name: str, folder: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         return os.open(name, flags, 0o666, dir_fd=folder)
 
     def close(self, fd: int) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -29,7 +29,7 @@ from holdfast.errors import (
 )
 from holdfast.stores.base import BadKey, NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.filesystem import FileStatus, FileSystem, OsFileSystem
-from holdfast.stores.filling import FULL, Blocks, Temporary, fill
+from holdfast.stores.filling import FULL, Blocks, Temporary, fill, write_all
 from holdfast.stores.folders import UNSUPPORTED, Folders
 from holdfast.stores.unfinished import TEMPORARIES, is_temporary, owner_of, temporary_name
 
@@ -98,6 +98,15 @@ class LocalStore:
 
         translated = partial(self._writing, f"write {key!r}")
         return Blocks(self._fs, self._temporary(), place, translated, at_most_bytes)
+
+    def append(self, key: str, data: Buffer) -> None:
+        *folders, name = _split(key)
+        with (
+            self._writing(f"append to {key!r}"),
+            self._folders.open(folders, create=True) as folder,
+            self._open_object(key, name, folder, self._fs.open_to_write) as (fd, nbytes),
+        ):
+            write_all(self._fs, fd, [memoryview(data).cast("B")], nbytes)
 
     @contextmanager
     def _temporary(self) -> Generator[Temporary, None, None]:
@@ -348,11 +357,11 @@ class LocalStore:
 
     @contextmanager
     def _open_object(
-        self, key: str, name: str, folder: int
+        self, key: str, name: str, folder: int, call: Callable[[str, int], int] | None = None
     ) -> Generator[tuple[int, int], None, None]:
-        """(descriptor, size in bytes) of a regular file."""
+        """(descriptor, size in bytes) of a regular file, opened by `call` (else for reading)."""
         try:
-            fd = self._fs.open_file(name, folder)
+            fd = (call or self._fs.open_file)(name, folder)
         except OSError as error:
             if error.errno in _NOT_A_FILE:
                 raise DamagedObject(key, "it is a link or device, not a file") from None

@@ -55,6 +55,11 @@ class MemoryStore:
     def create(self, key: str, *, at_most_bytes: int) -> NewObject:
         return _Blocks(self, check_key(key))
 
+    def append(self, key: str, data: Buffer) -> None:
+        full = self._full(key)
+        with self._lock:
+            self._objects[full] = b"".join((self._objects.get(full, b""), data))
+
     def get(self, key: str, *, max_bytes: int) -> bytes:
         data = self._get(key)
         if len(data) > max_bytes:

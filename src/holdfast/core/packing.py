@@ -9,7 +9,7 @@ shapes and headers of any size; this one does not.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -27,8 +27,7 @@ MAX_DIMENSIONS = 64  # NumPy's and torch's limit
 _MAX_BYTES = 1 << 62  # sums of two such numbers still fit in 64 bits
 
 
-@dataclass(frozen=True)
-class PackChunk:
+class PackChunk(msgspec.Struct, frozen=True, gc=False):
     """One chunk to be written: an entry of the pack's header."""
 
     name: str
@@ -55,6 +54,16 @@ class PackHeader:
     """Where the data starts."""
 
 
+class _Entry(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+# Around the name, dtype and shape of an entry, with the largest offsets that can be.
+_ENTRY_BYTES = len(msgspec.json.encode(_Entry("", (), (_MAX_BYTES, _MAX_BYTES)))) + 2
+
+
 def pack_header(
     chunks: Sequence[PackChunk], metadata: Mapping[str, str], *, nbytes: int = 0
 ) -> tuple[bytes, list[int]]:
@@ -75,7 +84,7 @@ def pack_header(
                 f"{chunk.dtype}{list(chunk.shape)}"
             )
         end = position + chunk.nbytes
-        entries[chunk.name] = _entry(chunk, position, end)
+        entries[chunk.name] = _Entry(chunk.dtype, chunk.shape, (position, end))
         relative.append(position)
         position = end
     body = msgspec.json.encode(entries)
@@ -89,22 +98,13 @@ def pack_header(
     return header, [len(header) + offset for offset in relative]
 
 
-def header_room(chunks: Sequence[PackChunk], metadata: Mapping[str, str]) -> int:
+def header_room(chunks: Iterable[PackChunk], metadata: Mapping[str, str]) -> int:
     """How many bytes the header of a pack with some of these chunks takes at most."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    nbytes = 8 + len(msgspec.json.encode({"__metadata__": dict(metadata)}))
     for chunk in chunks:
-        entries[chunk.name] = _entry(chunk, _MAX_BYTES, _MAX_BYTES)
-    return -(-(8 + len(msgspec.json.encode(entries))) // ALIGNMENT) * ALIGNMENT
-
-
-def _entry(chunk: PackChunk, begin: int, end: int) -> dict[str, Any]:
-    return {"dtype": chunk.dtype, "shape": chunk.shape, "data_offsets": (begin, end)}
-
-
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+        shape = sum(len(str(size)) for size in chunk.shape) + len(chunk.shape)
+        nbytes += len(msgspec.json.encode(chunk.name)) + len(chunk.dtype) + shape + _ENTRY_BYTES
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def header_bytes(first: Buffer, file_bytes: int, name: str) -> int:

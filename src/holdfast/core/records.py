@@ -14,8 +14,11 @@ from holdfast.core.types import Node
 
 FORMAT = 1
 
+# `gc=False` where there are tens of thousands: the collector would visit them again and
+# again, for the whole process, and they cannot be part of a cycle.
 
-class Chunk(msgspec.Struct, frozen=True, array_like=True):
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A contiguous byte range of a pack: one n-d box of one leaf.
 
     `start` and `shape` have one number per dimension of the leaf (none for 0-d).
@@ -36,7 +39,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """How the stored bytes are encoded: "" = as they are."""
 
 
-class Leaf(msgspec.Struct, frozen=True):
+class Leaf(msgspec.Struct, frozen=True, gc=False):
     """The bytes of one tensor, array, byte string or file."""
 
     path: str

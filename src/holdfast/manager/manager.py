@@ -50,8 +50,9 @@ class CheckpointManager(Listing):
     run is opened for reading; the first `save` makes this process its writer, and
     raises RunHeld if another live process on this machine is.
 
-    Saves run in a background thread, one at a time, and at low priority until somebody
-    waits for them; all methods may be called from any thread. Use it as a context
+    `memory` bounds the blocks that bytes pass through on their way to the store, in bytes
+    or as text. Saves run in a background thread, one at a time, and at low priority until
+    somebody waits for them; all methods may be called from any thread. Use it as a context
     manager or call `close`.
 
     >>> import holdfast

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from holdfast.core.digest import digest_of
 from holdfast.core.packing import PackChunk, header_room
 from holdfast.core.plan import CHUNK_BYTES, boxes, itemsize
@@ -34,8 +36,7 @@ WORTH_KEEPING = 2
 OWN_PACK_BYTES = 8 * MiB
 
 
-@dataclass
-class _Piece:
+class _Piece(msgspec.Struct, gc=False):
     """A chunk of the snapshot, and where it goes in the manifest."""
 
     leaf: HeldLeaf
@@ -51,10 +52,11 @@ class _Piece:
 
     def entry(self) -> PackChunk:
         """In a pack."""
+        source = self.leaf.source
         name = self.leaf.path
-        if self.extent != self.leaf.source.shape:
+        if self.nbytes != source.nbytes:
             name = f"{name}[{self.offset}:{self.offset + self.nbytes}]"
-        return PackChunk(name, self.leaf.source.dtype, self.extent, self.nbytes)
+        return PackChunk(name, source.dtype, self.extent, self.nbytes)
 
 
 @dataclass
@@ -203,7 +205,7 @@ class Packer:
                     self._save,
                     self._staging,
                     self._threads,
-                    head_nbytes=header_room([p.entry() for p in left], self._metadata),
+                    head_nbytes=header_room((p.entry() for p in left), self._metadata),
                     at_most_bytes=min(PACK_BYTES, sum(p.nbytes for p in left)),
                 )
             )

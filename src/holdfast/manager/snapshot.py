@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +41,7 @@ Choose = Callable[[LeafSource, str], Way]
 """For the leaf of that source and path."""
 
 
-@dataclass(frozen=True)
-class HeldLeaf:
+class HeldLeaf(NamedTuple):
     """One leaf and where its bytes are: in the snapshot, in the copy of a file, or live."""
 
     path: str

@@ -65,6 +65,8 @@ class Run:
         program built them with where the checkpoint has something else. Such a difference
         raises ConfigChanged if it is not named here.
     strict, rename: as for `CheckpointManager.restore`.
+    memory: the most that the blocks between the state and the disk take, in bytes or as
+        text ("256MiB"). Copies of what cannot be read in place come on top.
     exit_code: the status after SIGTERM or SIGINT was answered with a save.
     quiet: print only what must not be missed.
 
@@ -92,6 +94,7 @@ class Run:
         exit_code: int = 75,
         quiet: bool = False,
         rewrite_every: int | None = None,
+        memory: int | str = "256MiB",
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -139,6 +142,7 @@ class Run:
             allow_pickle=allow_pickle,
             max_save_failures=max_save_failures,
             rewrite_every=rewrite_every,
+            memory=memory,
             store=store,
             config=settings.config,
         )

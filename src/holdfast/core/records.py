@@ -148,6 +148,9 @@ class SegmentRef(msgspec.Struct, frozen=True):
     name: str
     id: str
     count: int
+    """Records in the segment."""
+    removed: tuple[tuple[int, int], ...] = ()
+    """Positions of those that are no longer live, as ascending ranges [first, end)."""
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +189,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[SegmentRef, ...] = ()
     records: tuple[Record, ...] = ()
     """The newest live checkpoints, oldest first, after those of `segments`."""
+    edited: tuple[Record, ...] = ()
+    """Stand in for the records of the same ids in `segments`, at their places."""
     finished: bool = False
     keep: str = ""
     """The retention rule (`keep=`) that the newest save was made under: says what

@@ -18,6 +18,7 @@ import msgspec
 
 from holdfast.core.address import (
     BestBy,
+    Latest,
     Selector,
     available,
     no_checkpoint,
@@ -93,8 +94,12 @@ class Listing:
 
     def latest(self) -> CheckpointInfo | None:
         """The newest checkpoint, or None."""
-        records = self._records()
-        return info_of(self.address, records[-1]) if records else None
+        found = self._newest(1)
+        return info_of(self.address, found[0]) if found else None
+
+    def newest(self, count: int) -> list[CheckpointInfo]:
+        """The newest `count` checkpoints, newest commit first: of a long list the end is read."""
+        return [info_of(self.address, record) for record in self._newest(count)]
 
     def best(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointInfo | None:
         """The checkpoint with the lowest (mode "max": highest) finite `metric`, or None.
@@ -189,16 +194,24 @@ class Listing:
         record, against = self._resolve(ref), other._resolve(other_ref)
         return compare(self._repo, record, other._repo, against, values=values)
 
-    def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
-        """The newest log entry and its records; (None, ()) where there is no run yet."""
+    def _is_run(self) -> bool:
         self._check_usable()
         try:
             self._repo.info()
         except NoStore:
+            return False
+        return True
+
+    def _newest(self, count: int) -> tuple[Record, ...]:
+        """The newest records, newest first; none where there is no run yet."""
+        return self._repo.newest(count) if self._is_run() else ()
+
+    def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
+        """The newest log entry and its records; (None, ()) where there is no run yet."""
+        if not self._is_run():
             return None, ()
-        with self._repo.lock:
-            head = self._repo.head()
-            return (head.entry, self._repo.log.records(head.entry)) if head else (None, ())
+        head, records = self._repo.listed()
+        return (head.entry if head else None), records
 
     def _records(self) -> tuple[Record, ...]:
         return self._read()[1]
@@ -207,6 +220,8 @@ class Listing:
         return self._select(parse_selector(ref))
 
     def _select(self, selector: Selector) -> Record:
+        if isinstance(selector, Latest) and (found := self._newest(1)):
+            return found[0]
         entry, records = self._read()
         if not records:
             raise no_checkpoint(self.address)

@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from holdfast.core.records import Manifest, Record
-from holdfast.core.retention import KeepPolicy, decide
+from holdfast.core.retention import KeepPolicy
+from holdfast.core.retiring import Retiring
 from holdfast.errors import BaseLost, CommitUnknown, Fenced, HoldfastError, SaveFailed
 from holdfast.manager.packer import Packer, Stored
 from holdfast.manager.pending import Pending
@@ -80,6 +81,7 @@ class Saver:
         self._writer = writer
         self._memory = memory
         self.policy = policy
+        self._retiring = Retiring(policy)
         self._rewrite_every = rewrite_every
         self._base = base
         self._distrusted = distrusted
@@ -224,9 +226,7 @@ class Saver:
                 note=order.note,
                 finished=order.finished,
                 keep=str(self.policy),
-                retire=lambda records: [
-                    d.record.id for d in decide(records, self.policy) if not d.keep
-                ],
+                retire=self._retiring.ids,
             )
             return record, manifest
         except (CommitUnknown, Fenced, GeneratorExit):

@@ -208,18 +208,17 @@ class Writer:
 
         def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
             self._check_epoch(head)
-            live = packs_of(records)
-            lost = [name for name in record.packs if name not in own and name not in live]
-            lent = borrowing.union(*(r.borrowed for r in records))
-            lost += [run for run in record.borrowed if run not in lent]
-            if lost:
+            if lost := _not_held(record, records, own, borrowing):
                 raise BaseLost(lost)
-            if any(r.id == id for r in records):
+            # Its id is as random as its nonce: it is on a list only if it was sent before.
+            if save.entry is not None and any(r.id == id for r in records):
                 return Draft(records, "save")  # an unknown commit of it has landed
-            kept = (*(_untag(r, tags) for r in records), record)
-            retired = set(retire(kept)) - {id} - {r.id for r in kept if r.pins}
+            kept = (*(_untag(records, tags) if tags else records), record)
+            retired = set(retire(kept)) - {id}
+            if retired:
+                kept = tuple([r for r in kept if r.id not in retired or r.pins])
             return Draft(
-                tuple(r for r in kept if r.id not in retired),
+                kept,
                 "save",
                 {
                     "ordinal": max(head.entry.ordinal, manifest.ordinal),
@@ -230,7 +229,8 @@ class Writer:
 
         with self._repo.lock:
             head = self._commit(transaction, save)
-        return next((r for r in self._repo.log.records(head.entry) if r.id == id), record)
+            listed = self._repo.log.newest_first(head.entry)
+            return next((r for r in listed if r.id == id), record)
 
     def abandon(self, save: Save) -> None:
         """A save failed before its entry was sent: its packs are orphans for gc."""
@@ -421,9 +421,27 @@ def _held(address: str, other: Holder, me: Holder) -> RunHeld:
     )
 
 
-def _untag(record: Record, tags: tuple[str, ...]) -> Record:
+def _not_held(
+    record: Record, records: tuple[Record, ...], own: set[str], borrowing: frozenset[str]
+) -> list[str]:
+    """The packs, and the parents' runs, that `record` needs and nothing holds: neither a
+    checkpoint of `records` nor this save, which wrote `own` and borrows from `borrowing`."""
+    packs = set(record.packs) - own
+    runs = set(record.borrowed) - borrowing
+    for other in reversed(records):  # mostly the newest one holds them all
+        if not packs and not runs:
+            break
+        packs.difference_update(other.packs)
+        runs.difference_update(other.borrowed)
+    return [*packs, *runs]
+
+
+def _untag(records: Iterable[Record], tags: tuple[str, ...]) -> list[Record]:
     """A tag names one checkpoint: the newest that was given it."""
-    if not set(tags) & set(record.tags):
-        return record
-    left = tuple(tag for tag in record.tags if tag not in tags)
-    return msgspec.structs.replace(record, tags=left)
+    taken = set(tags)
+    return [
+        r
+        if not r.tags or taken.isdisjoint(r.tags)
+        else msgspec.structs.replace(r, tags=tuple(tag for tag in r.tags if tag not in taken))
+        for r in records
+    ]

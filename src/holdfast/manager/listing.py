@@ -18,19 +18,20 @@ import msgspec
 
 from holdfast.core.address import (
     BestBy,
-    Latest,
     Selector,
     available,
+    newest_that,
     no_checkpoint,
     parse_selector,
     select,
+    short_ids,
 )
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
 from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
-from holdfast.manager.info import CheckpointInfo, RunStatus, Verification, info_of
+from holdfast.manager.info import CheckpointInfo, Overview, RunStatus, Verification, info_of
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.log import packs_of
 from holdfast.repo.repo import Repo
@@ -128,7 +129,24 @@ class Listing:
 
     def status(self) -> RunStatus:
         """Whether it is finished, who writes it, what it takes; as of now."""
+        return self._status(*self._read())
+
+    def overview(self, newest: int | None = None) -> Overview:
+        """The run and its checkpoints, newest first; of a long list the `newest` only, and
+        of the older ones as many that have a tag or a pin, or are the best by a rule.
+        """
         entry, records = self._read()
+        status = self._status(entry, records)
+        shown = records[::-1]
+        if newest is not None and len(shown) > newest:
+            best = set(status.best.values())
+            marked = [r for r in shown[newest:] if r.tags or r.pins or r.id in best]
+            shown = (*shown[:newest], *marked[:newest])
+        ids = short_ids([r.id for r in shown], [r.id for r in records])
+        infos = tuple(info_of(self.address, record) for record in shown)
+        return Overview(status, len(records), infos, ids)
+
+    def _status(self, entry: Entry | None, records: tuple[Record, ...]) -> RunStatus:
         best = {
             rule.metric: ranking(records, rule.metric, rule.mode)[:1]
             for rule in _recorded_rules(entry)
@@ -220,8 +238,9 @@ class Listing:
         return self._select(parse_selector(ref))
 
     def _select(self, selector: Selector) -> Record:
-        if isinstance(selector, Latest) and (found := self._newest(1)):
-            return found[0]
+        wanted = newest_that(selector)
+        if wanted and self._is_run() and (found := self._repo.find(wanted)):
+            return found  # the whole list was not read
         entry, records = self._read()
         if not records:
             raise no_checkpoint(self.address)

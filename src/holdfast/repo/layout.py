@@ -18,6 +18,7 @@ gc could take it for an orphan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from holdfast.core.records import Entry, Record, SegmentRef
@@ -128,25 +129,31 @@ def lay_out(
 
 def _follow(
     ref: SegmentRef,
-    old: Sequence[Record],
-    stored: Sequence[Record],
-    after: Sequence[Record],
+    old: tuple[Record, ...],
+    stored: tuple[Record, ...],
+    after: tuple[Record, ...],
     edits: dict[str, Record],
 ) -> tuple[SegmentRef, tuple[Record, ...]]:
     """What is left of a segment's live records `old`: those that `after` starts with."""
     live: list[Record] = []
+    positions = list(_positions(ref))
     gone = {i for first, end in ref.removed for i in range(first, end)}
-    for i, record in zip(_positions(ref), old, strict=True):
-        new = after[len(live)] if len(live) < len(after) else None
-        if new is None or new.id != record.id:
-            gone.add(i)
-            edits.pop(record.id, None)
+    for start in range(0, len(old), _BLOCK):
+        block = old[start : start + _BLOCK]
+        if block == after[len(live) : len(live) + len(block)]:
+            live += block
             continue
-        live.append(new)
-        if new == stored[i]:
-            edits.pop(new.id, None)
-        else:
-            edits[new.id] = new
+        for i, record in zip(positions[start:], block, strict=False):
+            new = after[len(live)] if len(live) < len(after) else None
+            if new is None or new.id != record.id:
+                gone.add(i)
+                edits.pop(record.id, None)
+                continue
+            live.append(new)
+            if new == stored[i]:
+                edits.pop(new.id, None)
+            else:
+                edits[new.id] = new
     return SegmentRef(ref.name, ref.id, ref.count, _ranges(sorted(gone))), tuple(live)
 
 
@@ -175,11 +182,9 @@ def _merged(parts: Sequence[Part]) -> list[Part]:
 
 def _positions(ref: SegmentRef) -> Iterator[int]:
     """Where the live records of a segment are, ascending."""
-    at = 0
-    for first, end in ref.removed:
-        yield from range(at, first)
-        at = end
-    yield from range(at, ref.count)
+    ends = (0, *(end for _, end in ref.removed))
+    firsts = (*(first for first, _ in ref.removed), ref.count)
+    return chain.from_iterable(map(range, ends, firsts))
 
 
 def _ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:

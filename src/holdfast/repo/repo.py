@@ -165,6 +165,14 @@ class Repo:
 
         return self._newest(some, ())[1]
 
+    def find(self, wanted: Callable[[Record], bool]) -> Record | None:
+        """The newest checkpoint that is `wanted`. Reads no further back than it must."""
+
+        def search(entry: Entry) -> Record | None:
+            return next(filter(wanted, self.log.newest_first(entry)), None)
+
+        return self._newest(search, None)[1]
+
     def _newest(self, read: Callable[[Entry], _T], nothing: _T) -> tuple[Head | None, _T]:
         """The newest entry and what `read` finds in it and its segments."""
         with self.lock:

@@ -106,8 +106,12 @@ class Fragment(msgspec.Struct, frozen=True, kw_only=True):
     runtime: Node = None
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A live checkpoint, as the log lists it."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A live checkpoint, as the log lists it.
+
+    It holds nothing that could lead back to it, so the garbage collector need not know it:
+    with 10,000 in memory, each of its full passes in the training process would look at all.
+    """
 
     id: str
     """Key `manifests/<id>.json`; the digest that seals the manifest."""

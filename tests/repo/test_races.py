@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from holdfast.core.records import Record
@@ -14,7 +15,7 @@ from holdfast.repo.layout import SEGMENT_RECORDS, TAIL_RECORDS
 from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, Draft, Head, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
-from holdfast.stores.faulty import Call, FaultyStore
+from holdfast.stores.faulty import Call, Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.support import check, dead, keep_last, process, save
 
@@ -273,3 +274,40 @@ def test_a_segment_that_is_lost_is_damage() -> None:
     with pytest.raises(DamagedObject, match="it is missing"):
         Repo(inner).records()
     assert Repo(inner).newest(1)[0].step == 2 * (TAIL_RECORDS + SEGMENT_RECORDS) - 1
+
+
+def test_a_change_that_lands_late_has_its_segments() -> None:
+    """gc leaves what a change of unknown fate has written."""
+    inner = MemoryStore("late")
+    writer = open_writer(inner)
+    steps = list(range(TAIL_RECORDS + SEGMENT_RECORDS))
+    for step in steps:
+        save(writer, step)
+    # The entry that opens the run arrives, those after it only later.
+    late = Fault(Effect.DELAY, operation="put_new", prefix=keys.LOG, nth=2, times=None)
+    store = FaultyStore(inner, FaultPlan((late,)))
+    writer = open_writer(store)
+
+    def tag_the_first(records: tuple[Record, ...]) -> list[Record]:
+        return [msgspec.structs.replace(records[0], tags=("old",)), *records[1:]]
+
+    with pytest.raises(CommitUnknown):
+        writer.amend("tag", tag_the_first)
+    written = {call.key for call in store.calls if call.operation == "put_new"}
+    assert any(key.startswith(keys.SEGMENTS) for key in written)
+    writer.collect()
+    store.release()
+    assert check(inner) == steps
+    assert Repo(inner).records()[0].tags == ("old",)
+
+
+def test_a_change_that_is_given_up_protects_nothing() -> None:
+    writer = open_writer(MemoryStore("given up"))
+    save(writer, 1)
+
+    def give_up(records: tuple[Record, ...]) -> tuple[Record, ...]:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        writer.amend("tag", give_up)
+    assert not writer._in_flight

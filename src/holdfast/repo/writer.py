@@ -44,7 +44,8 @@ Retire = Callable[[tuple[Record, ...]], Collection[str]]
 
 @dataclass
 class Save:
-    """Packs of a checkpoint that is not committed yet."""
+    """Packs of a checkpoint that is not committed yet; what any change of the list has
+    written for its entry."""
 
     nonce: str
     ordinal: int
@@ -252,17 +253,19 @@ class Writer:
     def _commit(
         self, transaction: Callable[[Head, tuple[Record, ...]], Draft], save: Save | None
     ) -> Head:
-        nonce = save.nonce if save else keys.new_nonce()
+        # What is no save may write segments, too, and they must outlast a doubt about its
+        # entry just the same: it can still land.
+        work = save or Save(keys.new_nonce(), self._head.entry.ordinal)
+        self._in_flight[work.nonce] = work
         count = 0
 
         def segment_name() -> str:
             nonlocal count
             count += 1
-            return keys.segment_name(self.epoch, nonce, count)
+            return keys.segment_name(self.epoch, work.nonce, count)
 
         def on_send(number: int, entry: Entry) -> None:
-            if save is not None:
-                save.entry = number
+            work.entry = number
 
         try:
             head, before = self._repo.log.commit(
@@ -274,6 +277,10 @@ class Writer:
             )
         except CommitUnknown:
             self._refresh()  # overtaken: Fenced says more, and is as cautious
+            raise
+        except BaseException:
+            if save is None and work.entry is None:
+                del self._in_flight[work.nonce]  # nothing was sent that could land
             raise
         self._head = head
         self._settle(head.number)

@@ -54,6 +54,22 @@ def test_ls_json(run: Path, holdfast_cli: Command) -> None:
     assert value["stored_bytes"] == packs
 
 
+def test_ls_of_a_long_run(tmp_path: Path, holdfast_cli: Command) -> None:
+    """The newest, older ones that are marked, and how many there are besides."""
+    address = tmp_path / "long"
+    with holdfast.CheckpointManager(address, keep=None) as ckpts:
+        for step in range(1, 46):
+            ckpts.save(step, {"x": step}, tags=("gold",) if step == 7 else ())
+    done = holdfast_cli("ls", address)
+    _, *rows, left, total = done.out.splitlines()
+    assert [int(row.split()[0]) for row in rows] == [*range(45, 15, -1), 7]
+    assert left == "… and 14 older (--all shows them)"
+    assert total.startswith("45 checkpoints, ")
+    _, *rows, total = holdfast_cli("ls", address, "--all").out.splitlines()
+    assert [int(row.split()[0]) for row in rows] == [*range(45, 0, -1)]
+    assert len(holdfast_cli("ls", address, "--json").json["checkpoints"]) == 45
+
+
 def test_ls_says_what_the_run_is_doing(tmp_path: Path, holdfast_cli: Command) -> None:
     address = tmp_path / "runs" / "gpt"
 

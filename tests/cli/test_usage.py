@@ -12,8 +12,8 @@ from tests.cli.conftest import Command, failed, same_error_as_json
 
 def test_usage_errors(holdfast_cli: Command) -> None:
     assert "No such command 'sl'" in failed(holdfast_cli("sl"), 2)
-    assert "No such option" in failed(holdfast_cli("ls", "--all"), 2)
-    assert "See 'holdfast ls --help'" in holdfast_cli("ls", "--all").err
+    assert "No such option" in failed(holdfast_cli("ls", "--none"), 2)
+    assert "See 'holdfast ls --help'" in holdfast_cli("ls", "--none").err
     assert same_error_as_json(holdfast_cli, "show")["exit_code"] == 2
 
 

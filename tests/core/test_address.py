@@ -16,13 +16,15 @@ from holdfast.core.address import (
     Named,
     Reference,
     Selector,
+    newest_that,
     parse_reference,
     parse_selector,
     select,
     short_ids,
     validate_tag,
 )
-from holdfast.core.retention import parse_keep
+from holdfast.core.records import Record
+from holdfast.core.retention import ordered, parse_keep
 from holdfast.errors import BadAddress, CheckpointNotFound
 from tests.core.policy_records import record, runs
 
@@ -297,3 +299,29 @@ def test_every_tag_can_be_referred_to(name: str) -> None:
         return
     records = [record(1, tags=[name]), record(2)]
     assert select(records, parse_reference(f"runs/x@{name}").selector).step == 1
+
+
+@given(runs(), st.sampled_from(["latest", "3", "17", "id", "best:loss", "gold"]))
+def test_what_is_looked_for_newest_first_is_what_all_records_say(
+    records: list[Record], text: str
+) -> None:
+    run = ordered(records)
+    if text == "id":
+        text = run[len(run) // 2].id if run else "f" * 64
+    selector = parse_selector(text)
+    wanted = newest_that(selector)
+    if wanted is None:
+        assert text in ("best:loss", "gold")
+        return
+    found = next((record for record in reversed(run) if wanted(record)), None)
+    try:
+        assert select(records, selector) is found
+    except CheckpointNotFound:
+        assert found is None
+
+
+@given(st.lists(st.text("ab1", min_size=6, max_size=6), unique=True, min_size=1))
+def test_an_id_is_short_among_others_as_among_its_own(ids: list[str]) -> None:
+    short = short_ids(ids, shortest=2)
+    for id in ids:
+        assert short_ids([id], ids, shortest=2) == {id: short[id]}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import holdfast
-from holdfast.repo import log
+from holdfast.repo import layout
 
 
 def state(step: int) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def state(step: int) -> dict[str, Any]:
 
 def make(folder: Path) -> None:
     # Segments normally hold 64 records; a small store must have some, too.
-    log.TAIL_RECORDS, log.SEGMENT_RECORDS = 1, 2
+    layout.TAIL_RECORDS, layout.SEGMENT_RECORDS = 1, 2
     with holdfast.CheckpointManager(folder, keep=None, config={"lr": 0.1}) as ckpts:
         for step in range(1, 6):
             metrics = {"loss": 1 / step, "odd": math.nan if step == 2 else 1.0}

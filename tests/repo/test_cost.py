@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import stat
 from collections import Counter
 from pathlib import Path
 
+from holdfast.manager.manager import CheckpointManager
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.faulty import FaultyStore
@@ -48,3 +52,26 @@ def test_a_save_makes_few_requests() -> None:
         ("get", "log"),
         ("list", "log"),
     ]
+
+
+def test_a_small_save_through_the_manager_costs_the_same_six(tmp_path: Path) -> None:
+    """A model of a megabyte: three files and their three folders, once each."""
+    counted: Counter[str] = Counter()
+
+    class Counting(OsFileSystem):
+        def sync(self, fd: int) -> None:
+            kind = "folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+            counted[kind] += 1
+            super().sync(fd)
+
+    def manager() -> CheckpointManager:
+        store = LocalStore(tmp_path / "run", Counting())
+        return CheckpointManager(tmp_path / "run", store=store, clock=itertools.count().__next__)
+
+    state = {"trees": b"t" * 2**20, "round": 1}
+    with manager() as ckpts:
+        ckpts.save(0, state, block=True)
+        counted.clear()
+        for step in range(1, 6):
+            ckpts.save(step, {"trees": bytes([step]) * 2**20, "round": step}, block=True)
+    assert counted == {"file": 5 * 3 + 1, "folder": 5 * 3 + 1}  # and the entry that closes it

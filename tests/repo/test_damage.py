@@ -120,7 +120,7 @@ def test_guests_and_gc_refuse_a_damaged_log() -> None:
     assert packs(store) == before
 
 
-def test_ten_thousand_checkpoints_do_not_make_entries_grow() -> None:
+def test_a_long_list_changed_by_guests_and_by_the_writer() -> None:
     store = MemoryStore("many")
     writer = open_writer(store)
     for step in range(1, 1001):
@@ -128,11 +128,11 @@ def test_ten_thousand_checkpoints_do_not_make_entries_grow() -> None:
     entry = newest_entry(store)
     assert len(store.get(entry, max_bytes=1 << 30)) < 100_000
     assert len(check(store)) == 1000
-    # A guest's change of an old record moves records back into the entry …
+    # A guest's change of an old record is in the entry …
     repo = Repo(store)
     repo.edit_record("tag", repo.records()[3].id, tags=("old",))
     assert len(check(store)) == 1000
-    # … and the writer's next save into segments again.
+    # … and the writer's next save moves it into a segment again.
     save(writer, 1001, retire=lambda records: [records[500].id])
     assert len(store.get(newest_entry(store), max_bytes=1 << 30)) < 100_000
     steps = check(store)

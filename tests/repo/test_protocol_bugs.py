@@ -44,11 +44,22 @@ def no_fencing(patch: pytest.MonkeyPatch) -> None:
 def no_check_that_reused_packs_are_live(patch: pytest.MonkeyPatch) -> None:
     import holdfast.repo.writer as module
 
-    class Everything(dict[str, int]):
-        def __contains__(self, key: object) -> bool:
-            return True
+    patch.setattr(module, "_not_held", lambda *about: [])
 
-    patch.setattr(module, "packs_of", lambda records: Everything())
+
+def a_missing_segment_is_damage_at_once(patch: pytest.MonkeyPatch) -> None:
+    from holdfast.repo import repo
+
+    patch.setattr(repo, "_LIST_ATTEMPTS", 1)
+
+
+def segments_of_changes_are_not_in_flight(patch: pytest.MonkeyPatch) -> None:
+    whole = Writer._may_collect
+
+    def may_collect(self: Writer, key: str) -> bool:
+        return key.startswith(keys.SEGMENTS) or whole(self, key)
+
+    patch.setattr(Writer, "_may_collect", may_collect)
 
 
 def no_read_back_after_a_failed_create(patch: pytest.MonkeyPatch) -> None:
@@ -182,7 +193,11 @@ def a_damaged_entry_is_believed(patch: pytest.MonkeyPatch) -> None:
         except (ValueError, msgspec.DecodeError) as error:
             raise DamagedObject(key, "it is malformed") from error
 
+    def trusting_id(data: bytes, key: str) -> str:
+        return trusting(data, msgspec.Raw, key)[0]
+
     patch.setattr(module, "unseal", trusting)
+    patch.setattr(module, "unseal_id", trusting_id)
 
 
 def the_folder_is_not_synced(patch: pytest.MonkeyPatch) -> None:
@@ -256,6 +271,12 @@ BUGS: dict[Plant, Iterable[Callable[[], None]]] = {
     the_log_is_pruned_to_one_entry: [dying("save and retire")],
     a_damaged_entry_is_believed: [rebuilding],
     the_folder_is_not_synced: [test_power_loss.test_power_loss_at_every_call],
+    a_missing_segment_is_damage_at_once: [
+        test_races.test_a_reader_whose_segments_are_replaced_reads_the_newer_list
+    ],
+    segments_of_changes_are_not_in_flight: [
+        test_races.test_a_change_that_lands_late_has_its_segments
+    ],
     files_are_not_synced: [test_power_loss.test_power_loss_at_every_call],
 }
 

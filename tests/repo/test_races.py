@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from holdfast.errors import BaseLost, CommitUnknown, Fenced, RunHeld
+from holdfast.core.records import Record
+from holdfast.errors import BaseLost, CommitUnknown, DamagedObject, Fenced, RunHeld
+from holdfast.repo import keys
+from holdfast.repo.layout import SEGMENT_RECORDS, TAIL_RECORDS
 from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, Draft, Head, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
-from holdfast.stores.faulty import Call, FaultyStore
+from holdfast.stores.faulty import Call, Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.support import check, dead, keep_last, process, save
 
@@ -210,3 +215,99 @@ def test_guests_and_a_writer_at_once_lose_nothing() -> None:
         thread.join()
     assert check(store) == list(range(1, 30))
     assert len(Repo(store).records()[0].tags) == 40
+
+
+class Overtaken(FaultyStore):
+    """Before a segment is read for the first time, `meanwhile` happens."""
+
+    def __init__(self, inner: MemoryStore, meanwhile: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def get(self, key: str, *, max_bytes: int) -> bytes:
+        if key.startswith(keys.SEGMENTS) and self._meanwhile is not None:
+            meanwhile, self._meanwhile = self._meanwhile, None
+            meanwhile()
+        return super().get(key, max_bytes=max_bytes)
+
+
+def overtaken_by_a_prune() -> tuple[Overtaken, list[int]]:
+    """A run whose segments a prune replaces as soon as a reader asks for one; what is left."""
+    inner = MemoryStore("overtaken")
+    writer = open_writer(inner)
+    for step in range(2 * (TAIL_RECORDS + SEGMENT_RECORDS)):
+        save(writer, step)
+
+    def prune() -> None:
+        before = {ref.name for ref in writer.head.entry.segments}
+        head = writer.amend("prune", lambda records: records[::3])
+        assert before
+        assert not before & {ref.name for ref in head.entry.segments}
+
+    steps = list(range(0, 2 * (TAIL_RECORDS + SEGMENT_RECORDS), 3))
+    return Overtaken(inner, prune), steps
+
+
+def test_a_reader_whose_segments_are_replaced_reads_the_newer_list() -> None:
+    store, left = overtaken_by_a_prune()
+    assert [record.step for record in Repo(store).records()] == left
+    store, left = overtaken_by_a_prune()
+    assert [r.step for r in Repo(store).newest(1000)] == left[::-1]
+
+
+def test_a_guest_whose_segments_are_replaced_rebases() -> None:
+    store, left = overtaken_by_a_prune()
+    seen: list[int] = []
+
+    def change(records: tuple[Record, ...]) -> tuple[Record, ...]:
+        seen[:] = [record.step for record in records]
+        return records
+
+    Repo(store).amend("tag", change)
+    assert seen == left
+
+
+def test_a_segment_that_is_lost_is_damage() -> None:
+    store, _ = overtaken_by_a_prune()
+    inner = store.survivor()
+    inner.delete([info.key for info in inner.list(keys.SEGMENTS)])
+    with pytest.raises(DamagedObject, match="it is missing"):
+        Repo(inner).records()
+    assert Repo(inner).newest(1)[0].step == 2 * (TAIL_RECORDS + SEGMENT_RECORDS) - 1
+
+
+def test_a_change_that_lands_late_has_its_segments() -> None:
+    """gc leaves what a change of unknown fate has written."""
+    inner = MemoryStore("late")
+    writer = open_writer(inner)
+    steps = list(range(TAIL_RECORDS + SEGMENT_RECORDS))
+    for step in steps:
+        save(writer, step)
+    # The entry that opens the run arrives, those after it only later.
+    late = Fault(Effect.DELAY, operation="put_new", prefix=keys.LOG, nth=2, times=None)
+    store = FaultyStore(inner, FaultPlan((late,)))
+    writer = open_writer(store)
+
+    def tag_the_first(records: tuple[Record, ...]) -> list[Record]:
+        return [msgspec.structs.replace(records[0], tags=("old",)), *records[1:]]
+
+    with pytest.raises(CommitUnknown):
+        writer.amend("tag", tag_the_first)
+    written = {call.key for call in store.calls if call.operation == "put_new"}
+    assert any(key.startswith(keys.SEGMENTS) for key in written)
+    writer.collect()
+    store.release()
+    assert check(inner) == steps
+    assert Repo(inner).records()[0].tags == ("old",)
+
+
+def test_a_change_that_is_given_up_protects_nothing() -> None:
+    writer = open_writer(MemoryStore("given up"))
+    save(writer, 1)
+
+    def give_up(records: tuple[Record, ...]) -> tuple[Record, ...]:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        writer.amend("tag", give_up)
+    assert not writer._in_flight

@@ -33,6 +33,8 @@ from holdfast.errors import HoldfastError
 if TYPE_CHECKING:
     from holdfast.manager.info import CheckpointInfo, RunStatus
 
+# What one looks for is mostly among the newest; more than a screen of lines hides it.
+_NEWEST = 30
 # Longer names of metrics are cut, so that several fit beside the rest.
 _METRIC_TITLE = 10
 # Tags and notes may be cut to this for one more metric.
@@ -47,37 +49,46 @@ Examples:
   holdfast ls runs/mnist
   holdfast ls runs                 # several runs: one line each
   holdfast ls runs/mnist --metric val_loss
+  holdfast ls runs/mnist --all     # of a long run every checkpoint
   holdfast ls runs/mnist --json""",
 )
 @click.argument("address", metavar="[RUN|FOLDER]", default=".")
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME", help="Show this metric (repeatable)."
 )
+@click.option("--all", "everything", is_flag=True, help="Show every checkpoint of a long run.")
 @json_option
-def ls(address: str, metrics: tuple[str, ...], as_json: bool) -> None:
+def ls(address: str, metrics: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """List a run's checkpoints, newest first, or the runs below a folder.
 
-    Without an argument, the runs below the current folder. SIZE is the whole
+    Without an argument, the runs below the current folder. Of a long run it shows the
+    newest, and older ones that are tagged, pinned or the best. SIZE is the whole
     state; NEW is what was written for it, the rest is shared with other checkpoints.
     A name like best:val_loss marks what that reference means now.
     """
     address = whole_run(address)
     with opened(address) as run:
-        infos = run.checkpoints()[::-1]
-        status = run.status()
-    if infos:
+        found = run.overview(None if everything or as_json else _NEWEST)
+    status = found.status
+    if found.count:
         if as_json:
-            rows = [checkpoint_json(info) for info in infos]
+            rows = [checkpoint_json(info) for info in found.shown]
             print_json({"ok": True, "run": address, **status_json(status), "checkpoints": rows})
         else:
-            print(checkpoints_text(infos, metrics, time.time(), best=status.best))
-            print(status_text(len(infos), status))
+            print(
+                checkpoints_text(
+                    found.shown, metrics, time.time(), best=status.best, ids=found.short_ids
+                )
+            )
+            if left := found.count - len(found.shown):
+                print(f"… and {left:,} older (--all shows them)")
+            print(status_text(found.count, status))
         return
-    found = find_runs(address)
+    addresses = find_runs(address)
     folder = os.path.expanduser(address)
-    if not found or found == [folder]:  # itself, without a checkpoint
+    if not addresses or addresses == [folder]:  # itself, without a checkpoint
         raise no_checkpoint(address)
-    runs = [_summary(run) for run in found]
+    runs = [_summary(run) for run in addresses]
     if as_json:
         print_json({"ok": True, "folder": folder, "runs": runs})
     else:
@@ -91,13 +102,15 @@ def checkpoints_text(
     width: int | None = None,
     *,
     best: Mapping[str, str] = {},
+    ids: Mapping[str, str] | None = None,
 ) -> str:
     """The table of `infos`, and a line about metrics that found no room.
 
-    `best` says which id is the best by which metric.
+    `best` says which id is the best by which metric; `ids` how each is written, if there are
+    more checkpoints than these.
     """
     width = terminal_width() if width is None else width
-    ids = short_ids([info.id for info in infos])
+    ids = short_ids([info.id for info in infos]) if ids is None else ids
     left_cells = [
         [
             f"{info.step:,}",
@@ -192,15 +205,14 @@ def _summary(address: str) -> dict[str, Any]:
     """One run of several. A damaged one does not hide the others."""
     try:
         with opened(address) as run:
-            infos = run.checkpoints()
-            status = run.status()
+            found = run.overview(1)
     except HoldfastError as error:
         return {"run": address, "error": error.message, "exit_code": error.exit_code}
-    latest = checkpoint_json(infos[-1]) if infos else None
+    latest = checkpoint_json(found.shown[0]) if found.shown else None
     return {
         "run": address,
-        "checkpoints": len(infos),
-        **status_json(status),
+        "checkpoints": found.count,
+        **status_json(found.status),
         "latest": latest,
     }
 

@@ -20,7 +20,7 @@ not another checkpoint whose id starts so. `short_ids` gives ids that are no num
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,6 +39,7 @@ SELECTORS = "@latest, @best, @best:metric[:max|:min], @<step>, @<tag> or @<id pr
 SHORTEST_ID = 4
 _LONGEST_NAME = 60
 _ID_PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST_ID},64}}")
+_ID = re.compile(r"[0-9a-f]{64}")
 # Thousands may be grouped, since that is how we print steps.
 _STEP = re.compile(r"[0-9]{1,18}|[0-9]{1,3}(?:[,_][0-9]{3}){1,5}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}")
@@ -244,6 +245,20 @@ def select(
             return _select_named(run, name)
 
 
+def newest_that(selector: Selector) -> Callable[[Record], bool] | None:
+    """What `select` looks for, where that is the newest record with a property of its own;
+    None where it must see all records."""
+    match selector:
+        case Latest():
+            return lambda record: True
+        case AtStep(step):
+            return lambda record: record.step == step
+        case Named(name) if _ID.fullmatch(name):  # no tag looks like one
+            return lambda record: record.id == name
+        case _:
+            return None
+
+
 def _select_best(
     run: Sequence[Record],
     metric: str | None,
@@ -340,17 +355,24 @@ def _brief(word: str) -> str:
     return word if len(word) <= _LONGEST_NAME else word[:_LONGEST_NAME] + "…"
 
 
-def short_ids(ids: Iterable[str], *, shortest: int = 8) -> dict[str, str]:
-    """For each of `ids` the shortest start that names it among them in a reference.
+def short_ids(
+    ids: Iterable[str], among: Iterable[str] = (), *, shortest: int = 8
+) -> dict[str, str]:
+    """For each of `ids` the shortest start that names it among them, and `among`, in a
+    reference.
 
     Never all digits, which would be read as a step, and at least `shortest` long.
 
     >>> short_ids(["9f3c01", "9f3d02", "123456"], shortest=3)
     {'123456': '123456', '9f3c01': '9f3c', '9f3d02': '9f3d'}
     """
-    run = sorted(set(ids))
+    wanted = set(ids)
+    starts = {id[:shortest] for id in wanted}
+    run = sorted({*wanted, *(id for id in among if id[:shortest] in starts)})
     short: dict[str, str] = {}
     for i, id in enumerate(run):
+        if id not in wanted:
+            continue
         # In sorted order only the neighbours can share the longest start.
         shared = max((_shared(id, run[j]) for j in (i - 1, i + 1) if 0 <= j < len(run)), default=0)
         length = max(shortest, shared + 1)

@@ -109,8 +109,12 @@ class Fragment(msgspec.Struct, frozen=True, kw_only=True):
     runtime: Node = None
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A live checkpoint, as the log lists it."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A live checkpoint, as the log lists it.
+
+    It holds nothing that could lead back to it, so the garbage collector need not know it:
+    with 10,000 in memory, each of its full passes in the training process would look at all.
+    """
 
     id: str
     """Key `manifests/<id>.json`; the digest that seals the manifest."""
@@ -151,6 +155,9 @@ class SegmentRef(msgspec.Struct, frozen=True):
     name: str
     id: str
     count: int
+    """Records in the segment."""
+    removed: tuple[tuple[int, int], ...] = ()
+    """Positions of those that are no longer live, as ascending ranges [first, end)."""
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +196,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[SegmentRef, ...] = ()
     records: tuple[Record, ...] = ()
     """The newest live checkpoints, oldest first, after those of `segments`."""
+    edited: tuple[Record, ...] = ()
+    """Stand in for the records of the same ids in `segments`, at their places."""
     finished: bool = False
     keep: str = ""
     """The retention rule (`keep=`) that the newest save was made under: says what

@@ -245,6 +245,14 @@ def _cost(value: float, mode: Mode) -> float:
     return value if mode == "min" else -value
 
 
+def rank(record: Record, metric: str, mode: Mode) -> tuple[float, int, int] | None:
+    """What sorts records by `metric`, best first; None for one that does not compete."""
+    value = record.metrics.get(metric)
+    if value is None or not math.isfinite(value):
+        return None
+    return _cost(value, mode), record.step, -record.ordinal
+
+
 def ranking(records: Iterable[Record], metric: str, mode: Mode) -> list[Record]:
     """Those of `records` with a finite `metric`, best first, one per step.
 
@@ -252,14 +260,12 @@ def ranking(records: Iterable[Record], metric: str, mode: Mode) -> list[Record]:
     better value, and by the newest commit among equal ones.
     """
     competing = [
-        record
-        for record in records
-        if (value := record.metrics.get(metric)) is not None and math.isfinite(value)
+        (key, record) for record in records if (key := rank(record, metric, mode)) is not None
     ]
-    competing.sort(key=lambda r: (_cost(r.metrics[metric], mode), r.step, -r.ordinal))
+    competing.sort(key=lambda item: item[0])
     steps: set[int] = set()
     best: list[Record] = []
-    for record in competing:
+    for _, record in competing:
         if record.step not in steps:
             steps.add(record.step)
             best.append(record)

@@ -47,6 +47,23 @@ def unseal(data: bytes, kind: type[_T], key: str) -> tuple[str, _T]:
     Raises DamagedObject if the digest or the structure is wrong, FormatTooNew if
     a later version wrote it.
     """
+    id = unseal_id(data, key)
+    body = memoryview(data)[_VALUE_AT:-1]
+    try:
+        written = msgspec.json.decode(body, type=_Format).format
+        if written > FORMAT:
+            raise FormatTooNew(
+                f"{key} has format {written}; this Holdfast reads up to {FORMAT}",
+                hint="Upgrade: pip install -U holdfast",
+            )
+        return id, msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DamagedObject(key, f"it is malformed ({error})") from None
+
+
+def unseal_id(data: bytes, key: str) -> str:
+    """The id of sealed bytes read from `key`, whatever their value. Raises DamagedObject if
+    the digest is wrong."""
     if (
         len(data) <= _VALUE_AT
         or not data.startswith(_OPEN)
@@ -58,13 +75,4 @@ def unseal(data: bytes, kind: type[_T], key: str) -> tuple[str, _T]:
     id = digest(body)
     if data[len(_OPEN) : len(_OPEN) + DIGEST_HEX_LENGTH] != id.encode():
         raise DamagedObject(key, "its digest does not match its content")
-    try:
-        written = msgspec.json.decode(body, type=_Format).format
-        if written > FORMAT:
-            raise FormatTooNew(
-                f"{key} has format {written}; this Holdfast reads up to {FORMAT}",
-                hint="Upgrade: pip install -U holdfast",
-            )
-        return id, msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise DamagedObject(key, f"it is malformed ({error})") from None
+    return id

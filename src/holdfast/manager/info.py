@@ -71,6 +71,19 @@ class RunStatus:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """A run as `holdfast ls` shows it: one look at its list."""
+
+    status: RunStatus
+    count: int
+    """Live checkpoints."""
+    shown: tuple[CheckpointInfo, ...]
+    """Newest first: all, or the newest and those that are marked."""
+    short_ids: Mapping[str, str]
+    """Of those shown: the start of the id that names it in a reference."""
+
+
+@dataclass(frozen=True)
 class Restored:
     """What a restore found. `values` holds the restored state by name."""
 

@@ -20,16 +20,18 @@ from holdfast.core.address import (
     BestBy,
     Selector,
     available,
+    newest_that,
     no_checkpoint,
     parse_selector,
     select,
+    short_ids,
 )
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
 from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
-from holdfast.manager.info import CheckpointInfo, RunStatus, Verification, info_of
+from holdfast.manager.info import CheckpointInfo, Overview, RunStatus, Verification, info_of
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.log import packs_of
 from holdfast.repo.repo import Repo
@@ -93,8 +95,12 @@ class Listing:
 
     def latest(self) -> CheckpointInfo | None:
         """The newest checkpoint, or None."""
-        records = self._records()
-        return info_of(self.address, records[-1]) if records else None
+        found = self._newest(1)
+        return info_of(self.address, found[0]) if found else None
+
+    def newest(self, count: int) -> list[CheckpointInfo]:
+        """The newest `count` checkpoints, newest commit first: of a long list the end is read."""
+        return [info_of(self.address, record) for record in self._newest(count)]
 
     def best(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointInfo | None:
         """The checkpoint with the lowest (mode "max": highest) finite `metric`, or None.
@@ -123,7 +129,24 @@ class Listing:
 
     def status(self) -> RunStatus:
         """Whether it is finished, who writes it, what it takes; as of now."""
+        return self._status(*self._read())
+
+    def overview(self, newest: int | None = None) -> Overview:
+        """The run and its checkpoints, newest first; of a long list the `newest` only, and
+        of the older ones as many that have a tag or a pin, or are the best by a rule.
+        """
         entry, records = self._read()
+        status = self._status(entry, records)
+        shown = records[::-1]
+        if newest is not None and len(shown) > newest:
+            best = set(status.best.values())
+            marked = [r for r in shown[newest:] if r.tags or r.pins or r.id in best]
+            shown = (*shown[:newest], *marked[:newest])
+        ids = short_ids([r.id for r in shown], [r.id for r in records])
+        infos = tuple(info_of(self.address, record) for record in shown)
+        return Overview(status, len(records), infos, ids)
+
+    def _status(self, entry: Entry | None, records: tuple[Record, ...]) -> RunStatus:
         best = {
             rule.metric: ranking(records, rule.metric, rule.mode)[:1]
             for rule in _recorded_rules(entry)
@@ -189,16 +212,24 @@ class Listing:
         record, against = self._resolve(ref), other._resolve(other_ref)
         return compare(self._repo, record, other._repo, against, values=values)
 
-    def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
-        """The newest log entry and its records; (None, ()) where there is no run yet."""
+    def _is_run(self) -> bool:
         self._check_usable()
         try:
             self._repo.info()
         except NoStore:
+            return False
+        return True
+
+    def _newest(self, count: int) -> tuple[Record, ...]:
+        """The newest records, newest first; none where there is no run yet."""
+        return self._repo.newest(count) if self._is_run() else ()
+
+    def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
+        """The newest log entry and its records; (None, ()) where there is no run yet."""
+        if not self._is_run():
             return None, ()
-        with self._repo.lock:
-            head = self._repo.head()
-            return (head.entry, self._repo.log.records(head.entry)) if head else (None, ())
+        head, records = self._repo.listed()
+        return (head.entry if head else None), records
 
     def _records(self) -> tuple[Record, ...]:
         return self._read()[1]
@@ -207,6 +238,9 @@ class Listing:
         return self._select(parse_selector(ref))
 
     def _select(self, selector: Selector) -> Record:
+        wanted = newest_that(selector)
+        if wanted and self._is_run() and (found := self._repo.find(wanted)):
+            return found  # the whole list was not read
         entry, records = self._read()
         if not records:
             raise no_checkpoint(self.address)

@@ -266,9 +266,9 @@ class CheckpointManager(Listing):
         """The newest checkpoint's manifest; read once, then kept from save to save."""
         # Without the manager's lock: only the saver comes here, and `save` may
         # hold the lock while it waits for a save to give the copy memory back.
-        if self._base is None and (records := self._repo.records()):
+        if self._base is None and (newest := self._repo.newest(1)):
             try:
-                self._base = self._repo.manifest(records[-1])
+                self._base = self._repo.manifest(newest[0])
             except HoldfastError as error:
                 logger.warning("nothing is reused from the newest checkpoint: %s", error)
         return self._base

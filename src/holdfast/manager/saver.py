@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from holdfast.core.records import Manifest, Record
-from holdfast.core.retention import KeepPolicy, decide
+from holdfast.core.retention import KeepPolicy
+from holdfast.core.retiring import Retiring
 from holdfast.errors import (
     BaseLost,
     CommitUnknown,
@@ -107,6 +108,7 @@ class Saver:
         self._lost_base = False
         """The last base was removed while a save built on it."""
         self.policy = policy
+        self._retiring = Retiring(policy)
         self._rewrite_every = rewrite_every
         self._base = base
         self._distrusted = distrusted
@@ -299,9 +301,7 @@ class Saver:
                 note=order.note,
                 finished=order.finished,
                 keep=str(self.policy),
-                retire=lambda records: [
-                    d.record.id for d in decide(records, self.policy) if not d.keep
-                ],
+                retire=self._retiring.ids,
             )
             self._commit_s = time.perf_counter() - start
             return record, manifest

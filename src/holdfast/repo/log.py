@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core.records import Entry, Record, Segment, SegmentRef
-from holdfast.core.sealed import seal, unseal
+from holdfast.core.sealed import seal, unseal, unseal_id
 from holdfast.core.types import MiB
 from holdfast.core.units import format_list
 from holdfast.errors import (
@@ -30,14 +30,11 @@ from holdfast.errors import (
     StoreUnavailable,
 )
 from holdfast.repo import keys
+from holdfast.repo.layout import Layout, Part, lay_out, problem_with, read_parts
 from holdfast.stores.base import Store
 
 logger = logging.getLogger(__name__)
 
-# A record is about 0.4 kB: the tail keeps an entry below 40 KiB, and 10,000 live
-# checkpoints add 160 references to segments, 20 KiB.
-TAIL_RECORDS = 32
-SEGMENT_RECORDS = 64
 # Ancestors that an entry names, and entries left in the log. A process that slept for
 # longer cannot tell whether its entry counted, and says so. Two would be safe.
 ANCESTORS = 64
@@ -111,6 +108,13 @@ class Log:
         self._store = store
         self._clock = clock
         self._segments: dict[str, tuple[Record, ...]] = {}
+        """As they are stored, by name."""
+        self._decoded: tuple[str, Entry] | None = None
+        """The entry read last, by its id: who asks again for the newest decodes nothing."""
+        self._lists: tuple[tuple[Entry, tuple[Record, ...]], ...] = ()
+        """What the last two entries list: a commit's, and the one that it was made from. A
+        list of thousands is not put together anew for each commit, and its records stay the
+        same objects, which compare quickly."""
         self._oldest_known = 1
         self._durable = ""
         """Id of the newest entry that is known to be synced."""
@@ -165,7 +169,7 @@ class Log:
             if entry.parent is None:
                 return entry, id
             try:
-                if self._get(entry.parent[0])[0] == entry.parent[1]:
+                if self._is_at(*entry.parent):
                     return entry, id
                 # A late write of a writer that was overtaken; never part of the chain.
                 damage[number] = (
@@ -186,18 +190,44 @@ class Log:
 
     def _get(self, number: int) -> tuple[str, Entry]:
         key = keys.entry_key(number)
-        id, entry = unseal(self._store.get(key, max_bytes=ENTRY_MAX_BYTES), Entry, key)
+        data = self._store.get(key, max_bytes=ENTRY_MAX_BYTES)
+        id = unseal_id(data, key)
+        if self._decoded is None or self._decoded[0] != id:
+            self._decoded = unseal(data, Entry, key)
+        entry = self._decoded[1]
         if entry.number != number:
             raise DamagedObject(key, f"it says that it is entry {entry.number}")
         return id, entry
 
+    def _is_at(self, number: int, id: str) -> bool:
+        """Whether the entry at `number` is the one with this id: then it is not decoded."""
+        key = keys.entry_key(number)
+        if unseal_id(self._store.get(key, max_bytes=ENTRY_MAX_BYTES), key) == id:
+            return True
+        self._get(number)  # raises if it is no entry of this number
+        return False
+
     def records(self, entry: Entry) -> tuple[Record, ...]:
-        """Every live checkpoint, oldest first. Reads segments not seen before."""
-        parts: list[Record] = []
-        for ref in entry.segments:
-            parts.extend(self._segment(ref))
-        parts.extend(entry.records)
-        return tuple(parts)
+        """Every live checkpoint, oldest first. Reads segments not seen before.
+
+        Raises DamagedObject for a segment that is damaged or not there; `entry` may then
+        just be no longer the newest.
+        """
+        if (known := self._known(entry)) is not None:
+            return known
+        parts = list(read_parts(entry, self._segment))
+        records = tuple(record for part in reversed(parts) for record in part)
+        self._lists = ((entry, records), *self._lists[:1])
+        return records
+
+    def newest_first(self, entry: Entry) -> Iterator[Record]:
+        """Every live checkpoint, newest first. Reads segments only as far as it is asked."""
+        known = self._known(entry)
+        for part in read_parts(entry, self._segment) if known is None else (known,):
+            yield from reversed(part)
+
+    def _known(self, entry: Entry) -> tuple[Record, ...] | None:
+        return next((records for of, records in self._lists if of is entry), None)
 
     def _segment(self, ref: SegmentRef) -> tuple[Record, ...]:
         if (cached := self._segments.get(ref.name)) is not None:
@@ -211,6 +241,8 @@ class Log:
             raise DamagedObject(key, "it is missing") from None
         if id != ref.id:
             raise DamagedObject(key, "it is not the segment that the log names")
+        if problem := problem_with(ref, segment.records):
+            raise DamagedObject(key, problem)
         self._segments[ref.name] = segment.records
         return segment.records
 
@@ -237,9 +269,16 @@ class Log:
         be there; CorruptionError.
         """
         while True:
-            records = self.records(base.entry) if base else ()
+            try:
+                records = self.records(base.entry) if base else ()
+            except DamagedObject:
+                newest = self.read()
+                if newest is None or base is None or newest.id == base.id:
+                    raise
+                base = newest  # it has other segments; those of our base are deleted
+                continue
             draft = transaction(base or Head(_nothing(run), ""), records)
-            entry = self._entry(draft, base, run, segment_name)
+            entry = self._entry(draft, base, records, run, segment_name)
             if base is not None and base.id != self._durable:
                 # Another process made it visible and may not have synced it yet: a power
                 # loss must not leave our entry without its parent.
@@ -259,6 +298,9 @@ class Log:
                 )
             if named == id:
                 self._durable = id
+                self._lists = ((entry, draft.records),)
+                if base is not None:
+                    self._lists += ((base.entry, records),)
                 self._prune(entry)
                 return Head(entry, id), base
             base = newest
@@ -267,11 +309,14 @@ class Log:
         self,
         draft: Draft,
         base: Head | None,
+        records: tuple[Record, ...],
         run: str,
         segment_name: Callable[[], str] | None,
     ) -> Entry:
-        segments, tail = self._lay_out(draft.records, base, run, segment_name)
         before = base.entry if base else _nothing(run)
+        layout = lay_out(
+            before, records, draft.records, self._segment, writes=segment_name is not None
+        )
         entry = msgspec.structs.replace(
             before,
             run=run,
@@ -281,35 +326,25 @@ class Log:
             ancestors=(((before.parent,) if before.parent else ()) + before.ancestors)[:ANCESTORS],
             time_s=self._clock(),
             action=draft.action,
-            segments=segments,
-            records=tail,
+            segments=self._put_segments(layout, segment_name, run),
+            edited=layout.edited,
+            records=layout.tail,
             rebuilt=False,
         )
         return msgspec.structs.replace(entry, **draft.changes)
 
-    def _lay_out(
-        self,
-        records: tuple[Record, ...],
-        base: Head | None,
-        run: str,
-        segment_name: Callable[[], str] | None,
-    ) -> tuple[tuple[SegmentRef, ...], tuple[Record, ...]]:
-        """Keep the segments that did not change; move a long tail into new ones."""
-        kept: list[SegmentRef] = []
-        at = 0
-        for ref in base.entry.segments if base else ():
-            old = self._segment(ref)
-            if records[at : at + len(old)] != old:
-                break
-            kept.append(ref)
-            at += len(old)
-        tail = records[at:]
-        if segment_name is None:
-            return tuple(kept), tail
-        while len(tail) > TAIL_RECORDS + SEGMENT_RECORDS:
-            part, tail = tail[:SEGMENT_RECORDS], tail[SEGMENT_RECORDS:]
-            kept.append(self._put_segment(segment_name(), part, run))
-        return tuple(kept), tail
+    def _put_segments(
+        self, layout: Layout, segment_name: Callable[[], str] | None, run: str
+    ) -> tuple[SegmentRef, ...]:
+        """References to all parts of the list, once those that are new are written."""
+
+        def put(part: Part) -> SegmentRef:
+            if part.ref is not None:
+                return part.ref
+            assert segment_name is not None  # a guest's layout has none
+            return self._put_segment(segment_name(), part.records, run)
+
+        return tuple(map(put, layout.parts))
 
     def _put_segment(self, name: str, records: tuple[Record, ...], run: str) -> SegmentRef:
         id, data = seal(Segment(run=run, records=records))
@@ -388,7 +423,7 @@ class Log:
 
     def _continues(self, entry: Entry) -> bool:
         try:
-            return not entry.parent or self._get(entry.parent[0])[0] == entry.parent[1]
+            return not entry.parent or self._is_at(*entry.parent)
         except (ObjectNotFound, DamagedObject):
             return False
 

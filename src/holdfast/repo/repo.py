@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from itertools import islice
+from typing import NoReturn, TypeVar
 
 import msgspec
 
 from holdfast.core.address import printable
-from holdfast.core.records import Manifest, Pack, Record, RunInfo
+from holdfast.core.records import Entry, Manifest, Pack, Record, RunInfo
 from holdfast.core.sealed import unseal
 from holdfast.core.types import GiB, MiB
 from holdfast.core.units import format_list
@@ -30,12 +32,18 @@ from holdfast.errors import (
 )
 from holdfast.repo import keys
 from holdfast.repo.check import check_manifest
-from holdfast.repo.log import REBUILT, Draft, Head, Log, logger, packs_of
+from holdfast.repo.layout import difference
+from holdfast.repo.log import REBUILT, Draft, Head, Log, logger
 from holdfast.stores.addresses import join_address
 from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
 
 MANIFEST_MAX_BYTES = 2 * GiB
+# A reader that is overtaken between an entry and its segments looks again. Each time some
+# commits must have come between, so one that loses so often is slower than all writers.
+_LIST_ATTEMPTS = 10
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,9 @@ class Repo:
         self._told: tuple[str, ...] = ()
         """Damage of the log that was reported."""
         self._parents: dict[str, Store] = {}
+        self._users: tuple[tuple[Record, ...], Counter[str]] = (), Counter()
+        """The list that the last commit of this process left, and of it: pack -> how many
+        records need it. So a writer that retires one of thousands looks at few."""
 
     @property
     def address(self) -> str:
@@ -140,9 +151,43 @@ class Repo:
 
     def records(self) -> tuple[Record, ...]:
         """Live checkpoints in the order of their commits, oldest first."""
+        return self.listed()[1]
+
+    def listed(self) -> tuple[Head | None, tuple[Record, ...]]:
+        """The newest entry and all that it lists; (None, ()) for a run that has none yet."""
+        return self._newest(self.log.records, ())
+
+    def newest(self, count: int) -> tuple[Record, ...]:
+        """The newest `count` checkpoints, newest first. Of a long list only the end is read."""
+
+        def some(entry: Entry) -> tuple[Record, ...]:
+            return tuple(islice(self.log.newest_first(entry), count))
+
+        return self._newest(some, ())[1]
+
+    def find(self, wanted: Callable[[Record], bool]) -> Record | None:
+        """The newest checkpoint that is `wanted`. Reads no further back than it must."""
+
+        def search(entry: Entry) -> Record | None:
+            return next(filter(wanted, self.log.newest_first(entry)), None)
+
+        return self._newest(search, None)[1]
+
+    def _newest(self, read: Callable[[Entry], _T], nothing: _T) -> tuple[Head | None, _T]:
+        """The newest entry and what `read` finds in it and its segments."""
         with self.lock:
             head = self.head()
-            return self.log.records(head.entry) if head else ()
+            attempts = _LIST_ATTEMPTS
+            while head is not None:
+                try:
+                    return head, read(head.entry)
+                except DamagedObject:
+                    # A newer entry may have other segments, and these be deleted.
+                    attempts -= 1
+                    seen, head = head, self.head()
+                    if attempts == 0 or (head is not None and head.id == seen.id):
+                        raise
+        return None, nothing
 
     def manifest(self, record: Record) -> Manifest:
         """The manifest of a live checkpoint, checked.
@@ -221,15 +266,28 @@ class Repo:
         if before is None:
             return Removal((), (), ())
         old, new = self.log.records(before.entry), self.log.records(after.entry)
-        live = {r.id for r in new}
-        needed = packs_of(new)
+        gone, added = difference(old, new)
+        known, users = self._users
+        if known is not old:  # another process made it
+            users = Counter(name for record in old for name in record.packs)
+        for record in added:
+            users.update(record.packs.keys())
+        for record in gone:
+            users.subtract(record.packs.keys())
+        self._users = new, users
+        packs = dict.fromkeys(name for record in gone for name in record.packs)
+        borrowed = {run for record in gone for run in record.borrowed}
+        if borrowed:
+            borrowed.difference_update(*(record.borrowed for record in new))
         segments = {ref.name for ref in after.entry.segments}
-        borrowed = frozenset[str]().union(*(r.borrowed for r in old))
+        spare = tuple(name for name in packs if not users[name])
+        for name in spare:
+            del users[name]
         return Removal(
-            tuple(r.id for r in old if r.id not in live),
-            tuple(name for name in packs_of(old) if name not in needed),
+            tuple(record.id for record in gone),
+            spare,
             tuple(ref.name for ref in before.entry.segments if ref.name not in segments),
-            borrowed.difference(*(r.borrowed for r in new)),
+            frozenset(borrowed),
         )
 
     def delete(self, removal: Removal) -> None:

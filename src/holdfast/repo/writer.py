@@ -45,7 +45,8 @@ Retire = Callable[[tuple[Record, ...]], Collection[str]]
 
 @dataclass
 class Save:
-    """Packs of a checkpoint that is not committed yet."""
+    """Packs of a checkpoint that is not committed yet; what any change of the list has
+    written for its entry."""
 
     nonce: str
     ordinal: int
@@ -258,18 +259,17 @@ class Writer:
 
         def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
             self._check_epoch(head)
-            live = packs_of(records)
-            lost = [name for name in record.packs if name not in own and name not in live]
-            lent = borrowing.union(*(r.borrowed for r in records))
-            lost += [run for run in record.borrowed if run not in lent]
-            if lost:
+            if lost := _not_held(record, records, own, borrowing):
                 raise BaseLost(lost)
-            if any(r.id == id for r in records):
+            # Its id is as random as its nonce: it is on a list only if it was sent before.
+            if save.entry is not None and any(r.id == id for r in records):
                 return Draft(records, "save")  # an unknown commit of it has landed
-            kept = (*(_untag(r, tags) for r in records), record)
-            retired = set(retire(kept)) - {id} - {r.id for r in kept if r.pins}
+            kept = (*(_untag(records, tags) if tags else records), record)
+            retired = set(retire(kept)) - {id}
+            if retired:
+                kept = tuple([r for r in kept if r.id not in retired or r.pins])
             return Draft(
-                tuple(r for r in kept if r.id not in retired),
+                kept,
                 "save",
                 {
                     "ordinal": max(head.entry.ordinal, manifest.ordinal),
@@ -280,7 +280,8 @@ class Writer:
 
         with self._repo.lock:
             head = self._commit(transaction, save)
-        return next((r for r in self._repo.log.records(head.entry) if r.id == id), record)
+            listed = self._repo.log.newest_first(head.entry)
+            return next((r for r in listed if r.id == id), record)
 
     def abandon(self, save: Save) -> None:
         """A save failed before its entry was sent: its packs are orphans for gc."""
@@ -302,17 +303,19 @@ class Writer:
     def _commit(
         self, transaction: Callable[[Head, tuple[Record, ...]], Draft], save: Save | None
     ) -> Head:
-        nonce = save.nonce if save else keys.new_nonce()
+        # What is no save may write segments, too, and they must outlast a doubt about its
+        # entry just the same: it can still land.
+        work = save or Save(keys.new_nonce(), self._head.entry.ordinal)
+        self._in_flight[work.nonce] = work
         count = 0
 
         def segment_name() -> str:
             nonlocal count
             count += 1
-            return keys.segment_name(self.epoch, nonce, count)
+            return keys.segment_name(self.epoch, work.nonce, count)
 
         def on_send(number: int, entry: Entry) -> None:
-            if save is not None:
-                save.entry = number
+            work.entry = number
 
         try:
             head, before = self._repo.log.commit(
@@ -324,6 +327,10 @@ class Writer:
             )
         except CommitUnknown:
             self._refresh()  # overtaken: Fenced says more, and is as cautious
+            raise
+        except BaseException:
+            if save is None and work.entry is None:
+                del self._in_flight[work.nonce]  # nothing was sent that could land
             raise
         self._head = head
         self._settle(head.number)
@@ -471,9 +478,27 @@ def _held(address: str, other: Holder, me: Holder) -> RunHeld:
     )
 
 
-def _untag(record: Record, tags: tuple[str, ...]) -> Record:
+def _not_held(
+    record: Record, records: tuple[Record, ...], own: set[str], borrowing: frozenset[str]
+) -> list[str]:
+    """The packs, and the parents' runs, that `record` needs and nothing holds: neither a
+    checkpoint of `records` nor this save, which wrote `own` and borrows from `borrowing`."""
+    packs = set(record.packs) - own
+    runs = set(record.borrowed) - borrowing
+    for other in reversed(records):  # mostly the newest one holds them all
+        if not packs and not runs:
+            break
+        packs.difference_update(other.packs)
+        runs.difference_update(other.borrowed)
+    return [*packs, *runs]
+
+
+def _untag(records: Iterable[Record], tags: tuple[str, ...]) -> list[Record]:
     """A tag names one checkpoint: the newest that was given it."""
-    if not set(tags) & set(record.tags):
-        return record
-    left = tuple(tag for tag in record.tags if tag not in tags)
-    return msgspec.structs.replace(record, tags=left)
+    taken = set(tags)
+    return [
+        r
+        if not r.tags or taken.isdisjoint(r.tags)
+        else msgspec.structs.replace(r, tags=tuple(tag for tag in r.tags if tag not in taken))
+        for r in records
+    ]

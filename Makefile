@@ -45,8 +45,8 @@ pytest-slow: $(VENV)/.dev  ## the slow tests, the built wheel among them
 soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
 	$(BIN)/python -m tests.kill.soak --kills 1000
 
-bench: $(VENV)/.dev  ## save and restore beside torch.save, safetensors and DCP
-	$(BIN)/python -W ignore bench/save_restore.py --mib 1024
+bench: $(VENV)/.bench  ## saves and restores beside others; writes docs/benchmarks (25 min)
+	$(BIN)/python -m bench --write-docs
 
 clean:  ## remove what the targets made, .venv too
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis \
@@ -64,3 +64,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[examples,dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[examples,dev,bench]'
+	@touch $@ $(VENV)/.dev $(VENV)/.demo

@@ -1,0 +1,32 @@
+"""The cases: one function per row of the tables, each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.cases import large, loop, memory, restores, saves
+from bench.cases.common import Options
+from bench.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case and how long it takes, at the default sizes on a quiet machine of two cores."""
+
+    run: Callable[[Options], Outcome]
+    minutes: float
+    about: str
+    apart: bool = True
+    """Whether it must be started in a process of its own; else it starts some itself."""
+
+
+CASES = {
+    "durable": Case(saves.durable, 2, "durable full saves"),
+    "loop": Case(loop.asynchronous, 6, "stall of asynchronous saves, and the time lost to them"),
+    "frozen": Case(saves.frozen, 2, "the next save where nine tenths are frozen"),
+    "restore": Case(restores.restore, 2, "restores into a live model, cold and warm"),
+    "memory": Case(memory.peaks, 2, "peak extra memory of saves and restores", apart=False),
+    "small": Case(saves.small, 4, "20,000 tensors of 1 KiB"),
+    "large": Case(large.per_gb, 6, "a 10 GB state, per GB beside a 1 GB one"),
+}

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 import holdfast.torch
 from holdfast.core.adapters import LeafSource
 from holdfast.core.copying import copy_leaves
+from holdfast.core.sharing import SharedMemory
 from holdfast.core.tree import TreeEncoder
 from holdfast.errors import StateError
 from holdfast.torch import together
@@ -332,3 +333,27 @@ def test_a_tensor_without_its_memory_is_refused() -> None:
     with pytest.raises(StateError, match="its memory"):
         encoder.encode({"a": torch.ones(2), "b": tensor}, "")
         copy_all([leaf.source for leaf in encoder.leaves])
+
+
+def test_views_of_one_buffer_are_not_compared_with_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Optimizers that keep all parameters in one flat buffer have thousands of them.
+    compared: list[Any] = []
+    between = SharedMemory._between
+
+    def counted(self: SharedMemory, low: int, high: int) -> Any:
+        found = between(self, low, high)
+        compared.extend(found)
+        return found
+
+    monkeypatch.setattr(SharedMemory, "_between", counted)
+    views = list(torch.arange(1000.0).split(2))
+    state = {f"{number}": view for number, view in enumerate([*views[250:], *views[:250]])}
+    encoder = TreeEncoder()
+    encoder.encode(state, "")
+    assert len(encoder.leaves) == 500
+    assert compared == []
+    assert copy_all([leaf.source for leaf in encoder.leaves]) == b"".join(
+        map(bytes_of, state.values())
+    )

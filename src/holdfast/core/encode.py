@@ -306,12 +306,12 @@ class TreeEncoder:
 
     def pairs(self, value: Mapping[Any, Any], path: str) -> list[Node]:
         """[key, value] of each item, as nodes."""
-        types = self._types
+        handler_of = self._types.get
         pairs: list[Node] = []
         for key, item in cast(Mapping[object, object], value).items():
             name = key if type(key) is str else values.key_label(key)
             inner = f"{path}/{name}" if path else name
-            handler = types.get(type(item))
+            handler = handler_of(type(item))
             node = handler(self, item, inner) if handler else self._encode_other(item, inner)
             plain = key is name and name.isascii()  # nearly every key
             pairs.append([name if plain else self._key(key, path), node])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from holdfast.core.adapters import LeafSource
 from holdfast.core.copying import Region
 from holdfast.core.plan import box_offset
 from holdfast.core.types import KiB
@@ -94,8 +95,10 @@ class TensorSource:
         self._items: torch.Tensor | None = None  # made when first read: most are read once
         self._bytes: np.ndarray | None = None
 
-    def become(self, source: TensorSource) -> None:
+    def become(self, source: LeafSource) -> None:
         """Stand for another tensor; see core.sharing.Movable."""
+        if not isinstance(source, TensorSource):
+            raise TypeError(source)
         self.__init__(source._tensor, source.dtype, source.shape, source.nbytes)
 
     def copy_range(self, offset: int, into: memoryview) -> None:

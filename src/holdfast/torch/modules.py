@@ -42,15 +42,16 @@ _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_d
 def encode_module(module: torch.nn.Module, path: str, encoder: Encoder) -> Node:
     saved = module.state_dict()
     dropped = _wrapper_prefixes(module)
-    state: OrderedDict[str, Any] = OrderedDict()
-    for name, value in saved.items():
+    for name in saved:
         if not isinstance(name, str):
             raise UnsupportedValue(
                 path,
                 f"module whose state_dict has the key {name!r}",
                 hint="Its keys must be strings.",
             )
-        state[_without(name, dropped)] = value
+    state: OrderedDict[str, Any] = OrderedDict(saved)
+    if dropped:
+        state = OrderedDict((_without(name, dropped), value) for name, value in saved.items())
     metadata = getattr(saved, "_metadata", None)
     if metadata:
         renamed = {_without(name, dropped): dict(entry) for name, entry in metadata.items()}

@@ -30,9 +30,7 @@ _T: Any = torch.Tensor
 _FACTS: tuple[Callable[[torch.Tensor], Any], ...] = (
     type,
     _T.dtype.__get__,
-    _T.layout.__get__,
-    _T.is_nested.__get__,
-    _T.shape.__get__,
+    _T.shape.__get__,  # nested tensors have none, and no other layout has a storage
     _T.is_cpu.__get__,
     _T.is_contiguous,
     _T.is_neg,
@@ -105,7 +103,7 @@ def _rows(tensors: list[torch.Tensor]) -> list[tuple[_Facts, int]]:
     """Of each tensor: its facts, and the address of its storage."""
     try:
         return _read(tensors)
-    except RuntimeError:  # sparse and nested ones lack some of the attributes
+    except RuntimeError:  # not all of them are dense
         return _read([tensor if _is_dense(tensor) else _NONE for tensor in tensors])
 
 

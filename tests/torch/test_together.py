@@ -43,6 +43,7 @@ FORMS: dict[str, Callable[[torch.dtype, tuple[int, ...]], torch.Tensor]] = {
     "conj": lambda dtype, shape: from_parts(dtype, shape).conj(),
     "plain complex": from_parts,
     "neg": lambda dtype, shape: from_parts(dtype, shape).conj().imag,
+    "neg without gaps": lambda dtype, shape: torch.ops.aten._neg_view(torch.randn(shape)),
     "transposed": lambda dtype, shape: dense(dtype, (2, *shape)).transpose(0, -1),
     "rows": lambda dtype, shape: dense(dtype, (4, *shape))[1],
     "expanded": lambda dtype, shape: dense(dtype, shape).expand(3, *shape),
@@ -104,6 +105,13 @@ def one_by_one(state: dict[str, Any]) -> tuple[bytes, list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(holdfast.torch.adapter), "together", frozenset[type]())
         return captured(state)
+
+
+@pytest.mark.parametrize("first", FORMS)
+@pytest.mark.parametrize("second", FORMS)
+def test_what_one_tensor_is_says_nothing_of_another(first: str, second: str) -> None:
+    made = {form: FORMS[form](torch.float32, (3,)) for form in (first, second)}
+    assert captured({"d": made}) == one_by_one({"d": made})
 
 
 @given(states())

@@ -81,9 +81,10 @@ def encode_together(
         for (value, path, node), (facts, base) in zip(waiting, rows, strict=True):
             kind = None
             if base and base not in memory:  # neither empty, nor tied or a view of the same
-                if facts not in kinds:
-                    kinds[facts] = _kind(value)
-                kind = kinds[facts]
+                try:
+                    kind = kinds[facts]
+                except KeyError:  # few: most tensors have their facts in common with others
+                    kind = kinds[facts] = _kind(value)
             if kind is None or (pins and value.is_pinned()):
                 register()
                 encode_one(value, path, node, encoder)

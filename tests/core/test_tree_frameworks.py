@@ -24,6 +24,7 @@ class ToyAdapter:
     """A whole adapter: what the tree promises frameworks."""
 
     name = "toy"
+    together = frozenset[type]()
     seed = 7
 
     def encode(self, value: object, path: str, encoder: Encoder) -> Any:

@@ -17,7 +17,7 @@ from hypothesis import example, given
 import holdfast.torch
 from holdfast.errors import DamagedObject, StateError, StructureMismatch, UnsupportedValue
 from holdfast.torch.dtypes import DTYPES, STORED
-from holdfast.torch.memory import TensorDestination, TensorSource, _tensor_over
+from holdfast.torch.memory import TensorDestination, _tensor_over, source_of
 from tests.torch.roundtrip import Checkpoint, assert_same, bits, roundtrip
 
 
@@ -277,7 +277,7 @@ def test_live_strided_tensors_leave_their_neighbours_alone(make: Any) -> None:
 
 def test_unaligned_buffers() -> None:
     tensor = torch.randn(3, 5).t()
-    source = TensorSource(tensor)
+    source = source_of(tensor)
     whole = bytearray(source.nbytes + 1)
     source.copy_range(0, memoryview(whole)[1:])
     assert bytes(whole[1:]) == bits(tensor)

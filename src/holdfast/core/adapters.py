@@ -15,15 +15,19 @@ of that framework turns up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from holdfast.core.selection import Selection
 from holdfast.core.types import Node
 
 
 class LeafSource(Protocol):
-    """Where a leaf's bytes come from while a save is captured."""
+    """Where a leaf's bytes come from while a save is captured.
+
+    A class that can copy many leaves faster than one by one has a `copy_many` besides:
+    see `copying.CopyMany`.
+    """
 
     @property
     def dtype(self) -> str:
@@ -77,6 +81,10 @@ class Encoder(Protocol):
 
     def leaf(self, source: LeafSource, path: str) -> int:
         """Register a leaf; its index, to be put in a node under "leaf"."""
+        ...
+
+    def leaves_of(self, sources: Sequence[LeafSource], paths: Sequence[str]) -> Sequence[int]:
+        """As `leaf` of each, in this order."""
         ...
 
     def alias(self, key: Hashable, keep: object) -> dict[str, Any]:
@@ -150,14 +158,30 @@ NOTHING = Nothing()
 """No live target: decode to a new value."""
 
 
+Waiting: TypeAlias = tuple[Any, str, dict[str, Node]]
+"""(value, path, node) of a value that is encoded together with others. The node is still
+empty, but for an "id" if there are references to it."""
+
+
 class Adapter(Protocol):
     """What `holdfast.<framework>` offers as its module attribute `adapter`."""
 
     name: str
     """Tags of its nodes start with `<name>.`."""
 
+    @property
+    def together(self) -> Collection[type]:
+        """Exact types of values that hold no others and are encoded by `encode_together`:
+        where there are thousands, a call for each would cost most of the capture."""
+        ...
+
     def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
         """The node of `value`, or None if the type is not this adapter's."""
+        ...
+
+    def encode_together(self, waiting: Sequence[Waiting], encoder: Encoder) -> None:
+        """Complete the nodes of values whose types are in `together`, in this order.
+        Raises as `encode` does."""
         ...
 
     def decode(self, node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:

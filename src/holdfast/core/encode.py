@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -22,7 +22,7 @@ from holdfast.core import (
     stored,
     values,
 )
-from holdfast.core.adapters import LeafSource
+from holdfast.core.adapters import Adapter, LeafSource, Waiting
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
 
@@ -75,6 +75,10 @@ class TreeEncoder:
         self._aliases: dict[Hashable, dict[str, Any]] = {}
         self._files = file_copies.FileCopies()
         self._inline = 0
+        # Values that `_adapter` is to encode together; `_types` has the types of them.
+        self._waiting: list[Waiting] = []
+        self._adapter: Adapter | None = None
+        self._types = dict(self._TYPES)
 
     # -- the contract of adapters.Encoder ------------------------------------------
 
@@ -85,13 +89,17 @@ class TreeEncoder:
         self._ids = 0
         try:
             with values.collector_paused():
-                return self._encode(value, path)
+                node = self._encode(value, path)
+                self._encode_waiting()
+                return node
         except RecursionError:  # the caller's own stack is deep already
             raise _too_deep(path) from None
         finally:
             self._depth = self._inline = 0
 
     def leaf(self, source: LeafSource, path: str) -> int:
+        if self._waiting:
+            self._encode_waiting()  # leaves are in the order of the tree
         if not path.isascii():
             path = path.encode("utf-8", "backslashreplace").decode()  # lone surrogates
         path = path[:MAX_PATH_CHARACTERS]
@@ -107,6 +115,22 @@ class TreeEncoder:
             path = unique
         self.leaves.append(CapturedLeaf(path, source))
         return len(self.leaves) - 1
+
+    def leaves_of(self, sources: Sequence[LeafSource], paths: Sequence[str]) -> Sequence[int]:
+        if self._waiting:
+            self._encode_waiting()
+        names = dict.fromkeys(paths, 1)
+        if (
+            len(names) < len(paths)
+            or not self._taken.keys().isdisjoint(names)
+            or not "".join(paths).isascii()
+            or max(map(len, paths), default=0) > MAX_PATH_CHARACTERS
+        ):
+            return [self.leaf(*each) for each in zip(sources, paths, strict=True)]
+        first = len(self.leaves)
+        self._taken.update(names)
+        self.leaves += map(CapturedLeaf, paths, sources)
+        return range(first, len(self.leaves))
 
     def alias(self, key: Hashable, keep: object) -> dict[str, Any]:
         memo = self._aliases.get(key)
@@ -126,7 +150,7 @@ class TreeEncoder:
     # -- dispatch -------------------------------------------------------------------
 
     def _encode(self, value: object, path: str) -> Node:
-        handler = self._TYPES.get(type(value))
+        handler = self._types.get(type(value))
         if handler is not None:
             return handler(self, value, path)
         return self._encode_other(value, path)
@@ -139,6 +163,9 @@ class TreeEncoder:
             return self._scalar(cast(Any, value), path)
         adapter = frameworks.adapter_for_value(value)
         if adapter is not None:
+            if type(value) in adapter.together:
+                self._collect_for(adapter)
+                return self._together(value, path)
             self.enter(value, path)
             node: Any = adapter.encode(value, path, self)
             self.leave(value, cast(Node, node if isinstance(node, dict) else None))
@@ -150,6 +177,36 @@ class TreeEncoder:
         if self.allow_pickle:
             return encode_objects.encode_pickle(self, value, path)
         raise self._unsupported(value, path)
+
+    # -- many values of a framework at once -------------------------------------------
+
+    def _collect_for(self, adapter: Adapter) -> None:
+        """Values that wait are this adapter's from now on."""
+        self._encode_waiting()
+        if self._adapter is not None:
+            for kind in self._adapter.together:
+                del self._types[kind]
+        self._adapter = adapter
+        self._types.update(dict.fromkeys(adapter.together, TreeEncoder._together))
+
+    def _together(self, value: Any, path: str) -> Node:
+        """A node that is completed when its adapter is called for many of them."""
+        known = self._memo.get(id(value))
+        if known is not None:
+            return self._reference(known, path)
+        node: dict[str, Node] = {}
+        self._memo[id(value)] = node
+        self._kept.append(value)
+        self._waiting.append((value, path, node))
+        return node
+
+    def _encode_waiting(self) -> None:
+        """Complete the nodes of the values that wait."""
+        self._depth += 1  # what the adapter asks for is a part of this tree, not another one
+        while self._waiting and self._adapter is not None:
+            waiting, self._waiting = self._waiting, []
+            self._adapter.encode_together(waiting, self)
+        self._depth -= 1
 
     def _unsupported(self, value: object, path: str) -> UnsupportedValue:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -249,14 +306,15 @@ class TreeEncoder:
 
     def pairs(self, value: Mapping[Any, Any], path: str) -> list[Node]:
         """[key, value] of each item, as nodes."""
-        types = self._TYPES
+        handler_of = self._types.get
         pairs: list[Node] = []
         for key, item in cast(Mapping[object, object], value).items():
             name = key if type(key) is str else values.key_label(key)
             inner = f"{path}/{name}" if path else name
-            handler = types.get(type(item))
+            handler = handler_of(type(item))
             node = handler(self, item, inner) if handler else self._encode_other(item, inner)
-            pairs.append([self._key(key, path), node])
+            plain = key is name and name.isascii()  # nearly every key
+            pairs.append([name if plain else self._key(key, path), node])
         return pairs
 
     def _dict(self, value: Any, path: str) -> Node:
@@ -265,18 +323,21 @@ class TreeEncoder:
             return self._reference(known, path)
         self.enter(value, path)
         node: dict[str, Node] = {"!": "dict"}
-        if type(value) is OrderedDict:
+        kind = type(cast(object, value))
+        if kind is dict:
+            pass
+        elif kind is OrderedDict:
             node["!"] = "odict"
             attributes: dict[str, Any] = value.__dict__
             if attributes:  # state_dict()._metadata
                 node["attrs"] = {"!": "dict", "v": self.pairs(attributes, path)}
-        elif type(value) is defaultdict:
+        elif kind is defaultdict:
             node["!"] = "defaultdict"
             node["factory"] = self._factory(value.default_factory, path)
-        elif type(value) is Counter:
+        elif kind is Counter:
             node["!"] = "counter"
-        node["v"] = self.pairs(cast(Any, value), path)
-        self.leave(cast(Any, value), node)
+        node["v"] = self.pairs(value, path)
+        self.leave(value, node)
         return node
 
     def _factory(self, factory: object, path: str) -> str:
@@ -317,6 +378,7 @@ class TreeEncoder:
         self._inline += 1
         nodes = [self._encode(item, f"{path}/<item>") for item in value]
         self._inline -= 1
+        self._encode_waiting()
         node: dict[str, Node] = {"!": tag, "v": sorted(nodes, key=msgspec.json.encode)}
         self.leave(value, node if tag == "set" else None)
         return node

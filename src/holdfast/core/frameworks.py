@@ -42,6 +42,10 @@ def loaded_adapters() -> list[Adapter]:
 
 
 def _load(root: str) -> Adapter:
+    # Asked for with each tensor, where import_module() costs more than all else here.
+    adapter = getattr(sys.modules.get(ADAPTERS[root]), "adapter", None)
+    if adapter is not None:
+        return adapter
     try:
         return importlib.import_module(ADAPTERS[root]).adapter
     except ModuleNotFoundError as error:

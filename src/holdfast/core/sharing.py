@@ -15,6 +15,7 @@ is kept in `Encoder.alias(key, keep)`; each array of that buffer is given to `pl
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import prod
@@ -45,44 +46,7 @@ class Movable(LeafSource, Protocol):
     def become(self, source: LeafSource) -> None: ...
 
 
-class MovableSource:
-    """Any leaf source as a `Movable` one."""
-
-    __slots__ = ("_source",)
-
-    def __init__(self, source: LeafSource) -> None:
-        self._source = source
-
-    def become(self, source: LeafSource) -> None:
-        self._source = source
-
-    @property
-    def dtype(self) -> str:
-        return self._source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._source.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self._source.nbytes
-
-    @property
-    def streamed(self) -> bool:
-        return self._source.streamed
-
-    def copy_range(self, offset: int, into: memoryview) -> None:
-        self._source.copy_range(offset, into)
-
-    def mark(self) -> object:
-        return self._source.mark()
-
-    def close(self) -> None:
-        self._source.close()
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Group:
     """The arrays of one leaf: equal ones, or ones that overlap."""
 
@@ -100,20 +64,33 @@ class SharedMemory:
         """`open_bytes(low, high)` gives the buffer's bytes between two addresses,
         as a `U8` leaf of one dimension."""
         self._open_bytes = open_bytes
+        # By address: thousands of parameters may be views of one flat buffer.
         self._groups: list[_Group] = []
+        self._longest = 0  # of what the groups ever spanned
 
     def add(self, layout: Layout, node: dict[str, Any], source: Movable) -> None:
         """An array that already is a leaf: the buffer's first. Buffers with a second
         one are rare, so that it is enough to make a SharedMemory then."""
         low, high = byte_span(layout.start, layout.shape, layout.strides, layout.itemsize)
-        self._groups.append(_Group(low, high, node["leaf"], source, [(layout, node)]))
+        self._insert(_Group(low, high, node["leaf"], source, [(layout, node)]))
+
+    def _insert(self, group: _Group) -> None:
+        insort(self._groups, group, key=_low)
+        self._longest = max(self._longest, group.high - group.low)
+
+    def _between(self, low: int, high: int) -> list[_Group]:
+        """The groups that span some of these bytes, in the order of their leaves."""
+        first = bisect_left(self._groups, low - self._longest, key=_low)
+        last = bisect_left(self._groups, high, first, key=_low)
+        found = [group for group in self._groups[first:last] if low < group.high]
+        return sorted(found, key=lambda group: group.leaf)
 
     def place(
         self,
         encoder: Encoder,
         layout: Layout,
         node: dict[str, Any],
-        open_source: Callable[[], LeafSource],
+        open_source: Callable[[], Movable],
         path: str,
     ) -> dict[str, Any]:
         """Complete `node` (its tag and dtype) with the leaf that holds the array, and
@@ -123,9 +100,7 @@ class SharedMemory:
         """
         low, high = byte_span(layout.start, layout.shape, layout.strides, layout.itemsize)
         sharing: list[_Group] = []
-        for group in self._groups:
-            if group.low >= high or low >= group.high:
-                continue
+        for group in self._between(low, high):
             for known, known_node in group.members:
                 if known == layout:
                     fields = {name: known_node[name] for name in _PLACE if name in known_node}
@@ -135,15 +110,15 @@ class SharedMemory:
             if any(_overlap(known, layout) for known, _ in group.members):
                 sharing.append(group)
         if not sharing:
-            opened = open_source()
-            source = opened if isinstance(opened, MovableSource) else MovableSource(opened)
+            source = open_source()
             node["leaf"] = encoder.leaf(source, path)
             group = _Group(low, high, node["leaf"], source, [(layout, node)])
-            self._groups.append(group)
+            self._insert(group)
             if overlaps_itself(layout):
                 self._store_bytes(group)
             return node
         group, *others = sharing
+        self._groups.remove(group)  # it spans more now
         group.members.append((layout, node))
         group.low, group.high = min(low, group.low), max(high, group.high)
         for other in others:
@@ -152,6 +127,7 @@ class SharedMemory:
             group.low, group.high = min(group.low, other.low), max(group.high, other.high)
             other.source.become(self._open_bytes(other.low, other.low))
             self._groups.remove(other)
+        self._insert(group)
         self._store_bytes(group)
         return node
 
@@ -163,6 +139,10 @@ class SharedMemory:
             node["shape"] = list(layout.shape)
             node["strides"] = list(layout.strides)
             node["offset"] = layout.start - group.low
+
+
+def _low(group: _Group) -> int:
+    return group.low
 
 
 _PLACE = ("leaf", "order", "shape", "strides", "offset")

@@ -8,19 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
+from holdfast.core.copying import copy_leaves
 from holdfast.core.encode import CapturedLeaf
-from holdfast.core.types import KiB, MiB, Node
+from holdfast.core.types import KiB, Node
 from holdfast.manager.overlap import LiveLeaf, Overlap
 
-# Leaves start on cache lines, so that copies into the snapshot stay fast.
+# Large leaves start on cache lines, so that copies into the snapshot stay fast.
 _ALIGN = 64
-_COPY_BYTES = 64 * MiB
 # Smaller leaves are copied at once: a copy takes less time than the care for one in place.
 SMALL_BYTES = 64 * KiB
 
@@ -157,31 +156,33 @@ class SnapshotMemory:
             pass
 
     def _hold(self, leaves: Sequence[CapturedLeaf], choose: Choose) -> Iterator[HeldLeaf]:
-        ways = [
-            choose(source, path) if source.nbytes >= SMALL_BYTES else Way.COPIED
-            for path, source in leaves
-        ]
-        copied = [
-            way is Way.COPIED and not leaf.source.streamed
-            for leaf, way in zip(leaves, ways, strict=True)
-        ]
-        memory = self._at_once.of(
-            sum(_padded(leaf.source.nbytes) for leaf in compress(leaves, copied))
-        )
-        at = 0
-        for (path, source), way, is_copied in zip(leaves, ways, copied, strict=True):
-            if is_copied:
-                data = memory[at : at + source.nbytes]
-                for start in range(0, source.nbytes, _COPY_BYTES):
-                    source.copy_range(start, data[start : start + _COPY_BYTES])
-                source.close()
-                at += _padded(source.nbytes)
-                yield HeldLeaf(path, source, data)
-            elif way is Way.LIVE and not source.streamed:
+        ways: dict[int, Way] = {}
+        sources: list[LeafSource] = []
+        starts: list[int] = []
+        total = 0
+        for number, (path, source) in enumerate(leaves):
+            nbytes = source.nbytes
+            if source.streamed:
+                continue
+            if nbytes >= SMALL_BYTES:
+                way = choose(source, path)
+                if way is not Way.COPIED:
+                    ways[number] = way
+                    continue
+                total = -(-total // _ALIGN) * _ALIGN
+            sources.append(source)
+            starts.append(total)
+            total += nbytes
+        memory = self._at_once.of(total)
+        copy_leaves(sources, np.frombuffer(memory, np.uint8), starts)
+        at = iter(starts)
+        for number, (path, source) in enumerate(leaves):
+            way = ways.get(number)
+            if way is Way.LIVE:
                 yield HeldLeaf(path, source, live=LiveLeaf(path, source))
-            else:
+            elif way is Way.UNCHANGED or source.streamed:
                 yield HeldLeaf(path, source, unchanged=way is Way.UNCHANGED)
-
-
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // _ALIGN) * _ALIGN
+            else:
+                start = next(at)
+                yield HeldLeaf(path, source, memory[start : start + source.nbytes])
+                source.close()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from holdfast.core.adapters import Decoder, Encoder
+from holdfast.core.adapters import Decoder, Encoder, Waiting
 from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
@@ -27,6 +27,7 @@ from holdfast.torch.optimizers import decode_optimizer, encode_optimizer
 from holdfast.torch.overlap import Barrier
 from holdfast.torch.sparse import decode_sparse, encode_sparse
 from holdfast.torch.tensors import check_supported, decode_tensor, encode_tensor
+from holdfast.torch.together import TOGETHER, encode_together
 from holdfast.torch.untracked import find_untracked, untracked_parameters
 
 # Tag -> what it restores into in place, in words, and how.
@@ -45,15 +46,13 @@ class TorchAdapter:
     """Implements core.adapters.Adapter for PyTorch."""
 
     name = "torch"
+    together = TOGETHER
     contents = contents
     """What objects hold, for the search for state that nobody saves."""
 
     def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
         if isinstance(value, torch.Tensor):
-            check_supported(value, path)
-            if value.layout is torch.strided:
-                return encode_tensor(value, path, encoder)
-            return encode_sparse(value, path, encoder)
+            return _encode_tensor(value, path, {}, encoder)
         if isinstance(value, torch.nn.Module):
             return encode_module(value, path, encoder)
         if isinstance(value, torch.optim.Optimizer):
@@ -63,6 +62,9 @@ class TorchAdapter:
         if isinstance(value, torch.Generator):
             return encode_generator(value, path, encoder)
         return encode_value(value)
+
+    def encode_together(self, waiting: Sequence[Waiting], encoder: Encoder) -> None:
+        encode_together(waiting, encoder, _encode_tensor)
 
     def decode(self, node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:
         tag = node["!"]
@@ -135,6 +137,16 @@ class TorchAdapter:
 
     def apply_rng(self, states: dict[str, Any]) -> None:
         rng.apply_rng(states)
+
+
+def _encode_tensor(
+    value: torch.Tensor, path: str, node: dict[str, Node], encoder: Encoder
+) -> dict[str, Node]:
+    check_supported(value, path)
+    if value.layout is torch.strided:
+        return encode_tensor(value, path, node, encoder)
+    node.update(encode_sparse(value, path, encoder))
+    return node
 
 
 adapter = TorchAdapter()

@@ -6,18 +6,31 @@ payloads and dtypes without copy kernels make no difference.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 
+from holdfast.core.adapters import LeafSource
+from holdfast.core.copying import Region
 from holdfast.core.plan import box_offset
+from holdfast.core.types import KiB
+from holdfast.errors import StateError
 from holdfast.torch.dtypes import STORED, carrier
 
 # A kilobyte of a tensor: an edit of all of it cannot be missed, and one of a few rows can.
 _SAMPLE_SPOTS = 16
 _SAMPLE_BYTES = 64
+_T: Any = torch.Tensor
+_SMALL_BYTES = 64 * KiB  # below, the call costs more than the copy; it takes a few microseconds
+# As ctypes.memmove, which releases the GIL: each time another thread might keep it for
+# milliseconds.
+_memmove = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
 
 
 def raw(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,20 +92,22 @@ class TensorSource:
 
     __slots__ = ("_bytes", "_items", "_tensor", "dtype", "nbytes", "shape")
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._become(tensor)
-
-    def become(self, source: TensorSource) -> None:
-        """Stand for another tensor; see core.sharing.Movable."""
-        self._become(source._tensor)
-
-    def _become(self, tensor: torch.Tensor) -> None:
-        self.dtype = stored_dtype(tensor.dtype)
-        self.shape = stored_shape(tensor.dtype, tensor.shape)
-        self.nbytes = tensor.nbytes
+    def __init__(
+        self, tensor: torch.Tensor, dtype: str, shape: tuple[int, ...], nbytes: int
+    ) -> None:
+        """With the tensor's stored dtype, stored shape and size; see `source_of`."""
         self._tensor = tensor
+        self.dtype = dtype
+        self.shape = shape
+        self.nbytes = nbytes
         self._items: torch.Tensor | None = None  # made when first read: most are read once
         self._bytes: np.ndarray | None = None
+
+    def become(self, source: LeafSource) -> None:
+        """Stand for another tensor; see core.sharing.Movable."""
+        if not isinstance(source, TensorSource):
+            raise TypeError(source)
+        self.__init__(source._tensor, source.dtype, source.shape, source.nbytes)
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         out = np.frombuffer(into, np.uint8)
@@ -114,6 +129,7 @@ class TensorSource:
 
     def _open(self) -> torch.Tensor:
         if self._items is None:
+            self._check_memory()
             self._items = stored(self._tensor)
             if self._items.is_contiguous():
                 self._items = self._items.view(-1)  # so that any range is one copy
@@ -133,6 +149,58 @@ class TensorSource:
         sample = None if self._bytes is None else _sample(self._bytes)
         return self._tensor.data_ptr(), version, sample
 
+    def _check_memory(self) -> None:
+        """Raises StateError if the tensor has lost its memory, or has another size. torch
+        would take a view of it for a wish, and make the storage larger."""
+        tensor = self._tensor
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = int(tensor.storage_offset()) + sum((size - 1) * step for size, step in steps)
+        needed = (last + 1) * tensor.dtype.itemsize if tensor.numel() else 0
+        if tensor.nbytes != self.nbytes or needed > tensor.untyped_storage().nbytes():
+            raise StateError(
+                f"a tensor of {self.nbytes} bytes cannot be saved: its memory was freed or resized",
+                hint="Save where its parameters are gathered, e.g. in FSDP's summon_full_params, "
+                "and leave tensors as they are while save() runs.",
+            )
+
+    @staticmethod
+    def copy_many(
+        sources: Sequence[TensorSource], region: Region, starts: Sequence[int]
+    ) -> list[int]:
+        """See core.copying.CopyMany: small tensors without gaps in CPU memory.
+
+        A view of a tensor for NumPy, or a torch function with an output, takes several
+        times as long as the copy of a kilobyte.
+        """
+        left: list[int] = []
+        target = region.ctypes.data
+        tensors = [source._tensor for source in sources]
+        with torch._C.DisableTorchFunction():  # see torch.together
+            rows = zip(
+                sources,
+                starts,
+                map(_T.is_cpu.__get__, tensors),
+                map(_T.is_contiguous, tensors),
+                map(_T.nbytes.__get__, tensors),
+                map(_T.data_ptr, tensors),
+                map(_T.untyped_storage, tensors),
+                strict=True,
+            )
+            for number, (source, start, is_cpu, dense, nbytes, first, storage) in enumerate(rows):
+                # Whatever happened to a tensor since it was captured, only memory that it
+                # has now is read; `copy_range` says what is wrong.
+                if (
+                    nbytes <= _SMALL_BYTES
+                    and nbytes == source.nbytes
+                    and is_cpu
+                    and dense
+                    and first + nbytes <= storage.data_ptr() + storage.nbytes()
+                ):
+                    _memmove(target + start, first, nbytes)
+                else:
+                    left.append(number)
+        return left
+
     def close(self) -> None:
         return
 
@@ -142,6 +210,12 @@ def _sample(data: np.ndarray) -> bytes:
     spots = max(1, min(_SAMPLE_SPOTS, data.size // _SAMPLE_BYTES))
     rows = data[: data.size // spots * spots].reshape(spots, -1)
     return rows[:, :_SAMPLE_BYTES].tobytes()
+
+
+def source_of(tensor: torch.Tensor) -> TensorSource:
+    """A leaf of the elements of `tensor`."""
+    shape = stored_shape(tensor.dtype, tensor.shape)
+    return TensorSource(tensor, stored_dtype(tensor.dtype), shape, tensor.nbytes)
 
 
 def _gather(tensor: torch.Tensor, first: int, end: int, out: torch.Tensor) -> None:

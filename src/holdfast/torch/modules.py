@@ -42,15 +42,16 @@ _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_d
 def encode_module(module: torch.nn.Module, path: str, encoder: Encoder) -> Node:
     saved = module.state_dict()
     dropped = _wrapper_prefixes(module)
-    state: OrderedDict[str, Any] = OrderedDict()
-    for name, value in saved.items():
+    for name in saved:
         if not isinstance(name, str):
             raise UnsupportedValue(
                 path,
                 f"module whose state_dict has the key {name!r}",
                 hint="Its keys must be strings.",
             )
-        state[_without(name, dropped)] = value
+    state: OrderedDict[str, Any] = OrderedDict(saved)
+    if dropped:
+        state = OrderedDict((_without(name, dropped), value) for name, value in saved.items())
     metadata = getattr(saved, "_metadata", None)
     if metadata:
         renamed = {_without(name, dropped): dict(entry) for name, entry in metadata.items()}
@@ -66,12 +67,27 @@ def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
     compiled: Any = getattr(compiler, "OptimizedModule", ())
     parallel = torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel
     found: set[str] = set()
+    if not any(isinstance(part, (compiled, parallel)) for part in _all_parts(module)):
+        return found  # the names of thousands of modules take longer than their tensors
     for name, part in module.named_modules(remove_duplicate=False):
         if isinstance(part, compiled):
             found.add(_join(name, "_orig_mod"))
         elif isinstance(part, parallel):
             found.add(_join(name, "module"))
     return found
+
+
+def _all_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """As `modules()`, several times as fast."""
+    seen = {module}
+    pending = [module]
+    while pending:
+        part = pending.pop()
+        yield part
+        for child in part._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                pending.append(child)
 
 
 def parts(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -28,7 +28,7 @@ from holdfast.core.leaves import settle
 from holdfast.core.selection import Selection
 from holdfast.core.types import Node
 from holdfast.errors import StateError
-from holdfast.torch.dtypes import describe, name_of
+from holdfast.torch.dtypes import describe
 from holdfast.torch.memory import copy_bits
 from holdfast.torch.modules import bare
 from holdfast.torch.placing import Placing, entry_in_place, moved
@@ -49,11 +49,12 @@ def encode_optimizer(optimizer: Optimizer, path: str, encoder: Encoder) -> Node:
     number = 0
     groups: list[Node] = []
     numbers: dict[int, int] = {}
+    names = _Names()
     for group in optimizer.param_groups:
         described: list[Node] = []
         # As state_dict numbers them: a parameter listed twice has its first number.
         for param in group["params"]:
-            described.append([numbers.setdefault(id(param), number), *_description(param)])
+            described.append([numbers.setdefault(id(param), number), *_description(param, names)])
             number += 1
         groups.append(described)
     return {
@@ -64,10 +65,18 @@ def encode_optimizer(optimizer: Optimizer, path: str, encoder: Encoder) -> Node:
     }
 
 
-def _description(param: torch.Tensor) -> list[Node]:
-    shape = [] if is_lazy(param) else list(param.shape)
-    dtype = "uninitialized" if is_lazy(param) else name_of(param.dtype)
-    return [dtype, shape, str(param.device)]
+class _Names(dict[Any, str]):
+    """Of dtypes and devices: there are few of them, and thousands of parameters."""
+
+    def __missing__(self, key: torch.dtype | torch.device) -> str:
+        name = self[key] = str(key).removeprefix("torch.")
+        return name
+
+
+def _description(param: torch.Tensor, names: _Names) -> list[Node]:
+    if is_lazy(param):
+        return ["uninitialized", [], names[param.device]]
+    return [names[param.dtype], list(param.shape), names[param.device]]
 
 
 # -- restore ------------------------------------------------------------------

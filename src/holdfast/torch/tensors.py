@@ -30,10 +30,10 @@ from holdfast.errors import DamagedObject, StateError, UnsupportedValue
 from holdfast.torch.dtypes import DTYPES, NAMES, describe, name_of, words
 from holdfast.torch.memory import (
     TensorDestination,
-    TensorSource,
     bytes_between,
     copy_bits,
     overlaps_itself,
+    source_of,
     stored_dtype,
     stored_shape,
     touched,
@@ -96,15 +96,17 @@ def has_memory(kind: type) -> bool:
     return getattr(kind, "__torch_dispatch__", None) is own.__torch_dispatch__
 
 
-def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
-    """The node of a dense tensor that `check_supported` accepted."""
+def encode_tensor(
+    value: torch.Tensor, path: str, node: dict[str, Node], encoder: Encoder
+) -> dict[str, Node]:
+    """Complete and return the node of a dense tensor that `check_supported` accepted. It
+    may be changed until everything is encoded (see core.sharing)."""
     dtype = value.dtype
-    name = NAMES.get(dtype)
-    if name is None:
+    if dtype not in NAMES:
         raise UnsupportedValue(
             path, f"tensor of dtype {name_of(dtype)}", hint="Convert it with .to(dtype)."
         )
-    node: dict[str, Node] = {"!": "torch.tensor", "dtype": name, **attributes(value)}
+    node.update(first_keys(value))
     if type(value) in _LAZY:
         # Its shape is not known before the module has seen its first input.
         node["uninitialized"] = True
@@ -113,7 +115,7 @@ def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     if tensor.numel() == 0:
-        node["leaf"] = encoder.leaf(TensorSource(tensor), path)
+        node["leaf"] = encoder.leaf(source_of(tensor), path)
         return node
     # With dimensions of size 1 a tensor is contiguous in several orders at once; torch
     # chooses the memory format of results by strides that make no other difference.
@@ -125,28 +127,39 @@ def encode_tensor(value: torch.Tensor, path: str, encoder: Encoder) -> Node:
     return node
 
 
+def first_keys(value: torch.Tensor) -> dict[str, Node]:
+    """The node of a dense tensor, without its leaf."""
+    return {"!": "torch.tensor", "dtype": NAMES[value.dtype], **attributes(value)}
+
+
+def memory_memo(device: torch.device, encoder: Encoder) -> dict[int, Any]:
+    """Of a device: a storage's address -> (tensor, node, source) of the one tensor in it,
+    or a SharedMemory of all once there is a second."""
+    # One memo for all storages: the sources keep those alive, so no address comes twice.
+    return encoder.alias(("torch", device), None).setdefault("memory", {})
+
+
 def _place(tensor: torch.Tensor, node: dict[str, Node], path: str, encoder: Encoder) -> None:
     """Give `node` its leaf: a new one, or one that holds the tensor's memory already."""
-    # One memo for all storages: the sources keep those alive, so no address comes twice.
-    memo: dict[int, Any] = encoder.alias(("torch", tensor.device), None).setdefault("memory", {})
+    memo = memory_memo(tensor.device, encoder)
     storage = tensor.untyped_storage()
     base = storage.data_ptr()
     known = memo.get(base)
     whole = tensor.is_contiguous() or not overlaps_itself(tensor.shape, tensor.stride())
     if known is None and whole:
-        source = TensorSource(tensor)
+        source = source_of(tensor)
         node["leaf"] = encoder.leaf(source, path)
         memo[base] = (tensor, node, source)
         return
     if not isinstance(known, SharedMemory):
         shared = memo[base] = SharedMemory(
-            lambda low, high: TensorSource(bytes_between(storage, low - base, high - base))
+            lambda low, high: source_of(bytes_between(storage, low - base, high - base))
         )
         if known is not None:
             first, first_node, first_source = known
             shared.add(_layout(first, first_node), first_node, first_source)
         known = shared
-    known.place(encoder, _layout(tensor, node), node, lambda: TensorSource(tensor), path)
+    known.place(encoder, _layout(tensor, node), node, lambda: source_of(tensor), path)
 
 
 def _layout(tensor: torch.Tensor, node: dict[str, Node]) -> Layout:

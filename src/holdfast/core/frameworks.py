@@ -11,6 +11,7 @@ from holdfast.errors import StateError
 ADAPTERS = {"torch": "holdfast.torch"}
 """Root package of a framework -> the module that has its `adapter`."""
 
+_loaded: dict[str, Adapter] = {}
 _roots_of_type: dict[type, tuple[str, ...]] = {}
 
 
@@ -42,8 +43,12 @@ def loaded_adapters() -> list[Adapter]:
 
 
 def _load(root: str) -> Adapter:
+    known = _loaded.get(root)
+    if known is not None:
+        return known
     try:
-        return importlib.import_module(ADAPTERS[root]).adapter
+        _loaded[root] = importlib.import_module(ADAPTERS[root]).adapter
+        return _loaded[root]
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != root:
             raise

@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -175,8 +174,7 @@ def attributes(tensor: torch.Tensor) -> dict[str, Node]:
 # -- restore ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """A checked tensor node."""
 
     leaf: int
@@ -286,8 +284,10 @@ def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> boo
     ):
         decoder.changed(path, str(saved), describe(target))
         return False
+    if target.is_contiguous() or not overlaps_itself(target.shape, target.stride()):
+        return True
     strides = saved.view[1] if saved.view else ()
-    if overlaps_itself(target.shape, target.stride()) and tuple(target.stride()) != strides:
+    if tuple(target.stride()) != strides:
         decoder.changed(path, str(saved), f"{describe(target)} whose items share memory")
         return False
     return True

@@ -220,8 +220,7 @@ def wanted_for(manifest: Manifest, requests: Iterable[tuple[int, Destination]]) 
     for index, destination in requests:
         leaf = manifest.leaves[index]
         write = destination.write
-        for chunk in leaf.chunks:
-            wanted.append(Wanted(leaf, chunk, write))
+        wanted += [Wanted(leaf, chunk, write) for chunk in leaf.chunks]
     return wanted
 
 

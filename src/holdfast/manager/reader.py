@@ -1,17 +1,26 @@
-"""Reading a checkpoint's bytes: in parallel, each chunk verified before it is used."""
+"""Reading a checkpoint's bytes: in parallel, each chunk verified before it is used.
+
+Each thread has one staging block, which it fills again and again: a batch of chunks is
+read into it, compared there with the digests, and only then given to where it goes. So
+the memory of a restore beside the state itself is THREADS blocks, and nothing live ever
+holds a byte that was not verified. Reasons and numbers: docs/design/restore.md.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from holdfast.core.adapters import Destination
 from holdfast.core.digest import digest
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
 from holdfast.core.types import KiB, MiB
+from holdfast.core.values import collector_paused
 from holdfast.errors import DamagedObject, ObjectNotFound
+from holdfast.manager.staging import new_block
 from holdfast.repo import keys
 from holdfast.repo.repo import Repo
 
@@ -20,13 +29,17 @@ THREADS = 4
 # cost 20,000 calls; a hole up to this size is cheaper to read than to skip.
 READ_BYTES = 8 * MiB
 _HOLE_BYTES = 64 * KiB
+# Long reads are made of whole pages at page-aligned offsets: a store can then read them
+# past the page cache. The few bytes around the chunks are not worth a call of their own.
+_PAGE_BYTES = 4 * KiB
+_WHOLE_PAGES_FROM = 1 * MiB
 
-Sink = Callable[[Leaf, Chunk, memoryview], None]
-"""Takes the verified bytes of a chunk. From any thread; must not keep the view."""
+Sink = Callable[[Sequence[int], Sequence[int], memoryview], None]
+"""Takes the verified bytes of a box of the leaf, as `Destination.write`. From any thread;
+must not keep the view."""
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A chunk to read, and what to do with its bytes."""
 
     leaf: Leaf
@@ -41,7 +54,7 @@ class _Batch:
     pack: Pack
     offset: int
     nbytes: int
-    items: tuple[Wanted, ...]
+    items: Sequence[Wanted]
 
 
 class ChunkReader:
@@ -51,7 +64,6 @@ class ChunkReader:
         self._repo = repo
         self._record = record
         self._manifest = manifest
-        self._local = threading.local()
         self.bytes_read = 0
         self._lock = threading.Lock()
 
@@ -83,44 +95,69 @@ class ChunkReader:
         Raises DamagedObject naming the leaf; CheckpointRemoved; StoreUnavailable; and
         what sinks raise.
         """
-        batches = list(_batches(self._manifest, wanted))
-        if len(batches) <= 1:
-            for batch in batches:
-                self._read(batch)
-            return
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-read") as pool:
-            futures = [pool.submit(self._read, batch) for batch in batches]
-            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
-            for future in done:
-                future.result()
+        with collector_paused():
+            batches = _batches(self._manifest, wanted)
+        self._each(batches, self._read)
 
     def survey(self, wanted: Sequence[Wanted]) -> list[DamagedObject]:
         """As `read`, but go on after damage and return all of it (for `verify`)."""
         problems: list[DamagedObject] = []
 
-        def attempt(batch: _Batch) -> None:
+        def attempt(batch: _Batch, block: memoryview) -> None:
             try:
-                self._read(batch)
+                self._read(batch, block)
                 return
             except DamagedObject:
                 pass  # find out which of its chunks it is
             for item in batch.items:
                 alone = _Batch(batch.pack, item.chunk.offset, item.chunk.nbytes, (item,))
                 try:
-                    self._read(alone)
+                    self._read(alone, block)
                 except DamagedObject as error:
                     problems.append(error)
 
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-read") as pool:
-            for _ in pool.map(attempt, _batches(self._manifest, wanted)):
-                pass
+        self._each(_batches(self._manifest, wanted), attempt)
         return problems
 
-    def _read(self, batch: _Batch) -> None:
-        buffer = self._buffer(batch.nbytes)
+    def _each(self, batches: Sequence[_Batch], work: Callable[[_Batch, memoryview], None]) -> None:
+        """Do `work` on every batch, with a staging block that is large enough for it.
+
+        In threads, which take the batches in order; nothing else of this process reads
+        further ahead. The first error ends it once the work in progress is done.
+        """
+        largest = max((batch.nbytes for batch in batches), default=0)
+        waiting = iter(batches)
+        taking = threading.Lock()
+        stopped = threading.Event()
+
+        def run() -> None:
+            block = new_block(largest)
+            try:
+                while not stopped.is_set():
+                    with taking:
+                        batch = next(waiting, None)
+                    if batch is None:
+                        return
+                    work(batch, block)
+            finally:
+                stopped.set()  # after the last batch, or after an error
+
+        threads = min(THREADS, len(batches))
+        if threads <= 1:
+            run()
+            return
+        with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-read") as pool:
+            running = [pool.submit(run) for _ in range(threads)]
+            try:
+                wait(running)
+            finally:
+                stopped.set()  # Ctrl-C ends here too
+            for one in running:
+                one.result()
+
+    def _read(self, batch: _Batch, block: memoryview) -> None:
+        """Read into the block, verify and deliver."""
+        buffer = block[: batch.nbytes]
         key = keys.pack_key(batch.pack.name)
         try:
             self._repo.read_pack(batch.pack, batch.offset, buffer)
@@ -128,28 +165,21 @@ class ChunkReader:
             self._missing(batch.pack, error)
         except DamagedObject as error:
             raise DamagedObject(key, error.reason, leaf=batch.items[0].leaf.path) from None
-        for item in batch.items:
-            at = item.chunk.offset - batch.offset
-            data = buffer[at : at + item.chunk.nbytes]
-            if digest(data) != item.chunk.digest:
+        for leaf, chunk, sink in batch.items:
+            at = chunk.offset - batch.offset
+            data = buffer[at : at + chunk.nbytes]
+            if digest(data) != chunk.digest:
                 raise DamagedObject(
                     key,
-                    f"the bytes at {item.chunk.offset} do not match their digest",
-                    leaf=item.leaf.path,
+                    f"the bytes at {chunk.offset} do not match their digest",
+                    leaf=leaf.path,
                 )
-            item.sink(item.leaf, item.chunk, data)
+            sink(chunk.start, chunk.shape, data)
         with self._lock:
             self.bytes_read += batch.nbytes
 
     def _missing(self, pack: Pack, error: ObjectNotFound) -> None:
         self._repo.explain_absence(self._record, keys.pack_key(pack.name), error)
-
-    def _buffer(self, nbytes: int) -> memoryview:
-        """This thread's staging block, grown to the largest batch."""
-        block: bytearray | None = getattr(self._local, "block", None)
-        if block is None or len(block) < nbytes:
-            block = self._local.block = bytearray(max(nbytes, min(READ_BYTES, 2 * nbytes)))
-        return memoryview(block)[:nbytes]
 
 
 def pack_heads(manifest: Manifest) -> list[Wanted]:
@@ -161,7 +191,7 @@ def pack_heads(manifest: Manifest) -> list[Wanted]:
         Wanted(
             Leaf("the header", "U8", (), ()),
             Chunk((), (), index, 0, pack.head_nbytes, pack.head_digest),
-            lambda leaf, chunk, data: None,
+            lambda start, shape, data: None,
         )
         for index, pack in enumerate(manifest.packs)
         if pack.head_nbytes
@@ -173,18 +203,15 @@ def wanted_for(manifest: Manifest, requests: Iterable[tuple[int, Destination]]) 
     wanted: list[Wanted] = []
     for index, destination in requests:
         leaf = manifest.leaves[index]
-
-        def deliver(
-            leaf: Leaf, chunk: Chunk, data: memoryview, to: Destination = destination
-        ) -> None:
-            to.write(chunk.start, chunk.shape, data)
-
-        wanted.extend(Wanted(leaf, chunk, deliver) for chunk in leaf.chunks)
+        write = destination.write
+        wanted += [Wanted(leaf, chunk, write) for chunk in leaf.chunks]
     return wanted
 
 
-def _batches(manifest: Manifest, wanted: Iterable[Wanted]) -> Iterator[_Batch]:
+def _batches(manifest: Manifest, wanted: Iterable[Wanted]) -> list[_Batch]:
+    """The reads that get all chunks, in the order in which they lie in the packs."""
     ordered = sorted(wanted, key=lambda item: (item.chunk.pack, item.chunk.offset))
+    batches: list[_Batch] = []
     group: list[Wanted] = []
     start = end = 0
     for item in ordered:
@@ -198,13 +225,18 @@ def _batches(manifest: Manifest, wanted: Iterable[Wanted]) -> Iterator[_Batch]:
         )
         if not joins:
             if group:
-                yield _batch(manifest, group, start, end)
+                batches.append(_batch(manifest, group, start, end))
             group, start = [], chunk.offset
         group.append(item)
         end = stop if len(group) == 1 else max(end, stop)
     if group:
-        yield _batch(manifest, group, start, end)
+        batches.append(_batch(manifest, group, start, end))
+    return batches
 
 
 def _batch(manifest: Manifest, group: list[Wanted], start: int, end: int) -> _Batch:
-    return _Batch(manifest.packs[group[0].chunk.pack], start, end - start, tuple(group))
+    pack = manifest.packs[group[0].chunk.pack]
+    if end - start >= _WHOLE_PAGES_FROM:
+        start -= start % _PAGE_BYTES
+        end = min(-(-end // _PAGE_BYTES) * _PAGE_BYTES, pack.nbytes)
+    return _Batch(pack, start, end - start, group)

@@ -19,6 +19,13 @@ from holdfast.core.types import MiB
 MAX_WRITE_BYTES = 64 * MiB  # one call; Linux moves at most 2 GiB - 4 KiB
 MAX_WRITE_BUFFERS = 512  # IOV_MAX is 1024 on Linux and macOS; POSIX promises 16
 
+PAGE_BYTES = 4096
+"""Offsets and addresses that are multiples of it can be read past the page cache."""
+DIRECT_BYTES = 1 * MiB
+"""Shorter reads go through the page cache: there it reads ahead of them."""
+# What a file system says about a kind of read that it does not have.
+_NO_SUCH_READ = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
+
 _RENAME_NOREPLACE = 1  # <linux/fs.h>
 _RENAME_EXCL = 4  # <sys/stdio.h> of macOS
 
@@ -146,7 +153,21 @@ class OsFileSystem:
         return os.pread(fd, nbytes, offset)
 
     def read_into(self, fd: int, into: memoryview, offset: int) -> int:
-        return os.preadv(fd, [into], offset)
+        if into.nbytes < DIRECT_BYTES or offset % PAGE_BYTES or sys.platform != "linux":
+            return os.preadv(fd, [into], offset)
+        try:
+            cached = os.preadv(fd, [into], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            cached = 0
+        except OSError as error:
+            if error.errno not in _NO_SUCH_READ:
+                raise
+            return os.preadv(fd, [into], offset)  # it cannot say what is cached
+        if cached == into.nbytes:
+            return cached
+        if cached >= PAGE_BYTES:
+            return cached - cached % PAGE_BYTES  # the next call goes on from there
+        return _read_direct(fd, into, offset)
 
     def allocate(self, fd: int, nbytes: int) -> None:
         # Not posix_fallocate: where the file system cannot, the C library writes a
@@ -216,6 +237,22 @@ class OsFileSystem:
 
     def unlink(self, name: str, folder: int) -> None:
         os.unlink(name, dir_fd=folder)
+
+
+def _read_direct(fd: int, into: memoryview, offset: int) -> int:
+    """Read whole pages past the page cache; through it where the file system, or the
+    address of `into`, does not allow that."""
+    nbytes = into.nbytes - into.nbytes % PAGE_BYTES
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        return os.preadv(fd, [into[:nbytes]], offset)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_READ:
+            raise
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    return os.preadv(fd, [into], offset)
 
 
 def _status(found: os.stat_result) -> FileStatus:

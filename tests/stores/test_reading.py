@@ -1,0 +1,153 @@
+"""How the local store reads: what is cached from the cache, the rest past it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from holdfast.core.types import MiB
+from holdfast.manager.reader import staging_block
+from holdfast.stores import filesystem
+from holdfast.stores.filesystem import DIRECT_BYTES, PAGE_BYTES
+from holdfast.stores.local import LocalStore
+
+NBYTES = 3 * MiB + 1234
+CONTENT = os.urandom(NBYTES)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path / "run")
+    assert store.put_new("packs/a", [CONTENT])
+    return store
+
+
+def forget(store: LocalStore, offset: int = 0, nbytes: int = 0) -> None:
+    """Ask the system to take (a part of) the file from its cache; it is synced already."""
+    fd = os.open(Path(store.address) / "packs/a", os.O_RDONLY)
+    os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
+@given(data=st.data())
+def test_every_range_is_what_was_written(store: LocalStore, data: st.DataObject) -> None:
+    """Cached, not cached, cached in part; at pages or beside them, in aligned memory or not."""
+    page = st.sampled_from([0, 1, PAGE_BYTES - 1])
+    offset = data.draw(st.integers(0, NBYTES // PAGE_BYTES - 1)) * PAGE_BYTES + data.draw(page)
+    longest = NBYTES - offset
+    nbytes = data.draw(st.sampled_from([1, longest, DIRECT_BYTES, DIRECT_BYTES + 1, 2 * MiB]))
+    nbytes = min(nbytes, longest)
+    forget(store, 0, data.draw(st.sampled_from([0, 1 * MiB, 2 * MiB])))
+    beside = data.draw(page)
+    block = staging_block(nbytes + beside + 1)
+    block[-1] = 0xEE
+    into = block[beside : beside + nbytes]
+    store.read_into("packs/a", offset, into)
+    assert into == CONTENT[offset : offset + nbytes]
+    assert block[-1] == 0xEE
+
+
+class Kernel:
+    """Reads as one that has the first `cached` bytes of every file in its cache, and
+    says `refuses` to certain calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cached = 0
+        self.refuses: dict[str, int] = {}
+        self.calls: list[tuple[str, int, int]] = []
+        self._real_read, self._real_fcntl = os.preadv, fcntl.fcntl
+        monkeypatch.setattr(filesystem.os, "preadv", self._read)
+        monkeypatch.setattr(filesystem.fcntl, "fcntl", self._fcntl)
+
+    def _read(self, fd: int, into: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        (view,) = into
+        direct = self._real_fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        kind = "direct" if direct else "cached only" if flags & os.RWF_NOWAIT else "plain"
+        self.calls.append((kind, offset, view.nbytes))
+        if kind in self.refuses:
+            raise OSError(self.refuses[kind], "refused")
+        if kind == "cached only":
+            view = view[: max(0, self.cached - offset)]
+            if not view.nbytes:
+                raise BlockingIOError(errno.EAGAIN, "not cached")
+        if direct:
+            fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)  # a plain one: any address will do
+        try:
+            return self._real_read(fd, [view], offset)
+        finally:
+            if direct:
+                os.close(fd)
+
+    def _fcntl(self, fd: int, command: int, value: int = 0) -> int:
+        if command == fcntl.F_SETFL and value & os.O_DIRECT and "O_DIRECT" in self.refuses:
+            raise OSError(self.refuses["O_DIRECT"], "refused")
+        return self._real_fcntl(fd, command, value)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
+
+
+def read(store: LocalStore, offset: int, nbytes: int) -> None:
+    into = staging_block(nbytes)
+    store.read_into("packs/a", offset, into)
+    assert into == CONTENT[offset : offset + nbytes]
+
+
+def test_what_is_cached_is_read_once_and_from_there(store: LocalStore, kernel: Kernel) -> None:
+    kernel.cached = NBYTES
+    read(store, 0, 2 * MiB)
+    assert kernel.calls == [("cached only", 0, 2 * MiB)]
+
+
+def test_what_is_not_cached_is_read_past_the_cache(store: LocalStore, kernel: Kernel) -> None:
+    read(store, MiB, 2 * MiB)
+    assert kernel.calls == [("cached only", MiB, 2 * MiB), ("direct", MiB, 2 * MiB)]
+
+
+def test_of_a_file_that_is_cached_in_part_only_the_rest(store: LocalStore, kernel: Kernel) -> None:
+    kernel.cached = MiB + 100  # as the end of a file can be: no whole number of pages
+    read(store, 0, 3 * MiB)
+    assert kernel.calls == [
+        ("cached only", 0, 3 * MiB),
+        ("cached only", MiB, 2 * MiB),
+        ("direct", MiB, 2 * MiB),
+    ]
+
+
+def test_the_end_of_a_file_is_no_whole_page(store: LocalStore, kernel: Kernel) -> None:
+    read(store, 0, NBYTES)
+    tail = NBYTES % PAGE_BYTES
+    assert kernel.calls[1:] == [
+        ("direct", 0, NBYTES - tail),
+        ("plain", NBYTES - tail, tail),
+    ]
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, DIRECT_BYTES - 1), (1, 2 * MiB)])
+def test_short_reads_and_those_beside_pages_are_plain(
+    store: LocalStore, kernel: Kernel, offset: int, nbytes: int
+) -> None:
+    read(store, offset, nbytes)
+    assert kernel.calls == [("plain", offset, nbytes)]
+
+
+@pytest.mark.parametrize("call", ["cached only", "direct", "O_DIRECT"])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_refuses_is_read_plainly(
+    store: LocalStore, kernel: Kernel, call: str, code: int
+) -> None:
+    kernel.refuses = {call: code}
+    read(store, 0, 2 * MiB)
+    assert kernel.calls[-1] == ("plain", 0, 2 * MiB)

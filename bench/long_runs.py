@@ -165,7 +165,7 @@ def table(medians: dict[str, dict[int, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[10, 10_000])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--folder", type=Path, help="where to build the runs")

@@ -81,13 +81,13 @@ def test_the_staging_blocks_are_few_and_no_longer_than_a_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
-    real = reader.staging_block
+    real = reader.new_block
 
     def block(nbytes: int) -> memoryview:
         made.append(nbytes)
         return real(nbytes)
 
-    monkeypatch.setattr(reader, "staging_block", block)
+    monkeypatch.setattr(reader, "new_block", block)
     state = {f"t{i}": numbers(5_000_000, i) for i in range(6)}
     ckpts, _ = saved(state)
     with ckpts:

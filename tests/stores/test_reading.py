@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.types import MiB
-from holdfast.manager.reader import staging_block
+from holdfast.manager.staging import new_block
 from holdfast.stores import filesystem
 from holdfast.stores.filesystem import DIRECT_BYTES, PAGE_BYTES
 from holdfast.stores.local import LocalStore
@@ -49,7 +49,7 @@ def test_every_range_is_what_was_written(store: LocalStore, data: st.DataObject)
     nbytes = min(nbytes, longest)
     forget(store, 0, data.draw(st.sampled_from([0, 1 * MiB, 2 * MiB])))
     beside = data.draw(page)
-    block = staging_block(nbytes + beside + 1)
+    block = new_block(nbytes + beside + 1)
     block[-1] = 0xEE
     into = block[beside : beside + nbytes]
     store.read_into("packs/a", offset, into)
@@ -100,7 +100,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 def read(store: LocalStore, offset: int, nbytes: int) -> None:
-    into = staging_block(nbytes)
+    into = new_block(nbytes)
     store.read_into("packs/a", offset, into)
     assert into == CONTENT[offset : offset + nbytes]
 

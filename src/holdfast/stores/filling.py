@@ -114,8 +114,9 @@ class Blocks:
         try:
             write_all(self._fs, self._file.fd, [data], offset)
         except OSError as error:
-            # The file system takes no direct writes, or wants a larger alignment.
-            if error.errno != errno.EINVAL or not self._direct:
+            # The file system takes no direct writes, or wants a larger alignment. Another
+            # thread may have found that out meanwhile: once more in any case.
+            if error.errno != errno.EINVAL:
                 raise
             self._buffered()
             write_all(self._fs, self._file.fd, [data], offset)

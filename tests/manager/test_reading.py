@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import holdfast
+from holdfast.core.records import Chunk, Leaf
 from holdfast.core.types import MiB
 from holdfast.errors import StoreUnavailable
 from holdfast.manager import reader
@@ -106,6 +108,13 @@ def test_the_first_error_ends_the_reading() -> None:
             ckpts.restore(into={name: np.zeros_like(value) for name, value in state.items()})
     reads = [call for call in store.calls if call.operation == "read_into"]
     assert len(reads) <= 2 * reader.THREADS
+
+
+def test_the_garbage_collector_does_not_see_leaves_and_chunks() -> None:
+    """With 20,000 of them its walks took half of the time of a restore."""
+    chunk = Chunk((0,), (1,), 0, 0, 4, "")
+    assert not gc.is_tracked(chunk)
+    assert not gc.is_tracked(Leaf("w", "F32", (1,), (chunk,)))
 
 
 # -- memory ------------------------------------------------------------------------------

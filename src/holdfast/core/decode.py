@@ -19,6 +19,7 @@ from holdfast.errors import FormatTooNew
 
 _IN_PROGRESS = object()
 _ABSENT = object()
+_LIVE = (*generators.TYPES, File, Directory)
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, type(NOTHING)})
 
 Fetch = Callable[[Sequence[tuple[int, Destination]]], None]
@@ -265,7 +266,7 @@ class TreeDecoder:
                 f"{path!r} is a {tag[:80]!r}, which this Holdfast does not know",
                 hint="Upgrade: pip install -U holdfast",
             )
-        if type(target) not in _PLAIN and self.is_live(target) and not adapter.is_live(target):
+        if type(target) not in _PLAIN and not adapter.is_live(target) and self.is_live(target):
             self.changed(path, _kind(node), kind_name(target))
             return target
         self.adapters += 1
@@ -278,7 +279,7 @@ class TreeDecoder:
         date: its owner holds it elsewhere too."""
         if type(target) in _PLAIN or type(target) in DICTS or isinstance(target, type):
             return False
-        if isinstance(target, (*generators.TYPES, File, Directory)):
+        if isinstance(target, _LIVE):
             return True
         adapter = frameworks.adapter_for_value(target)
         if adapter is not None and adapter.is_live(target):

@@ -15,7 +15,9 @@ from holdfast.core.types import Node
 FORMAT = 1
 
 
-class Chunk(msgspec.Struct, frozen=True, array_like=True):
+# gc=False: leaves and chunks hold no cycles, and there are so many of them that the
+# collector's walks over them take longer than all the rest of a restore.
+class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A contiguous byte range of a pack: one n-d box of one leaf.
 
     `start` and `shape` have one number per dimension of the leaf (none for 0-d).
@@ -36,7 +38,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """How the stored bytes are encoded: "" = as they are."""
 
 
-class Leaf(msgspec.Struct, frozen=True):
+class Leaf(msgspec.Struct, frozen=True, gc=False):
     """The bytes of one tensor, array, byte string or file."""
 
     path: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +13,7 @@ import msgspec
 from holdfast.core.address import some_of
 from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.plan import itemsize
-from holdfast.core.records import Chunk, Leaf, Manifest, Record
+from holdfast.core.records import Leaf, Manifest, Record
 from holdfast.core.tree import Directory, File, TreeDecoder
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, UsageError
@@ -170,20 +170,32 @@ def _write_tensors(
         [PackChunk(leaf.path, leaf.dtype, leaf.shape, leaf_nbytes(leaf)) for leaf in leaves],
         metadata,
     )
-    start_of = {leaf.path: offset for leaf, offset in zip(leaves, offsets, strict=True)}
     with open(path, "xb") as out:
         out.write(header)
         out.flush()
-
-        def write(leaf: Leaf, chunk: Chunk, data: memoryview) -> None:
-            flat = 0
-            for begin, whole in zip(chunk.start, leaf.shape, strict=True):
-                flat = flat * whole + begin
-            at = start_of[leaf.path] + flat * itemsize(leaf.dtype)
-            while data:
-                done = os.pwrite(out.fileno(), data, at)
-                data, at = data[done:], at + done
-
-        wanted = [Wanted(leaf, chunk, write) for leaf in leaves for chunk in leaf.chunks]
+        wanted = [
+            Wanted(leaf, chunk, _Place(out.fileno(), offset, leaf).write)
+            for leaf, offset in zip(leaves, offsets, strict=True)
+            for chunk in leaf.chunks
+        ]
         ChunkReader(repo, record, manifest).read(wanted)
         os.fsync(out.fileno())
+
+
+class _Place:
+    """A leaf goes into a file that is open already, from a byte on; see
+    `adapters.Destination`."""
+
+    def __init__(self, fd: int, offset: int, leaf: Leaf) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._leaf = leaf
+
+    def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
+        flat = 0
+        for begin, whole in zip(start, self._leaf.shape, strict=True):
+            flat = flat * whole + begin
+        at = self._offset + flat * itemsize(self._leaf.dtype)
+        while data:
+            done = os.pwrite(self._fd, data, at)
+            data, at = data[done:], at + done

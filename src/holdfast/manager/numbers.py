@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -118,7 +118,7 @@ class _Cursor:
         if self._data is None:
             taken: list[bytes] = []
 
-            def keep(leaf: Leaf, chunk: Chunk, data: memoryview) -> None:
+            def keep(start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
                 taken.append(data.tobytes())  # the view is reused
 
             self._reader.read([Wanted(self._leaf, self.chunk, keep)])

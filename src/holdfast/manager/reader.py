@@ -21,6 +21,7 @@ from holdfast.core.adapters import Destination
 from holdfast.core.digest import digest
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
 from holdfast.core.types import KiB, MiB
+from holdfast.core.values import collector_paused
 from holdfast.errors import DamagedObject, ObjectNotFound
 from holdfast.repo import keys
 from holdfast.repo.repo import Repo
@@ -35,8 +36,9 @@ _HOLE_BYTES = 64 * KiB
 _PAGE_BYTES = 4 * KiB
 _WHOLE_PAGES_FROM = 1 * MiB
 
-Sink = Callable[[Leaf, Chunk, memoryview], None]
-"""Takes the verified bytes of a chunk. From any thread; must not keep the view."""
+Sink = Callable[[Sequence[int], Sequence[int], memoryview], None]
+"""Takes the verified bytes of a box of the leaf, as `Destination.write`. From any thread;
+must not keep the view."""
 
 
 class Wanted(NamedTuple):
@@ -95,7 +97,9 @@ class ChunkReader:
         Raises DamagedObject naming the leaf; CheckpointRemoved; StoreUnavailable; and
         what sinks raise.
         """
-        self._each(_batches(self._manifest, wanted), self._read)
+        with collector_paused():
+            batches = _batches(self._manifest, wanted)
+        self._each(batches, self._read)
 
     def survey(self, wanted: Sequence[Wanted]) -> list[DamagedObject]:
         """As `read`, but go on after damage and return all of it (for `verify`)."""
@@ -172,7 +176,7 @@ class ChunkReader:
                     f"the bytes at {chunk.offset} do not match their digest",
                     leaf=leaf.path,
                 )
-            sink(leaf, chunk, data)
+            sink(chunk.start, chunk.shape, data)
         with self._lock:
             self.bytes_read += batch.nbytes
 
@@ -203,7 +207,7 @@ def pack_heads(manifest: Manifest) -> list[Wanted]:
         Wanted(
             Leaf("the header", "U8", (), ()),
             Chunk((), (), index, 0, pack.head_nbytes, pack.head_digest),
-            lambda leaf, chunk, data: None,
+            lambda start, shape, data: None,
         )
         for index, pack in enumerate(manifest.packs)
         if pack.head_nbytes
@@ -215,13 +219,8 @@ def wanted_for(manifest: Manifest, requests: Iterable[tuple[int, Destination]]) 
     wanted: list[Wanted] = []
     for index, destination in requests:
         leaf = manifest.leaves[index]
-
-        def deliver(
-            leaf: Leaf, chunk: Chunk, data: memoryview, to: Destination = destination
-        ) -> None:
-            to.write(chunk.start, chunk.shape, data)
-
-        wanted.extend(Wanted(leaf, chunk, deliver) for chunk in leaf.chunks)
+        write = destination.write
+        wanted += [Wanted(leaf, chunk, write) for chunk in leaf.chunks]
     return wanted
 
 

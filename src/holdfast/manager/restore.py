@@ -11,6 +11,7 @@ from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import apply_rng
 from holdfast.core.tree import TreeDecoder
 from holdfast.core.units import format_list
+from holdfast.core.values import collector_paused
 from holdfast.errors import (
     CheckpointRemoved,
     CorruptionError,
@@ -188,7 +189,9 @@ def fill(
     also: Sequence[Wanted] = (),
 ) -> None:
     """Read and verify all that decoders asked for, then run their finishers."""
-    requests = [request for decoder in decoders for request in decoder.requests]
-    ChunkReader(repo, record, manifest).read([*wanted_for(manifest, requests), *also])
+    with collector_paused():
+        requests = [request for decoder in decoders for request in decoder.requests]
+        wanted = [*wanted_for(manifest, requests), *also]
+    ChunkReader(repo, record, manifest).read(wanted)
     for decoder in decoders:
         decoder.run()

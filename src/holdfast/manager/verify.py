@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from holdfast.core.records import Chunk, Leaf, Record
+from holdfast.core.records import Record
 from holdfast.core.retention import ordered
 from holdfast.core.units import format_list
 from holdfast.errors import CheckpointRemoved, CorruptionError, NoIntactCheckpoint
@@ -66,5 +66,5 @@ def newest_intact(
     )
 
 
-def _drop(leaf: Leaf, chunk: Chunk, data: memoryview) -> None:
+def _drop(start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
     """Verified is all that is asked."""

@@ -8,10 +8,11 @@ bounded by the bytes of the packs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
-from holdfast.core.plan import itemsize
-from holdfast.core.records import Chunk, Leaf, Manifest
+from holdfast.core.plan import box_offset, itemsize
+from holdfast.core.records import Chunk, Leaf, Manifest, Pack
 from holdfast.errors import DamagedObject, HoldfastError
 from holdfast.repo import keys
 
@@ -59,49 +60,39 @@ def _leaf_problem(leaf: Leaf, manifest: Manifest, ranges: list[list[tuple[int, i
         return f"its shape {leaf.shape} is impossible"
     elements = 0
     for chunk in leaf.chunks:
-        problem = _chunk_problem(chunk, leaf, size, manifest)
+        count = math.prod(chunk.shape)
+        first = box_offset(leaf.shape, chunk.start, chunk.shape)
+        if first is None or count <= 0:
+            return _box_problem(chunk, leaf)
+        problem = _chunk_problem(chunk, count * size, manifest.packs)
         if problem:
             return problem
-        if _flat_start(chunk, leaf) != elements:
+        if first != elements:
             return "its chunks do not tile it"
-        elements += math.prod(chunk.shape)
+        elements += count
         ranges[chunk.pack].append((chunk.offset, chunk.offset + chunk.nbytes))
     if elements != math.prod(leaf.shape):
         return "its chunks do not cover it"
     return ""
 
 
-def _chunk_problem(chunk: Chunk, leaf: Leaf, size: int, manifest: Manifest) -> str:
-    if not 0 <= chunk.pack < len(manifest.packs):
-        return f"it names pack {chunk.pack} of {len(manifest.packs)}"
+def _box_problem(chunk: Chunk, leaf: Leaf) -> str:
+    """Why a box is none that a chunk can have."""
     if len(chunk.start) != len(leaf.shape) or len(chunk.shape) != len(leaf.shape):
         return "a chunk has other dimensions than the leaf"
     for start, length, whole in zip(chunk.start, chunk.shape, leaf.shape, strict=True):
         if start < 0 or length <= 0 or start + length > whole:
             return f"a chunk at {chunk.start} lies outside its shape {leaf.shape}"
-    if not _is_contiguous(chunk, leaf):
-        return f"the chunk at {chunk.start} is not contiguous"
+    return f"the chunk at {chunk.start} is not contiguous"
+
+
+def _chunk_problem(chunk: Chunk, nbytes: int, packs: Sequence[Pack]) -> str:
+    if not 0 <= chunk.pack < len(packs):
+        return f"it names pack {chunk.pack} of {len(packs)}"
     if chunk.codec != _RAW:
         return f"a chunk has the unknown codec {chunk.codec!r}"
-    if chunk.nbytes != math.prod(chunk.shape) * size:
+    if chunk.nbytes != nbytes:
         return "a chunk's bytes do not fit its shape"
-    if chunk.offset < 0 or chunk.offset + chunk.nbytes > manifest.packs[chunk.pack].nbytes:
+    if chunk.offset < 0 or chunk.offset + nbytes > packs[chunk.pack].nbytes:
         return "a chunk lies outside its pack"
     return ""
-
-
-def _flat_start(chunk: Chunk, leaf: Leaf) -> int:
-    flat = 0
-    for start, whole in zip(chunk.start, leaf.shape, strict=True):
-        flat = flat * whole + start
-    return flat
-
-
-def _is_contiguous(chunk: Chunk, leaf: Leaf) -> bool:
-    """Once a dimension is cut, every dimension before it must have length 1."""
-    cut = False
-    for length, whole in zip(reversed(chunk.shape), reversed(leaf.shape), strict=True):
-        if cut and length != 1:
-            return False
-        cut = cut or length != whole
-    return True

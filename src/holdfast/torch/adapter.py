@@ -37,6 +37,14 @@ _LIVE: dict[str, tuple[Any, str, Callable[[dict[str, Node], object, str, Decoder
     "torch.object": (STATEFUL, "a scheduler or scaler", decode_stateful),
     "torch.generator": (torch.Generator, "a generator", decode_generator),
 }
+_IN_PLACE = (
+    torch.Tensor,
+    torch.nn.Module,
+    torch.optim.Optimizer,
+    torch.Generator,
+    torch.optim.lr_scheduler.LRScheduler,
+    torch.amp.GradScaler,
+)
 _VALUES = ("torch.size", "torch.device", "torch.name")
 
 
@@ -73,21 +81,13 @@ class TorchAdapter:
                 hint="Upgrade: pip install -U holdfast",
             )
         kind, words, decode = _LIVE[tag]
-        if self.is_live(target) and not isinstance(target, kind):
+        if not isinstance(target, kind) and self.is_live(target):
             decoder.changed(path, words, f"a {type_name(type(target))}")
             return target
         return decode(node, target, path, decoder)
 
     def is_live(self, value: object) -> bool:
-        return isinstance(
-            value,
-            torch.Tensor
-            | torch.nn.Module
-            | torch.optim.Optimizer
-            | torch.Generator
-            | torch.optim.lr_scheduler.LRScheduler
-            | torch.amp.GradScaler,
-        )
+        return isinstance(value, _IN_PLACE)
 
     def find_untracked(self, scope: Mapping[str, Any], tracked: Mapping[str, Any]) -> list[str]:
         """Names in a caller's frame of what should be tracked, too."""

@@ -100,7 +100,7 @@ def _can_hold(
     ):
         return False
     storage = existing.untyped_storage()
-    if decoder.alias(("torch.claimed", str(device), storage.data_ptr())):
+    if decoder.alias(("torch.claimed", device, storage.data_ptr())):
         return False  # it shares memory with something that is restored, too
     _, shape = decoder.spec(node["leaf"])
     items = shape if len(shape) == existing.dim() else shape[:-1]

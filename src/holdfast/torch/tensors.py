@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -175,8 +174,7 @@ def attributes(tensor: torch.Tensor) -> dict[str, Node]:
 # -- restore ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """A checked tensor node."""
 
     leaf: int
@@ -286,8 +284,10 @@ def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> boo
     ):
         decoder.changed(path, str(saved), describe(target))
         return False
+    if target.is_contiguous() or not overlaps_itself(target.shape, target.stride()):
+        return True
     strides = saved.view[1] if saved.view else ()
-    if overlaps_itself(target.shape, target.stride()) and tuple(target.stride()) != strides:
+    if tuple(target.stride()) != strides:
         decoder.changed(path, str(saved), f"{describe(target)} whose items share memory")
         return False
     return True
@@ -295,7 +295,7 @@ def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> boo
 
 def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> None:
     """Fill the live `target`, which `fits`. Nothing changes before the bytes came."""
-    if target.numel() == 0 or not _claim(saved, target, path, decoder):
+    if 0 in saved.shape or not _claim(saved, target, path, decoder):
         return
     wait_for_device(target.device, decoder)
     if saved.view is None and not target.is_conj() and not target.is_neg():
@@ -320,12 +320,12 @@ def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) 
 def _claim(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> bool:
     """False if the same bytes go to the same memory already (tied weights). Memory
     that two different leaves should fill is reported: one would be lost."""
-    storage = target.untyped_storage()
-    claimed = decoder.alias(("torch.claimed", str(target.device), storage.data_ptr()))
-    spot = (target.storage_offset(), tuple(target.shape), tuple(target.stride()), target.dtype)
-    known = claimed.get("spots", {}).get(spot)
+    memory = target.untyped_storage().data_ptr()
+    claimed: dict[Any, Any] = decoder.alias(("torch.claimed", target.device, memory))
+    spot = (target.storage_offset(), saved.shape, target.stride(), saved.dtype)
+    known = claimed.get(spot)
     if known is None:
-        claimed.setdefault("spots", {})[spot] = (saved, path)
+        claimed[spot] = (saved, path)
         return True
     known_saved, known_path = known
     if known_saved != saved:

@@ -51,10 +51,6 @@ def _load(root: str) -> Adapter:
     except (KeyError, AttributeError):  # or another thread is just importing it
         pass
     try:
-        return sys.modules[ADAPTERS[root]].adapter  # a third of the time of an import
-    except (KeyError, AttributeError):  # or another thread is just importing it
-        pass
-    try:
         return importlib.import_module(ADAPTERS[root]).adapter
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != root:

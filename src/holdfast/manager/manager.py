@@ -13,10 +13,12 @@ from typing import Any
 from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
 from holdfast.core.units import parse_size
+from holdfast.core.values import collector_paused
 from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
 from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
@@ -136,6 +138,7 @@ class CheckpointManager(Listing):
             self._check_usable()
             if self._writer is not None:
                 return self._writer
+            loaded_adapters()  # imported now, and not while the first save holds up the loop
             writer = self._writer = Writer.open(self._repo, take_over=self._take_over)
             self._saver = Saver(
                 writer,
@@ -192,7 +195,10 @@ class CheckpointManager(Listing):
             self.acquire()
             assert self._saver is not None
             self._raise_failures(last_chance=block)
+            waiting = time.perf_counter()
             self._saver.hurry()  # the training waits for the save before this one
+            self._memory.wait()
+            waited_s = time.perf_counter() - waiting
             snapshot = self._capture(step, state, loop, _always if block else in_place)
             self._overlap = snapshot.overlap
             pending = Pending(step, hurry=self._saver.hurry)
@@ -208,8 +214,8 @@ class CheckpointManager(Listing):
                     config=self.config,
                     environment=self.environment,
                     asked_s=start,
-                    waited_s=self._memory.waited_s,
-                    capture_s=time.perf_counter() - start - self._memory.waited_s,
+                    waited_s=waited_s,
+                    capture_s=time.perf_counter() - start - waited_s,
                 ),
                 urgent=block,
             )
@@ -245,9 +251,10 @@ class CheckpointManager(Listing):
 
         encoder = TreeEncoder(allow_pickle=self._allow_pickle)
         try:
-            tree = encoder.encode(dict(state), "")
-            runtime = encoder.encode({"rng": capture_rng(), "loop": loop}, RUNTIME)
-            leaves, overlap = self._memory.take(encoder.leaves, choose)
+            with collector_paused():
+                tree = encoder.encode(dict(state), "")
+                runtime = encoder.encode({"rng": capture_rng(), "loop": loop}, RUNTIME)
+                leaves, overlap = self._memory.take(encoder.leaves, choose)
         except BaseException:
             encoder.close()
             raise

@@ -4,7 +4,6 @@ stay the same (see `overlap`), so that training can go on."""
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -122,8 +121,6 @@ class SnapshotMemory:
         self._free = threading.Lock()
         self._at_once = _Region()
         self._at_barrier = _Region()
-        self.waited_s = 0.0
-        """Seconds for which the last `take` waited for the snapshot before."""
 
     @property
     def nbytes(self) -> int:
@@ -135,9 +132,7 @@ class SnapshotMemory:
     ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
         """Copy every source that is neither streamed nor read in place. `give_back` must
         follow."""
-        start = time.perf_counter()
         self._free.acquire()
-        self.waited_s = time.perf_counter() - start
         try:
             held = tuple(self._hold(leaves, choose))
             live = [leaf.live for leaf in held if leaf.live is not None]

@@ -41,6 +41,7 @@ from holdfast.stores.open import open_store
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Comparison
     from holdfast.manager.doctor import Health
+    from holdfast.manager.history import Event
 
 Ref = str | int | None
 """A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
@@ -159,6 +160,20 @@ class Listing:
             writer=f"process {holder.pid} on {holder.host}" if holder else "",
             writer_alive=is_alive(holder) if holder else None,
         )
+
+    def events(self) -> list[Event]:
+        """What each save and restore of the run's writers has cost, oldest first.
+
+        None where nothing was measured: they are history for people, and a run is whole
+        without them. Raises NoStore where there is no run.
+        """
+        from holdfast.manager.history import History
+
+        self._check_usable()
+        events = History(self._repo.store).read()
+        if not events:
+            self._repo.info()
+        return events
 
     def verify(self, ref: Ref = None) -> list[Verification]:
         """Read every byte of one checkpoint, or of all, and compare with its digest."""

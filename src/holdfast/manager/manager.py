@@ -210,6 +210,7 @@ class CheckpointManager(Listing):
                     asked_s=start,
                     waited_s=self._memory.waited_s,
                     capture_s=time.perf_counter() - start - self._memory.waited_s,
+                    blocked=block,
                 ),
                 urgent=block,
             )

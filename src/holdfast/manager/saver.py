@@ -62,6 +62,7 @@ class Order:
     """When the save was asked for, by `time.perf_counter`."""
     waited_s: float
     capture_s: float
+    blocked: bool
     """See `history.SaveEvent`."""
 
 
@@ -230,6 +231,7 @@ class Saver:
             step=snapshot.step,
             id=record.id if record else "",
             note=order.note,
+            blocked=order.blocked,
             waited_s=order.waited_s,
             capture_s=order.capture_s,
             barrier_s=snapshot.overlap.stall_s,

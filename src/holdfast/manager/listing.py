@@ -28,6 +28,7 @@ from holdfast.core.address import (
 )
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.process import is_alive
+from holdfast.core.progress import current_work
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
 from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
@@ -162,11 +163,8 @@ class Listing:
         )
 
     def events(self) -> list[Event]:
-        """What each save and restore of the run's writers has cost, oldest first.
-
-        None where nothing was measured: they are history for people, and a run is whole
-        without them. Raises NoStore where there is no run.
-        """
+        """What each save and restore of the run's writers has cost, oldest first; none where
+        nothing was measured. Raises NoStore where there is no run."""
         from holdfast.manager.history import History
 
         self._check_usable()
@@ -180,6 +178,7 @@ class Listing:
         from holdfast.manager.verify import verify
 
         records = self._records() if ref is None else (self._resolve(ref),)
+        current_work().begin(sum(record.nbytes for record in records))
         return [verify(self._repo, record, self.address) for record in records]
 
     def export(

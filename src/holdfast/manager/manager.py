@@ -13,6 +13,7 @@ from typing import Any
 from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.progress import current_work
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
@@ -211,6 +212,7 @@ class CheckpointManager(Listing):
                     waited_s=self._memory.waited_s,
                     capture_s=time.perf_counter() - start - self._memory.waited_s,
                     blocked=block,
+                    work=current_work(),
                 ),
                 urgent=block,
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from holdfast.core.adapters import Destination
 from holdfast.core.digest import digest
+from holdfast.core.progress import current_work
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
 from holdfast.core.types import KiB, MiB
 from holdfast.errors import DamagedObject, ObjectNotFound
@@ -53,6 +54,7 @@ class ChunkReader:
         self._manifest = manifest
         self._local = threading.local()
         self.bytes_read = 0
+        self._work = current_work()
         self._lock = threading.Lock()
 
     def check_packs(self, leaves: Iterable[Leaf]) -> None:
@@ -84,6 +86,7 @@ class ChunkReader:
         what sinks raise.
         """
         batches = list(_batches(self._manifest, wanted))
+        self._work.extend(sum(batch.nbytes for batch in batches))
         if len(batches) <= 1:
             for batch in batches:
                 self._read(batch)
@@ -140,6 +143,7 @@ class ChunkReader:
             item.sink(item.leaf, item.chunk, data)
         with self._lock:
             self.bytes_read += batch.nbytes
+            self._work.done_nbytes += batch.nbytes
 
     def _missing(self, pack: Pack, error: ObjectNotFound) -> None:
         self._repo.explain_absence(self._record, keys.pack_key(pack.name), error)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from holdfast.core.progress import Work
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import KeepPolicy
 from holdfast.core.retiring import Retiring
@@ -64,6 +65,8 @@ class Order:
     capture_s: float
     blocked: bool
     """See `history.SaveEvent`."""
+    work: Work
+    """Where its bytes are counted for whoever waits."""
 
 
 class _Job:
@@ -274,7 +277,13 @@ class Saver:
         try:
             self._commit_s = 0.0
             packer = self._packer = Packer(
-                self._writer, save, stored, self._digests, self._staging, low=self._unhurried
+                self._writer,
+                save,
+                stored,
+                self._digests,
+                self._staging,
+                low=self._unhurried,
+                work=order.work,
             )
             leaves, packs = yield from packer.write(snapshot)
             yield

@@ -16,6 +16,7 @@ COMMANDS = [
     ["show", "{run}", "--leaves"],
     ["show", "{run}@best:nothing"],
     ["show", "{run}/{name}"],
+    ["stats", "{run}"],
     ["diff", "{run}@1", "hostile/names@2", "--values"],
     ["verify", "{run}"],
     ["restore", "{run}@1", "out/{name}"],

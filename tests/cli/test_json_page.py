@@ -35,6 +35,7 @@ EXAMPLES = {
     "ls FOLDER": ["holdfast ls runs --json"],
     "show": ["holdfast show runs/again@100 --leaves --json"],
     "show FILE": ["holdfast show model.pt --leaves --json", "holdfast show evil.pkl --json"],
+    "stats": ["holdfast stats runs/mnist --json"],
     "diff": ["holdfast diff runs/mnist@100 runs/again@100 --values --json"],
     "verify": ["holdfast verify damaged/bytes --json"],
     "restore": ["holdfast restore runs/again@200 out --json"],

@@ -41,6 +41,7 @@ def test_start_up_is_quick(run: Path, tmp_path: Path) -> None:
         ["ls", "{run}"],
         ["show", "{run}"],
         ["show", "{pack}"],
+        ["stats", "{run}"],
         ["prune", "{run}", "--keep", "last=9"],
         ["tag", "{run}@100", "light"],
         ["pin", "{run}@100"],

@@ -18,10 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 import holdfast
 from holdfast.cli import main
+from holdfast.manager.history import Event, RestoreEvent, SaveEvent
 from holdfast.repo.writer import Writer
 from tests.cli.damage import flip, newest_pack
 
@@ -91,6 +93,7 @@ def make() -> None:
     _runs()
     _hostile()
     _damaged()
+    _events()
     _files()
 
 
@@ -144,6 +147,49 @@ def _damaged() -> None:
     command = [sys.executable, "-m", "tests.cli.world", os.getcwd(), DIES_BEFORE_ITS_COMMIT]
     done = subprocess.run(command, cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+def _events() -> None:
+    """In place of what was measured."""
+    saves = [
+        SaveEvent(
+            time_s=NOW_S - 10_800 + 60 * n,
+            step=step,
+            id=f"{n}" * 64,
+            note="every=100",
+            waited_s=0.25 if n == 3 else 0.0,
+            capture_s=0.0105,
+            barrier_s=0.002 * n,
+            read_s=0.5,
+            digest_s=0.25,
+            write_s=0.75 / n,
+            commit_s=0.015,
+            total_s=1.2 + n / 10,
+            nbytes=1_200_000_000,
+            copied_nbytes=4_500_000,
+            written_nbytes=1_200_000_000 // n,
+            memory_nbytes=272_000_000,
+        )
+        for n, step in enumerate(METRICS, start=1)
+    ]
+    error = "the disk of runs/mnist is full: no space left on device"
+    failed = msgspec.structs.replace(
+        saves[3], step=41_350, id="", error=error, written_nbytes=0, commit_s=0.0
+    )
+    last = msgspec.structs.replace(saves[4], note="end", blocked=True)
+    restore = RestoreEvent(
+        time_s=NOW_S - 5_400, step=41_300, id="4" * 64, total_s=0.8, nbytes=1_200_000_000
+    )
+    _write_events("runs/mnist", [*saves[:4], failed, restore, last])
+    names = " ".join(HOSTILE.values())
+    hostile = SaveEvent(time_s=1e300, step=2**62, nbytes=2**62, total_s=1e12, error=names)
+    _write_events("hostile/names", [hostile])
+    _write_events("runs/again", [])
+
+
+def _write_events(address: str, events: list[Event]) -> None:
+    lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
+    Path(address, "events", "000001.jsonl").write_bytes(lines)
 
 
 def _die_in_a_save() -> None:

@@ -26,6 +26,7 @@ from holdfast.cli.render import print_json, shown
 from holdfast.cli.restore import restore
 from holdfast.cli.rm import rm
 from holdfast.cli.show import show
+from holdfast.cli.stats import stats
 from holdfast.cli.tag import tag
 from holdfast.cli.verify import verify
 from holdfast.errors import HoldfastError
@@ -66,7 +67,7 @@ def cli(context: click.Context) -> None:
 
 
 COMMANDS = (
-    *(ls, show, diff, verify, restore, export),
+    *(ls, show, stats, diff, verify, restore, export),
     *(tag, pin, rm, prune, gc, doctor),
     rehearse,
 )

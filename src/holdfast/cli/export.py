@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from holdfast.cli.options import json_option, opened, selector_of
+from holdfast.cli.options import json_option, opened, selector_of, watched
 from holdfast.cli.render import checkpoint_json, plural, print_json, shown
 from holdfast.core.address import parse_reference
 from holdfast.core.units import format_size
@@ -37,7 +37,8 @@ def export(reference: str, file: str, only: str, force: bool, as_json: bool) -> 
     wanted = parse_reference(reference)
     with opened(wanted.address) as run:
         info = run.info(selector_of(wanted))
-        names = run.export_tensors(info.id, file, only=only, replace=force)
+        with watched(f"exporting {wanted.address}"):
+            names = run.export_tensors(info.id, file, only=only, replace=force)
     nbytes = Path(file).stat().st_size
     if as_json:
         written = {"file": file, "nbytes": nbytes, "tensors": names}

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from holdfast.cli.render import shown
 from holdfast.core.address import Reference, parse_reference, printable
+from holdfast.core.progress import working
 from holdfast.errors import BadAddress, DamagedObject, HoldfastError
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ def opened(address: str) -> Iterator[Listing]:
         error.message = error.message.replace(address, printable(address))
         error.hint = error.hint.replace(address, printable(address))
         raise
+
+
+@contextmanager
+def watched(doing: str) -> Iterator[None]:
+    """On a terminal, show how far the reading in the block is, if it takes long. The result
+    says that it is done, so elsewhere nothing does."""
+    with working(shown(doing), "", lambda line: None):
+        yield
 
 
 def selector_of(reference: Reference) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from holdfast.cli.options import json_option, opened, selector_of
+from holdfast.cli.options import json_option, opened, selector_of, watched
 from holdfast.cli.render import checkpoint_json, print_json, shown
 from holdfast.core.address import parse_reference
 from holdfast.core.units import format_size
@@ -39,7 +39,8 @@ def restore(reference: str, folder: str, force: bool, as_json: bool) -> None:
     target = Path(folder)
     with opened(wanted.address) as run:
         info = run.info(selector_of(wanted))
-        written = files_of(run.export(info.id, target, replace=force))
+        with watched(f"restoring {wanted.address}"):
+            written = files_of(run.export(info.id, target, replace=force))
     if as_json:
         files = [{"path": str(path), "nbytes": path.stat().st_size} for path in written]
         value = {"ok": True, "checkpoint": checkpoint_json(info), "folder": folder, "files": files}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.options import json_option, opened, selector_of
+from holdfast.cli.options import json_option, opened, selector_of, watched
 from holdfast.cli.render import (
     Column,
     checkpoint_json,
@@ -44,7 +44,7 @@ def verify(reference: str, as_json: bool) -> int:
     Damage is reported with the leaf or the file that has it. Nothing is changed.
     """
     wanted = parse_reference(reference)
-    with opened(wanted.address) as run:
+    with opened(wanted.address) as run, watched(f"verifying {wanted.address}"):
         results = run.verify(selector_of(wanted) if wanted.explicit else None)
     if not results:
         raise no_checkpoint(wanted.address)

@@ -151,6 +151,19 @@ def format_duration(seconds: float) -> str:
     return "1 day" if days == 1 else f"{days:,} days"
 
 
+def format_seconds(seconds: float) -> str:
+    """About `seconds`, to three digits below a minute, in at most 7 columns, for reading.
+
+    >>> [format_seconds(s) for s in (0, 0.00123, 0.9994, 0.9996, 59.94, 59.96)]
+    ['0 s', '1.23 ms', '999 ms', '1.00 s', '59.9 s', '1 min']
+    """
+    if not 0 < seconds < 59.95:
+        return format_duration(seconds)
+    value, unit = (seconds * 1000, "ms") if seconds < 0.9995 else (seconds, "s")
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
 def format_ago(seconds: float) -> str:
     """How long ago, for reading; clocks of two machines may differ a little.
 

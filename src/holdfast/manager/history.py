@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject, HoldfastError, ObjectNotFound
@@ -23,61 +25,111 @@ logger = logging.getLogger("holdfast")
 _MAX_BYTES = 256 * MiB  # of one process's events: a save per second for a week
 
 
+# What a line may say, so that sums and averages of many are finite numbers, too.
+_Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+_Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class SaveEvent(msgspec.Struct, frozen=True, kw_only=True, tag="save", tag_field="event"):
     """One save. Seconds are wall-clock time of what was done, not of what was waited for;
     reading, digests and writing overlap, so they may add up to more than `total_s`."""
 
     time_s: float
     """When the state was captured, Unix time."""
-    step: int
+    step: _Number
     id: str = ""
     """Of the checkpoint; "" if the save failed."""
     error: str = ""
     """Why it failed."""
     note: str = ""
     """What caused it."""
-    waited_s: float = 0.0
+    blocked: bool = False
+    """The caller waited until it was durable."""
+    waited_s: _Seconds = 0.0
     """The caller waited for the save before this one."""
-    capture_s: float = 0.0
+    capture_s: _Seconds = 0.0
     """The caller waited for names, small values and copies."""
-    barrier_s: float = 0.0
+    barrier_s: _Seconds = 0.0
     """The training waited in front of an optimizer's step, for what was not read yet."""
-    read_s: float = 0.0
+    read_s: _Seconds = 0.0
     """Bytes were brought into staging blocks."""
-    digest_s: float = 0.0
-    write_s: float = 0.0
+    digest_s: _Seconds = 0.0
+    write_s: _Seconds = 0.0
     """Blocks were written and synced; of all threads together."""
-    commit_s: float = 0.0
+    commit_s: _Seconds = 0.0
     """Manifest and log entry."""
-    total_s: float = 0.0
+    total_s: _Seconds = 0.0
     """From the call to the durable checkpoint."""
-    nbytes: int = 0
+    nbytes: _Number = 0
     """Of the state."""
-    copied_nbytes: int = 0
+    copied_nbytes: _Number = 0
     """Copied before the call returned, or at a barrier; the rest was read in place."""
-    written_nbytes: int = 0
+    written_nbytes: _Number = 0
     """Of packs that were written for it."""
-    memory_nbytes: int = 0
+    memory_nbytes: _Number = 0
     """That saves hold besides the state: copies and staging blocks."""
 
     @property
     def stall_s(self) -> float:
         """For how long the training stood still."""
-        return self.waited_s + self.capture_s + self.barrier_s
+        return self.total_s if self.blocked else self.waited_s + self.capture_s + self.barrier_s
 
 
 class RestoreEvent(msgspec.Struct, frozen=True, kw_only=True, tag="restore", tag_field="event"):
     """One restore."""
 
     time_s: float
-    step: int
+    step: _Number
     id: str
-    total_s: float
-    nbytes: int
+    total_s: _Seconds
+    nbytes: _Number
     """That were read and verified."""
 
 
 Event = SaveEvent | RestoreEvent
+_DECODER = msgspec.json.Decoder(Event)
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What many events come to. What has no value, since nothing was saved, is None."""
+
+    saves: int
+    """Failed ones, too."""
+    failed: int
+    median_stall_s: float | None
+    largest_stall_s: float | None
+    median_total_s: float | None
+    """Of the saves that were committed, as are these:"""
+    nbytes: int
+    written_nbytes: int
+    write_s: float
+    """Of all threads together."""
+    restores: int
+    restored_nbytes: int
+    restore_s: float
+
+
+def summarize(events: Sequence[Event]) -> Summary:
+    """The whole of `events`, in any order."""
+    from statistics import median  # not at the start of the program, which it would slow down
+
+    saves = [event for event in events if isinstance(event, SaveEvent)]
+    committed = [save for save in saves if not save.error]
+    restores = [event for event in events if isinstance(event, RestoreEvent)]
+    stalls = [save.stall_s for save in saves]
+    return Summary(
+        saves=len(saves),
+        failed=len(saves) - len(committed),
+        median_stall_s=median(stalls) if stalls else None,
+        largest_stall_s=max(stalls, default=None),
+        median_total_s=median(save.total_s for save in committed) if committed else None,
+        nbytes=sum(save.nbytes for save in committed),
+        written_nbytes=sum(save.written_nbytes for save in committed),
+        write_s=sum(save.write_s for save in committed),
+        restores=len(restores),
+        restored_nbytes=sum(restore.nbytes for restore in restores),
+        restore_s=sum(restore.total_s for restore in restores),
+    )
 
 
 class History:
@@ -115,6 +167,6 @@ class History:
             return
         for line in data.splitlines():
             try:
-                yield msgspec.json.decode(line, type=Event)
-            except (msgspec.MsgspecError, ValueError):
+                yield _DECODER.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue

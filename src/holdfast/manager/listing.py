@@ -28,6 +28,7 @@ from holdfast.core.address import (
 )
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.process import is_alive
+from holdfast.core.progress import current_work
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
 from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
@@ -41,6 +42,7 @@ from holdfast.stores.open import open_store
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Comparison
     from holdfast.manager.doctor import Health
+    from holdfast.manager.history import Event
 
 Ref = str | int | None
 """A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
@@ -160,11 +162,23 @@ class Listing:
             writer_alive=is_alive(holder) if holder else None,
         )
 
+    def events(self) -> list[Event]:
+        """What each save and restore of the run's writers has cost, oldest first; none where
+        nothing was measured. Raises NoStore where there is no run."""
+        from holdfast.manager.history import History
+
+        self._check_usable()
+        events = History(self._repo.store).read()
+        if not events:
+            self._repo.info()
+        return events
+
     def verify(self, ref: Ref = None) -> list[Verification]:
         """Read every byte of one checkpoint, or of all, and compare with its digest."""
         from holdfast.manager.verify import verify
 
         records = self._records() if ref is None else (self._resolve(ref),)
+        current_work().begin(sum(record.nbytes for record in records))
         return [verify(self._repo, record, self.address) for record in records]
 
     def export(

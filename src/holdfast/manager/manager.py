@@ -14,6 +14,7 @@ from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.frameworks import loaded_adapters
+from holdfast.core.progress import current_work
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
@@ -216,6 +217,8 @@ class CheckpointManager(Listing):
                     asked_s=start,
                     waited_s=waited_s,
                     capture_s=time.perf_counter() - start - waited_s,
+                    blocked=block,
+                    work=current_work(),
                 ),
                 urgent=block,
             )

@@ -12,6 +12,7 @@ import msgspec
 from holdfast.core.digest import digest_of
 from holdfast.core.packing import PackChunk, header_room
 from holdfast.core.plan import CHUNK_BYTES, boxes, itemsize
+from holdfast.core.progress import Work
 from holdfast.core.records import Chunk, Leaf, Pack
 from holdfast.core.types import GiB, MiB
 from holdfast.errors import DamagedObject
@@ -78,10 +79,12 @@ class Packer:
         staging: Staging,
         *,
         low: Callable[[], bool],
+        work: Work,
     ) -> None:
-        """`low`: whether nobody waits for this save."""
+        """`low`: whether nobody waits for this save. `work`: where it says how far it is."""
         self._writer = writer
         self._save = save
+        self._work = work
         self._stored = stored
         self._digests = digests
         self._staging = staging
@@ -141,9 +144,11 @@ class Packer:
         yield
         self._candidates = [*large, *new]
         self._candidates.reverse()
+        self._work.begin(sum(piece.nbytes for piece in self._candidates))
         # In-place reads first: what they have not reached at the barrier is copied there.
         for piece in (*large, *new):
             self._take(snapshot, piece)
+            self._work.done_nbytes += piece.nbytes
             yield
         yield from self._reuse(snapshot)
         self._finish_pack()

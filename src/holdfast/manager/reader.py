@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from holdfast.core.adapters import Destination
 from holdfast.core.digest import digest
+from holdfast.core.progress import current_work
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
 from holdfast.core.types import KiB, MiB
 from holdfast.core.values import collector_paused
@@ -65,6 +66,7 @@ class ChunkReader:
         self._record = record
         self._manifest = manifest
         self.bytes_read = 0
+        self._work = current_work()
         self._lock = threading.Lock()
 
     def check_packs(self, leaves: Iterable[Leaf]) -> None:
@@ -97,6 +99,7 @@ class ChunkReader:
         """
         with collector_paused():
             batches = _batches(self._manifest, wanted)
+        self._work.extend(sum(batch.nbytes for batch in batches))
         self._each(batches, self._read)
 
     def survey(self, wanted: Sequence[Wanted]) -> list[DamagedObject]:
@@ -177,6 +180,7 @@ class ChunkReader:
             sink(chunk.start, chunk.shape, data)
         with self._lock:
             self.bytes_read += batch.nbytes
+            self._work.done_nbytes += batch.nbytes
 
     def _missing(self, pack: Pack, error: ObjectNotFound) -> None:
         self._repo.explain_absence(self._record, keys.pack_key(pack.name), error)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from holdfast.core.progress import Work
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import KeepPolicy
 from holdfast.core.retiring import Retiring
@@ -62,7 +63,10 @@ class Order:
     """When the save was asked for, by `time.perf_counter`."""
     waited_s: float
     capture_s: float
+    blocked: bool
     """See `history.SaveEvent`."""
+    work: Work
+    """Where its bytes are counted for whoever waits."""
 
 
 class _Job:
@@ -230,6 +234,7 @@ class Saver:
             step=snapshot.step,
             id=record.id if record else "",
             note=order.note,
+            blocked=order.blocked,
             waited_s=order.waited_s,
             capture_s=order.capture_s,
             barrier_s=snapshot.overlap.stall_s,
@@ -245,6 +250,7 @@ class Saver:
         )
 
     def _save(self, order: Order) -> Generator[None, None, tuple[Record, Manifest]]:
+        self._packer, self._commit_s = None, 0.0
         base = None if self._lost_base else self._base()
         try:
             saved = yield from self._attempt(order, base)
@@ -270,9 +276,14 @@ class Saver:
             oldest = save.ordinal - self._rewrite_every if self._rewrite_every else 0
             stored = Stored(base, distrusted=self._distrusted, born_after=max(0, oldest))
         try:
-            self._commit_s = 0.0
             packer = self._packer = Packer(
-                self._writer, save, stored, self._digests, self._staging, low=self._unhurried
+                self._writer,
+                save,
+                stored,
+                self._digests,
+                self._staging,
+                low=self._unhurried,
+                work=order.work,
             )
             leaves, packs = yield from packer.write(snapshot)
             yield

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from holdfast.core.progress import working
 from holdfast.core.units import format_ago
 
 _MOST_CHANGES = 10  # in one line
@@ -27,6 +28,15 @@ class Console:
         """What must not be missed."""
         _print(line)
 
+    @contextlib.contextmanager
+    def working(self, doing: str, done: str) -> Iterator[None]:
+        """Show how far the save or restore in the block is, if it is a long one."""
+        if self.quiet:
+            yield
+        else:
+            with working(_safe(doing), done, self.say):
+                yield
+
     def notice(self, line: str) -> None:
         """As `say`, from a signal handler: past Python's buffers, which may be in use."""
         if not self.quiet:
@@ -35,12 +45,15 @@ class Console:
 
 
 def _print(line: str) -> None:
-    # Names and addresses may hold anything; a terminal must show escapes, not obey them.
-    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in line)
     try:
-        print(safe, file=sys.stderr, flush=True)
+        print(_safe(line), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # stderr is closed: a job must not die of a line that nobody reads
+
+
+def _safe(line: str) -> str:
+    """Names and addresses may hold anything; a terminal must show escapes, not obey them."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in line)
 
 
 def started_line(address: str, step: int | None, age_s: float = 0.0) -> str:

@@ -136,7 +136,8 @@ class Session:
             # The restore would only call the new name missing; this knows the old one.
             self.restores.check_claimed()
         changed = self.restores.check_settings(found.loop.get("settings", {}))
-        restored = self.restores.everything(None)
+        with self._restoring():
+            restored = self.restores.everything(None)
         if restored.info.id != found.info.id:
             self.restores.remember(restored)
         self.saves.resumed(self.engine.ticks, restored.info)
@@ -150,6 +151,9 @@ class Session:
         self._lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
         return Replay(at.from_tree(restored.loop))
+
+    def _restoring(self) -> contextlib.AbstractContextManager[None]:
+        return self.console.working(f"{self._address}: restoring", f"{self._address}: restored")
 
     def _announce(self, restored: Any) -> None:
         info = restored.info
@@ -190,7 +194,8 @@ class Session:
         resumed = self.restores.resumed
         assert resumed is not None
         self.feeds.ledger.land()
-        restored = self.restores.everything(resumed.id, rng=rng)
+        with self._restoring():
+            restored = self.restores.everything(resumed.id, rng=rng)
         self.gradients.restore(restored.loop.get("gradients", {}))
         # What the prologue logged once more was computed from a later state.
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
@@ -377,11 +382,18 @@ class Session:
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
         try:
-            self._save(note, block=True, finished=finished)
+            self._save_and_wait(note, finished=finished)
         except (StoreError, SaveFailed, OSError) as error:
             self.console.loud(f"{self._address}: the save failed, trying again: {error}")
-            self._save(note, block=True, finished=finished)
+            self._save_and_wait(note, finished=finished)
         self.saves.collect()
+
+    def _save_and_wait(self, note: str, *, finished: bool) -> None:
+        step = f"step {self.engine.position.step:,}"
+        with self.console.working(
+            f"{self._address}: saving {step}", f"{self._address}: saved {step}"
+        ):
+            self._save(note, block=True, finished=finished)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """See Run.log."""

@@ -1,0 +1,253 @@
+"""What saves and restores have cost: kept line by line, and never a reason to fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import holdfast
+from holdfast.errors import NoStore, RunClosed, StoreFull
+from holdfast.manager.history import (
+    Event,
+    History,
+    RestoreEvent,
+    SaveEvent,
+    summarize,
+)
+from holdfast.manager.listing import Listing
+from holdfast.repo import keys
+from holdfast.stores.base import Store
+from holdfast.stores.faulty import Effect, Fault, FaultPlan, FaultyStore
+from holdfast.stores.local import LocalStore
+from holdfast.stores.memory import MemoryStore
+
+SAVE = SaveEvent(time_s=1.5, step=3, id="ab" * 32, total_s=0.25, nbytes=1000, note="every=3")
+RESTORE = RestoreEvent(time_s=2.5, step=3, id="ab" * 32, total_s=0.5, nbytes=1000)
+
+
+def manager(store: Store, **options: Any) -> holdfast.CheckpointManager:
+    return holdfast.CheckpointManager(store.address, store=store, keep=None, **options)
+
+
+def again(store: Store) -> Store:
+    """The same objects for another process: a local store is used once."""
+    return LocalStore(store.address) if isinstance(store, LocalStore) else store
+
+
+def events_of(store: Store) -> list[Event]:
+    """After the manager was closed: an event is added when its save is over, and known to be."""
+    with Listing(store.address, store=again(store)) as run:
+        return run.events()
+
+
+def refusing(prefix: str, operation: str, times: int | None = None) -> FaultyStore:
+    """A store whose disk is full for some keys."""
+    fault = Fault(Effect.FAIL, operation=operation, prefix=prefix, times=times, error=StoreFull)
+    return FaultyStore(MemoryStore(), FaultPlan((fault,)))
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Any) -> Store:
+    return MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "run")
+
+
+# -- lines --------------------------------------------------------------------
+
+
+def test_events_come_back_as_they_were_added(store: Store) -> None:
+    history = History(store)
+    assert history.read() == []
+    history.add(1, SAVE)
+    history.add(1, RESTORE)
+    assert History(store).read() == [SAVE, RESTORE]
+    assert store.get("events/000001.jsonl", max_bytes=10**6).count(b"\n") == 2
+
+
+def test_writers_have_files_of_their_own(store: Store) -> None:
+    """In the order of their epochs, whichever wrote last."""
+    old, new = History(store), History(store)
+    steps = [(2, 20), (1, 10), (2, 21), (1_000_000, 30), (1, 11)]
+    for epoch, step in steps:
+        (old if epoch == 1 else new).add(epoch, msgspec.structs.replace(SAVE, step=step))
+    assert [event.step for event in History(store).read()] == [10, 11, 20, 21, 30]
+
+
+def test_other_objects_there_are_passed_over(store: Store) -> None:
+    History(store).add(1, SAVE)
+    for key in ("events/1.jsonl", "events/000001.json", "events/a/000002.jsonl"):
+        store.append(key, msgspec.json.encode(RESTORE))
+    assert History(store).read() == [SAVE]
+
+
+ENCODED = msgspec.json.encode(SAVE)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\0" * 100,
+        b"\xff\xfe" + ENCODED,
+        b"null",
+        b"[" * 100_000,
+        ENCODED.replace(b"{", b'{"deep":' + b"[" * 100_000 + b"]" * 100_000 + b",", 1),
+        ENCODED.replace(b"every", b"\xff"),
+        ENCODED.replace(b'"save"', b'"prune"'),
+        ENCODED.replace(b'"step":3', b'"step":"3"'),
+        ENCODED.replace(b'"step":3', b'"step":-3'),
+        ENCODED.replace(b'"step":3,', b""),
+        ENCODED.replace(b"1000", b"1" * 5000),
+        ENCODED.replace(b"1000", str(2**63).encode()),
+        ENCODED.replace(b"0.25", b"1e300"),
+        ENCODED.replace(b"0.25", b"1e400"),
+        ENCODED.replace(b"0.25", b"NaN"),
+        ENCODED.replace(b"0.25", b"-1.0"),
+    ],
+)
+def test_a_line_that_says_nothing_hides_no_other(store: Store, line: bytes) -> None:
+    assert line != ENCODED
+    store.append(keys.events_key(1), ENCODED + b"\n" + line + b"\n" + msgspec.json.encode(RESTORE))
+    assert History(store).read() == [SAVE, RESTORE]
+
+
+def test_every_torn_end_is_left_out(store: Store) -> None:
+    for length in range(len(ENCODED)):
+        store.append(keys.events_key(length + 1), ENCODED + b"\n" + ENCODED[:length])
+    assert History(store).read() == [SAVE] * len(ENCODED)
+
+
+def test_fields_of_a_later_version_do_not_hide_an_event(store: Store) -> None:
+    store.append(keys.events_key(1), ENCODED.replace(b"{", b'{"energy_j":5.0,', 1))
+    assert History(store).read() == [SAVE]
+
+
+def test_events_that_cannot_be_read_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    History(store).add(1, SAVE)
+    for _ in range(10):
+        History(store).add(2, RESTORE)
+    monkeypatch.setattr("holdfast.manager.history._MAX_BYTES", 2 * len(ENCODED))
+    assert History(store).read() == [SAVE]
+    assert "events were left out" in caplog.text
+
+
+# -- what is recorded ---------------------------------------------------------
+
+
+def test_saves_are_recorded(store: Store) -> None:
+    state = {"x": np.arange(1000.0), "s": "text"}
+    with manager(store) as ckpts:
+        first = ckpts.save(5, state, note="every=5")
+        info = first.result()
+        ckpts.save(6, state, block=True)
+    one, two = events_of(store)
+    assert isinstance(one, SaveEvent)
+    assert isinstance(two, SaveEvent)
+    assert one == first.stats
+    assert (one.step, one.id, one.note, one.error) == (5, info.id, "every=5", "")
+    assert one.nbytes >= 8000
+    assert one.written_nbytes == info.new_bytes >= 8000
+    assert two.written_nbytes < 8000
+    assert one.stall_s == one.waited_s + one.capture_s + one.barrier_s < one.total_s
+    assert (one.blocked, two.blocked) == (False, True)
+    assert two.stall_s == two.total_s, "it waited to the end"
+
+
+def test_a_store_that_takes_no_events_fails_no_save() -> None:
+    store = refusing(keys.EVENTS, "append")
+    with manager(store) as ckpts:
+        for step in (1, 2):
+            ckpts.save(step, {"x": step}).result()
+        restored = ckpts.restore()
+        assert restored is not None
+        assert restored.info.step == 2
+    assert events_of(store) == []
+
+
+def test_failed_saves_are_recorded_with_their_error() -> None:
+    store = refusing(keys.PACKS, "put_new", times=1)
+    with manager(store) as ckpts:
+        with pytest.raises(StoreFull) as raised:
+            ckpts.save(1, {"x": np.arange(10_000.0)}).result()
+        ckpts.save(2, {"x": np.arange(10_000.0)}).result()
+    failed, done = events_of(store)
+    assert isinstance(failed, SaveEvent)
+    assert isinstance(done, SaveEvent)
+    assert (failed.step, failed.id, failed.error) == (1, "", raised.value.message)
+    assert failed.nbytes >= 80_000
+    assert failed.written_nbytes == 0
+    assert (done.step, done.error) == (2, "")
+
+
+def test_restores_of_the_writer_are_recorded(store: Store) -> None:
+    with manager(store) as ckpts:
+        ckpts.save(1, {"x": np.arange(1000.0)}).result()
+    with manager(again(store)) as ckpts:
+        ckpts.acquire()
+        restored = ckpts.restore()
+        assert restored is not None
+    save, restore = events_of(store)
+    assert isinstance(save, SaveEvent)
+    assert isinstance(restore, RestoreEvent)
+    assert (restore.step, restore.id) == (1, restored.info.id)
+    assert restore.nbytes == restored.info.nbytes
+    assert restore.total_s > 0
+
+
+def test_who_only_looks_adds_nothing(store: Store) -> None:
+    with manager(store) as ckpts:
+        ckpts.save(1, {"x": 1}).result()
+    before = events_of(store)
+    with manager(again(store)) as other:
+        assert other.restore() is not None
+    assert events_of(store) == before != []
+
+
+# -- reading a run ------------------------------------------------------------
+
+
+def test_a_run_without_events_is_no_error_and_no_run_is_one(store: Store) -> None:
+    with Listing(store.address, store=store) as run, pytest.raises(NoStore):
+        run.events()
+    with manager(again(store)) as ckpts:
+        ckpts.acquire()
+        assert ckpts.events() == []
+    with pytest.raises(RunClosed):
+        ckpts.events()
+
+
+# -- all of them --------------------------------------------------------------
+
+
+def save(step: int, **fields: Any) -> SaveEvent:
+    return SaveEvent(time_s=0.0, step=step, **fields)
+
+
+def test_summary() -> None:
+    events: list[Event] = [
+        save(1, capture_s=0.1, total_s=2.0, nbytes=100, written_nbytes=100, write_s=1.0),
+        save(2, capture_s=0.1, waited_s=0.2, total_s=4.0, nbytes=100, written_nbytes=10),
+        save(3, barrier_s=0.2, total_s=99.0, nbytes=100, write_s=50.0, error="full"),
+        save(4, total_s=3.0, blocked=True, nbytes=100, written_nbytes=0, write_s=0.5),
+        RESTORE,
+        RESTORE,
+    ]
+    found = summarize(events)
+    assert (found.saves, found.failed, found.restores) == (4, 1, 2)
+    assert found.median_stall_s == pytest.approx(0.25)
+    assert found.largest_stall_s == 3.0
+    assert found.median_total_s == 3.0
+    assert (found.nbytes, found.written_nbytes, found.write_s) == (300, 110, 1.5)
+    assert (found.restored_nbytes, found.restore_s) == (2000, 1.0)
+
+
+def test_summary_of_nothing() -> None:
+    found = summarize([])
+    assert (found.saves, found.failed, found.restores) == (0, 0, 0)
+    assert (found.median_stall_s, found.largest_stall_s, found.median_total_s) == (None,) * 3
+    assert summarize([save(1, error="full")]).median_total_s is None

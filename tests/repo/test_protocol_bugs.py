@@ -15,7 +15,8 @@ from holdfast.errors import HoldfastError
 from holdfast.repo import keys
 from holdfast.repo.log import Draft, Head, Log, Transaction, _Outcome
 from holdfast.repo.repo import Removal, Repo
-from holdfast.repo.writer import Save, Writer
+from holdfast.repo.saves import Save
+from holdfast.repo.writer import Writer
 from holdfast.stores.faulty import Effect
 from tests.repo import test_damage, test_every_call, test_power_loss, test_races
 

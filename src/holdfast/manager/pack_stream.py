@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.records import Pack
 from holdfast.manager.staging import Staging, WriteThreads
-from holdfast.repo.writer import NewPack, Save, Writer
+from holdfast.repo.saves import NewPack, Save
+from holdfast.repo.writer import Writer
 
 
 class PackStream:

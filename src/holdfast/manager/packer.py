@@ -21,7 +21,8 @@ from holdfast.manager.snapshot import SMALL_BYTES, HeldLeaf, Snapshot
 from holdfast.manager.staging import Staging, WriteThreads
 from holdfast.manager.stored import Digests, Stored
 from holdfast.repo import keys
-from holdfast.repo.writer import Save, Writer
+from holdfast.repo.saves import Save
+from holdfast.repo.writer import Writer
 
 # One pack per save for most states; above, several files of a size that copies
 # and uploads well. Object stores take 5 GiB in one PUT.

@@ -235,7 +235,8 @@ class CheckpointManager(Listing):
         From any thread. Costs nothing where no save reads.
         """
         overlap = self._overlap
-        if overlap is not None:
+        # A forked child has a copy of the lock, perhaps held by a thread that it lacks.
+        if overlap is not None and self._pid == os.getpid():
             overlap.drain()
 
     def _capture(

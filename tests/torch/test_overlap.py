@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +84,7 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gat
             found.reached.wait(60)
             drain(self)
             found.drained_nbytes += self.copied_nbytes
-        found.behind.set()
+            found.behind.set()  # not for the barriers of other runs of this process
 
     def ending(self: Overlap) -> None:
         found.reached.set()
@@ -303,7 +305,6 @@ def test_a_checkpoint_holds_what_was_there_at_its_boundary(
 ) -> None:
     torch.manual_seed(0)
     there = train(PROGRAMS[name](), tmp_path)
-    steps = [3, 6, 9] if name == "accumulation" else SAVED
     with holdfast.CheckpointManager(tmp_path) as manager:
         steps = [info.step for info in manager.checkpoints()] if name == "accumulation" else SAVED
     check(tmp_path, there, steps)
@@ -411,3 +412,27 @@ def test_a_barrier_without_memory_fails_the_save_and_not_the_training(
         "the save of step 2 failed: MemoryError()"
     ]
     check(tmp_path, there, [4, 6, 8, 9])
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that is the test
+@pytest.mark.parametrize("gate", [7], ids=["half"], indirect=True)
+def test_a_forked_child_that_steps_an_optimizer_is_not_held_up(gate: Gate, tmp_path: Path) -> None:
+    """The save belongs to the parent, and its thread is not there in the child."""
+    program = simple(torch.optim.SGD)
+    statuses: list[int] = []
+
+    def step(n: int) -> None:
+        if n in (2, 4):
+            assert gate.reached.wait(60)  # the save is in the middle of its reads
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                other = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+                other.step()
+                os._exit(0)
+            statuses.append(os.waitpid(child, 0)[1])
+        program.step(n)
+
+    check(tmp_path, train(Program(program.tracked, step), tmp_path), SAVED)
+    assert statuses
+    assert set(statuses) == {0}

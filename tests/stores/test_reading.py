@@ -68,18 +68,18 @@ class Kernel:
         self._real_read, self._real_fcntl = os.preadv, fcntl.fcntl
         monkeypatch.setattr(filesystem.os, "preadv", self._read)
         monkeypatch.setattr(filesystem.fcntl, "fcntl", self._fcntl)
+        monkeypatch.setattr(filesystem, "_cached_bytes", self._cached_bytes)
 
-    def _read(self, fd: int, into: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+    def _cached_bytes(self, fd: int, offset: int, nbytes: int) -> int:
+        return max(0, min(nbytes, self.cached - offset))
+
+    def _read(self, fd: int, into: Sequence[memoryview], offset: int) -> int:
         (view,) = into
         direct = self._real_fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
-        kind = "direct" if direct else "cached only" if flags & os.RWF_NOWAIT else "plain"
+        kind = "direct" if direct else "plain"
         self.calls.append((kind, offset, view.nbytes))
         if kind in self.refuses:
             raise OSError(self.refuses[kind], "refused")
-        if kind == "cached only":
-            view = view[: max(0, self.cached - offset)]
-            if not view.nbytes:
-                raise BlockingIOError(errno.EAGAIN, "not cached")
         if direct:
             fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)  # a plain one: any address will do
         try:
@@ -108,28 +108,24 @@ def read(store: LocalStore, offset: int, nbytes: int) -> None:
 def test_what_is_cached_is_read_once_and_from_there(store: LocalStore, kernel: Kernel) -> None:
     kernel.cached = NBYTES
     read(store, 0, 2 * MiB)
-    assert kernel.calls == [("cached only", 0, 2 * MiB)]
+    assert kernel.calls == [("plain", 0, 2 * MiB)]
 
 
 def test_what_is_not_cached_is_read_past_the_cache(store: LocalStore, kernel: Kernel) -> None:
     read(store, MiB, 2 * MiB)
-    assert kernel.calls == [("cached only", MiB, 2 * MiB), ("direct", MiB, 2 * MiB)]
+    assert kernel.calls == [("direct", MiB, 2 * MiB)]
 
 
 def test_of_a_file_that_is_cached_in_part_only_the_rest(store: LocalStore, kernel: Kernel) -> None:
-    kernel.cached = MiB + 100  # as the end of a file can be: no whole number of pages
+    kernel.cached = MiB
     read(store, 0, 3 * MiB)
-    assert kernel.calls == [
-        ("cached only", 0, 3 * MiB),
-        ("cached only", MiB, 2 * MiB),
-        ("direct", MiB, 2 * MiB),
-    ]
+    assert kernel.calls == [("plain", 0, MiB), ("direct", MiB, 2 * MiB)]
 
 
 def test_the_end_of_a_file_is_no_whole_page(store: LocalStore, kernel: Kernel) -> None:
     read(store, 0, NBYTES)
     tail = NBYTES % PAGE_BYTES
-    assert kernel.calls[1:] == [
+    assert kernel.calls == [
         ("direct", 0, NBYTES - tail),
         ("plain", NBYTES - tail, tail),
     ]
@@ -143,7 +139,7 @@ def test_short_reads_and_those_beside_pages_are_plain(
     assert kernel.calls == [("plain", offset, nbytes)]
 
 
-@pytest.mark.parametrize("call", ["cached only", "direct", "O_DIRECT"])
+@pytest.mark.parametrize("call", ["direct", "O_DIRECT"])
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_file_system_that_refuses_is_read_plainly(
     store: LocalStore, kernel: Kernel, call: str, code: int
@@ -151,3 +147,21 @@ def test_a_file_system_that_refuses_is_read_plainly(
     kernel.refuses = {call: code}
     read(store, 0, 2 * MiB)
     assert kernel.calls[-1] == ("plain", 0, 2 * MiB)
+
+
+def test_what_is_in_the_cache_is_known(store: LocalStore) -> None:
+    def cached(offset: int, nbytes: int) -> int:
+        fd = os.open(Path(store.address) / "packs/a", os.O_RDONLY)
+        try:
+            return filesystem._cached_bytes(fd, offset, nbytes)
+        finally:
+            os.close(fd)
+
+    assert (Path(store.address) / "packs/a").read_bytes() == CONTENT  # now it is
+    assert cached(0, NBYTES) == NBYTES
+    assert cached(MiB, 1234) == 1234
+    forget(store, 2 * MiB)
+    if cached(2 * MiB, PAGE_BYTES) == 0:  # not on a file system that is all memory
+        assert cached(0, NBYTES) == 2 * MiB
+        assert cached(2 * MiB, PAGE_BYTES) == 0, "asking brings nothing in"
+    assert cached(0, NBYTES + 100 * PAGE_BYTES) == NBYTES + 100 * PAGE_BYTES, "not to be known"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from holdfast.core.types import MiB
 from holdfast.manager.staging import new_block
 from holdfast.stores import filesystem
-from holdfast.stores.filesystem import DIRECT_BYTES, PAGE_BYTES
+from holdfast.stores.base import BLOCK_ALIGNMENT
+from holdfast.stores.filesystem import DIRECT_BYTES
 from holdfast.stores.local import LocalStore
 
 NBYTES = 3 * MiB + 1234
@@ -42,8 +43,10 @@ def forget(store: LocalStore, offset: int = 0, nbytes: int = 0) -> None:
 @given(data=st.data())
 def test_every_range_is_what_was_written(store: LocalStore, data: st.DataObject) -> None:
     """Cached, not cached, cached in part; at pages or beside them, in aligned memory or not."""
-    page = st.sampled_from([0, 1, PAGE_BYTES - 1])
-    offset = data.draw(st.integers(0, NBYTES // PAGE_BYTES - 1)) * PAGE_BYTES + data.draw(page)
+    page = st.sampled_from([0, 1, BLOCK_ALIGNMENT - 1])
+    offset = data.draw(st.integers(0, NBYTES // BLOCK_ALIGNMENT - 1)) * BLOCK_ALIGNMENT + data.draw(
+        page
+    )
     longest = NBYTES - offset
     nbytes = data.draw(st.sampled_from([1, longest, DIRECT_BYTES, DIRECT_BYTES + 1, 2 * MiB]))
     nbytes = min(nbytes, longest)
@@ -124,7 +127,7 @@ def test_of_a_file_that_is_cached_in_part_only_the_rest(store: LocalStore, kerne
 
 def test_the_end_of_a_file_is_no_whole_page(store: LocalStore, kernel: Kernel) -> None:
     read(store, 0, NBYTES)
-    tail = NBYTES % PAGE_BYTES
+    tail = NBYTES % BLOCK_ALIGNMENT
     assert kernel.calls == [
         ("direct", 0, NBYTES - tail),
         ("plain", NBYTES - tail, tail),
@@ -161,7 +164,9 @@ def test_what_is_in_the_cache_is_known(store: LocalStore) -> None:
     assert cached(0, NBYTES) == NBYTES
     assert cached(MiB, 1234) == 1234
     forget(store, 2 * MiB)
-    if cached(2 * MiB, PAGE_BYTES) == 0:  # not on a file system that is all memory
+    if cached(2 * MiB, BLOCK_ALIGNMENT) == 0:  # not on a file system that is all memory
         assert cached(0, NBYTES) == 2 * MiB
-        assert cached(2 * MiB, PAGE_BYTES) == 0, "asking brings nothing in"
-    assert cached(0, NBYTES + 100 * PAGE_BYTES) == NBYTES + 100 * PAGE_BYTES, "not to be known"
+        assert cached(2 * MiB, BLOCK_ALIGNMENT) == 0, "asking brings nothing in"
+    assert cached(0, NBYTES + 100 * BLOCK_ALIGNMENT) == NBYTES + 100 * BLOCK_ALIGNMENT, (
+        "not to be known"
+    )

@@ -24,6 +24,7 @@ from holdfast.errors import DamagedObject, ObjectNotFound
 from holdfast.manager.staging import new_block
 from holdfast.repo import keys
 from holdfast.repo.repo import Repo
+from holdfast.stores.base import BLOCK_ALIGNMENT
 
 THREADS = 4
 # Neighbouring chunks are fetched in one read, so that 20,000 small tensors do not
@@ -32,7 +33,6 @@ READ_BYTES = 8 * MiB
 _HOLE_BYTES = 64 * KiB
 # Long reads are made of whole pages at page-aligned offsets: a store can then read them
 # past the page cache. The few bytes around the chunks are not worth a call of their own.
-_PAGE_BYTES = 4 * KiB
 _WHOLE_PAGES_FROM = 1 * MiB
 
 Sink = Callable[[Sequence[int], Sequence[int], memoryview], None]
@@ -241,6 +241,6 @@ def _batches(manifest: Manifest, wanted: Iterable[Wanted]) -> list[_Batch]:
 def _batch(manifest: Manifest, group: list[Wanted], start: int, end: int) -> _Batch:
     pack = manifest.packs[group[0].chunk.pack]
     if end - start >= _WHOLE_PAGES_FROM:
-        start -= start % _PAGE_BYTES
-        end = min(-(-end // _PAGE_BYTES) * _PAGE_BYTES, pack.nbytes)
+        start -= start % BLOCK_ALIGNMENT
+        end = min(-(-end // BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT, pack.nbytes)
     return _Batch(pack, start, end - start, group)

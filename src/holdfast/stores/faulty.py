@@ -25,7 +25,6 @@ from holdfast.stores.base import NewObject, ObjectInfo, Store, check_key
 
 _T = TypeVar("_T")
 
-WRITES = frozenset({"put_new", "publish", "delete"})
 READS = frozenset({"get", "read_into"})
 
 

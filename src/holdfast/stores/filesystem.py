@@ -16,16 +16,15 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from holdfast.core.types import MiB
+from holdfast.stores.base import BLOCK_ALIGNMENT
 
 MAX_WRITE_BYTES = 64 * MiB  # one call; Linux moves at most 2 GiB - 4 KiB
 MAX_WRITE_BUFFERS = 512  # IOV_MAX is 1024 on Linux and macOS; POSIX promises 16
 
-PAGE_BYTES = 4096
-"""Offsets and addresses that are multiples of it can be read past the page cache."""
 DIRECT_BYTES = 1 * MiB
 """Shorter reads go through the page cache: there it reads ahead of them."""
-# What a file system says about a kind of read that it does not have.
-_NO_SUCH_READ = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
+UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""What a file system says about a call that it does not have."""
 
 _RENAME_NOREPLACE = 1  # <linux/fs.h>
 _RENAME_EXCL = 4  # <sys/stdio.h> of macOS
@@ -154,7 +153,7 @@ class OsFileSystem:
         return os.pread(fd, nbytes, offset)
 
     def read_into(self, fd: int, into: memoryview, offset: int) -> int:
-        if into.nbytes < DIRECT_BYTES or offset % PAGE_BYTES or sys.platform != "linux":
+        if into.nbytes < DIRECT_BYTES or offset % BLOCK_ALIGNMENT or sys.platform != "linux":
             return os.preadv(fd, [into], offset)
         cached = _cached_bytes(fd, offset, into.nbytes)
         if cached:
@@ -240,7 +239,7 @@ def _cached_bytes(fd: int, offset: int, nbytes: int) -> int:
     """
     import ctypes  # here: it takes milliseconds, and most processes never need it
 
-    pages = (ctypes.c_ubyte * -(-nbytes // PAGE_BYTES))()
+    pages = (ctypes.c_ubyte * -(-nbytes // mmap.PAGESIZE))()
     try:
         # Never written to, and so never copied: only a writable map has an address in Python.
         view = mmap.mmap(
@@ -260,19 +259,19 @@ def _cached_bytes(fd: int, offset: int, nbytes: int) -> int:
     if failed:
         return nbytes
     first_absent = bytes(pages).find(0)
-    return nbytes if first_absent < 0 else first_absent * PAGE_BYTES
+    return nbytes if first_absent < 0 else first_absent * mmap.PAGESIZE
 
 
 def _read_direct(fd: int, into: memoryview, offset: int) -> int:
     """Read whole pages past the page cache; through it where the file system, or the
     address of `into`, does not allow that."""
-    nbytes = into.nbytes - into.nbytes % PAGE_BYTES
+    nbytes = into.nbytes - into.nbytes % BLOCK_ALIGNMENT
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
         return os.preadv(fd, [into[:nbytes]], offset)
     except OSError as error:
-        if error.errno not in _NO_SUCH_READ:
+        if error.errno not in UNSUPPORTED:
             raise
     finally:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)

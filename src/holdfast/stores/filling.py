@@ -15,8 +15,12 @@ from typing import NamedTuple
 
 from holdfast.core.types import Buffer, MiB
 from holdfast.stores.base import BLOCK_ALIGNMENT
-from holdfast.stores.filesystem import MAX_WRITE_BUFFERS, MAX_WRITE_BYTES, FileSystem
-from holdfast.stores.folders import UNSUPPORTED
+from holdfast.stores.filesystem import (
+    MAX_WRITE_BUFFERS,
+    MAX_WRITE_BYTES,
+    UNSUPPORTED,
+    FileSystem,
+)
 
 PREALLOCATE_BYTES = 1 * MiB  # below, one more call costs more than it saves
 # A file of unknown size grows in such steps: few calls and long extents, and no more than

@@ -15,10 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from holdfast.errors import BadAddress, DamagedObject, StoreUnavailable, StoreUnfit
-from holdfast.stores.filesystem import FileSystem
-
-UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-"""What a file system says about a call that it does not have."""
+from holdfast.stores.filesystem import UNSUPPORTED, FileSystem
 
 _NOT_A_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP, errno.EMLINK})
 

@@ -28,9 +28,9 @@ from holdfast.errors import (
     StoreUnfit,
 )
 from holdfast.stores.base import BadKey, NewObject, ObjectInfo, check_key, check_prefix
-from holdfast.stores.filesystem import FileStatus, FileSystem, OsFileSystem
+from holdfast.stores.filesystem import UNSUPPORTED, FileStatus, FileSystem, OsFileSystem
 from holdfast.stores.filling import FULL, Blocks, Temporary, fill, write_all
-from holdfast.stores.folders import UNSUPPORTED, Folders
+from holdfast.stores.folders import Folders
 from holdfast.stores.unfinished import TEMPORARIES, is_temporary, owner_of, temporary_name
 
 logger = logging.getLogger("holdfast")

@@ -6,7 +6,6 @@ digested, cut or named here, so no checkpoint can be faster by much.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from holdfast.manager.staging import new_block
 
 BLOCK = 8 << 20  # where throughput stops growing on the disks that were tried
 _THREADS = 4
@@ -124,15 +125,10 @@ def _in_parallel(total: int, move: Callable[[memoryview, int], None]) -> None:
     noise = _noise()
 
     def work(first: int) -> None:
-        # A map is aligned to pages, as O_DIRECT asks; large pages make it a few transfers.
-        block = mmap.mmap(-1, BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        block.madvise(mmap.MADV_HUGEPAGE)
-        view = memoryview(block)
-        view[:] = noise
+        block = new_block(BLOCK)
+        block[:] = noise
         for start in range(first * BLOCK, total, _THREADS * BLOCK):
-            move(view, start)
-        view.release()
-        block.close()
+            move(block, start)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(work, range(_THREADS)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core import progress
+from holdfast.manager import progress
 from tests.cli.conftest import Command
 
 LONG = {

@@ -44,9 +44,8 @@ def forget(store: LocalStore, offset: int = 0, nbytes: int = 0) -> None:
 def test_every_range_is_what_was_written(store: LocalStore, data: st.DataObject) -> None:
     """Cached, not cached, cached in part; at pages or beside them, in aligned memory or not."""
     page = st.sampled_from([0, 1, BLOCK_ALIGNMENT - 1])
-    offset = data.draw(st.integers(0, NBYTES // BLOCK_ALIGNMENT - 1)) * BLOCK_ALIGNMENT + data.draw(
-        page
-    )
+    pages = data.draw(st.integers(0, NBYTES // BLOCK_ALIGNMENT - 1))
+    offset = pages * BLOCK_ALIGNMENT + data.draw(page)
     longest = NBYTES - offset
     nbytes = data.draw(st.sampled_from([1, longest, DIRECT_BYTES, DIRECT_BYTES + 1, 2 * MiB]))
     nbytes = min(nbytes, longest)

@@ -14,6 +14,7 @@ from holdfast.cli.options import json_option, opened, whole_run
 from holdfast.cli.render import (
     Column,
     checkpoint_json,
+    ellipsis,
     metric_text,
     name_shown,
     plural,
@@ -81,7 +82,7 @@ def ls(address: str, metrics: tuple[str, ...], everything: bool, as_json: bool) 
                 )
             )
             if left := found.count - len(found.shown):
-                print(f"… and {left:,} older (--all shows them)")
+                print(f"{ellipsis()} and {left:,} older (--all shows them)")
             print(status_text(found.count, status))
         return
     addresses = find_runs(address)

@@ -10,8 +10,8 @@ import click
 
 from holdfast.cli.render import shown
 from holdfast.core.address import Reference, parse_reference, printable
-from holdfast.core.progress import working
 from holdfast.errors import BadAddress, DamagedObject, HoldfastError
+from holdfast.manager.progress import working
 
 if TYPE_CHECKING:
     from holdfast.manager.listing import Listing

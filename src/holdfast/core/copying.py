@@ -49,6 +49,10 @@ def copy_leaves(sources: Sequence[LeafSource], region: Region, starts: Sequence[
             numbers = [numbers[number] for number in left]
         for number in numbers:
             source, start = sources[number], starts[number]
-            data = region[start : start + source.nbytes].data
-            for first in range(0, source.nbytes, _COPY_BYTES):
-                source.copy_range(first, data[first : first + _COPY_BYTES])
+            copy_from(source, 0, region[start : start + source.nbytes].data)
+
+
+def copy_from(source: LeafSource, offset: int, into: memoryview) -> None:
+    """As `LeafSource.copy_range`, for ranges of any length."""
+    for first in range(0, into.nbytes, _COPY_BYTES):
+        source.copy_range(offset + first, into[first : first + _COPY_BYTES])

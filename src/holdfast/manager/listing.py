@@ -28,11 +28,11 @@ from holdfast.core.address import (
 )
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.process import is_alive
-from holdfast.core.progress import current_work
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
 from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
 from holdfast.manager.info import CheckpointInfo, Overview, RunStatus, Verification, info_of
+from holdfast.manager.progress import current_work
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.log import packs_of
 from holdfast.repo.repo import Repo

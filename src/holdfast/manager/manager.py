@@ -14,7 +14,6 @@ from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.frameworks import loaded_adapters
-from holdfast.core.progress import current_work
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
 from holdfast.core.tree import TreeEncoder
@@ -27,6 +26,7 @@ from holdfast.manager.listing import Listing, Ref, split_metrics
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
+from holdfast.manager.progress import current_work
 from holdfast.manager.restore import RUNTIME, Restorer, Wish
 from holdfast.manager.saver import Order, Saver
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory, Way

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
+from holdfast.core.copying import copy_from
 from holdfast.core.types import MiB
 from holdfast.errors import SaveFailed, TornRead
 
-_COPY_BYTES = 64 * MiB
 # A barrier waits for the read in progress, whose thread may have next to no processor time.
 _READ_BYTES = 1 * MiB
 
@@ -35,7 +35,7 @@ class LiveLeaf:
 
     path: str
     source: LeafSource
-    mark: object = None
+    mark: object = field(init=False)
     read_nbytes: int = 0
     """What comes before is not needed any more."""
     rest: memoryview | None = field(default=None, repr=False)
@@ -136,8 +136,7 @@ class Overlap:
         self._check(left)
         for leaf, size in zip(left, sizes, strict=True):
             rest = memory[at : at + size]
-            for start in range(0, size, _COPY_BYTES):
-                leaf.source.copy_range(leaf.read_nbytes + start, rest[start : start + _COPY_BYTES])
+            copy_from(leaf.source, leaf.read_nbytes, rest)
             leaf.rest = rest
             at += size
         self.copied_nbytes += at

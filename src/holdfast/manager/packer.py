@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,11 +12,11 @@ import msgspec
 from holdfast.core.digest import digest_of
 from holdfast.core.packing import PackChunk, header_room
 from holdfast.core.plan import CHUNK_BYTES, boxes, itemsize
-from holdfast.core.progress import Work
 from holdfast.core.records import Chunk, Leaf, Pack
 from holdfast.core.types import GiB, MiB
 from holdfast.errors import DamagedObject
 from holdfast.manager.pack_stream import PackStream
+from holdfast.manager.progress import Work
 from holdfast.manager.snapshot import SMALL_BYTES, HeldLeaf, Snapshot
 from holdfast.manager.staging import Staging, WriteThreads
 from holdfast.manager.stored import Digests, Stored
@@ -95,8 +95,8 @@ class Packer:
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}
         self._open: _OpenPack | None = None
-        self._candidates: list[_Piece] = []
-        """Pieces that may still have to be written."""
+        self._candidates: deque[_Piece] = deque()
+        """Pieces that may still have to be written, in their order."""
         self._chunks: list[list[Chunk | None]] = []
         """Of each leaf; None until it is known in which pack a chunk lies, and where."""
         self._reusable: list[tuple[_Piece, Pack, int]] = []
@@ -143,11 +143,11 @@ class Packer:
         new = [piece for piece in small if not self._is_stored(piece)]
         self.digest_s += time.perf_counter() - start
         yield
-        self._candidates = [*large, *new]
-        self._candidates.reverse()
-        self._work.begin(sum(piece.nbytes for piece in self._candidates))
         # In-place reads first: what they have not reached at the barrier is copied there.
-        for piece in (*large, *new):
+        self._candidates = deque([*large, *new])
+        self._work.begin(sum(piece.nbytes for piece in self._candidates))
+        while self._candidates:
+            piece = self._candidates.popleft()
             self._take(snapshot, piece)
             self._work.done_nbytes += piece.nbytes
             yield
@@ -174,7 +174,6 @@ class Packer:
 
     def _take(self, snapshot: Snapshot, piece: _Piece) -> None:
         """Bring a chunk into the open pack, unless it is stored already."""
-        self._candidates.pop()
         stream = self._stream(piece)
         room = stream.room(piece.nbytes)
         start = time.perf_counter()
@@ -240,9 +239,9 @@ class Packer:
         self._reusable = []
         if sum(piece.nbytes for piece, _, _ in moving) >= OWN_PACK_BYTES:
             self._finish_pack()  # what does not change lies apart from what does
-        self._candidates = [piece for piece, _, _ in reversed(moving)]
+        self._candidates = deque(piece for piece, _, _ in moving)
         for piece, pack, at in moving:
-            self._candidates.pop()
+            self._candidates.popleft()
             room = self._stream(piece).room(piece.nbytes)
             if piece.leaf.data is not None:
                 snapshot.read(piece.leaf, piece.offset, room)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from holdfast.core.adapters import Destination
 from holdfast.core.digest import digest
-from holdfast.core.progress import current_work
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
 from holdfast.core.types import KiB, MiB
 from holdfast.core.values import collector_paused
 from holdfast.errors import DamagedObject, ObjectNotFound
+from holdfast.manager.progress import current_work
 from holdfast.manager.staging import new_block
 from holdfast.repo import keys
 from holdfast.repo.repo import Repo

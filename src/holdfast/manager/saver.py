@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from holdfast.core.progress import Work
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import KeepPolicy
 from holdfast.core.retiring import Retiring
@@ -35,6 +34,7 @@ from holdfast.errors import (
 from holdfast.manager.history import History, SaveEvent
 from holdfast.manager.packer import Packer
 from holdfast.manager.pending import Pending
+from holdfast.manager.progress import Work
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory
 from holdfast.manager.staging import Staging, yield_to_others
 from holdfast.manager.stored import Digests, Stored
@@ -189,7 +189,7 @@ class Saver:
     def _steps(self, order: Order) -> _Steps:
         try:
             record, manifest = yield from self._save(order)
-            event = self._event(order, record, manifest)
+            event = self._event(order, record)
             order.pending.stats = event
             self._on_commit(record, manifest, order)
             self.failures, self.last_error = 0, None
@@ -224,9 +224,7 @@ class Saver:
         order.pending.failed(error)
         self._history.add(self._writer.epoch, replace(self._event(order), error=message))
 
-    def _event(
-        self, order: Order, record: Record | None = None, manifest: Manifest | None = None
-    ) -> SaveEvent:
+    def _event(self, order: Order, record: Record | None = None) -> SaveEvent:
         """What the save has cost."""
         snapshot, packer = order.snapshot, self._packer
         return SaveEvent(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from holdfast.core.adapters import LeafSource
+from holdfast.run.watching import watch_all
 
 
 class Barrier(Protocol):
@@ -30,13 +31,7 @@ class Barriers:
 
     def watch(self, adapters: Iterable[Any], tracked: Mapping[str, Any]) -> None:
         """These are the objects that are saved."""
-        for adapter in adapters:
-            make = getattr(adapter, "barrier", None)
-            if make is None:
-                continue
-            if adapter.name not in self._barriers:
-                self._barriers[adapter.name] = make(self._drain)
-            self._barriers[adapter.name].watch(tracked)
+        watch_all(self._barriers, "barrier", adapters, tracked, self._drain)
 
     def in_place(self) -> Callable[[LeafSource, str], bool]:
         """Which leaves of a save that begins now stay the same up to the next barrier."""

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from holdfast.core.progress import working
 from holdfast.core.units import format_ago
+from holdfast.manager.progress import working
 
 _MOST_CHANGES = 10  # in one line
 

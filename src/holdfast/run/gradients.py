@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from holdfast.run.watching import watch_all
+
 MAX_WAIT = 100
 """Boundaries. Accumulations are shorter; a step that cannot be seen must not keep a run
 from saving for ever."""
@@ -35,13 +37,7 @@ class Accumulation:
 
     def watch(self, adapters: Iterable[Any], tracked: Mapping[str, Any]) -> None:
         """Watch the optimizers among `tracked` from now on."""
-        for adapter in adapters:
-            make = getattr(adapter, "gradients", None)
-            if make is None:
-                continue
-            if adapter.name not in self._watches:
-                self._watches[adapter.name] = make()
-            self._watches[adapter.name].watch(tracked)
+        watch_all(self._watches, "gradients", adapters, tracked)
 
     def begin(self) -> None:
         """A body starts."""

@@ -12,17 +12,17 @@ an optimizer is trusted only after its hook was called in a step that ran.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from holdfast.core.adapters import LeafSource
 from holdfast.torch.memory import TensorSource, storage_of
-from holdfast.torch.tensors import has_memory
+from holdfast.torch.tensors import has_storage
 from holdfast.torch.untracked import tracked_optimizers
 
 
@@ -45,13 +45,16 @@ class Barrier:
     def protected(self) -> Callable[[LeafSource], bool]:
         """Says of a leaf's source whether its bytes stay the same until the next step of an
         optimizer. For a save that begins now."""
-        storages = {
+        storages = cache(self._storages)  # a state of small leaves is never asked about
+        return lambda source: isinstance(source, TensorSource) and source.storage in storages()
+
+    def _storages(self) -> set[int]:
+        return {
             storage_of(tensor)
             for optimizer in self._optimizers
             if optimizer in self._trusted
             for tensor in _tensors(optimizer)
         }
-        return lambda source: isinstance(source, TensorSource) and source.storage in storages
 
     def close(self) -> None:
         """Call it no more."""
@@ -73,10 +76,4 @@ def _tensors(optimizer: Optimizer) -> Iterator[torch.Tensor]:
 
 
 def _plain(value: Any) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.device.type == "cpu"
-        and value.layout is torch.strided
-        and has_memory(type(value))
-        and not is_lazy(value)
-    )
+    return isinstance(value, torch.Tensor) and value.device.type == "cpu" and has_storage(value)

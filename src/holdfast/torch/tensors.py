@@ -19,7 +19,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.arrays import dense_order
@@ -33,6 +33,7 @@ from holdfast.torch.memory import (
     copy_bits,
     overlaps_itself,
     source_of,
+    storage_of,
     stored_dtype,
     stored_shape,
     touched,
@@ -93,6 +94,12 @@ def has_memory(kind: type) -> bool:
     wrappers intercept every operation and hold other tensors."""
     own: Any = torch.Tensor
     return getattr(kind, "__torch_dispatch__", None) is own.__torch_dispatch__
+
+
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether its elements lie in a storage of its own, which can be asked for."""
+    kind = type(tensor)
+    return tensor.layout is torch.strided and has_memory(kind) and not is_lazy(tensor)
 
 
 def encode_tensor(
@@ -163,7 +170,7 @@ def _place(tensor: torch.Tensor, node: dict[str, Node], path: str, encoder: Enco
 
 def _layout(tensor: torch.Tensor, node: dict[str, Node]) -> Layout:
     itemsize = tensor.dtype.itemsize
-    start = tensor.untyped_storage().data_ptr() + int(tensor.storage_offset()) * itemsize
+    start = storage_of(tensor) + int(tensor.storage_offset()) * itemsize
     strides = tuple(step * itemsize for step in tensor.stride())
     return Layout(start, tuple(tensor.shape), strides, itemsize, node["dtype"])
 
@@ -333,7 +340,7 @@ def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) 
 def _claim(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> bool:
     """False if the same bytes go to the same memory already (tied weights). Memory
     that two different leaves should fill is reported: one would be lost."""
-    memory = target.untyped_storage().data_ptr()
+    memory = storage_of(target)
     claimed: dict[Any, Any] = decoder.alias(("torch.claimed", target.device, memory))
     spot = (target.storage_offset(), saved.shape, target.stride(), saved.dtype)
     known = claimed.get(spot)

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from holdfast.run.variables import Variables
 from holdfast.torch.dtypes import describe, words
+from holdfast.torch.memory import storage_of
 from holdfast.torch.modules import live_state, saves_more
 from holdfast.torch.optimizers import plain_loading
-from holdfast.torch.tensors import has_memory
+from holdfast.torch.tensors import has_storage
 
 _MAX_OBJECTS = 100_000  # that are searched in tracked containers: some tenths of a second
 _PLAIN = (str, bytes, bytearray, int, float, complex, type(None))
@@ -160,8 +161,8 @@ def _places(value: Any) -> Iterator[Hashable]:
     if not isinstance(value, torch.Tensor):
         return
     yield id(value)
-    if value.layout is torch.strided and has_memory(type(value)) and not is_lazy(value):
-        address = value.untyped_storage().data_ptr()
+    if has_storage(value):
+        address = storage_of(value)
         if address:  # neither empty nor on the meta device
             yield str(value.device), address
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.core import progress
-from holdfast.core.progress import Meter, Work, current_work, working
+from holdfast.manager import progress
+from holdfast.manager.progress import Meter, Work, current_work, working
 from holdfast.run.console import Console
 from holdfast.stores.memory import MemoryStore
 
@@ -227,7 +227,7 @@ def test_saves_and_restores_count_their_bytes() -> None:
 TRAIN = """
 import sys
 import holdfast
-from holdfast.core import progress
+from holdfast.manager import progress
 
 progress._BAR_AFTER_S = progress._LINE_AFTER_S = 0.0
 with holdfast.Run("run", quiet="quiet" in sys.argv) as run:

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 
-from holdfast.core.types import MiB
+from holdfast.core.types import KiB, MiB
 from holdfast.errors import StateError
 
 CHUNK_BYTES = 8 * MiB  # large enough for full speed, small enough to dedup and to restart
+# Of tensors whose rows change sparsely: a few hundred rows, and a manifest entry of
+# about a five-hundredth of that (docs/design/saving.md).
+SPARSE_CHUNK_BYTES = 64 * KiB
 
 Box = tuple[tuple[int, ...], tuple[int, ...], int, int]
 """(start, shape, offset_bytes, nbytes) of one box of a leaf."""

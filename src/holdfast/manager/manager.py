@@ -20,6 +20,7 @@ from holdfast.core.tree import TreeEncoder
 from holdfast.core.units import parse_size
 from holdfast.core.values import collector_paused
 from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
+from holdfast.manager.cutting import Cutting
 from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
 from holdfast.manager.listing import Listing, Ref, split_metrics
@@ -54,7 +55,10 @@ class CheckpointManager(Listing):
     raises RunHeld if another live process on this machine is.
 
     `memory` bounds the blocks that bytes pass through on their way to the store, in bytes
-    or as text. Saves run in a background thread, one at a time, and at low priority until
+    or as text. `sparse_rows` names leaves (or what they lie below) of which few rows change
+    from save to save: they are compared and stored in chunks of 64 KiB instead of 8 MiB.
+
+    Saves run in a background thread, one at a time, and at low priority until
     somebody waits for them; all methods may be called from any thread. Use it as a context
     manager or call `close`.
 
@@ -75,6 +79,7 @@ class CheckpointManager(Listing):
         max_save_failures: int = 3,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
+        sparse_rows: Collection[str] = (),
         store: Store | None = None,
         clock: Callable[[], float] = time.time,
         config: object = None,
@@ -96,6 +101,7 @@ class CheckpointManager(Listing):
         self._saver: Saver | None = None
         self._memory = SnapshotMemory()
         self._staging = Staging(parse_size(memory) if isinstance(memory, str) else memory)
+        self._cutting = Cutting(sparse_rows)
         self._digests = Digests()
         self.history = History(self._repo.store)
         """What saves and restores have cost."""
@@ -149,6 +155,7 @@ class CheckpointManager(Listing):
                 self.history,
                 policy=self.policy,
                 rewrite_every=self._rewrite_every,
+                cutting=self._cutting,
                 base=self._dedup_base,
                 distrusted=self._distrusted,
                 unsteady=self._unsteady,

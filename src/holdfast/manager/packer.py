@@ -11,10 +11,10 @@ import msgspec
 
 from holdfast.core.digest import digest_of
 from holdfast.core.packing import PackChunk, header_room
-from holdfast.core.plan import CHUNK_BYTES, boxes, itemsize
 from holdfast.core.records import Chunk, Leaf, Pack
 from holdfast.core.types import GiB, MiB
 from holdfast.errors import DamagedObject
+from holdfast.manager.cutting import Cutting
 from holdfast.manager.pack_stream import PackStream
 from holdfast.manager.progress import Work
 from holdfast.manager.snapshot import SMALL_BYTES, HeldLeaf, Snapshot
@@ -36,6 +36,8 @@ WORTH_KEEPING = 2
 # whole, and nothing of it is written. Fewer are written anew each time instead, since a
 # pack costs two fsyncs, or a request.
 OWN_PACK_BYTES = 8 * MiB
+# Small chunks that are compared in one go.
+_AT_ONCE = 1000
 
 
 class _Piece(msgspec.Struct, gc=False):
@@ -81,6 +83,7 @@ class Packer:
         *,
         low: Callable[[], bool],
         work: Work,
+        cutting: Cutting,
     ) -> None:
         """`low`: whether nobody waits for this save. `work`: where it says how far it is."""
         self._writer = writer
@@ -89,8 +92,7 @@ class Packer:
         self._stored = stored
         self._digests = digests
         self._staging = staging
-        # A chunk lies in two blocks at most: there are always enough.
-        self._chunk_bytes = min(CHUNK_BYTES, staging.block_bytes)
+        self._cutting = cutting
         self._threads = WriteThreads(low=low)
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}
@@ -131,18 +133,23 @@ class Packer:
         for position, leaf in enumerate(snapshot.leaves):
             source = leaf.source
             self._chunks.append([])
-            size = itemsize(source.dtype)
-            for number, box in enumerate(boxes(source.shape, size, self._chunk_bytes)):
+            # A chunk lies in two blocks at most: there are always enough.
+            cut = self._cutting.boxes(leaf.path, source, self._staging.block_bytes)
+            for number, box in enumerate(cut):
                 piece = _Piece(leaf, position, number, *box)
                 self._chunks[position].append(None)
-                in_memory = leaf.data is not None and piece.nbytes < SMALL_BYTES
+                in_memory = leaf.data is not None and piece.nbytes <= SMALL_BYTES
                 (small if in_memory else large).append(piece)
+        self._cutting.tell_unseen(leaf.path for leaf in snapshot.leaves)
         # What is small is known before a pack is begun, so that the pack's header has no
         # room for thousands of entries that it will not have.
-        start = time.perf_counter()
-        new = [piece for piece in small if not self._is_stored(piece)]
-        self.digest_s += time.perf_counter() - start
-        yield
+        new: list[_Piece] = []
+        for first in range(0, len(small), _AT_ONCE):
+            start = time.perf_counter()
+            some = small[first : first + _AT_ONCE]
+            new += [piece for piece in some if not self._is_stored(piece)]
+            self.digest_s += time.perf_counter() - start
+            yield
         # In-place reads first: what they have not reached at the barrier is copied there.
         self._candidates = deque([*large, *new])
         self._work.begin(sum(piece.nbytes for piece in self._candidates))

@@ -31,6 +31,7 @@ from holdfast.errors import (
     SaveFailed,
     TornRead,
 )
+from holdfast.manager.cutting import Cutting
 from holdfast.manager.history import History, SaveEvent
 from holdfast.manager.packer import Packer
 from holdfast.manager.pending import Pending
@@ -97,6 +98,7 @@ class Saver:
         *,
         policy: KeepPolicy,
         rewrite_every: int | None,
+        cutting: Cutting,
         base: Callable[[], Manifest | None],
         distrusted: set[str],
         unsteady: set[str],
@@ -114,6 +116,7 @@ class Saver:
         self.policy = policy
         self._retiring = Retiring(policy)
         self._rewrite_every = rewrite_every
+        self._cutting = cutting
         self._base = base
         self._distrusted = distrusted
         self._unsteady = unsteady
@@ -132,7 +135,10 @@ class Saver:
         with self._idle:
             self._waiting += 1
             job = self._job = _Job(self._steps(order), hurried=urgent)
-            started = self._start(job, low=not urgent)
+            # It begins when this thread has gone on: a start waits for the new thread, which
+            # would not let go of the GIL for 5 ms and more.
+            with job.turn:
+                started = self._start(job, low=not urgent)
         if not started:
             self._drive(job, low=False)
 
@@ -282,6 +288,7 @@ class Saver:
                 self._staging,
                 low=self._unhurried,
                 work=order.work,
+                cutting=self._cutting,
             )
             leaves, packs = yield from packer.write(snapshot)
             yield

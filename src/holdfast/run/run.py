@@ -67,6 +67,8 @@ class Run:
     strict, rename: as for `CheckpointManager.restore`.
     memory: the most that the blocks between the state and the disk take, in bytes or as
         text ("256MiB"). Copies of what cannot be read in place come on top.
+    sparse_rows: paths of large tensors of which few rows change from save to save
+        (`"model/embedding.weight"`): only the chunks of 64 KiB that changed are written.
     exit_code: the status after SIGTERM or SIGINT was answered with a save.
     quiet: print only what must not be missed.
 
@@ -95,10 +97,15 @@ class Run:
         quiet: bool = False,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
+        sparse_rows: Collection[str] = (),
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        for option, names in (("late", late), ("override", override)):
+        for option, names in (
+            ("late", late),
+            ("override", override),
+            ("sparse_rows", sparse_rows),
+        ):
             if isinstance(names, str):
                 raise UsageError(
                     f"{option}={names!r} is text, not a list of names", hint=f"{option}=[{names!r}]"
@@ -143,6 +150,7 @@ class Run:
             max_save_failures=max_save_failures,
             rewrite_every=rewrite_every,
             memory=memory,
+            sparse_rows=sparse_rows,
             store=store,
             config=settings.config,
         )

@@ -199,11 +199,11 @@ def test_leaves_that_were_cut_at_other_places_are_read(
     cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As another version, or another number of processes, would cut them."""
-    monkeypatch.setattr("holdfast.manager.packer.boxes", _boxes_of(24))
+    monkeypatch.setattr("holdfast.manager.cutting.boxes", _boxes_of(24))
     w = np.arange(100.0).reshape(10, 10)
     with holdfast.CheckpointManager(f"memory://cut-{cut}-a") as manager:
         manager.save(1, {"w": w}).result()
-    monkeypatch.setattr("holdfast.manager.packer.boxes", _boxes_of(cut))
+    monkeypatch.setattr("holdfast.manager.cutting.boxes", _boxes_of(cut))
     with holdfast.CheckpointManager(f"memory://cut-{cut}-b", keep=None) as manager:
         manager.save(1, {"w": w}).result()
         changed = w.copy()
@@ -222,7 +222,7 @@ def test_leaves_that_were_cut_at_other_places_are_read(
 def test_equal_chunks_of_a_leaf_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.manager.packer.boxes", _boxes_of(80))
+    monkeypatch.setattr("holdfast.manager.cutting.boxes", _boxes_of(80))
     w = np.arange(1.0, 31.0)
     changed = w.copy()
     changed[-1] = 0

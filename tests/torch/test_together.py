@@ -94,7 +94,7 @@ def captured(state: dict[str, Any]) -> tuple[bytes, list[Any]]:
     tree = encoder.encode(state, "")
     runtime = encoder.encode({"again": state["d"]}, "!runtime")
     leaves: list[Any] = []
-    for path, source in encoder.leaves:
+    for path, source in ((leaf.path, leaf.source) for leaf in encoder.leaves):
         data = bytearray(source.nbytes)
         source.copy_range(0, memoryview(data))
         leaves.append((path, source.dtype, tuple(source.shape), bytes(data)))
@@ -291,7 +291,7 @@ def test_copied_at_once_is_as_one_by_one(state: dict[str, Any]) -> None:
     encoder = TreeEncoder()
     encoder.encode(state, "")
     expected: list[bytes] = []
-    for _, source in encoder.leaves:
+    for source in (leaf.source for leaf in encoder.leaves):
         data = bytearray(source.nbytes)
         source.copy_range(0, memoryview(data))
         expected.append(bytes(data) + b"\xff" * 3)

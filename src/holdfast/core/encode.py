@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ _HINT = (
 )
 
 
-class CapturedLeaf(NamedTuple):
+class CapturedLeaf(msgspec.Struct, frozen=True, gc=False):
     """A leaf of a save, and where its bytes come from."""
 
     path: str

@@ -7,8 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
-
+import msgspec
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
@@ -39,7 +38,7 @@ Choose = Callable[[LeafSource, str], Way]
 """For the leaf of that source and path."""
 
 
-class HeldLeaf(NamedTuple):
+class HeldLeaf(msgspec.Struct, frozen=True, gc=False):
     """One leaf and where its bytes are: in the snapshot, in the copy of a file, or live."""
 
     path: str
@@ -151,18 +150,24 @@ class SnapshotMemory:
             pass
 
     def _hold(self, leaves: Sequence[CapturedLeaf], choose: Choose) -> Iterator[HeldLeaf]:
-        ways: dict[int, Way] = {}
+        elsewhere: dict[int, HeldLeaf] = {}
         sources: list[LeafSource] = []
         starts: list[int] = []
         total = 0
-        for number, (path, source) in enumerate(leaves):
+        for number, leaf in enumerate(leaves):
+            source = leaf.source
             nbytes = source.nbytes
             if source.streamed:
+                elsewhere[number] = HeldLeaf(leaf.path, source)
                 continue
             if nbytes >= SMALL_BYTES:
-                way = choose(source, path)
-                if way is not Way.COPIED:
-                    ways[number] = way
+                way = choose(source, leaf.path)
+                if way is Way.LIVE:
+                    live = LiveLeaf(leaf.path, source)
+                    elsewhere[number] = HeldLeaf(leaf.path, source, live=live)
+                    continue
+                if way is Way.UNCHANGED:
+                    elsewhere[number] = HeldLeaf(leaf.path, source, unchanged=True)
                     continue
                 total = -(-total // _ALIGN) * _ALIGN
             sources.append(source)
@@ -171,13 +176,10 @@ class SnapshotMemory:
         memory = self._at_once.of(total)
         copy_leaves(sources, np.frombuffer(memory, np.uint8), starts)
         at = iter(starts)
-        for number, (path, source) in enumerate(leaves):
-            way = ways.get(number)
-            if way is Way.LIVE:
-                yield HeldLeaf(path, source, live=LiveLeaf(path, source))
-            elif way is Way.UNCHANGED or source.streamed:
-                yield HeldLeaf(path, source, unchanged=way is Way.UNCHANGED)
-            else:
-                start = next(at)
-                yield HeldLeaf(path, source, memory[start : start + source.nbytes])
+        for number, leaf in enumerate(leaves):
+            held = elsewhere.get(number)
+            if held is None:
+                start, source = next(at), leaf.source
+                held = HeldLeaf(leaf.path, source, memory[start : start + source.nbytes])
                 source.close()
+            yield held

@@ -2,7 +2,8 @@
 
     python child.py [--die POINT:N] [--count FILE] SCRIPT ARGS...
 
-Points in the save and restore: capture, pack, fsync, manifest, log, retention, restore.
+Points in the save and restore: capture, read (in place), barrier, pack, fsync, manifest, log,
+retention, restore.
 Points in the script: whatever it passes to `place(...)`. N counts from 1. The process
 dies inside the call, as it would from outside: no handler, no `finally`, no flush.
 `--count` writes how often each point was passed, for the driver to choose from.
@@ -67,7 +68,8 @@ def before(owner: Any, name: str, point: Callable[..., str | None]) -> None:
 
 
 def plant() -> None:
-    from holdfast.manager import staging
+    from holdfast.manager import overlap, packer, snapshot, staging
+    from holdfast.manager.overlap import Overlap
     from holdfast.manager.reader import ChunkReader
     from holdfast.manager.snapshot import SnapshotMemory
     from holdfast.stores.filesystem import OsFileSystem
@@ -99,8 +101,13 @@ def plant() -> None:
             delete(self, keys)
 
     LocalStore.put_new, LocalStore.delete = put, remove  # type: ignore[method-assign]
-    # Models in tests are small: their packs, too, are to be written block by block.
+    # Models in tests are small: they, too, are to be read in place, piece by piece, and their
+    # packs to be written block by block.
+    snapshot.SMALL_BYTES = packer.SMALL_BYTES = 256
+    overlap._READ_BYTES = 512
     staging.BLOCK_BYTES = 16 * 1024
+    before(Overlap, "_read_in_place", lambda *args: "read")
+    before(Overlap, "_copy_rest", lambda *args: "barrier")
     write, publish = Blocks.write, Blocks.publish
 
     def write_block(self: Blocks, offset: int, data: memoryview) -> None:

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 SAVING = ("capture", "pack", "fsync", "manifest", "log", "retention", "restore")
+OVERLAP = ("read", "barrier")
 PLACES = ("prologue", "body", "last batch", "tail", "after")
 
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.kill.driver import PLACES, SAVING, Script, differing, kill_at_each, reference
+from tests.kill.driver import OVERLAP, PLACES, SAVING, Script, differing, kill_at_each, reference
 
 SCRIPTS = [
     ("generic", ()),
@@ -49,7 +49,7 @@ def main() -> None:
         wanted, counts = whole[name, args]
         script = Script(name, folder / f"run{runs}", args)
         for _ in range(2):
-            points = tuple(p for p in (*SAVING, *PLACES) if counts[p] or p == "restore")
+            points = tuple(p for p in (*SAVING, *OVERLAP, *PLACES) if counts[p] or p == "restore")
             kill_at_each(script, points, counts, chance.randrange(1 << 30))
             script.run(kill_after_s=chance.uniform(0.1, 2.0))
         differences = differing(script.finish(), wanted)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill.driver import PLACES, SAVING, Script, differing, kill_at_each, reference
+from tests.kill.driver import OVERLAP, PLACES, SAVING, Script, differing, kill_at_each, reference
 
 
 def test_a_generic_script_killed_in_every_phase(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_generic_script_killed_in_every_phase(tmp_path: Path) -> None:
 def test_a_torch_script_killed_in_every_place(tmp_path: Path, workers: str) -> None:
     wanted, counts = reference("torch_train", tmp_path, workers)
     script = Script("torch_train", tmp_path / "killed", (workers,))
-    kill_at_each(script, ("capture", "log", "restore", *PLACES), counts, seed=int(workers))
+    kill_at_each(script, ("capture", "log", "restore", *OVERLAP, *PLACES), counts, int(workers))
     assert differing(script.finish(), wanted) == []
     assert script.kills.total() >= 3, script.kills
 
@@ -37,7 +37,7 @@ def test_a_torch_script_killed_in_every_place(tmp_path: Path, workers: str) -> N
     ("name", "args", "points", "each"),
     [
         ("generic", (), SAVING, 10),
-        ("torch_train", ("0",), PLACES, 10),
+        ("torch_train", ("0",), (*OVERLAP, *PLACES), 10),
         ("torch_train", ("2",), PLACES, 5),
     ],
     ids=["saving and restoring", "places of the loop", "places of the loop, 2 workers"],

@@ -13,6 +13,7 @@ from typing import Any
 from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.codecs import codec_of
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
@@ -54,9 +55,10 @@ class CheckpointManager(Listing):
     raises RunHeld if another live process on this machine is.
 
     `memory` bounds the blocks that bytes pass through on their way to the store, in bytes
-    or as text. Saves run in a background thread, one at a time, and at low priority until
-    somebody waits for them; all methods may be called from any thread. Use it as a context
-    manager or call `close`.
+    or as text. `compress="zstd"` stores new bytes compressed where that makes them smaller
+    (`pip install 'holdfast[zstd]'`). Saves run in a background thread, one at a time, and at
+    low priority until somebody waits for them; all methods may be called from any thread.
+    Use it as a context manager or call `close`.
 
     >>> import holdfast
     >>> with holdfast.CheckpointManager("memory://doc") as ckpts:
@@ -75,6 +77,7 @@ class CheckpointManager(Listing):
         max_save_failures: int = 3,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
+        compress: str | None = None,
         store: Store | None = None,
         clock: Callable[[], float] = time.time,
         config: object = None,
@@ -85,6 +88,7 @@ class CheckpointManager(Listing):
                 f"rewrite_every must be at least 1, not {rewrite_every}",
                 hint="Give a number of saves, or leave it out.",
             )
+        self._codec = codec_of(compress)
         super().__init__(address, keep=keep, store=store, clock=clock)
         self.config = config
         self.environment = dict(environment or {})
@@ -150,6 +154,7 @@ class CheckpointManager(Listing):
                 policy=self.policy,
                 rewrite_every=self._rewrite_every,
                 base=self._dedup_base,
+                codec=self._codec,
                 distrusted=self._distrusted,
                 unsteady=self._unsteady,
                 on_commit=self._committed,

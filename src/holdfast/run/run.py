@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, get_args
 
+from holdfast.core.codecs import codec_of
 from holdfast.core.retention import KeepPolicy, parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import BadPolicy, HoldfastError, RunClosed, UsageError, briefly
@@ -67,6 +68,8 @@ class Run:
     strict, rename: as for `CheckpointManager.restore`.
     memory: the most that the blocks between the state and the disk take, in bytes or as
         text ("256MiB"). Copies of what cannot be read in place come on top.
+    compress: `"zstd"`: store new bytes compressed where that makes them smaller. For slow
+        links and small disks; it takes more of the processor.
     exit_code: the status after SIGTERM or SIGINT was answered with a save.
     quiet: print only what must not be missed.
 
@@ -95,6 +98,7 @@ class Run:
         quiet: bool = False,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
+        compress: str | None = None,
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,6 +112,7 @@ class Run:
                 f"data={data!r} is not known",
                 hint='data="refuse", data="by-sample" or data="restart-epoch".',
             )
+        codec_of(compress)  # before an older run of this program is closed
         part = part_of_this_process()
         if part is not None:
             address, store, every = address_in(part, os.fspath(address)), None, part.every
@@ -143,6 +148,7 @@ class Run:
             max_save_failures=max_save_failures,
             rewrite_every=rewrite_every,
             memory=memory,
+            compress=compress,
             store=store,
             config=settings.config,
         )

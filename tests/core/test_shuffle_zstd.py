@@ -3,6 +3,9 @@ a frame claims costs no memory."""
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +102,39 @@ def test_a_shuffle_is_what_makes_floats_smaller() -> None:
     assert plain is not None
     assert len(shuffled) < 0.86 * weights.nbytes
     assert len(plain) > 0.90 * weights.nbytes
+
+
+def test_neither_way_holds_the_interpreter_up() -> None:
+    """Another thread goes on only if the lock is let go of: nothing takes it away here."""
+    weights = np.random.default_rng(1).normal(0, 0.02, 500_000).astype(np.float32)
+    raw, into = weights.data.cast("B"), memoryview(bytearray(2 * weights.nbytes))
+    turns = 0
+    started, done = threading.Event(), threading.Event()
+
+    def count() -> None:
+        nonlocal turns
+        started.set()
+        while not done.is_set():
+            turns += 1
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=count)
+    sys.setswitchinterval(1000)
+    try:
+        thread.start()
+        started.wait()
+        before = turns
+        size = Encoder().encode(raw, 4, into)
+        between = turns
+        decode(into[:size], 4, memoryview(bytearray(weights.nbytes)))
+        after = turns
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        thread.join()
+    assert between - before > 3
+    assert after - between > 3
 
 
 # -- what is no chunk -----------------------------------------------------------------------

@@ -86,7 +86,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
     top = draw(st.sampled_from([1, 4, 256]))
     size = int(np.prod(shape)) * dtype.itemsize
     data = rng.integers(0, min(top, 2) if dtype.kind == "b" else top, size, np.uint8)
-    return np.frombuffer(data.tobytes(), dtype).reshape(shape)
+    return np.frombuffer(data.tobytes(), dtype).reshape(shape).copy()
 
 
 @settings(max_examples=60, deadline=None)

@@ -139,6 +139,7 @@ def test_only_what_gets_smaller_is_compressed() -> None:
         "zeros": np.zeros(9 * BLOCK, np.uint8),
         "weights": weights(4 * BLOCK, 1),
         "noise": noise(5 * BLOCK, 2),
+        "nearly noise": np.where(np.arange(5 * BLOCK) % BLOCK < 300, 0, noise(5 * BLOCK, 2)),
         "little": np.zeros(encoding.MIN_ENCODED_BYTES - 1, np.uint8),
     }
     with manager(store) as ckpts:
@@ -148,6 +149,7 @@ def test_only_what_gets_smaller_is_compressed() -> None:
     assert set(codecs(manifest, "zeros")) == {ZSTD}
     assert set(codecs(manifest, "weights")) == {ZSTD}
     assert set(codecs(manifest, "noise")) == {""}
+    assert set(codecs(manifest, "nearly noise")) == {""}
     assert codecs(manifest, "little") == [""]
     assert stored_nbytes(manifest, "zeros") < BLOCK / 10
     assert stored_nbytes(manifest, "weights") < 0.94 * state["weights"].nbytes
@@ -189,6 +191,15 @@ def test_another_word_is_refused_before_anything_happens(tmp_path: Path, compres
             make(tmp_path / "run", compress=compress)
         assert 'compress="zstd"' in caught.value.hint
     assert not (tmp_path / "run").exists()
+
+
+def test_another_word_leaves_an_older_run_open(tmp_path: Path) -> None:
+    with holdfast.Run(tmp_path / "run") as older:
+        with pytest.raises(UsageError, match="is not known"):
+            holdfast.Run(tmp_path / "run", compress="gzip")
+        for _ in older.range(2):
+            pass
+    assert holdfast.open(tmp_path / "run").info.step == 2
 
 
 # -- packs --------------------------------------------------------------------------------
@@ -285,6 +296,21 @@ def test_a_header_has_room_for_any_mixture(dtype: str) -> None:
         patch.setattr(packer, "MIN_ENCODED_BYTES", 1)
         ckpts.save(1, state, block=True)
         assert ckpts.load(1)["2999"][0] == np.array(2999).astype(dtype)
+
+
+def test_a_header_has_room_for_what_moves_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packer, "MIN_ENCODED_BYTES", 1)
+    monkeypatch.setattr(snapshot, "SMALL_BYTES", 1)
+    store = MemoryStore("room-moved")
+    frozen = {str(n): np.full(20, n, np.float64) for n in range(1000)}
+    with manager(store) as ckpts:
+        ckpts.save(1, {"frozen": frozen, "trained": noise(99 * BLOCK, 1)}, block=True)
+    with manager(store, None, keep="last=1") as ckpts:
+        ckpts.save(2, {"frozen": frozen, "trained": noise(99 * BLOCK, 2)}, block=True)
+        assert ckpts.load(2)["frozen"]["999"][3] == 999
+    [manifest] = manifests(store)
+    assert {pack.born for pack in manifest.packs} == {2}
+    assert codecs(manifest, "frozen/999") == [ZSTD]
 
 
 # -- reading ------------------------------------------------------------------------------

@@ -190,7 +190,8 @@ def test_every_tag_is_specified() -> None:
     assert (written | read) - {"id", "ref"} <= specified  # those two are in the text
 
 
-def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", [None, "zstd"])
+def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path, compress: str | None) -> None:
     """It uses json, numpy and a BLAKE3 only, and nothing of Holdfast."""
     [reader] = [b for b in blocks(ROOT / "docs" / "format.md") if b.word == "reader"]
     assert "import holdfast" not in reader.text
@@ -209,9 +210,11 @@ def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
         "empty": np.zeros((0, 3)),
         "fortran": np.asfortranarray(rng.standard_normal((3, 4))),
         "bits": np.array([True, False]),
+        "noise": np.frombuffer(rng.bytes(10_000), np.uint8),
+        "half": rng.standard_normal(5000).astype(np.float16),
     }
     run = tmp_path / "run"
-    with holdfast.CheckpointManager(run) as ckpts:
+    with holdfast.CheckpointManager(run, compress=compress) as ckpts:
         ckpts.save(1, {"weights": large[:1]}).result()
         ckpts.save(2, state).result()
         ckpts.tag(2, "kept")
@@ -229,6 +232,10 @@ def test_the_reader_in_the_format_page_reads_a_run(tmp_path: Path) -> None:
     assert np.array_equal(leaves["fortran"], state["fortran"])
     assert leaves["empty"].shape == (0, 3)
     assert leaves["bits"].tolist() == [True, False]
+    assert np.array_equal(leaves["noise"], state["noise"])
+    assert np.array_equal(leaves["half"], state["half"])
+    stored = sum(path.stat().st_size for path in run.glob("packs/*"))
+    assert (stored < 1.1 * large.nbytes) == bool(compress), "1.2 of it were saved"
 
 
 def test_the_reader_in_the_format_page_reads_a_model(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+import numpy as np
 
 import holdfast
 from tests.cli.conftest import Command, failed
@@ -32,3 +35,33 @@ def test_stats_of_real_saves(run: Path, holdfast_cli: Command) -> None:
 
 def test_stats_refuses_no_saves_at_all(run: Path, holdfast_cli: Command) -> None:
     assert "Invalid value for '-n'" in failed(holdfast_cli("stats", run, "-n", "0"), 2)
+
+
+def test_stats_say_what_compressing_has_come_to(tmp_path: Path, holdfast_cli: Command) -> None:
+    def lines(compress: str | None) -> list[str]:
+        with holdfast.CheckpointManager(tmp_path / "run", compress=compress) as manager:
+            manager.save(1, {"x": np.zeros(10_000_000, np.uint8)}, block=True)
+        return holdfast_cli("stats", tmp_path / "run").out.splitlines()
+
+    assert not [line for line in lines(None) if "compress" in line]
+    shutil.rmtree(tmp_path / "run")
+    [line] = [line for line in lines("zstd") if "compress" in line]
+    assert line.startswith("Before it was compressed it was 10.0 MB; compressing took ")
+
+
+def test_show_tells_the_size_of_the_state_not_of_the_frames(
+    tmp_path: Path, holdfast_cli: Command
+) -> None:
+    x = np.random.default_rng(0).normal(size=2_500_000).astype(np.float32)
+    with holdfast.CheckpointManager(tmp_path / "run", compress="zstd") as manager:
+        manager.save(1, {"x": x}, block=True)
+        manager.save(2, {"x": x, "y": x + 1}, block=True)
+    first = holdfast_cli("show", f"{tmp_path}/run@1").out
+    assert "10.0 MB, all of it written for this checkpoint, compressed to 8.4" in first
+    second = holdfast_cli("show", f"{tmp_path}/run@2").out
+    assert "(compressed; 10.0 MB before), the rest shared with others" in " ".join(second.split())
+    for out in (first, second):
+        [row] = [line for line in out.splitlines() if line.startswith("x ")]
+        assert row.split()[1:] == ["1", "10.0", "MB", "F32"]
+    leaves = holdfast_cli("show", f"{tmp_path}/run@1", "--leaves", "--json").json["leaves"]
+    assert [leaf["nbytes"] for leaf in leaves] == [10_000_000]

@@ -167,6 +167,7 @@ def _events() -> None:
             total_s=1.2 + n / 10,
             nbytes=1_200_000_000,
             copied_nbytes=4_500_000,
+            new_nbytes=1_200_000_000 // n,
             written_nbytes=1_200_000_000 // n,
             memory_nbytes=272_000_000,
         )
@@ -174,7 +175,7 @@ def _events() -> None:
     ]
     error = "the disk of runs/mnist is full: no space left on device"
     failed = msgspec.structs.replace(
-        saves[3], step=41_350, id="", error=error, written_nbytes=0, commit_s=0.0
+        saves[3], step=41_350, id="", error=error, new_nbytes=0, written_nbytes=0, commit_s=0.0
     )
     last = msgspec.structs.replace(saves[4], note="end", blocked=True)
     restore = RestoreEvent(

@@ -18,6 +18,7 @@ import holdfast
 from holdfast.errors import HoldfastError, SaveFailed, StoreFull, UsageError
 from holdfast.manager import packer, snapshot, staging
 from holdfast.repo import log
+from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.base import Store
 from holdfast.stores.faulty import Died, Effect, Fault, FaultPlan, FaultyStore
@@ -45,12 +46,13 @@ def manager(store: Store, **options: Any) -> holdfast.CheckpointManager:
     )
 
 
-def state(seed: int, *, frozen: int = 0) -> dict[str, Any]:
-    """Six blocks that are another with each seed, and some that stay the same."""
+def state(seed: int, *, frozen: int = 0, top: int = 255) -> dict[str, Any]:
+    """Six blocks that are another with each seed, and some that stay the same. A smaller
+    `top` makes them compressible."""
     return {
-        "trained": np.random.default_rng(seed).integers(0, 255, 6 * BLOCK + 100, np.uint8),
+        "trained": np.random.default_rng(seed).integers(0, top, 6 * BLOCK + 100, np.uint8),
         "small": {str(n): np.full(50, seed * n) for n in range(20)},
-        "frozen": np.random.default_rng(99).integers(0, 255, frozen, np.uint8),
+        "frozen": np.random.default_rng(99).integers(0, top, frozen, np.uint8),
     }
 
 
@@ -141,31 +143,47 @@ def test_a_pack_of_blocks_opens_with_safetensors(tmp_path: Any) -> None:
 # -- faults -------------------------------------------------------------------------------
 
 
-def two_saves(store: Store) -> None:
+COMPRESS = [None, "zstd"]
+
+
+def story_state(step: int, compress: str | None) -> dict[str, Any]:
+    return state(step, frozen=3 * BLOCK, top=16 if compress else 255)
+
+
+def two_saves(store: Store, compress: str | None) -> None:
     """The second moves a part out of the first one's pack."""
     # Not `with`: a process that died closes nothing.
-    ckpts = manager(store, keep="last=1")
-    ckpts.save(1, state(1, frozen=3 * BLOCK), block=True)
-    ckpts.save(2, state(2, frozen=3 * BLOCK), block=True)
+    ckpts = manager(store, keep="last=1", compress=compress)
+    ckpts.save(1, story_state(1, compress), block=True)
+    ckpts.save(2, story_state(2, compress), block=True)
     ckpts.close()
 
 
-def check(store: Store) -> list[int]:
+def check(store: Store, compress: str | None) -> list[int]:
     """Steps of the checkpoints that are there; each is whole."""
     with holdfast.CheckpointManager(store.address, store=store, keep=None) as ckpts:
         steps = [info.step for info in ckpts.checkpoints()]
         assert all(result.ok for result in ckpts.verify())
         for step in steps:
-            assert equal(ckpts.load(step), state(step, frozen=3 * BLOCK))
+            assert equal(ckpts.load(step), story_state(step, compress))
     return steps
 
 
-def count_calls() -> int:
+def count_calls(compress: str | None) -> int:
     store = FaultyStore(MemoryStore("every-call"))
-    two_saves(store)
+    two_saves(store, compress)
     operations = {call.operation for call in store.calls}
     assert {"create", "write", "publish", "read_into"} <= operations
+    [(record, manifest)] = manifests(store)
+    codecs = [chunk.codec for leaf in manifest.leaves for chunk in leaf.chunks]
+    assert any(codecs) == bool(compress)
+    assert record.new_bytes == sum(pack.nbytes for pack in manifest.packs), "all was moved"
     return len(store.calls)
+
+
+def manifests(store: Store) -> list[tuple[Any, Any]]:
+    repo = Repo(store)
+    return [(record, repo.manifest(record)) for record in repo.records()]
 
 
 @pytest.fixture
@@ -181,42 +199,48 @@ def dead_writers_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("dead_writers_count_as_dead")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("compress", COMPRESS)
 @pytest.mark.parametrize("effect", [Effect.DIE_BEFORE, Effect.DIE_AFTER])
-def test_dying_at_any_call_leaves_whole_checkpoints(effect: Effect) -> None:
-    for number in range(1, count_calls() + 1):
+def test_dying_at_any_call_leaves_whole_checkpoints(effect: Effect, compress: str | None) -> None:
+    for number in range(1, count_calls(compress) + 1):
         store = FaultyStore(MemoryStore("die"), FaultPlan.at(number, effect))
         with suppress(Died, HoldfastError):
-            two_saves(store)
-        assert check(store.survivor()) in ([], [1], [2]), f"call {number}: {store.calls[-1]}"
+            two_saves(store, compress)
+        assert check(store.survivor(), compress) in ([], [1], [2]), (
+            f"call {number}: {store.calls[-1]}"
+        )
 
 
 @pytest.mark.usefixtures("dead_writers_count_as_dead")
+@pytest.mark.parametrize("compress", COMPRESS)
 @pytest.mark.parametrize("effect", [Effect.FAIL, Effect.LOSE_REPLY, Effect.DELAY])
-def test_a_failing_call_never_halves_anything(effect: Effect) -> None:
-    for number in range(1, count_calls() + 1):
+def test_a_failing_call_never_halves_anything(effect: Effect, compress: str | None) -> None:
+    for number in range(1, count_calls(compress) + 1):
         store = FaultyStore(MemoryStore("fail"), FaultPlan.at(number, effect))
         done = False
         with suppress(HoldfastError):
-            two_saves(store)
+            two_saves(store, compress)
             done = True
         where = f"call {number}: {store.calls[min(number, len(store.calls)) - 1]}"
-        found = check(store.survivor())
+        found = check(store.survivor(), compress)
         assert found == [2] if done else found in ([], [1], [2]), where
         store.release()
-        assert check(store.survivor()) in ([], [1], [2]), where
+        assert check(store.survivor(), compress) in ([], [1], [2]), where
 
 
-def test_a_manager_goes_on_after_any_failing_call() -> None:
-    for number in range(8, count_calls() + 1):
+@pytest.mark.parametrize("compress", COMPRESS)
+def test_a_manager_goes_on_after_any_failing_call(compress: str | None) -> None:
+    for number in range(8, count_calls(compress) + 1):
         fault = Fault(Effect.FAIL, call=number, error=StoreFull)
         store = FaultyStore(MemoryStore("goes-on"), FaultPlan((fault,)))
-        with suppress(HoldfastError), manager(store, max_save_failures=10) as ckpts:
+        options = {"max_save_failures": 10, "compress": compress}
+        with suppress(HoldfastError), manager(store, **options) as ckpts:
             for step in (1, 2, 3, 4):
                 with suppress(HoldfastError):
-                    ckpts.save(step, state(step, frozen=3 * BLOCK), block=True)
+                    ckpts.save(step, story_state(step, compress), block=True)
                 assert blocks_are_back(ckpts)
             assert [info.step for info in ckpts.checkpoints()][-1] == 4
-        check(store.survivor())
+        check(store.survivor(), compress)
 
 
 def test_a_full_disk_in_mid_pack_leaves_no_file(tmp_path: Any) -> None:
@@ -237,30 +261,33 @@ def test_a_full_disk_in_mid_pack_leaves_no_file(tmp_path: Any) -> None:
     assert fs.open_descriptors == 0
 
 
-def test_a_save_survives_a_loss_of_power_when_it_is_reported() -> None:
+@pytest.mark.parametrize("compress", COMPRESS)
+def test_a_save_survives_a_loss_of_power_when_it_is_reported(compress: str | None) -> None:
     fs = CrashFileSystem()
-    ckpts = manager(LocalStore("/runs/x", fs))
-    ckpts.save(1, state(1), block=True)
+    ckpts = manager(LocalStore("/runs/x", fs), compress=compress)
+    ckpts.save(1, story_state(1, compress), block=True)
     for disk in fs.crash_states(limit=20):
         with manager(LocalStore("/runs/x", disk)) as found:
             assert [info.step for info in found.checkpoints()] == [1]
             assert all(result.ok for result in found.verify())
-            assert equal(found.load(1), state(1))
+            assert equal(found.load(1), story_state(1, compress))
     ckpts.close()
 
 
-def test_what_moves_is_verified_and_its_pack_distrusted() -> None:
+@pytest.mark.parametrize("compress", COMPRESS)
+def test_what_moves_is_verified_and_its_pack_distrusted(compress: str | None) -> None:
     """A stored chunk of a leaf that is read in place is to be written again, and is damaged:
     that save fails, the next one writes the bytes anew."""
     reads = Fault(Effect.DAMAGE, operation="read_into", prefix="packs/")
-    ckpts = manager(FaultyStore(MemoryStore("moves"), FaultPlan((reads,))))
-    frozen = 3 * BLOCK
-    ckpts.save(1, state(1, frozen=frozen), block=True)
+    store = FaultyStore(MemoryStore("moves"), FaultPlan((reads,)))
+    ckpts = manager(store, compress=compress)
+    ckpts.save(1, story_state(1, compress), block=True)
     with pytest.raises(HoldfastError, match=r"'frozen'.* is damaged"):
-        ckpts.save(2, state(2, frozen=frozen), block=True)
-    info = ckpts.save(3, state(3, frozen=frozen), block=True).result()
-    assert info.new_bytes > info.nbytes, "everything was written"
-    assert equal(ckpts.load(3), state(3, frozen=frozen))
+        ckpts.save(2, story_state(2, compress), block=True)
+    info = ckpts.save(3, story_state(3, compress), block=True).result()
+    _, (_, manifest) = manifests(store)
+    assert info.new_bytes == sum(pack.nbytes for pack in manifest.packs), "everything was written"
+    assert equal(ckpts.load(3), story_state(3, compress))
     ckpts.close()
 
 

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.core.codecs import decoded_nbytes
 from holdfast.core.records import Leaf, Manifest
 from holdfast.core.types import Node
+from holdfast.repo.check import leaf_nbytes
 
 _DEPTH = 60
 _TEXT = 200
@@ -32,9 +34,17 @@ class Part:
     """The plain value of a part without leaves."""
 
 
-def leaf_nbytes(leaf: Leaf) -> int:
-    """Bytes of a leaf."""
-    return sum(chunk.nbytes for chunk in leaf.chunks)
+def new_and_compressed(manifest: Manifest) -> tuple[int, bool]:
+    """(bytes of the chunks that were written for this checkpoint, before they were
+    compressed; whether any was)."""
+    nbytes, compressed = 0, False
+    for leaf in manifest.leaves:
+        for chunk in leaf.chunks:
+            pack = manifest.packs[chunk.pack]
+            if pack.born == manifest.ordinal and not pack.run:
+                nbytes += decoded_nbytes(leaf, chunk)
+                compressed = compressed or bool(chunk.codec)
+    return nbytes, compressed
 
 
 def parts(manifest: Manifest) -> list[Part]:

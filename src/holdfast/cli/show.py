@@ -25,6 +25,7 @@ from holdfast.cli.render import (
 )
 from holdfast.core.address import parse_reference
 from holdfast.core.units import format_size
+from holdfast.repo.check import leaf_nbytes
 
 if TYPE_CHECKING:
     from holdfast.core.records import Manifest
@@ -91,7 +92,7 @@ def _json(info: CheckpointInfo, manifest: Manifest, with_leaves: bool) -> dict[s
                 "path": leaf.path,
                 "dtype": leaf.dtype,
                 "shape": list(leaf.shape),
-                "nbytes": nodes.leaf_nbytes(leaf),
+                "nbytes": leaf_nbytes(leaf),
             }
             for leaf in nodes.state_leaves(manifest)
         ]
@@ -109,7 +110,7 @@ def checkpoint_text(
     """The page about one checkpoint."""
     facts = [
         ("saved", saved_text(info.time_s, now_s)),
-        ("size", _size(info)),
+        ("size", _size(info, manifest)),
         ("id", info.id),
         ("why saved", info.note),
         ("tags", ", ".join(info.tags)),
@@ -131,10 +132,14 @@ def checkpoint_text(
     return "\n\n".join(sections)
 
 
-def _size(info: CheckpointInfo) -> str:
-    if info.new_bytes >= info.nbytes:
-        return f"{format_size(info.nbytes)}, all of it written for this checkpoint"
+def _size(info: CheckpointInfo, manifest: Manifest) -> str:
+    own, compressed = nodes.new_and_compressed(manifest)
+    if info.new_bytes >= info.nbytes or (compressed and own == info.nbytes):
+        smaller = f", compressed to {format_size(info.new_bytes)}" if compressed else ""
+        return f"{format_size(info.nbytes)}, all of it written for this checkpoint{smaller}"
     new = f"{format_size(info.new_bytes)} written for this checkpoint" if info.new_bytes else ""
+    if new and compressed:
+        new += f" (compressed; {format_size(own)} before)"
     shared = "the rest shared with others" if new else "all of it shared with other checkpoints"
     return ", ".join(filter(None, (format_size(info.nbytes), new, shared)))
 
@@ -179,7 +184,7 @@ def _state(manifest: Manifest, width: int | None) -> str:
 
 def _leaves(manifest: Manifest, width: int | None) -> str:
     rows = [
-        [leaf.path, leaf.dtype, str(list(leaf.shape)), format_size(nodes.leaf_nbytes(leaf))]
+        [leaf.path, leaf.dtype, str(list(leaf.shape)), format_size(leaf_nbytes(leaf))]
         for leaf in nodes.state_leaves(manifest)
     ]
     columns = [

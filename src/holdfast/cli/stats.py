@@ -143,6 +143,10 @@ def summary_text(summary: Summary, width: int | None = None) -> str:
         rate = _rate(summary.written_nbytes, summary.write_s)
         lines.append(f"A save took {format_seconds(summary.median_total_s)} in the median.")
         lines.append(f"{new} written of {whole} saved{f', {rate} in each thread' if rate else ''}.")
+        if summary.compress_s:
+            raw = format_size(summary.new_nbytes)
+            spent = format_seconds(summary.compress_s)
+            lines.append(f"Before it was compressed it was {raw}; compressing took {spent}.")
     if summary.restores:
         rate = _rate(summary.restored_nbytes, summary.restore_s)
         lines.append(

@@ -35,6 +35,16 @@ class PackChunk(msgspec.Struct, frozen=True, gc=False):
     shape: tuple[int, ...]
     nbytes: int
 
+    def encoded(self, codec: str, nbytes: int) -> PackChunk:
+        """The entry of this chunk if it is stored as `nbytes` that other readers must not
+        take for its items."""
+        return PackChunk(f"{self.name}[{codec}]", "U8", (nbytes,), nbytes)
+
+    def widest(self, codec: str) -> PackChunk:
+        """For `header_room` only: takes as much as this entry, and as an `encoded` one that
+        is no longer."""
+        return PackChunk(f"{self.name}[{codec}]", self.dtype, (*self.shape, self.nbytes), 0)
+
 
 @dataclass(frozen=True)
 class PackEntry:

@@ -36,7 +36,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     digest: str
     """BLAKE3 of the leaf's bytes in this box (before `codec`)."""
     codec: str = ""
-    """How the stored bytes are encoded: "" = as they are."""
+    """How the stored bytes are encoded (see `codecs`): "" = as they are."""
 
 
 class Leaf(msgspec.Struct, frozen=True, gc=False):

@@ -54,6 +54,7 @@ class SaveEvent(msgspec.Struct, frozen=True, kw_only=True, tag="save", tag_field
     read_s: _Seconds = 0.0
     """Bytes were brought into staging blocks."""
     digest_s: _Seconds = 0.0
+    compress_s: _Seconds = 0.0
     write_s: _Seconds = 0.0
     """Blocks were written and synced; of all threads together."""
     commit_s: _Seconds = 0.0
@@ -64,6 +65,8 @@ class SaveEvent(msgspec.Struct, frozen=True, kw_only=True, tag="save", tag_field
     """Of the state."""
     copied_nbytes: _Number = 0
     """Copied before the call returned, or at a barrier; the rest was read in place."""
+    new_nbytes: _Number = 0
+    """Of the chunks that were written for it, before they were compressed."""
     written_nbytes: _Number = 0
     """Of packs that were written for it."""
     memory_nbytes: _Number = 0
@@ -101,7 +104,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     median_total_s: float | None
     """Of the saves that were committed, as are these:"""
     nbytes: int
+    new_nbytes: int
     written_nbytes: int
+    compress_s: float
     write_s: float
     """Of all threads together."""
     restores: int
@@ -124,7 +129,9 @@ def summarize(events: Sequence[Event]) -> Summary:
         largest_stall_s=max(stalls, default=None),
         median_total_s=median(save.total_s for save in committed) if committed else None,
         nbytes=sum(save.nbytes for save in committed),
+        new_nbytes=sum(save.new_nbytes for save in committed),
         written_nbytes=sum(save.written_nbytes for save in committed),
+        compress_s=sum(save.compress_s for save in committed),
         write_s=sum(save.write_s for save in committed),
         restores=len(restores),
         restored_nbytes=sum(restore.nbytes for restore in restores),

@@ -13,6 +13,7 @@ from typing import Any
 from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector
 from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.codecs import codec_of
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
@@ -57,6 +58,8 @@ class CheckpointManager(Listing):
     `memory` bounds the blocks that bytes pass through on their way to the store, in bytes
     or as text. `sparse_rows` names leaves (or what they lie below) of which few rows change
     from save to save: they are compared and stored in chunks of 64 KiB instead of 8 MiB.
+    `compress="zstd"` stores new bytes compressed where that makes them smaller
+    (`pip install 'holdfast[zstd]'`).
 
     Saves run in a background thread, one at a time, and at low priority until
     somebody waits for them; all methods may be called from any thread. Use it as a context
@@ -80,6 +83,7 @@ class CheckpointManager(Listing):
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
         sparse_rows: Collection[str] = (),
+        compress: str | None = None,
         store: Store | None = None,
         clock: Callable[[], float] = time.time,
         config: object = None,
@@ -90,6 +94,7 @@ class CheckpointManager(Listing):
                 f"rewrite_every must be at least 1, not {rewrite_every}",
                 hint="Give a number of saves, or leave it out.",
             )
+        self._codec = codec_of(compress)
         super().__init__(address, keep=keep, store=store, clock=clock)
         self.config = config
         self.environment = dict(environment or {})
@@ -157,6 +162,7 @@ class CheckpointManager(Listing):
                 rewrite_every=self._rewrite_every,
                 cutting=self._cutting,
                 base=self._dedup_base,
+                codec=self._codec,
                 distrusted=self._distrusted,
                 unsteady=self._unsteady,
                 on_commit=self._committed,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.core.codecs import decoded_nbytes
 from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf
 from holdfast.manager.comparison import Apart
@@ -76,7 +77,7 @@ def _unequal(
     cursor_a, cursor_b = _Cursor(a, leaf_a), _Cursor(b, leaf_b)
     while not cursor_a.done and not cursor_b.done:
         chunk_a, chunk_b = cursor_a.chunk, cursor_b.chunk
-        whole = cursor_a.used == cursor_b.used == 0 and chunk_a.nbytes == chunk_b.nbytes
+        whole = cursor_a.used == cursor_b.used == 0 and cursor_a.left == cursor_b.left
         nbytes = min(cursor_a.left, cursor_b.left)
         if whole and chunk_a.digest == chunk_b.digest:
             cursor_a.skip(nbytes)
@@ -106,7 +107,7 @@ class _Cursor:
 
     @property
     def left(self) -> int:
-        return self.chunk.nbytes - self.used
+        return decoded_nbytes(self._leaf, self.chunk) - self.used
 
     def skip(self, nbytes: int) -> None:
         self.used += nbytes

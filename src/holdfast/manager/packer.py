@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from holdfast.core.codecs import RAW
 from holdfast.core.digest import digest_of
 from holdfast.core.packing import PackChunk, header_room
+from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Pack
+from holdfast.core.shuffle_zstd import Undecodable
 from holdfast.core.types import GiB, MiB
 from holdfast.errors import DamagedObject
 from holdfast.manager.cutting import Cutting
+from holdfast.manager.encoding import MIN_ENCODED_BYTES, EncodingRoom
 from holdfast.manager.pack_stream import PackStream
 from holdfast.manager.progress import Work
 from holdfast.manager.snapshot import SMALL_BYTES, HeldLeaf, Snapshot
 from holdfast.manager.staging import Staging, WriteThreads
-from holdfast.manager.stored import Digests, Stored
+from holdfast.manager.stored import Digests, Place, Stored
 from holdfast.repo import keys
 from holdfast.repo.saves import Save
 from holdfast.repo.writer import Writer
@@ -53,11 +57,19 @@ class _Piece(msgspec.Struct, gc=False):
     offset: int
     nbytes: int
     digest: str = ""
+    place: Place | None = None
+    """Where its bytes are stored already."""
+
+    @property
+    def itemsize(self) -> int:
+        return itemsize(self.leaf.source.dtype)
 
     def entry(self) -> PackChunk:
-        """In a pack."""
+        """In a pack, as it is."""
         source = self.leaf.source
         name = self.leaf.path
+        if name.endswith(("]", "#")):
+            name += "#"  # none is another leaf's with what is added to it here
         if self.nbytes != source.nbytes:
             name = f"{name}[{self.offset}:{self.offset + self.nbytes}]"
         return PackChunk(name, source.dtype, self.extent, self.nbytes)
@@ -67,7 +79,10 @@ class _Piece(msgspec.Struct, gc=False):
 class _OpenPack:
     stream: PackStream
     entries: list[PackChunk] = field(default_factory=list[PackChunk])
-    places: list[tuple[_Piece, int]] = field(default_factory=list[tuple[_Piece, int]])
+    kept: list[tuple[_Piece, int, int, str]] = field(
+        default_factory=list[tuple[_Piece, int, int, str]]
+    )
+    """(chunk, offset, stored bytes, codec)."""
 
 
 class Packer:
@@ -84,8 +99,10 @@ class Packer:
         low: Callable[[], bool],
         work: Work,
         cutting: Cutting,
+        codec: str = RAW,
     ) -> None:
-        """`low`: whether nobody waits for this save. `work`: where it says how far it is."""
+        """`low`: whether nobody waits for this save. `work`: where it says how far it is.
+        `codec`: how new chunks are stored where that saves something."""
         self._writer = writer
         self._save = save
         self._work = work
@@ -93,6 +110,8 @@ class Packer:
         self._digests = digests
         self._staging = staging
         self._cutting = cutting
+        self._codec = codec
+        self._encoding = EncodingRoom(staging)
         self._threads = WriteThreads(low=low)
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}
@@ -101,10 +120,13 @@ class Packer:
         """Pieces that may still have to be written, in their order."""
         self._chunks: list[list[Chunk | None]] = []
         """Of each leaf; None until it is known in which pack a chunk lies, and where."""
-        self._reusable: list[tuple[_Piece, Pack, int]] = []
+        self._reusable: list[_Piece] = []
         self.read_s = 0.0
         """Seconds for bringing bytes into blocks, and below for their digests."""
         self.digest_s = 0.0
+        self.compress_s = 0.0
+        self.packed_nbytes = 0
+        """Bytes of the chunks that were put in packs, before they were compressed."""
         self._metadata = {"holdfast.checkpoint": str(save.ordinal)}
 
     def write(
@@ -120,6 +142,7 @@ class Packer:
         finally:
             if self._open is not None:
                 self._open.stream.close()
+            self._encoding.close()
             self._threads.stop()
         leaves = tuple(
             Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(filter(None, chunks)))
@@ -174,15 +197,20 @@ class Packer:
         return self._found(piece)
 
     def _found(self, piece: _Piece) -> bool:
-        place = self._stored.take(piece.digest, piece.nbytes) if self._stored else None
-        if place is not None:
-            self._reusable.append((piece, *place))
-        return place is not None
+        piece.place = self._stored.take(piece.digest, piece.nbytes) if self._stored else None
+        if piece.place is None:
+            return False
+        self._reusable.append(piece)
+        return True
 
     def _take(self, snapshot: Snapshot, piece: _Piece) -> None:
         """Bring a chunk into the open pack, unless it is stored already."""
         stream = self._stream(piece)
-        room = stream.room(piece.nbytes)
+        encode = self._is_encoded(piece)
+        if encode:
+            room = [self._encoding.room(piece.nbytes)]
+        else:
+            room = stream.room(piece.nbytes)
         start = time.perf_counter()
         snapshot.read(piece.leaf, piece.offset, room)
         read = time.perf_counter()
@@ -194,13 +222,45 @@ class Packer:
             self.digest_s += time.perf_counter() - read
             if self._found(piece):
                 return
-        self._keep(piece)
+        if encode:
+            self._put_encoded(piece)
+        else:
+            self._keep(piece)
 
-    def _keep(self, piece: _Piece) -> None:
+    def _is_encoded(self, piece: _Piece) -> bool:
+        """Whether it is tried."""
+        return self._codec != RAW and piece.nbytes >= MIN_ENCODED_BYTES
+
+    def _put_encoded(self, piece: _Piece) -> None:
+        """Bring a chunk, which is in the room for encoding, into the open pack."""
+        start = time.perf_counter()
+        data = self._encoding.encoded(piece.nbytes, piece.itemsize)
+        self.compress_s += time.perf_counter() - start
+        if data is None:
+            self._put(piece, self._encoding.room(piece.nbytes))
+        else:
+            self._put(piece, data, self._codec)
+
+    def _put(self, piece: _Piece, data: memoryview, codec: str = RAW) -> None:
+        assert self._open is not None
+        at = 0
+        for part in self._open.stream.room(data.nbytes):
+            part[:] = data[at : at + part.nbytes]
+            at += part.nbytes
+        self._keep(piece, data.nbytes, codec)
+
+    def _keep(self, piece: _Piece, nbytes: int | None = None, codec: str = RAW) -> None:
+        """A chunk is part of the open pack: its `nbytes`, by default its own, are there."""
         pack = self._open
         assert pack is not None
-        pack.entries.append(piece.entry())
-        pack.places.append((piece, pack.stream.keep(piece.nbytes)))
+        entry = piece.entry()
+        if codec != RAW:
+            assert nbytes is not None
+            entry = entry.encoded(codec, nbytes)
+        at = pack.stream.keep(entry.nbytes)
+        pack.entries.append(entry)
+        pack.kept.append((piece, at, entry.nbytes, codec))
+        self.packed_nbytes += piece.nbytes
 
     def _stream(self, piece: _Piece) -> PackStream:
         """The open pack, with room for one more piece."""
@@ -209,7 +269,7 @@ class Packer:
         if self._open is None:
             # A pack that is needed for a half already is kept: nothing moves out of it.
             used = self._used()
-            doubtful = [p for p, pack, _ in self._reusable if not _is_kept(pack, used)]
+            doubtful = [p for p in self._reusable if not _is_kept(p, used)]
             left = [piece, *self._candidates, *doubtful]
             self._open = _OpenPack(
                 PackStream(
@@ -217,11 +277,19 @@ class Packer:
                     self._save,
                     self._staging,
                     self._threads,
-                    head_nbytes=header_room((p.entry() for p in left), self._metadata),
+                    head_nbytes=header_room(map(self._largest_entry, left), self._metadata),
                     at_most_bytes=min(PACK_BYTES, sum(p.nbytes for p in left)),
                 )
             )
         return self._open.stream
+
+    def _largest_entry(self, piece: _Piece) -> PackChunk:
+        """What its entry in a header takes at most."""
+        codec = piece.place.codec if piece.place else RAW
+        if self._is_encoded(piece):
+            codec = self._codec
+        entry = piece.entry()
+        return entry if codec == RAW else entry.widest(codec)
 
     def _finish_pack(self) -> None:
         if self._open is None:
@@ -229,56 +297,83 @@ class Packer:
         pack = self._open
         if pack.entries:
             number = self._number(pack.stream.finish(pack.entries, self._metadata))
-            for piece, offset in pack.places:
-                self._place(piece, number, offset)
+            for piece, at, nbytes, codec in pack.kept:
+                self._refer(piece, number, at, nbytes, codec)
         pack.stream.close()
         self._open = None
 
     def _reuse(self, snapshot: Snapshot) -> Generator[None, None, None]:
         """Refer to stored chunks, but move those out of packs that hold little else."""
         used = self._used()
-        moving: list[tuple[_Piece, Pack, int]] = []
-        for piece, pack, at in self._reusable:
-            if _is_kept(pack, used):
-                self._place(piece, self._number(pack), at)
+        moving: deque[_Piece] = deque()
+        for piece in self._reusable:
+            if _is_kept(piece, used):
+                assert piece.place is not None
+                pack, at, nbytes, codec = piece.place
+                self._refer(piece, self._number(pack), at, nbytes, codec)
             else:
-                moving.append((piece, pack, at))
+                moving.append(piece)
         self._reusable = []
-        if sum(piece.nbytes for piece, _, _ in moving) >= OWN_PACK_BYTES:
+        if sum(piece.place.nbytes for piece in moving if piece.place) >= OWN_PACK_BYTES:
             self._finish_pack()  # what does not change lies apart from what does
-        self._candidates = deque(piece for piece, _, _ in moving)
-        for piece, pack, at in moving:
-            self._candidates.popleft()
-            room = self._stream(piece).room(piece.nbytes)
+        self._candidates = moving
+        while moving:
+            piece = moving.popleft()
             if piece.leaf.data is not None:
-                snapshot.read(piece.leaf, piece.offset, room)
+                self._take(snapshot, piece)
             else:
-                self._read_back(piece, pack, at, room)
-            self._keep(piece)
+                self._move(piece)
             yield
 
     def _used(self) -> Counter[str]:
         """Bytes of each stored pack that this checkpoint refers to so far."""
         used: Counter[str] = Counter()
-        for piece, pack, _ in self._reusable:
-            used[pack.name] += piece.nbytes
+        for piece in self._reusable:
+            assert piece.place is not None
+            used[piece.place.pack.name] += piece.place.nbytes
         return used
 
-    def _read_back(self, piece: _Piece, pack: Pack, at: int, room: Sequence[memoryview]) -> None:
-        """Read a chunk from where it is stored: the live one may have changed by now."""
-        for part in room:
-            self._writer.read_pack(pack, at, part)
-            at += part.nbytes
-        if digest_of(room) != piece.digest:
+    def _move(self, piece: _Piece) -> None:
+        """Copy a chunk from where it is stored: the live one may have changed by now."""
+        place = piece.place
+        assert place is not None
+        stream = self._stream(piece)
+        encode = self._is_encoded(piece)
+        try:
+            if place.codec != RAW:
+                stored = self._encoding.checked(
+                    lambda into: self._read_back(place, [into]),
+                    place.nbytes,
+                    piece.nbytes,
+                    piece.itemsize,
+                    piece.digest,
+                )
+                self._put(piece, stored, place.codec)
+                return
+            room = [self._encoding.room(piece.nbytes)] if encode else stream.room(piece.nbytes)
+            self._read_back(place, room)
+            if digest_of(room) != piece.digest:
+                raise Undecodable("they do not match their digest")
+        except Undecodable as error:
             raise DamagedObject(
-                keys.pack_key(pack.name),
-                "its bytes do not match their digest",
+                keys.pack_key(place.pack.name),
+                f"the bytes at {place.offset}: {error}",
                 leaf=piece.leaf.path,
-            )
+            ) from None
+        if encode:
+            self._put_encoded(piece)
+        else:
+            self._keep(piece)
 
-    def _place(self, piece: _Piece, pack: int, at: int) -> None:
+    def _read_back(self, place: Place, room: Sequence[memoryview]) -> None:
+        at = place.offset
+        for part in room:
+            self._writer.read_pack(place.pack, at, part)
+            at += part.nbytes
+
+    def _refer(self, piece: _Piece, pack: int, at: int, nbytes: int, codec: str) -> None:
         self._chunks[piece.position][piece.number] = Chunk(
-            piece.start, piece.extent, pack, at, piece.nbytes, piece.digest
+            piece.start, piece.extent, pack, at, nbytes, piece.digest, codec
         )
 
     def _number(self, pack: Pack) -> int:
@@ -288,5 +383,7 @@ class Packer:
         return self._index[pack.name]
 
 
-def _is_kept(pack: Pack, used: Counter[str]) -> bool:
+def _is_kept(piece: _Piece, used: Counter[str]) -> bool:
+    assert piece.place is not None
+    pack = piece.place.pack
     return used[pack.name] * WORTH_KEEPING >= pack.nbytes

@@ -1,9 +1,10 @@
 """Reading a checkpoint's bytes: in parallel, each chunk verified before it is used.
 
 Each thread has one staging block, which it fills again and again: a batch of chunks is
-read into it, compared there with the digests, and only then given to where it goes. So
-the memory of a restore beside the state itself is THREADS blocks, and nothing live ever
-holds a byte that was not verified. Reasons and numbers: docs/design/restore.md.
+read into it, compared there with the digests, and only then given to where it goes. A
+compressed chunk is decoded into a second block first. So the memory of a restore beside the
+state itself is THREADS times a block, or two, and nothing live ever holds a byte that was
+not verified. Reasons and numbers: docs/design/restore.md.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from holdfast.core.adapters import Destination
+from holdfast.core.codecs import PACKAGE_HINT, can_decode, decoded_nbytes
 from holdfast.core.digest import digest
+from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
+from holdfast.core.shuffle_zstd import Undecodable, decode
 from holdfast.core.types import KiB, MiB
 from holdfast.core.values import collector_paused
-from holdfast.errors import DamagedObject, ObjectNotFound
+from holdfast.errors import DamagedObject, ObjectNotFound, StateError
 from holdfast.manager.progress import current_work
 from holdfast.manager.staging import new_block
 from holdfast.repo import keys
@@ -58,6 +62,15 @@ class _Batch:
     items: Sequence[Wanted]
 
 
+class _Memory(NamedTuple):
+    """Of one thread."""
+
+    block: memoryview
+    """For the largest batch."""
+    decoded: memoryview
+    """For the largest chunk that is compressed."""
+
+
 class ChunkReader:
     """Reads chunks of one checkpoint."""
 
@@ -94,8 +107,8 @@ class ChunkReader:
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Deliver every chunk to its sink. The first error stops the rest.
 
-        Raises DamagedObject naming the leaf; CheckpointRemoved; StoreUnavailable; and
-        what sinks raise.
+        Raises DamagedObject naming the leaf; CheckpointRemoved; StoreUnavailable; what
+        sinks raise; and StateError, with nothing read, if a package is missing.
         """
         with collector_paused():
             batches = _batches(self._manifest, wanted)
@@ -106,42 +119,46 @@ class ChunkReader:
         """As `read`, but go on after damage and return all of it (for `verify`)."""
         problems: list[DamagedObject] = []
 
-        def attempt(batch: _Batch, block: memoryview) -> None:
+        def attempt(batch: _Batch, memory: _Memory) -> None:
             try:
-                self._read(batch, block)
+                self._read(batch, memory)
                 return
             except DamagedObject:
                 pass  # find out which of its chunks it is
             for item in batch.items:
                 alone = _Batch(batch.pack, item.chunk.offset, item.chunk.nbytes, (item,))
                 try:
-                    self._read(alone, block)
+                    self._read(alone, memory)
                 except DamagedObject as error:
                     problems.append(error)
 
         self._each(_batches(self._manifest, wanted), attempt)
         return problems
 
-    def _each(self, batches: Sequence[_Batch], work: Callable[[_Batch, memoryview], None]) -> None:
-        """Do `work` on every batch, with a staging block that is large enough for it.
+    def _each(self, batches: Sequence[_Batch], work: Callable[[_Batch, _Memory], None]) -> None:
+        """Do `work` on every batch, with staging blocks that are large enough for it.
 
         In threads, which take the batches in order; nothing else of this process reads
         further ahead. The first error ends it once the work in progress is done.
         """
         largest = max((batch.nbytes for batch in batches), default=0)
+        encoded = [item for batch in batches for item in batch.items if item.chunk.codec]
+        self._check_packages(encoded)
+        decoded = max((decoded_nbytes(item.leaf, item.chunk) for item in encoded), default=0)
         waiting = iter(batches)
         taking = threading.Lock()
         stopped = threading.Event()
 
         def run() -> None:
-            block = new_block(largest)
+            room = new_block(decoded) if decoded else memoryview(b"")
+            memory = _Memory(new_block(largest), room)
             try:
                 while not stopped.is_set():
                     with taking:
                         batch = next(waiting, None)
                     if batch is None:
                         return
-                    work(batch, block)
+                    work(batch, memory)
             finally:
                 stopped.set()  # after the last batch, or after an error
 
@@ -158,9 +175,20 @@ class ChunkReader:
             for one in running:
                 one.result()
 
-    def _read(self, batch: _Batch, block: memoryview) -> None:
+    def _check_packages(self, encoded: Sequence[Wanted]) -> None:
+        """Before any byte goes anywhere: it is no damage, and all of the restore or nothing."""
+        for item in encoded:
+            if not can_decode(item.chunk.codec):
+                raise StateError(
+                    f"checkpoint {self._repo.address}@{self._record.step} is compressed with "
+                    f"zstd ({item.leaf.path!r}, for one), and the package that decompresses is "
+                    "not installed",
+                    hint=f"{PACKAGE_HINT} and try again. Nothing was changed.",
+                )
+
+    def _read(self, batch: _Batch, memory: _Memory) -> None:
         """Read into the block, verify and deliver."""
-        buffer = block[: batch.nbytes]
+        buffer = memory.block[: batch.nbytes]
         key = keys.pack_key(batch.pack.name)
         try:
             self._repo.read_pack(batch.pack, batch.offset, buffer)
@@ -171,6 +199,16 @@ class ChunkReader:
         for leaf, chunk, sink in batch.items:
             at = chunk.offset - batch.offset
             data = buffer[at : at + chunk.nbytes]
+            if chunk.codec:
+                stored, data = data, memory.decoded[: decoded_nbytes(leaf, chunk)]
+                try:
+                    decode(stored, itemsize(leaf.dtype), data)
+                except Undecodable as error:
+                    raise DamagedObject(
+                        key,
+                        f"the bytes at {chunk.offset} cannot be decompressed ({error})",
+                        leaf=leaf.path,
+                    ) from None
             if digest(data) != chunk.digest:
                 raise DamagedObject(
                     key,

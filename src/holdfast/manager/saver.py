@@ -100,6 +100,7 @@ class Saver:
         rewrite_every: int | None,
         cutting: Cutting,
         base: Callable[[], Manifest | None],
+        codec: str,
         distrusted: set[str],
         unsteady: set[str],
         on_commit: Callable[[Record, Manifest, Order], None],
@@ -118,6 +119,7 @@ class Saver:
         self._rewrite_every = rewrite_every
         self._cutting = cutting
         self._base = base
+        self._codec = codec
         self._distrusted = distrusted
         self._unsteady = unsteady
         self._on_commit = on_commit
@@ -244,11 +246,13 @@ class Saver:
             barrier_s=snapshot.overlap.stall_s,
             read_s=packer.read_s if packer else 0.0,
             digest_s=packer.digest_s if packer else 0.0,
+            compress_s=packer.compress_s if packer else 0.0,
             write_s=packer.write_s if packer else 0.0,
             commit_s=self._commit_s,
             total_s=time.perf_counter() - order.asked_s,
             nbytes=sum(leaf.source.nbytes for leaf in snapshot.leaves),
             copied_nbytes=snapshot.copied_nbytes,
+            new_nbytes=packer.packed_nbytes if packer and record else 0,
             written_nbytes=record.new_bytes if record else 0,
             memory_nbytes=self._memory.nbytes + self._staging.nbytes,
         )
@@ -289,6 +293,7 @@ class Saver:
                 low=self._unhurried,
                 work=order.work,
                 cutting=self._cutting,
+                codec=self._codec,
             )
             leaves, packs = yield from packer.write(snapshot)
             yield

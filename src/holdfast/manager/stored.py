@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
+from holdfast.core.codecs import can_decode, decoded_nbytes
 from holdfast.core.digest import digest_of, fingerprint_of
 from holdfast.core.records import Manifest, Pack
 from holdfast.core.types import Buffer
 from holdfast.errors import TornRead
 
 
+class Place(NamedTuple):
+    """Where and how the bytes of a chunk are stored."""
+
+    pack: Pack
+    offset: int
+    nbytes: int
+    """Stored bytes."""
+    codec: str
+
+
 class Stored:
-    """The chunks of an earlier checkpoint that a save may refer to.
+    """The chunks of an earlier checkpoint that a save may refer to, compressed ones, too.
 
     Each is handed out once, so that ranges in a manifest never overlap.
     """
@@ -23,17 +35,20 @@ class Stored:
         distrusted: Collection[str] = (),
         born_after: int = 0,
     ) -> None:
-        self._found: dict[tuple[str, int], list[tuple[Pack, int]]] = {}
+        self._found: dict[tuple[str, int], list[Place]] = {}
         for leaf in manifest.leaves:
             for chunk in leaf.chunks:
                 pack = manifest.packs[chunk.pack]
-                if pack.name in distrusted or pack.born <= born_after or chunk.codec:
+                if pack.name in distrusted or pack.born <= born_after:
                     continue
-                place = (pack, chunk.offset)
-                self._found.setdefault((chunk.digest, chunk.nbytes), []).append(place)
+                if chunk.codec and not can_decode(chunk.codec):
+                    continue  # it could not be moved to another pack
+                key = (chunk.digest, decoded_nbytes(leaf, chunk))
+                place = Place(pack, chunk.offset, chunk.nbytes, chunk.codec)
+                self._found.setdefault(key, []).append(place)
 
-    def take(self, digest: str, nbytes: int) -> tuple[Pack, int] | None:
-        """Where these bytes are stored, if they are."""
+    def take(self, digest: str, nbytes: int) -> Place | None:
+        """Where a chunk with this digest and of so many bytes is stored, if it is."""
         places = self._found.get((digest, nbytes))
         return places.pop() if places else None
 

@@ -2,7 +2,7 @@
 
 A manifest's digest proves that it is what somebody wrote, not that it is sane: a
 store can be hostile. After these checks the bytes that a restore allocates are
-bounded by the bytes of the packs.
+bounded by the bytes of the packs, times what the best compression can do.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from holdfast.core.codecs import CODECS, MAX_RATIO, RAW
 from holdfast.core.plan import box_offset, itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack
-from holdfast.errors import DamagedObject, HoldfastError
+from holdfast.errors import DamagedObject, FormatTooNew, HoldfastError
 from holdfast.repo import keys
 
 _DIMENSIONS = 64
-_RAW = ""
 
 
 def check_manifest(manifest: Manifest, key: str) -> None:
-    """Raise DamagedObject unless every leaf is tiled by chunks inside its packs.
+    """Raise DamagedObject unless every leaf is tiled by chunks inside its packs;
+    FormatTooNew if one is stored in a way that a later version brought.
 
     Ranges of a pack must not overlap, so that a small pack cannot pose as a large
     state.
@@ -37,6 +38,7 @@ def check_manifest(manifest: Manifest, key: str) -> None:
         if leaf.path in seen:
             raise DamagedObject(key, "two leaves have this path", leaf=leaf.path)
         seen.add(leaf.path)
+        _check_codecs(leaf, key)
         problem = _leaf_problem(leaf, manifest, ranges)
         if problem:
             raise DamagedObject(key, problem, leaf=leaf.path)
@@ -49,6 +51,16 @@ def check_manifest(manifest: Manifest, key: str) -> None:
 def leaf_nbytes(leaf: Leaf) -> int:
     """Logical bytes of a leaf. Raises HoldfastError for an unknown dtype."""
     return math.prod(leaf.shape) * itemsize(leaf.dtype)
+
+
+def _check_codecs(leaf: Leaf, key: str) -> None:
+    for chunk in leaf.chunks:
+        if chunk.codec not in CODECS:
+            raise FormatTooNew(
+                f"{leaf.path!r} in {key} has a chunk with the codec {chunk.codec!r}, which this "
+                "Holdfast does not know",
+                hint="Upgrade: pip install -U holdfast",
+            )
 
 
 def _leaf_problem(leaf: Leaf, manifest: Manifest, ranges: list[list[tuple[int, int]]]) -> str:
@@ -89,10 +101,12 @@ def _box_problem(chunk: Chunk, leaf: Leaf) -> str:
 def _chunk_problem(chunk: Chunk, nbytes: int, packs: Sequence[Pack]) -> str:
     if not 0 <= chunk.pack < len(packs):
         return f"it names pack {chunk.pack} of {len(packs)}"
-    if chunk.codec != _RAW:
-        return f"a chunk has the unknown codec {chunk.codec!r}"
-    if chunk.nbytes != nbytes:
+    if chunk.codec == RAW:
+        fits = chunk.nbytes == nbytes
+    else:
+        fits = 0 < chunk.nbytes < nbytes <= chunk.nbytes * MAX_RATIO
+    if not fits:
         return "a chunk's bytes do not fit its shape"
-    if chunk.offset < 0 or chunk.offset + nbytes > packs[chunk.pack].nbytes:
+    if chunk.offset < 0 or chunk.offset + chunk.nbytes > packs[chunk.pack].nbytes:
         return "a chunk lies outside its pack"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.core.records import Manifest, Record
+from holdfast.repo.check import leaf_nbytes
 
 
 def record_of(
@@ -20,7 +21,7 @@ def record_of(
         step=manifest.step,
         ordinal=manifest.ordinal,
         time_s=manifest.time_s,
-        nbytes=sum(chunk.nbytes for leaf in manifest.leaves for chunk in leaf.chunks),
+        nbytes=sum(map(leaf_nbytes, manifest.leaves)),
         new_bytes=sum(
             pack.nbytes for pack in manifest.packs if pack.born == manifest.ordinal and not pack.run
         ),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, get_args
 
+from holdfast.core.codecs import codec_of
 from holdfast.core.retention import KeepPolicy, parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import BadPolicy, HoldfastError, RunClosed, UsageError, briefly
@@ -69,6 +70,8 @@ class Run:
         text ("256MiB"). Copies of what cannot be read in place come on top.
     sparse_rows: paths of large tensors of which few rows change from save to save
         (`"model/embedding.weight"`): only the chunks of 64 KiB that changed are written.
+    compress: `"zstd"`: store new bytes compressed where that makes them smaller. For slow
+        links and small disks; it takes more of the processor.
     exit_code: the status after SIGTERM or SIGINT was answered with a save.
     quiet: print only what must not be missed.
 
@@ -98,6 +101,7 @@ class Run:
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
         sparse_rows: Collection[str] = (),
+        compress: str | None = None,
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -115,6 +119,7 @@ class Run:
                 f"data={data!r} is not known",
                 hint='data="refuse", data="by-sample" or data="restart-epoch".',
             )
+        codec_of(compress)  # before an older run of this program is closed
         part = part_of_this_process()
         if part is not None:
             address, store, every = address_in(part, os.fspath(address)), None, part.every
@@ -151,6 +156,7 @@ class Run:
             rewrite_every=rewrite_every,
             memory=memory,
             sparse_rows=sparse_rows,
+            compress=compress,
             store=store,
             config=settings.config,
         )

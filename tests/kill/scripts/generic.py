@@ -13,13 +13,15 @@ import holdfast
 from tests.kill.child import place
 
 run_dir, out = sys.argv[1], Path(sys.argv[2])
+compress = sys.argv[3] if len(sys.argv) > 3 else None
 random.seed(5)
 np.random.seed(6)
 walk = {"position": np.zeros(2000), "best": float("-inf"), "trace": [], 7: "int key", "7": "str"}
 generator = np.random.default_rng(7)
 frozen = np.arange(300_000, dtype=np.float64)
 
-with holdfast.Run(run_dir, every=4, keep="last=2 every=20", quiet=True) as run:
+options = {"every": 4, "keep": "last=2 every=20", "compress": compress, "quiet": True}
+with holdfast.Run(run_dir, **options) as run:
     run.track(walk=walk, generator=generator, frozen=frozen)
     box = run.box(seen=[], order={})
     for step in run.range(50):

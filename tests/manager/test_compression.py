@@ -1,0 +1,607 @@
+"""Runs with `compress="zstd"`: the same state comes back, less is stored, damage is found."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import holdfast
+from holdfast.core.codecs import ZSTD, load_zstd
+from holdfast.core.shuffle_zstd import Encoder
+from holdfast.errors import DamagedObject, FormatTooNew, StateError, UsageError
+from holdfast.manager import encoding, packer, reader, snapshot, staging
+from holdfast.manager.comparison import compare
+from holdfast.repo.repo import Repo
+from holdfast.stores.base import Store
+from holdfast.stores.local import LocalStore
+from holdfast.stores.memory import MemoryStore
+from tests.manager.test_hostile import forge, refused, set_in
+
+BLOCK = 8192
+MEMORY = 5 * BLOCK
+PACKAGE = load_zstd().__name__
+COMPRESS = [None, "zstd"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(staging, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(packer, "OWN_PACK_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(snapshot, "SMALL_BYTES", BLOCK // 2)
+    yield
+    assert not [t for t in threading.enumerate() if t.name == "holdfast-write"], "a thread is left"
+
+
+def manager(store: Store, compress: str | None = "zstd", **options: Any) -> Any:
+    return holdfast.CheckpointManager(
+        store.address, store=store, compress=compress, **{"keep": None, "memory": MEMORY, **options}
+    )
+
+
+def noise(nbytes: int, seed: int) -> np.ndarray:
+    return np.frombuffer(np.random.default_rng(seed).bytes(nbytes), np.uint8).copy()
+
+
+def weights(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.02, count).astype(np.float32)
+
+
+def manifests(store: Store) -> list[Any]:
+    repo = Repo(store)
+    return [repo.manifest(record) for record in repo.records()]
+
+
+def codecs(manifest: Any, path: str) -> list[str]:
+    [leaf] = [leaf for leaf in manifest.leaves if leaf.path == path]
+    return [chunk.codec for chunk in leaf.chunks]
+
+
+def stored_nbytes(manifest: Any, path: str) -> int:
+    [leaf] = [leaf for leaf in manifest.leaves if leaf.path == path]
+    return sum(chunk.nbytes for chunk in leaf.chunks)
+
+
+# -- what comes back ----------------------------------------------------------------------
+
+DTYPES = ["u1", "?", "<f2", "<i4", "<f4", "<i8", "<f8", "<c8", "<c16"]
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    shape = draw(
+        st.sampled_from([(), (0,), (1,), (700,), (3, 5, 70), (4096,), (40, 1025), (9000,)])
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 5)))
+    top = draw(st.sampled_from([1, 4, 256]))
+    size = int(np.prod(shape)) * dtype.itemsize
+    data = rng.integers(0, min(top, 2) if dtype.kind == "b" else top, size, np.uint8)
+    return np.frombuffer(data.tobytes(), dtype).reshape(shape).copy()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    saves=st.lists(
+        st.tuples(
+            st.sampled_from(COMPRESS),
+            st.dictionaries(
+                st.sampled_from(["a", "b", "a[0:8192]", "a[shuffle-zstd]", "a[0:8192]#"]),
+                arrays(),
+                max_size=4,
+            ),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    pack=st.sampled_from([BLOCK, 3 * BLOCK, 100 * BLOCK]),
+    smallest=st.sampled_from([1, 64, 4096]),
+    keep=st.sampled_from([None, "last=1"]),
+)
+def test_any_state_comes_back(
+    saves: list[tuple[str | None, dict[str, np.ndarray], bool]],
+    pack: int,
+    smallest: int,
+    keep: str | None,
+) -> None:
+    store = MemoryStore("any")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packer, "PACK_BYTES", pack)
+        patch.setattr(packer, "MIN_ENCODED_BYTES", smallest)
+        state: dict[str, np.ndarray] = {}
+        for step, (compress, changed, block) in enumerate(saves):
+            state = {**state, **changed}
+            with manager(store, compress, keep=keep) as ckpts:
+                info = ckpts.save(step, state, block=block).result()
+                # A value that is there twice is one.
+                raw = sum({id(value): value.nbytes for value in state.values()}.values())
+                assert raw <= info.nbytes < raw + 10_000
+                assert all(result.ok for result in ckpts.verify())
+                loaded = ckpts.load(step)
+                for name, value in state.items():
+                    assert loaded[name].tobytes() == value.tobytes(), name
+                assert len(ckpts._staging._free) * BLOCK == ckpts._staging.nbytes <= MEMORY
+
+
+def test_only_what_gets_smaller_is_compressed() -> None:
+    store = MemoryStore("only")
+    state = {
+        "zeros": np.zeros(9 * BLOCK, np.uint8),
+        "weights": weights(4 * BLOCK, 1),
+        "noise": noise(5 * BLOCK, 2),
+        "nearly noise": np.where(np.arange(5 * BLOCK) % BLOCK < 300, 0, noise(5 * BLOCK, 2)),
+        "little": np.zeros(encoding.MIN_ENCODED_BYTES - 1, np.uint8),
+    }
+    with manager(store) as ckpts:
+        info = ckpts.save(1, state, block=True).result()
+        [event] = ckpts.events()
+    [manifest] = manifests(store)
+    assert set(codecs(manifest, "zeros")) == {ZSTD}
+    assert set(codecs(manifest, "weights")) == {ZSTD}
+    assert set(codecs(manifest, "noise")) == {""}
+    assert set(codecs(manifest, "nearly noise")) == {""}
+    assert codecs(manifest, "little") == [""]
+    assert stored_nbytes(manifest, "zeros") < BLOCK / 10
+    assert stored_nbytes(manifest, "weights") < 0.94 * state["weights"].nbytes
+    raw = sum(value.nbytes for value in state.values())
+    assert raw <= info.nbytes < raw + 10_000, "of the state, not of what is stored"
+    assert event.new_nbytes == event.nbytes
+    assert event.written_nbytes == info.new_bytes < 0.7 * event.new_nbytes
+    assert event.compress_s > 0
+
+
+def test_without_compress_nothing_is() -> None:
+    store = MemoryStore("without")
+    with manager(store, None) as ckpts:
+        ckpts.save(1, {"zeros": np.zeros(9 * BLOCK, np.uint8)}, block=True)
+        [event] = ckpts.events()
+    assert set(codecs(manifests(store)[0], "zeros")) == {""}
+    assert event.compress_s == 0
+    assert event.new_nbytes == event.nbytes
+
+
+def test_the_threads_of_the_save_compress(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+    real = Encoder.encode
+
+    def encode(self: Encoder, *args: Any) -> Any:
+        seen.add(threading.current_thread().name)
+        return real(self, *args)
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    with manager(MemoryStore("threads")) as ckpts:
+        ckpts.save(1, {"x": np.zeros(9 * BLOCK, np.uint8), "y": np.zeros(300, np.float64)}).result()
+    assert seen == {"holdfast-saver"}
+
+
+@pytest.mark.parametrize("compress", ["gzip", "", "zstd:3", "ZSTD", True, 3])
+def test_another_word_is_refused_before_anything_happens(tmp_path: Path, compress: Any) -> None:
+    for make in (holdfast.CheckpointManager, holdfast.Run):
+        with pytest.raises(UsageError, match=r"compress=.* is not known") as caught:
+            make(tmp_path / "run", compress=compress)
+        assert 'compress="zstd"' in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_word_leaves_an_older_run_open(tmp_path: Path) -> None:
+    with holdfast.Run(tmp_path / "run") as older:
+        with pytest.raises(UsageError, match="is not known"):
+            holdfast.Run(tmp_path / "run", compress="gzip")
+        for _ in older.range(2):
+            pass
+    assert holdfast.open(tmp_path / "run").info.step == 2
+
+
+# -- packs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first", "then"), [("zstd", None), (None, "zstd")])
+def test_what_is_stored_is_not_written_again_when_compress_changes(
+    first: str | None, then: str | None
+) -> None:
+    store = MemoryStore("changes")
+    state = {"w": weights(6 * BLOCK, 1), "n": noise(3 * BLOCK, 1)}
+    with manager(store, first) as ckpts:
+        whole = ckpts.save(1, state, block=True).result().new_bytes
+    with manager(store, then) as ckpts:
+        again = ckpts.save(2, state, block=True).result().new_bytes
+        ckpts.save(3, {**state, "new": weights(2 * BLOCK, 3)}, block=True)
+        assert np.array_equal(ckpts.load(3)["w"], state["w"])
+    assert again < 0.05 * whole
+    expected = {ZSTD if first else ""}
+    one, two, three = manifests(store)
+    assert set(codecs(one, "w")) == set(codecs(two, "w")) == set(codecs(three, "w")) == expected
+    assert set(codecs(three, "new")) == {ZSTD if then else ""}
+
+
+@pytest.mark.parametrize("then", COMPRESS)
+@pytest.mark.parametrize("block", [True, False])
+def test_what_moves_to_another_pack(then: str | None, block: bool) -> None:
+    """Read in place, it is copied as it is stored; what lies in memory is stored anew."""
+    store = MemoryStore("moves")
+    frozen = weights(4 * BLOCK, 1)
+    with manager(store, "zstd") as ckpts:
+        ckpts.save(1, {"frozen": frozen, "trained": noise(30 * BLOCK, 1)}, block=True)
+    with manager(store, then, keep="last=1") as ckpts:
+        ckpts.save(2, {"frozen": frozen, "trained": noise(30 * BLOCK, 2)}, block=block).result()
+        assert np.array_equal(ckpts.load(2)["frozen"], frozen)
+        assert all(result.ok for result in ckpts.verify())
+    [manifest] = manifests(store)
+    assert {pack.born for pack in manifest.packs} == {2}
+    assert set(codecs(manifest, "frozen")) == {ZSTD if block or then else ""}
+
+
+def test_raw_chunks_that_move_are_compressed_on_the_way() -> None:
+    store = MemoryStore("moves-raw")
+    frozen = weights(4 * BLOCK, 1)
+    with manager(store, None) as ckpts:
+        ckpts.save(1, {"frozen": frozen, "trained": noise(30 * BLOCK, 1)}, block=True)
+    with manager(store, "zstd", keep="last=1") as ckpts:
+        ckpts.save(2, {"frozen": frozen, "trained": noise(30 * BLOCK, 2)}, block=True)
+        assert np.array_equal(ckpts.load(2)["frozen"], frozen)
+    assert set(codecs(manifests(store)[0], "frozen")) == {ZSTD}
+
+
+def test_a_pack_is_kept_for_the_bytes_it_stores_not_for_what_they_hold() -> None:
+    """Forty blocks of zeros in a few bytes do not keep ten of noise."""
+    store = MemoryStore("kept")
+    zeros = np.zeros(40 * BLOCK, np.uint8)
+    with manager(store, keep="last=1") as ckpts:
+        for step in (1, 2, 3):
+            ckpts.save(step, {"zeros": zeros, "trained": noise(10 * BLOCK, step)}, block=True)
+    [manifest] = manifests(store)
+    assert {pack.born for pack in manifest.packs} == {3}
+    assert sum(info.size_bytes for info in store.list("packs/")) < 13 * BLOCK
+
+
+def test_a_pack_opens_with_safetensors(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    state = {"w": weights(5 * BLOCK, 1), "n": noise(3 * BLOCK, 1)}
+    with manager(LocalStore(tmp_path)) as ckpts:
+        ckpts.save(1, state, block=True)
+    [pack] = tmp_path.glob("packs/*")
+    found = load_file(pack)
+    raw = b""
+    for name in sorted((name for name in found if name.startswith("w[")), key=_first_byte):
+        assert name.endswith("[shuffle-zstd]")
+        assert found[name].dtype == np.uint8
+        plain = load_zstd().decompress(found[name].tobytes())
+        raw += np.frombuffer(plain, np.uint8).reshape(4, -1).T.tobytes()
+    assert raw == state["w"].tobytes()
+    [name] = [name for name in found if name == "n[0:8192]"]
+    assert np.array_equal(found[name], state["n"][:BLOCK])
+
+
+def _first_byte(name: str) -> int:
+    return int(name.partition("[")[2].partition(":")[0])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<f8"])
+def test_a_header_has_room_for_any_mixture(dtype: str) -> None:
+    """Thousands of entries, so that a few bytes too little for each would not fit."""
+    state = {str(n): np.full(16, n).astype(dtype) for n in range(3000)}
+    state["scalar"] = np.array(1).astype(dtype)
+    with pytest.MonkeyPatch.context() as patch, manager(MemoryStore("room")) as ckpts:
+        patch.setattr(packer, "MIN_ENCODED_BYTES", 1)
+        ckpts.save(1, state, block=True)
+        assert ckpts.load(1)["2999"][0] == np.array(2999).astype(dtype)
+
+
+def test_a_header_has_room_for_what_moves_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packer, "MIN_ENCODED_BYTES", 1)
+    monkeypatch.setattr(snapshot, "SMALL_BYTES", 1)
+    store = MemoryStore("room-moved")
+    frozen = {str(n): np.full(20, n, np.float64) for n in range(1000)}
+    with manager(store) as ckpts:
+        ckpts.save(1, {"frozen": frozen, "trained": noise(99 * BLOCK, 1)}, block=True)
+    with manager(store, None, keep="last=1") as ckpts:
+        ckpts.save(2, {"frozen": frozen, "trained": noise(99 * BLOCK, 2)}, block=True)
+        assert ckpts.load(2)["frozen"]["999"][3] == 999
+    [manifest] = manifests(store)
+    assert {pack.born for pack in manifest.packs} == {2}
+    assert codecs(manifest, "frozen/999") == [ZSTD]
+
+
+# -- reading ------------------------------------------------------------------------------
+
+
+def test_restores_fill_live_arrays_and_single_leaves_are_read_alone() -> None:
+    store = MemoryStore("reading")
+    state = {name: weights(9 * BLOCK, n) for n, name in enumerate("abc")}
+    with manager(store) as ckpts:
+        ckpts.save(1, state, block=True)
+        live = {name: np.zeros_like(value) for name, value in state.items()}
+        addresses = {name: value.ctypes.data for name, value in live.items()}
+        ckpts.restore(into=live)
+        for name, value in state.items():
+            assert np.array_equal(live[name], value)
+            assert live[name].ctypes.data == addresses[name]
+        live = {name: np.zeros_like(value) for name, value in state.items()}
+        ckpts.restore(into=live, only=["b"])
+        assert np.array_equal(live["b"], state["b"])
+        assert not live["a"].any()
+
+
+def test_an_export_and_a_comparison_are_those_of_the_state(tmp_path: Path) -> None:
+    state = {"w": weights(5 * BLOCK, 1), "n": noise(3 * BLOCK, 1)}
+    other = {**state, "w": state["w"].copy()}
+    other["w"][1234] += 1
+    files = []
+    for compress in COMPRESS:
+        with manager(LocalStore(tmp_path / str(compress)), compress) as ckpts:
+            ckpts.save(1, state, block=True)
+            ckpts.save(2, other, block=True)
+            ckpts.export(1, tmp_path / f"{compress}-out")
+            files.append((tmp_path / f"{compress}-out" / "state.safetensors").read_bytes())
+    assert files[0] == files[1]
+    raw, compressed = (Repo(LocalStore(tmp_path / str(compress))) for compress in COMPRESS)
+    same = compare(raw, raw.records()[0], compressed, compressed.records()[0], values=True)
+    assert [d for d in same.differences if d.section == "state"] == []
+    found = compare(raw, raw.records()[0], compressed, compressed.records()[1], values=True)
+    [difference] = [d for d in found.differences if d.section == "state"]
+    assert difference.apart is not None
+    assert (difference.path, difference.apart.differing) == ("w", 1)
+    assert difference.apart.elements == state["w"].size
+    assert difference.apart.largest == pytest.approx(1)
+
+
+def test_a_comparison_of_other_cuts_reads_compressed_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"w": weights(5 * BLOCK, 1)}
+    repos = []
+    for size in (BLOCK, BLOCK // 2):
+        monkeypatch.setattr(packer, "CHUNK_BYTES", size)
+        store = LocalStore(tmp_path / str(size))
+        with manager(store) as ckpts:
+            ckpts.save(1, state, block=True)
+        repos.append(Repo(store))
+    a, b = repos
+    found = compare(a, a.records()[0], b, b.records()[0])
+    assert [d for d in found.differences if d.section == "state"] == []
+
+
+def test_a_restore_has_two_blocks_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = reader.new_block
+
+    def block(nbytes: int) -> memoryview:
+        made.append(nbytes)
+        return real(nbytes)
+
+    with manager(MemoryStore("blocks")) as ckpts:
+        state = {"w": weights(100 * BLOCK, 1)}
+        ckpts.save(1, state, block=True)
+        monkeypatch.setattr(reader, "new_block", block)
+        monkeypatch.setattr(reader, "READ_BYTES", BLOCK)
+        ckpts.restore(into={"w": np.zeros_like(state["w"])})
+    assert len(made) <= 2 * reader.THREADS
+    assert made.count(BLOCK) == len(made) / 2, "the other ones are as long as the header"
+
+
+# -- damage -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged_run(tmp_path: Path) -> Path:
+    with manager(LocalStore(tmp_path / "run")) as ckpts:
+        ckpts.save(1, {"w": weights(3 * BLOCK, 1), "n": noise(BLOCK, 1)}, block=True)
+        ckpts.save(2, {"w": weights(3 * BLOCK, 2), "n": noise(BLOCK, 2)}, block=True)
+    return tmp_path / "run"
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+def newest_pack(run: Path) -> Path:
+    manifest = manifests(LocalStore(run))[-1]
+    return run / "packs" / f"{manifest.packs[0].name}.safetensors"
+
+
+@pytest.mark.parametrize("part", ["head", "raw", "frame head", "first", "middle", "last"])
+def test_a_flipped_bit_is_found_in_every_part(
+    damaged_run: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = manifests(LocalStore(damaged_run))[-1]
+    [leaf] = [leaf for leaf in manifest.leaves if leaf.path == "w"]
+    [other] = [leaf for leaf in manifest.leaves if leaf.path == "n"]
+    chunk = leaf.chunks[1]
+    assert chunk.codec
+    at = {
+        "head": 20,
+        "raw": other.chunks[0].offset + 5,
+        "frame head": chunk.offset,
+        "first": chunk.offset + 12,
+        "middle": chunk.offset + chunk.nbytes // 2,
+        "last": chunk.offset + chunk.nbytes - 1,
+    }[part]
+    flip(newest_pack(damaged_run), at)
+    expected = {"head": "the header", "raw": "n"}.get(part, "w")
+    with manager(LocalStore(damaged_run)) as ckpts:
+        one, two = sorted(ckpts.verify(), key=lambda result: result.info.step)
+        assert one.ok
+        [problem] = two.problems
+        assert f"'{expected}' in packs/" in problem
+        caplog.set_level(logging.ERROR, "holdfast")
+        found = ckpts.restore()
+        assert found.info.step == 1
+        assert np.array_equal(found.values["w"], weights(3 * BLOCK, 1))
+        with pytest.raises(DamagedObject, match=f"'{expected}' in packs/"):
+            ckpts.restore(ref=2)
+
+
+def test_a_damaged_pack_is_no_source_for_the_next_save(damaged_run: Path) -> None:
+    manifest = manifests(LocalStore(damaged_run))[-1]
+    [leaf] = [leaf for leaf in manifest.leaves if leaf.path == "w"]
+    flip(newest_pack(damaged_run), leaf.chunks[0].offset + 50)
+    with manager(LocalStore(damaged_run)) as ckpts:
+        ckpts.restore()
+        ckpts.save(3, {"w": weights(3 * BLOCK, 2), "n": noise(BLOCK, 2)}, block=True)
+        assert np.array_equal(ckpts.load(3)["w"], weights(3 * BLOCK, 2))
+
+
+FORGED: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "cut off": lambda frame, raw: frame[:-1],
+    "trailing garbage": lambda frame, raw: frame + b"x",
+    "two frames": lambda frame, raw: frame + frame,
+    "longer": lambda frame, raw: load_zstd().compress(raw + b"x"),
+    "shorter": lambda frame, raw: load_zstd().compress(raw[:-1]),
+    "a bomb": lambda frame, raw: load_zstd().compress(bytes(64 << 20)),
+    "other bytes": lambda frame, raw: load_zstd().compress(raw[::-1]),
+    "no frame": lambda frame, raw: raw[:100],
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_forged_chunks_are_damage(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written by somebody else: the manifest and its digests are in order."""
+    store = MemoryStore("forged")
+    state = {"w": np.arange(2000, dtype=np.int32)}
+    with manager(store) as ckpts:
+        ckpts.save(1, state, block=True)
+        real = encoding.EncodingRoom.encoded
+
+        def encoded(self: Any, nbytes: int, itemsize: int) -> memoryview:
+            raw = bytes(self.room(nbytes))
+            frame = real(self, nbytes, itemsize)
+            assert frame is not None
+            forged = FORGED[kind](bytes(frame), raw)
+            assert len(forged) < nbytes
+            return memoryview(forged)
+
+        monkeypatch.setattr(encoding.EncodingRoom, "encoded", encoded)
+        changed = {"w": np.arange(2000, dtype=np.int32) * 3}
+        ckpts.save(2, changed, block=True)
+        caplog.set_level(logging.ERROR, "holdfast")
+        live = {"w": np.zeros(2000, np.int32)}
+        with pytest.raises(DamagedObject, match="'w' in packs/"):
+            ckpts.restore(into=live, ref=2)
+        assert not live["w"].any(), "nothing live was touched"
+        assert ckpts.restore(into=live).info.step == 1
+        assert np.array_equal(live["w"], state["w"])
+        assert [result.ok for result in ckpts.verify()].count(False) == 1
+
+
+def one_chunk_run(folder: Path) -> None:
+    with holdfast.CheckpointManager(folder, compress="zstd") as ckpts:
+        ckpts.save(1, {"a": np.zeros(1000, np.float64)}, block=True)
+    assert codecs(manifests(LocalStore(folder))[0], "a") == [ZSTD]
+
+
+@pytest.mark.parametrize("nbytes", [0, -1, 8000, 1 << 60])
+def test_sizes_that_cannot_be_are_refused(tmp_path: Path, nbytes: int) -> None:
+    one_chunk_run(tmp_path / "run")
+    forge(tmp_path / "run", set_in("leaves/0/chunks/0/4", nbytes))
+    assert "bytes do not fit its shape" in refused(tmp_path / "run")
+
+
+def test_a_small_pack_cannot_pose_as_a_state_of_any_size(tmp_path: Path) -> None:
+    one_chunk_run(tmp_path / "run")
+    stored = stored_nbytes(manifests(LocalStore(tmp_path / "run"))[0], "a")
+
+    def claim(elements: int) -> Callable[[dict[str, Any]], None]:
+        def change(manifest: dict[str, Any]) -> None:
+            leaf = manifest["leaves"][0]
+            leaf["shape"] = leaf["chunks"][0][1] = [elements]
+
+        return change
+
+    most = stored * (1 << 15) // 8
+    forge(tmp_path / "run", claim(most + 1))
+    assert "bytes do not fit its shape" in refused(tmp_path / "run")
+    forge(tmp_path / "run", claim(most))
+    assert "cannot be decompressed" in refused(tmp_path / "run")
+
+
+def test_a_codec_of_a_later_version_asks_for_an_upgrade(tmp_path: Path) -> None:
+    """It is no damage, so an older checkpoint does not stand in."""
+    one_chunk_run(tmp_path / "run")
+    forge(tmp_path / "run", set_in("leaves/0/chunks/0/6", "zstd-with-a-dictionary"))
+    with manager(LocalStore(tmp_path / "run")) as ckpts, pytest.raises(FormatTooNew) as caught:
+        ckpts.restore()
+    assert re.search("'a' in .* 'zstd-with-a-dictionary'", caught.value.message)
+    assert "pip install -U holdfast" in caught.value.hint
+
+
+# -- without the package ------------------------------------------------------------------
+
+
+def test_a_save_without_the_package_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+    for make in (holdfast.CheckpointManager, holdfast.Run):
+        with pytest.raises(UsageError, match=r"needs the package .*, which is not") as caught:
+            make(tmp_path / "run", compress="zstd")
+        assert caught.value.hint == "pip install 'holdfast[zstd]'"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_restore_without_the_package_says_so_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"n": noise(9 * BLOCK, 1), "w": weights(2 * BLOCK, 1)}
+    with manager(LocalStore(tmp_path)) as ckpts:
+        ckpts.save(1, {"n": noise(9 * BLOCK, 3)}, block=True)
+        ckpts.save(2, state, block=True)
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+    with manager(LocalStore(tmp_path), None) as ckpts:
+        live = {"n": np.zeros(9 * BLOCK, np.uint8), "w": np.zeros(2 * BLOCK, np.float32)}
+        with pytest.raises(StateError, match=r"@2 is compressed with zstd .'w', for one") as caught:
+            ckpts.restore(into=live)
+        assert "pip install 'holdfast[zstd]'" in caught.value.hint
+        assert not live["n"].any(), "nothing was filled, not even what is not compressed"
+        assert not live["w"].any()
+        with pytest.raises(StateError, match="is compressed"):
+            list(ckpts.verify())
+        loaded = ckpts.load(2)
+        assert np.array_equal(loaded["n"], state["n"]), "a leaf that is not compressed"
+        with pytest.raises(StateError, match="is compressed"):
+            loaded["w"]
+        assert ckpts.restore(into=live, ref=1, skip=["w"], strict=False).info.step == 1
+
+
+def test_a_save_without_the_package_writes_anew_what_is_compressed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore("anew")
+    state = {"n": noise(9 * BLOCK, 1), "w": weights(2 * BLOCK, 1)}
+    with manager(store) as ckpts:
+        ckpts.save(1, state, block=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, PACKAGE, None)
+        with manager(store, None) as ckpts:
+            ckpts.save(2, state, block=True)
+            assert np.array_equal(ckpts.load(2)["w"], state["w"])
+    _, manifest = manifests(store)
+    assert set(codecs(manifest, "w")) == {""}
+
+
+# -- forks --------------------------------------------------------------------------------
+
+
+def test_a_fork_shares_compressed_chunks(tmp_path: Path) -> None:
+    state = {"w": weights(9 * BLOCK, 1)}
+    with manager(LocalStore(tmp_path / "a")) as ckpts:
+        ckpts.save(1, state, block=True)
+        ckpts.fork(1, tmp_path / "b")
+    with manager(LocalStore(tmp_path / "b")) as ckpts:
+        info = ckpts.save(2, {**state, "x": np.ones(3)}, block=True).result()
+        assert info.new_bytes < 2 * BLOCK, "a header"
+        assert np.array_equal(ckpts.load(2)["w"], state["w"])

@@ -19,7 +19,7 @@ import holdfast
 from holdfast.core.codecs import ZSTD, load_zstd
 from holdfast.core.shuffle_zstd import Encoder
 from holdfast.errors import DamagedObject, FormatTooNew, StateError, UsageError
-from holdfast.manager import encoding, packer, reader, snapshot, staging
+from holdfast.manager import cutting, encoding, packer, reader, snapshot, staging
 from holdfast.manager.comparison import compare
 from holdfast.repo.repo import Repo
 from holdfast.stores.base import Store
@@ -133,6 +133,22 @@ def test_any_state_comes_back(
                 assert len(ckpts._staging._free) * BLOCK == ckpts._staging.nbytes <= MEMORY
 
 
+@pytest.mark.parametrize("keep", [None, "last=1"])
+def test_equal_bytes_of_another_type_are_not_the_same_when_compressed(keep: str | None) -> None:
+    """How they are shuffled depends on the size of an item."""
+    whole = np.random.default_rng(1).integers(0, 4, 3 * BLOCK, np.uint8)
+    types = ["u1", "<f2", "<i4", "<f4", "<f8", "u1"]
+    store = MemoryStore("types")
+    for step, dtype in enumerate(types):
+        with manager(store, "zstd", keep=keep) as ckpts:
+            ckpts.save(step, {dtype: whole.view(dtype)}, block=True)
+            assert all(found.ok for found in ckpts.verify())
+            assert ckpts.load()[dtype].tobytes() == whole.tobytes()
+            written = ckpts.info().new_bytes
+            as_large_as_before = dtype == "<f4"
+            assert (written < BLOCK) == as_large_as_before
+
+
 def test_only_what_gets_smaller_is_compressed() -> None:
     store = MemoryStore("only")
     state = {
@@ -156,7 +172,7 @@ def test_only_what_gets_smaller_is_compressed() -> None:
     raw = sum(value.nbytes for value in state.values())
     assert raw <= info.nbytes < raw + 10_000, "of the state, not of what is stored"
     assert event.new_nbytes == event.nbytes
-    assert event.written_nbytes == info.new_bytes < 0.7 * event.new_nbytes
+    assert event.written_nbytes == info.new_bytes < 0.75 * event.new_nbytes
     assert event.compress_s > 0
 
 
@@ -362,7 +378,7 @@ def test_a_comparison_of_other_cuts_reads_compressed_chunks(
     state = {"w": weights(5 * BLOCK, 1)}
     repos = []
     for size in (BLOCK, BLOCK // 2):
-        monkeypatch.setattr(packer, "CHUNK_BYTES", size)
+        monkeypatch.setattr(cutting, "CHUNK_BYTES", size)
         store = LocalStore(tmp_path / str(size))
         with manager(store) as ckpts:
             ckpts.save(1, state, block=True)

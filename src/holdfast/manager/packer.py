@@ -197,7 +197,8 @@ class Packer:
         return self._found(piece)
 
     def _found(self, piece: _Piece) -> bool:
-        piece.place = self._stored.take(piece.digest, piece.nbytes) if self._stored else None
+        if self._stored is not None:
+            piece.place = self._stored.take(piece.digest, piece.nbytes, piece.itemsize)
         if piece.place is None:
             return False
         self._reusable.append(piece)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from holdfast.core.codecs import can_decode, decoded_nbytes
 from holdfast.core.digest import digest_of, fingerprint_of
+from holdfast.core.plan import itemsize
 from holdfast.core.records import Manifest, Pack
 from holdfast.core.types import Buffer
 from holdfast.errors import TornRead
@@ -35,7 +36,7 @@ class Stored:
         distrusted: Collection[str] = (),
         born_after: int = 0,
     ) -> None:
-        self._found: dict[tuple[str, int], list[Place]] = {}
+        self._found: dict[tuple[str, int, int], list[Place]] = {}
         for leaf in manifest.leaves:
             for chunk in leaf.chunks:
                 pack = manifest.packs[chunk.pack]
@@ -43,14 +44,19 @@ class Stored:
                     continue
                 if chunk.codec and not can_decode(chunk.codec):
                     continue  # it could not be moved to another pack
-                key = (chunk.digest, decoded_nbytes(leaf, chunk))
+                # Compressed bytes are those of items of one size; others are of any type.
+                size = itemsize(leaf.dtype) if chunk.codec else 0
+                key = (chunk.digest, decoded_nbytes(leaf, chunk), size)
                 place = Place(pack, chunk.offset, chunk.nbytes, chunk.codec)
                 self._found.setdefault(key, []).append(place)
 
-    def take(self, digest: str, nbytes: int) -> Place | None:
-        """Where a chunk with this digest and of so many bytes is stored, if it is."""
-        places = self._found.get((digest, nbytes))
-        return places.pop() if places else None
+    def take(self, digest: str, nbytes: int, itemsize: int) -> Place | None:
+        """Where a chunk with this digest, of so many bytes and of items of that size, is
+        stored, if it is."""
+        for size in (0, itemsize):
+            if places := self._found.get((digest, nbytes, size)):
+                return places.pop()
+        return None
 
 
 class Digests:

@@ -80,6 +80,16 @@ def storage_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def holds_items(tensor: torch.Tensor) -> bool:
+    """Whether the storage of a strided tensor holds all of its items. FSDP frees that of
+    weights that it has sharded; torch would take a view of it for a wish, and make it larger."""
+    if not tensor.numel():
+        return True
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = int(tensor.storage_offset()) + sum((size - 1) * step for size, step in steps)
+    return (last + 1) * tensor.dtype.itemsize <= tensor.untyped_storage().nbytes()
+
+
 def touched(tensor: torch.Tensor) -> None:
     """Tell autograd that `tensor` was written in place."""
     if not tensor.is_inference():  # those count no versions
@@ -151,13 +161,8 @@ class TensorSource:
         return self._tensor.data_ptr(), version, sample
 
     def _check_memory(self) -> None:
-        """Raises StateError if the tensor has lost its memory, or has another size. torch
-        would take a view of it for a wish, and make the storage larger."""
-        tensor = self._tensor
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        last = int(tensor.storage_offset()) + sum((size - 1) * step for size, step in steps)
-        needed = (last + 1) * tensor.dtype.itemsize if tensor.numel() else 0
-        if tensor.nbytes != self.nbytes or needed > tensor.untyped_storage().nbytes():
+        """Raises StateError if the tensor has lost its memory, or has another size."""
+        if self._tensor.nbytes != self.nbytes or not holds_items(self._tensor):
             raise StateError(
                 f"a tensor of {self.nbytes} bytes cannot be saved: its memory was freed or resized",
                 hint="Save where its parameters are gathered, e.g. in FSDP's summon_full_params, "
@@ -239,6 +244,8 @@ class TensorDestination:
 
     def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
         tensor = self._tensor
+        if not tensor.data_ptr():  # it was there when the restore was accepted
+            raise no_memory_for(tensor)
         source = np.frombuffer(data, np.uint8)
         if tensor.device.type == "cpu" and tensor.is_contiguous():
             target = _bytes_at(tensor.data_ptr(), tensor.nbytes)
@@ -259,6 +266,16 @@ class TensorDestination:
             items = _tensor_over(source, box.dtype.itemsize)
             box.copy_(items.view(box.dtype).view(box.shape))
         touched(tensor)
+
+
+def no_memory_for(tensor: torch.Tensor, path: str = "") -> StateError:
+    """The error for a tensor to which nothing can be restored."""
+    what = f"{path!r}, " if path else ""
+    return StateError(
+        f"cannot restore into {what}a tensor of {tensor.nbytes:,} bytes: its memory was freed "
+        "or resized",
+        hint="Restore where its parameters are gathered, e.g. in FSDP's summon_full_params.",
+    )
 
 
 # What each thread that restores to GPUs has for itself: pinned memory, from which the

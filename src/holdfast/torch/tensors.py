@@ -31,6 +31,8 @@ from holdfast.torch.memory import (
     TensorDestination,
     bytes_between,
     copy_bits,
+    holds_items,
+    no_memory_for,
     overlaps_itself,
     source_of,
     storage_of,
@@ -317,6 +319,8 @@ def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) 
     """Fill the live `target`, which `fits`. Nothing changes before the bytes came."""
     if 0 in saved.shape or not _claim(saved, target, path, decoder):
         return
+    if not holds_items(target):
+        raise no_memory_for(target, path)
     wait_for_device(target.device, decoder)
     if saved.view is None and not target.is_conj() and not target.is_neg():
         decoder.request(saved.leaf, TensorDestination(target))

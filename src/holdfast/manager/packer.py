@@ -287,6 +287,7 @@ class Packer:
         if self._open is None:
             return
         pack = self._open
+        self._encoding.close()  # a long header needs a block
         if pack.entries:
             number = self._number(pack.stream.finish(pack.entries, self._metadata))
             for piece, at, nbytes, codec in pack.kept:

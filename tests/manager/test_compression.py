@@ -287,30 +287,38 @@ def _first_byte(name: str) -> int:
     return int(name.partition("[")[2].partition(":")[0])
 
 
-@pytest.mark.parametrize("dtype", ["u1", "<f8"])
-def test_a_header_has_room_for_any_mixture(dtype: str) -> None:
-    """Thousands of entries, so that a few bytes too little for each would not fit."""
-    state = {str(n): np.full(16, n).astype(dtype) for n in range(3000)}
-    state["scalar"] = np.array(1).astype(dtype)
-    with pytest.MonkeyPatch.context() as patch, manager(MemoryStore("room")) as ckpts:
-        patch.setattr(packer, "MIN_ENCODED_BYTES", 1)
+def test_a_leaf_named_like_another_ones_chunk(tmp_path: Path) -> None:
+    state = {
+        "a": weights(4 * BLOCK, 1),
+        "b": np.zeros(5000, np.uint8),
+        "n": noise(2 * BLOCK, 1),
+        **{f"a[0:8192]{end}": np.ones(9) for end in ("", "[shuffle-zstd]", "#", "[shuffle-zstd]#")},
+        **{f"b[shuffle-zstd]{end}": np.ones(8) for end in ("", "#")},
+        "n[0:8192]": np.ones(7),
+    }
+    with manager(LocalStore(tmp_path)) as ckpts:
         ckpts.save(1, state, block=True)
-        assert ckpts.load(1)["2999"][0] == np.array(2999).astype(dtype)
+        for name, value in state.items():
+            assert np.array_equal(ckpts.load(1)[name], value)
 
 
-def test_a_header_has_room_for_what_moves_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packer, "MIN_ENCODED_BYTES", 1)
-    monkeypatch.setattr(snapshot, "SMALL_BYTES", 1)
-    store = MemoryStore("room-moved")
-    frozen = {str(n): np.full(20, n, np.float64) for n in range(1000)}
+def test_what_moves_is_compared_with_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole frame of other bytes, as somebody else could have written it."""
+    store = MemoryStore("compared")
+    frozen = weights(2000, 1)
+
+    def encoded(self: Any, nbytes: int, itemsize: int) -> memoryview:
+        return memoryview(load_zstd().compress(bytes(nbytes)))
+
     with manager(store) as ckpts:
-        ckpts.save(1, {"frozen": frozen, "trained": noise(99 * BLOCK, 1)}, block=True)
-    with manager(store, None, keep="last=1") as ckpts:
-        ckpts.save(2, {"frozen": frozen, "trained": noise(99 * BLOCK, 2)}, block=True)
-        assert ckpts.load(2)["frozen"]["999"][3] == 999
-    [manifest] = manifests(store)
-    assert {pack.born for pack in manifest.packs} == {2}
-    assert codecs(manifest, "frozen/999") == [ZSTD]
+        with monkeypatch.context() as patch:
+            patch.setattr(encoding.EncodingRoom, "encoded", encoded)
+            ckpts.save(1, {"frozen": frozen}, block=True)
+        [trained] = [noise(30 * BLOCK, 1)]
+        with pytest.raises(DamagedObject, match="'frozen' in packs/.* do not match their digest"):
+            ckpts.save(2, {"frozen": frozen, "trained": trained}, block=True)
+        ckpts.save(3, {"frozen": frozen, "trained": trained}, block=True)
+        assert np.array_equal(ckpts.load(3)["frozen"], frozen)
 
 
 def test_a_long_header_finds_a_block_while_chunks_move() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from holdfast.core.codecs import RAW
 from holdfast.core.digest import digest_of
@@ -237,7 +238,8 @@ class Packer:
         assert self._open is not None
         at = 0
         for part in self._open.stream.room(data.nbytes):
-            part[:] = data[at : at + part.nbytes]
+            source = np.frombuffer(data[at : at + part.nbytes], np.uint8)
+            np.copyto(np.frombuffer(part, np.uint8), source)  # without the interpreter's lock
             at += part.nbytes
         self._keep(piece, data.nbytes, codec)
 

@@ -315,7 +315,7 @@ def test_what_moves_is_compared_with_its_digest(monkeypatch: pytest.MonkeyPatch)
             patch.setattr(encoding.EncodingRoom, "encoded", encoded)
             ckpts.save(1, {"frozen": frozen}, block=True)
         [trained] = [noise(30 * BLOCK, 1)]
-        with pytest.raises(DamagedObject, match="'frozen' in packs/.* do not match their digest"):
+        with pytest.raises(DamagedObject, match=r"'frozen' in packs/.* do not match their digest"):
             ckpts.save(2, {"frozen": frozen, "trained": trained}, block=True)
         ckpts.save(3, {"frozen": frozen, "trained": trained}, block=True)
         assert np.array_equal(ckpts.load(3)["frozen"], frozen)
@@ -580,8 +580,9 @@ def test_a_restore_without_the_package_says_so_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = {"n": noise(9 * BLOCK, 1), "w": weights(2 * BLOCK, 1)}
-    with manager(LocalStore(tmp_path)) as ckpts:
+    with manager(LocalStore(tmp_path), None) as ckpts:
         ckpts.save(1, {"n": noise(9 * BLOCK, 3)}, block=True)
+    with manager(LocalStore(tmp_path)) as ckpts:
         ckpts.save(2, state, block=True)
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     with manager(LocalStore(tmp_path), None) as ckpts:

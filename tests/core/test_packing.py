@@ -168,7 +168,7 @@ def test_noise_is_refused_and_never_crashes(body: bytes) -> None:
 @given(
     name=st.text("ab]/é", min_size=1, max_size=12),
     dtype=st.sampled_from(sorted(ITEMSIZES)),
-    shape=st.lists(st.integers(1, 2000), max_size=3),
+    shape=st.lists(st.integers(1, 2000), max_size=3) | st.lists(st.integers(1, 3), max_size=40),
     encoded=st.booleans(),
 )
 def test_there_is_room_for_a_chunk_that_may_be_encoded(

@@ -17,6 +17,7 @@ from holdfast.core.packing import (
     MAX_HEADER_BYTES,
     PackChunk,
     header_bytes,
+    header_room,
     pack_header,
     read_header,
 )
@@ -162,3 +163,27 @@ def test_noise_is_refused_and_never_crashes(body: bytes) -> None:
         read_header(data, size, "x")
     except DamagedObject:
         pass
+
+
+@given(
+    name=st.text("ab]/é", min_size=1, max_size=12),
+    dtype=st.sampled_from(sorted(ITEMSIZES)),
+    shape=st.lists(st.integers(1, 2000), max_size=3) | st.lists(st.integers(1, 3), max_size=40),
+    encoded=st.booleans(),
+)
+def test_there_is_room_for_a_chunk_that_may_be_encoded(
+    name: str, dtype: str, shape: list[int], encoded: bool
+) -> None:
+    """A thousand times the same, so that a byte too little for each is seen."""
+    item = chunk(name, dtype, *shape)
+    least = item.encoded("shuffle-zstd", item.nbytes) if encoded else item
+    room = header_room([item.widest("shuffle-zstd")] * 1000, {})
+    assert room >= header_room([least] * 1000, {})
+
+
+def test_an_encoded_chunk_is_bytes_with_a_name_that_says_so(tmp_path: Path) -> None:
+    item = chunk("w", "F32", 2, 3).encoded("shuffle-zstd", 17)
+    write(tmp_path / "a.safetensors", [item])
+    with safe_open(tmp_path / "a.safetensors", "pt") as pack:
+        assert list(pack.keys()) == ["w[shuffle-zstd]"]
+        assert pack.get_tensor("w[shuffle-zstd]").shape == (17,)

@@ -37,11 +37,12 @@ class Part:
 def new_and_compressed(manifest: Manifest) -> tuple[int, bool]:
     """(bytes of the chunks that were written for this checkpoint, before they were
     compressed; whether any was)."""
+    packs = enumerate(manifest.packs)
+    own = {index for index, pack in packs if pack.born == manifest.ordinal and not pack.run}
     nbytes, compressed = 0, False
     for leaf in manifest.leaves:
         for chunk in leaf.chunks:
-            pack = manifest.packs[chunk.pack]
-            if pack.born == manifest.ordinal and not pack.run:
+            if chunk.pack in own:
                 nbytes += decoded_nbytes(leaf, chunk)
                 compressed = compressed or bool(chunk.codec)
     return nbytes, compressed

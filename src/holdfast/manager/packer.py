@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from holdfast.core.codecs import RAW
 from holdfast.core.digest import digest_of
@@ -68,8 +69,8 @@ class _Piece(msgspec.Struct, gc=False):
         """In a pack, as it is."""
         source = self.leaf.source
         name = self.leaf.path
-        if name.endswith(("]", "#")):
-            name += "#"  # none is another leaf's with what is added to it here
+        if name.endswith(("]", "#")) or name == "__metadata__":
+            name += "#"  # none is another leaf's with what is added, or the header's own
         if self.nbytes != source.nbytes:
             name = f"{name}[{self.offset}:{self.offset + self.nbytes}]"
         return PackChunk(name, source.dtype, self.extent, self.nbytes)
@@ -246,7 +247,8 @@ class Packer:
         assert self._open is not None
         at = 0
         for part in self._open.stream.room(data.nbytes):
-            part[:] = data[at : at + part.nbytes]
+            source = np.frombuffer(data[at : at + part.nbytes], np.uint8)
+            np.copyto(np.frombuffer(part, np.uint8), source)  # without the interpreter's lock
             at += part.nbytes
         self._keep(piece, data.nbytes, codec)
 
@@ -296,6 +298,7 @@ class Packer:
         if self._open is None:
             return
         pack = self._open
+        self._encoding.close()  # a long header needs a block
         if pack.entries:
             number = self._number(pack.stream.finish(pack.entries, self._metadata))
             for piece, at, nbytes, codec in pack.kept:

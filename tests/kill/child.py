@@ -67,9 +67,8 @@ def before(owner: Any, name: str, point: Callable[..., str | None]) -> None:
 
 
 def plant() -> None:
-    from holdfast.manager import staging
+    from holdfast.manager import snapshot, staging
     from holdfast.manager.reader import ChunkReader
-    from holdfast.manager.snapshot import SnapshotMemory
     from holdfast.stores.filesystem import OsFileSystem
     from holdfast.stores.filling import Blocks
     from holdfast.stores.local import LocalStore
@@ -117,14 +116,14 @@ def plant() -> None:
     before(OsFileSystem, "sync", lambda *args: "fsync" if what() else None)
     before(ChunkReader, "_read", lambda *args: "restore")
 
-    hold = SnapshotMemory._hold
+    held = snapshot._held
 
-    def holding(self: SnapshotMemory, leaves: Any, in_place: Any) -> Iterator[Any]:
-        for leaf in hold(self, leaves, in_place):
+    def holding(*args: Any) -> Iterator[Any]:
+        for leaf in held(*args):
             points.at("capture")
             yield leaf
 
-    SnapshotMemory._hold = holding  # type: ignore[method-assign]
+    snapshot._held = holding
 
 
 def main() -> None:

@@ -61,8 +61,8 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gat
         found.behind.set()  # it waits for the one before
         return save(self, *args, **named)
 
-    def begin(self: Overlap, *args: Any) -> None:
-        init(self, *args)
+    def begin(self: Overlap, *args: Any, **named: Any) -> None:
+        init(self, *args, **named)
         found.left = 0 if found.parts is None else found.parts
         found.reached.clear()
         if not found.open:
@@ -390,14 +390,14 @@ def test_a_barrier_without_memory_fails_the_save_and_not_the_training(
         assert reading.wait(60)
         return read(self, leaf, offset, into)
 
-    def refuse(nbytes: int) -> memoryview:
+    def refuse(*request: Any) -> memoryview:
         raise MemoryError
 
     read, init, drain = Overlap._read_in_place, Overlap.__init__, Overlap.drain
 
-    def begin(self: Overlap, leaves: Any, memory: Any) -> None:
+    def begin(self: Overlap, leaves: Any, memory: Any, **named: Any) -> None:
         leaves = list(leaves)
-        init(self, leaves, refuse if not caplog.records else memory)
+        init(self, leaves, refuse if not caplog.records else memory, **named)
 
     def draining(self: Overlap) -> None:
         drain(self)

@@ -27,7 +27,7 @@ logger = logging.getLogger("holdfast")
 
 
 class _Source(Protocol):
-    """What `Copies` asks of the sources of which it is the transport."""
+    """What `CudaCopies` asks of the sources of which it is the transport."""
 
     @property
     def device(self) -> torch.device: ...
@@ -127,7 +127,7 @@ class _Reached(Transfer):
                 torch.cuda.current_stream(device).wait_event(event)
 
 
-class Copies:
+class CudaCopies:
     """The transport of CUDA tensors; implements core.transfers.Transport."""
 
     def memory(self, nbytes: int) -> memoryview:

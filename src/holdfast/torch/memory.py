@@ -20,7 +20,7 @@ from holdfast.core.plan import ITEMSIZES, box_offset
 from holdfast.core.types import KiB, MiB
 from holdfast.errors import StateError
 from holdfast.torch.cuda import (
-    Copies,
+    CudaCopies,
     failing_saves,
     recorded,
     side_stream,
@@ -229,7 +229,7 @@ class CudaSource(TensorSource):
 
     __slots__ = ()
 
-    transport = Copies()
+    transport = CudaCopies()
 
     @property
     def device(self) -> torch.device:

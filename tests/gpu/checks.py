@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.manager.overlap import Overlap
+from holdfast.manager.history import SaveEvent
+from holdfast.manager.overlap import LiveLeaf, Overlap
 
 WIDTH = 1024  # a weight is 4 MiB: several parts of it are read in place
 STEPS = 8
@@ -108,19 +109,18 @@ class Watched:
 
     def __enter__(self) -> Watched:
         self.in_place = self.at_barrier = 0
-        self.drain_s: list[float] = []
+        watched = self
         self._read, self._drain = Overlap._read_in_place, Overlap.drain
 
-        def read(overlap: Overlap, *args: Any) -> bool:
-            done = self._read(overlap, *args)
-            self.in_place += done
+        def read(self: Overlap, leaf: LiveLeaf, offset: int, into: memoryview) -> bool:
+            done = watched._read(self, leaf, offset, into)
+            watched.in_place += done
             return done
 
-        def drain(overlap: Overlap) -> None:
-            before, start = overlap.copied_nbytes, time.perf_counter()
-            self._drain(overlap)
-            self.drain_s.append(time.perf_counter() - start)
-            self.at_barrier += overlap.copied_nbytes - before
+        def drain(self: Overlap) -> None:
+            before = self.copied_nbytes
+            watched._drain(self)
+            watched.at_barrier += self.copied_nbytes - before
 
         Overlap._read_in_place, Overlap.drain = read, drain
         return self
@@ -165,7 +165,6 @@ def train(
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
-            # In a stream that waits for nothing else but the program's.
             there[n + 1] = copies(model, optimizer)
     same(folder, there)
     return str(watched)
@@ -245,15 +244,15 @@ def frozen(place: Place, folder: Path) -> str:
     model = Net(place).requires_grad_(False).eval()
     head = nn.Linear(model.width, 4).to(place.device)
     optimizer = torch.optim.Adam(head.parameters())
-    copied: list[int] = []
     with holdfast.Run(folder, every=1, keep=None) as run:
         run.track(model=model, head=head, optimizer=optimizer)
         for _ in run.range(5):
             run.manager.wait()
             head(torch.randn(8, model.width, device=place.device)).sum().backward()
             optimizer.step()
-        history = run.manager.history
-        copied = [event.copied_nbytes for event in history.saves()]
+        run.manager.wait()
+        events = run.manager.history.read()
+    copied = [event.copied_nbytes for event in events if isinstance(event, SaveEvent)]
     assert copied[3] < copied[0] / 4, copied
     return f"bytes copied: {copied}"
 

@@ -35,7 +35,7 @@ def main() -> None:
     for part in copies(model, optimizer):
         for name, value in sorted(part.items()):
             digest.update(name.encode())
-            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     print(digest.hexdigest()[:16])
 
 

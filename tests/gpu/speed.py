@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 import holdfast
 from tests.gpu.checks import Place
@@ -21,19 +21,21 @@ ROUNDS = 5
 
 
 class Loop:
-    """A loop that is bound by the device, with a model and its Adam of `mib` in all."""
+    """A loop that is bound by the device, with a model and its Adam of about `mib` in all."""
 
     def __init__(self, place: Place, mib: int) -> None:
         self.place = place
-        layers = max(1, mib // (3 * 64))  # 4096 x 4096 floats are 64 MiB, with two moments
-        self.model = nn.Sequential(*(nn.Linear(4096, 4096, bias=False) for _ in range(layers)))
+        self.width = width = 4096 if place.is_gpu else 1024
+        layer_nbytes = 3 * 4 * width * width  # with two moments
+        layers = max(1, mib * 2**20 // layer_nbytes)
+        self.model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
         self.model.to(place.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
-        self.nbytes = layers * 3 * 64 * 2**20
+        self.nbytes = layers * layer_nbytes
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        x = torch.randn(256, 4096, device=self.place.device)
+        x = torch.randn(256, self.width, device=self.place.device)
         for _ in range(4):  # as with accumulated gradients
             self.model(x).square().mean().backward()
         self.optimizer.step()
@@ -60,7 +62,7 @@ def table(place: Place, mib: int) -> str:
             "holdfast.Run": _Holdfast(loop, folder / "run"),
             "torch.save": _TorchSave(loop, folder / "torch.pt"),
             "DCP async_save": _Dcp(loop, folder / "dcp", pinned=False),
-            "DCP async_save, pinned": _Dcp(loop, folder / "pinned", pinned=True),
+            "DCP, pinned and staged": _Dcp(loop, folder / "pinned", pinned=True),
         }
         rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in savers}
         for number in range(ROUNDS + 1):  # in turn; the first makes memory, and does not count
@@ -152,12 +154,12 @@ class _Dcp:
     def save(self, number: int) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         named = {} if self._stager is None else {"async_stager": self._stager}
-        answer: Any = dcp.async_save(
+        answer: Any = async_save(
             self._loop.state(), checkpoint_id=str(self._folder), no_dist=True, **named
         )
         staged = getattr(answer, "staging_completion", None)
         if staged is not None:
-            staged.result()  # in front of the next step, which may change what is staged
+            staged.result()  # the next step would change what is being staged
         self._future = getattr(answer, "upload_completion", answer)
 
     def wait(self) -> None:

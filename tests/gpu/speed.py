@@ -26,6 +26,7 @@ class Loop:
     def __init__(self, place: Place, mib: int) -> None:
         self.place = place
         self.width = width = 4096 if place.is_gpu else 1024
+        self.batch = 256 if place.is_gpu else 8
         layer_nbytes = 3 * 4 * width * width  # with two moments
         layers = max(1, mib * 2**20 // layer_nbytes)
         self.model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
@@ -35,7 +36,7 @@ class Loop:
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        x = torch.randn(256, self.width, device=self.place.device)
+        x = torch.randn(self.batch, self.width, device=self.place.device)
         for _ in range(4):  # as with accumulated gradients
             self.model(x).square().mean().backward()
         self.optimizer.step()

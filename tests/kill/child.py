@@ -71,7 +71,6 @@ def plant() -> None:
     from holdfast.manager import overlap, packer, snapshot, staging
     from holdfast.manager.overlap import Overlap
     from holdfast.manager.reader import ChunkReader
-    from holdfast.manager.snapshot import SnapshotMemory
     from holdfast.stores.filesystem import OsFileSystem
     from holdfast.stores.filling import Blocks
     from holdfast.stores.local import LocalStore
@@ -124,14 +123,14 @@ def plant() -> None:
     before(OsFileSystem, "sync", lambda *args: "fsync" if what() else None)
     before(ChunkReader, "_read", lambda *args: "restore")
 
-    hold = SnapshotMemory._hold
+    held = snapshot._held
 
-    def holding(self: SnapshotMemory, leaves: Any, in_place: Any) -> Iterator[Any]:
-        for leaf in hold(self, leaves, in_place):
+    def holding(*args: Any) -> Iterator[Any]:
+        for leaf in held(*args):
             points.at("capture")
             yield leaf
 
-    SnapshotMemory._hold = holding  # type: ignore[method-assign]
+    snapshot._held = holding
 
 
 def main() -> None:

@@ -20,14 +20,15 @@ def test_a_restore_into_freed_memory_is_refused_and_changes_nothing(
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     with holdfast.CheckpointManager(tmp_path / "run") as ckpts:
         ckpts.save(1, {"model": model, "n": torch.ones(3)}, block=True)
-        live = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        second = nn.Linear(8, 8)
+        live = nn.Sequential(nn.Linear(8, 8), second)
         before = {name: value.clone() for name, value in live.state_dict().items()}
         numbers = torch.zeros(3)
-        live[1].weight.untyped_storage().resize_(left)
+        second.weight.untyped_storage().resize_(left)
         with pytest.raises(StateError, match=r"'model/1.weight'.* its memory was freed") as caught:
             ckpts.restore({"model": live, "n": numbers})
         assert "summon_full_params" in caught.value.hint
-        assert live[1].weight.untyped_storage().nbytes() == left, "nothing was made larger"
+        assert second.weight.untyped_storage().nbytes() == left, "nothing was made larger"
         assert not numbers.any()
         for name, value in live.state_dict().items():
             assert name == "1.weight" or torch.equal(value, before[name])

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import nn
 import holdfast
 from holdfast.manager import overlap, packer, snapshot
 from holdfast.manager.overlap import LiveLeaf, Overlap
+from tests.support.fake_cuda import cpu_tensors_on_a_device
 
 WIDTH = 24
 
@@ -61,8 +62,8 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gat
         found.behind.set()  # it waits for the one before
         return save(self, *args, **named)
 
-    def begin(self: Overlap, *args: Any) -> None:
-        init(self, *args)
+    def begin(self: Overlap, *args: Any, **named: Any) -> None:
+        init(self, *args, **named)
         found.left = 0 if found.parts is None else found.parts
         found.reached.clear()
         if not found.open:
@@ -299,9 +300,20 @@ def same(found: Any, expected: Any, where: str) -> None:
 SAVED = [2, 4, 6, 8, 9]
 
 
+@pytest.fixture(params=["host", "device"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the tensors seem to be."""
+    if request.param == "host":
+        yield request.param
+        return
+    with cpu_tensors_on_a_device(monkeypatch) as fake:
+        yield request.param
+    assert fake.enqueued_nbytes
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_checkpoint_holds_what_was_there_at_its_boundary(
-    name: str, gate: Gate, tmp_path: Path
+    name: str, gate: Gate, place: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     there = train(PROGRAMS[name](), tmp_path)
@@ -390,14 +402,14 @@ def test_a_barrier_without_memory_fails_the_save_and_not_the_training(
         assert reading.wait(60)
         return read(self, leaf, offset, into)
 
-    def refuse(nbytes: int) -> memoryview:
+    def refuse(*request: Any) -> memoryview:
         raise MemoryError
 
     read, init, drain = Overlap._read_in_place, Overlap.__init__, Overlap.drain
 
-    def begin(self: Overlap, leaves: Any, memory: Any) -> None:
+    def begin(self: Overlap, leaves: Any, memory: Any, **named: Any) -> None:
         leaves = list(leaves)
-        init(self, leaves, refuse if not caplog.records else memory)
+        init(self, leaves, refuse if not caplog.records else memory, **named)
 
     def draining(self: Overlap) -> None:
         drain(self)

@@ -26,7 +26,7 @@ class LeafSource(Protocol):
     """Where a leaf's bytes come from while a save is captured.
 
     A class that can copy many leaves faster than one by one has a `copy_many` besides:
-    see `copying.CopyMany`.
+    see `copying.CopyMany`. One whose bytes lie on a device has a `transport`: see `transfers`.
     """
 
     @property

@@ -17,6 +17,7 @@ from holdfast.core.codecs import codec_of
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import capture_rng
+from holdfast.core.transfers import transport_of
 from holdfast.core.tree import TreeEncoder
 from holdfast.core.units import parse_size
 from holdfast.core.values import collector_paused
@@ -263,7 +264,9 @@ class CheckpointManager(Listing):
             if in_place(source, path):
                 return Way.LIVE
             marks[path] = mark = source.mark()
-            unchanged = self._digests.seems_unchanged(path, mark)
+            # Of what lies on a device no sample is taken, for which the host would wait.
+            blind = transport_of(type(source)) is not None
+            unchanged = self._digests.seems_unchanged(path, mark, proven=blind)
             return Way.UNCHANGED if unchanged else Way.COPIED
 
         encoder = TreeEncoder(allow_pickle=self._allow_pickle)

@@ -3,7 +3,8 @@
 What may be read in place is what does not change before a *barrier*: the parameters and the
 state of an optimizer stay as they are until its next step. The barrier, `Overlap.drain`, is
 called in front of that step: it lets a read that is in progress end, and copies what has not
-been read yet.
+been read yet. What lies on a device is copied by the device: the barrier only begins that,
+and holds back what the program asks the device to do next.
 
 Nothing here believes that this suffices. A leaf that was changed in front of the barrier is
 *torn*: half of what was read may be new. It shows in its version, which every change in
@@ -15,18 +16,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
 from holdfast.core.copying import copy_from
+from holdfast.core.transfers import Transfer, Transport, transport_of, wait_for
 from holdfast.core.types import MiB
 from holdfast.errors import SaveFailed, TornRead
 
 # A barrier waits for the read in progress, whose thread may have next to no processor time.
 _READ_BYTES = 1 * MiB
+
+Memory = Callable[[int, Transport | None], memoryview]
+"""Room for so many bytes; for copies that a device makes, if there is a transport."""
 
 
 @dataclass
@@ -39,7 +47,8 @@ class LiveLeaf:
     read_nbytes: int = 0
     """What comes before is not needed any more."""
     rest: memoryview | None = field(default=None, repr=False)
-    """A copy of what comes after, made by the barrier."""
+    """A copy of what comes after, made by the barrier. On its way until all `Overlap`'s
+    transfers are over."""
 
     def __post_init__(self) -> None:
         self.mark = self.source.mark()
@@ -52,26 +61,50 @@ class LiveLeaf:
 class Overlap:
     """The leaves of one save that are read in place. One thread reads, any may drain."""
 
-    def __init__(self, leaves: Iterable[LiveLeaf], memory: Callable[[int], memoryview]) -> None:
-        """`memory` gives room for what a barrier has to copy."""
+    def __init__(
+        self,
+        leaves: Iterable[LiveLeaf],
+        memory: Memory,
+        *,
+        reached: Sequence[Transfer] = (),
+        failed: SaveFailed | None = None,
+    ) -> None:
+        """`memory` gives room for what a barrier has to copy. `reached` is over when
+        devices have come to where the save began. `failed`: why this save is none."""
         self._leaves = list(leaves)
         self._memory = memory
         self._lock = threading.Condition()
         self._reading = False
-        self._drained = not self._leaves
-        self._error: BaseException | None = None
+        self._drained = failed is not None or not self._leaves
+        self._reached = tuple(reached)
+        self._transfers: tuple[Transfer, ...] = ()
+        """What the barrier has begun. May be over."""
+        self._error: BaseException | None = failed
         self.copied_nbytes = 0
         """Bytes that a barrier had to copy."""
         self.stall_s = 0.0
         """Seconds for which barriers held up the training."""
 
+    def reach(self) -> None:
+        """Block until what was there when the save began is in the devices' memory, before
+        anything is read. Raises SaveFailed.
+
+        Nobody waits with a read in progress, which a barrier would wait for: the queue of a
+        device may be long.
+        """
+        if self._error is not None:
+            raise self._error
+        wait_for(self._reached)
+
     def read(self, leaf: LiveLeaf, offset: int, into: Iterable[memoryview]) -> None:
-        """Fill `into` with a range of the leaf; ranges come in their order. Raises TornRead."""
+        """Fill `into` with a range of the leaf; ranges come in their order. Raises TornRead,
+        SaveFailed."""
         for piece in into:
             for start in range(0, piece.nbytes, _READ_BYTES):
                 part = piece[start : start + _READ_BYTES]
                 if not self._read_in_place(leaf, offset, part):
                     assert leaf.rest is not None
+                    wait_for(self._transfers)
                     at = offset - leaf.read_nbytes
                     np.copyto(np.frombuffer(part, np.uint8), leaf.rest[at : at + part.nbytes])
                 offset += part.nbytes
@@ -110,9 +143,18 @@ class Overlap:
                 leaf.read_nbytes = 0
 
     def drain(self) -> None:
-        """Return when the live objects may change. Never raises: the save fails instead."""
-        if self._drained:
-            return
+        """Return when the calling thread may change the live objects, or ask devices to.
+        Never raises: the save fails instead."""
+        if not self._drained:
+            self._drain()
+        # Each time, and not only by the first: this thread's queue may be another one.
+        for transfer in self._transfers:
+            try:
+                transfer.hold_back()
+            except SaveFailed as error:
+                self._error = error
+
+    def _drain(self) -> None:
         start = time.perf_counter()
         with self._lock:
             self._lock.wait_for(lambda: not self._reading)
@@ -130,22 +172,45 @@ class Overlap:
 
     def _copy_rest(self) -> None:
         left = [leaf for leaf in self._leaves if leaf.read_nbytes < leaf.source.nbytes]
-        sizes = [leaf.source.nbytes - leaf.read_nbytes for leaf in left]
-        memory = self._memory(sum(sizes))
-        at = 0
         self._check(left)
-        for leaf, size in zip(left, sizes, strict=True):
-            rest = memory[at : at + size]
+        by_transport: defaultdict[Transport | None, list[LiveLeaf]] = defaultdict(list)
+        for leaf in left:
+            by_transport[transport_of(type(leaf.source))].append(leaf)
+        for transport, leaves in by_transport.items():  # devices copy while the host does
+            if transport is None:
+                continue
+            offsets = [leaf.read_nbytes for leaf in leaves]
+            rests = self._rests(leaves, transport)
+            transfer = transport.begin([leaf.source for leaf in leaves], offsets, rests)
+            self._transfers = (*self._transfers, transfer)
+            self._keep(leaves, rests)
+        on_host = by_transport.get(None, [])
+        rests = self._rests(on_host, None)
+        for leaf, rest in zip(on_host, rests, strict=True):
             copy_from(leaf.source, leaf.read_nbytes, rest)
+        self._keep(on_host, rests)
+
+    def _rests(self, leaves: Sequence[LiveLeaf], transport: Transport | None) -> list[memoryview]:
+        """Memory for what is left of each leaf."""
+        sizes = [leaf.source.nbytes - leaf.read_nbytes for leaf in leaves]
+        memory = self._memory(sum(sizes), transport)
+        ends = list(accumulate(sizes))
+        return [memory[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+    def _keep(self, leaves: Sequence[LiveLeaf], rests: Sequence[memoryview]) -> None:
+        for leaf, rest in zip(leaves, rests, strict=True):
             leaf.rest = rest
-            at += size
-        self.copied_nbytes += at
+            self.copied_nbytes += rest.nbytes
 
     def _check(self, leaves: Iterable[LiveLeaf]) -> None:
         if any(leaf.changed() for leaf in leaves):
             raise TornRead([leaf.path for leaf in self._leaves if leaf.changed()])
 
     def close(self) -> None:
-        """The save is over: nothing is read any more."""
+        """The save is over: nothing is read any more, and nothing is on its way into its
+        memory. Blocks until then."""
         with self._lock:
             self._drained = True
+        with suppress(SaveFailed):  # then they are over, too
+            wait_for(self._transfers)
+        self._transfers = ()

@@ -152,6 +152,7 @@ class Packer:
         return leaves, tuple(self._packs)
 
     def _write(self, snapshot: Snapshot) -> Generator[None, None, None]:
+        snapshot.overlap.reach()
         small: list[_Piece] = []
         large: list[_Piece] = []
         for position, leaf in enumerate(snapshot.leaves):

@@ -4,8 +4,9 @@ stay the same (see `overlap`), so that training can go on."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 import msgspec
@@ -14,7 +15,9 @@ import numpy as np
 from holdfast.core.adapters import LeafSource
 from holdfast.core.copying import copy_leaves
 from holdfast.core.encode import CapturedLeaf
+from holdfast.core.transfers import Transfer, Transport, transport_of, wait_for
 from holdfast.core.types import KiB, Node
+from holdfast.errors import SaveFailed
 from holdfast.manager.overlap import LiveLeaf, Overlap
 
 # Large leaves start on cache lines, so that copies into the snapshot stay fast.
@@ -85,7 +88,7 @@ class Snapshot:
         return copied + self.overlap.copied_nbytes
 
     def close(self) -> None:
-        """Let go of copies that lie outside the snapshot's memory."""
+        """Let go of copies that lie outside the snapshot's memory, and of that memory."""
         self.overlap.close()
         for leaf in self.leaves:
             if leaf.data is None:
@@ -97,17 +100,67 @@ class _Region:
     times a copy into old."""
 
     def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
+        self._memory = memoryview(b"")
 
     @property
     def nbytes(self) -> int:
         return self._memory.nbytes
 
-    def of(self, nbytes: int) -> memoryview:
+    def of(self, nbytes: int, transport: Transport | None) -> memoryview:
         if self._memory.nbytes < nbytes:
-            self._memory = np.empty(0, np.uint8)  # free the old one first
-            self._memory = np.empty(nbytes, np.uint8)
-        return self._memory[:nbytes].data
+            self._memory = memoryview(b"")  # free the old one first
+            if transport is None:
+                self._memory = np.empty(nbytes, np.uint8).data
+            else:
+                self._memory = transport.memory(nbytes)
+        return self._memory[:nbytes]
+
+
+class _Regions:
+    """One for the host's own copies, and one for those of each transport."""
+
+    def __init__(self) -> None:
+        self._regions: defaultdict[Transport | None, _Region] = defaultdict(_Region)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(region.nbytes for region in list(self._regions.values()))
+
+    def of(self, nbytes: int, transport: Transport | None) -> memoryview:
+        return self._regions[transport].of(nbytes, transport) if nbytes else memoryview(b"")
+
+
+@dataclass
+class _Batch:
+    """Leaves that are copied at once, side by side."""
+
+    transport: Transport | None
+    sources: list[LeafSource] = field(default_factory=list[LeafSource])
+    starts: list[int] = field(default_factory=list[int])
+    nbytes: int = 0
+    memory: memoryview = field(default=memoryview(b""), repr=False)
+
+    def begin(self, transport: Transport) -> Transfer:
+        places = zip(self.sources, self.starts, strict=True)
+        rooms = [self.memory[start : start + source.nbytes] for source, start in places]
+        return transport.begin(self.sources, [0] * len(rooms), rooms)
+
+
+class _Batches:
+    """One for the host's own copies, and one for those of each transport."""
+
+    def __init__(self) -> None:
+        self._of_kind: dict[type, _Batch] = {}
+        self.all: dict[Transport | None, _Batch] = {}
+
+    def of(self, kind: type[LeafSource]) -> _Batch:
+        """For the sources of a class."""
+        batch = self._of_kind.get(kind)
+        if batch is None:
+            transport = transport_of(kind)
+            batch = self.all.setdefault(transport, _Batch(transport))
+            self._of_kind[kind] = batch
+        return batch
 
 
 class SnapshotMemory:
@@ -119,8 +172,8 @@ class SnapshotMemory:
 
     def __init__(self) -> None:
         self._free = threading.Lock()
-        self._at_once = _Region()
-        self._at_barrier = _Region()
+        self._at_once = _Regions()
+        self._at_barrier = _Regions()
 
     @property
     def nbytes(self) -> int:
@@ -131,12 +184,10 @@ class SnapshotMemory:
         self, leaves: Sequence[CapturedLeaf], choose: Choose
     ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
         """Copy every source that is neither streamed nor read in place. `give_back` must
-        follow."""
+        follow. Where a device could not copy, the overlap says so to who reads."""
         self._free.acquire()
         try:
-            held = tuple(self._hold(leaves, choose))
-            live = [leaf.live for leaf in held if leaf.live is not None]
-            return held, Overlap(live, self._at_barrier.of)
+            return self._take(leaves, choose)
         except BaseException:
             self._free.release()
             raise
@@ -150,37 +201,73 @@ class SnapshotMemory:
         with self._free:
             pass
 
-    def _hold(self, leaves: Sequence[CapturedLeaf], choose: Choose) -> Iterator[HeldLeaf]:
-        elsewhere: dict[int, HeldLeaf] = {}
-        sources: list[LeafSource] = []
-        starts: list[int] = []
-        total = 0
+    def _take(
+        self, leaves: Sequence[CapturedLeaf], choose: Choose
+    ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
+        ways: dict[int, Way] = {}
+        batches = _Batches()
+        in_place: defaultdict[Transport | None, list[LeafSource]] = defaultdict(list)
         for number, leaf in enumerate(leaves):
             source = leaf.source
-            nbytes = source.nbytes
             if source.streamed:
-                elsewhere[number] = HeldLeaf(leaf.path, source)
                 continue
+            nbytes = source.nbytes
+            batch = batches.of(type(source))
             if nbytes >= SMALL_BYTES:
                 way = choose(source, leaf.path)
-                if way is Way.LIVE:
-                    live = LiveLeaf(leaf.path, source)
-                    elsewhere[number] = HeldLeaf(leaf.path, source, live=live)
+                if way is not Way.COPIED:
+                    ways[number] = way
+                    in_place[batch.transport].append(source)
                     continue
-                if way is Way.UNCHANGED:
-                    elsewhere[number] = HeldLeaf(leaf.path, source, unchanged=True)
-                    continue
-                total = -(-total // _ALIGN) * _ALIGN
-            sources.append(source)
-            starts.append(total)
-            total += nbytes
-        memory = self._at_once.of(total)
-        copy_leaves(sources, np.frombuffer(memory, np.uint8), starts)
-        at = iter(starts)
-        for number, leaf in enumerate(leaves):
-            held = elsewhere.get(number)
-            if held is None:
-                start, source = next(at), leaf.source
-                held = HeldLeaf(leaf.path, source, memory[start : start + source.nbytes])
-                source.close()
-            yield held
+                batch.nbytes = -(-batch.nbytes // _ALIGN) * _ALIGN
+            batch.sources.append(source)
+            batch.starts.append(batch.nbytes)
+            batch.nbytes += nbytes
+        for transport, batch in batches.all.items():
+            batch.memory = self._at_once.of(batch.nbytes, transport)
+        reached: list[Transfer] = []
+        failed = None
+        try:
+            _copy_at_once(batches.all.values())
+            for transport, sources in in_place.items():
+                if transport is not None:
+                    reached.append(transport.reached(sources))
+        except SaveFailed as error:
+            failed = error
+        held = tuple(_held(leaves, ways, batches))
+        live = [leaf.live for leaf in held if leaf.live is not None]
+        return held, Overlap(live, self._at_barrier.of, reached=reached, failed=failed)
+
+
+def _copy_at_once(batches: Collection[_Batch]) -> None:
+    """Devices copy side by side with the host, which then waits for them: the caller may
+    change everything, from any thread and through any of a device's queues."""
+    begun: list[Transfer] = []
+    try:
+        for batch in batches:
+            if batch.transport is None or not batch.sources:
+                continue
+            begun.append(batch.begin(batch.transport))
+        for batch in batches:
+            if batch.transport is None:
+                copy_leaves(batch.sources, np.frombuffer(batch.memory, np.uint8), batch.starts)
+    finally:
+        wait_for(begun)
+
+
+def _held(
+    leaves: Sequence[CapturedLeaf], ways: Mapping[int, Way], batches: _Batches
+) -> Iterator[HeldLeaf]:
+    starts = {transport: iter(batch.starts) for transport, batch in batches.all.items()}
+    for number, leaf in enumerate(leaves):
+        path, source = leaf.path, leaf.source
+        way = ways.get(number)
+        if way is Way.LIVE:
+            yield HeldLeaf(path, source, live=LiveLeaf(path, source))
+        elif way is Way.UNCHANGED or source.streamed:
+            yield HeldLeaf(path, source, unchanged=way is Way.UNCHANGED)
+        else:
+            batch = batches.of(type(source))
+            start = next(starts[batch.transport])
+            yield HeldLeaf(path, source, batch.memory[start : start + source.nbytes])
+            source.close()

@@ -71,6 +71,10 @@ class Digests:
         self._known: dict[tuple[str, int], tuple[bytes, str]] = {}
         self._next: dict[tuple[str, int], tuple[bytes, str]] = {}
         self._marks: dict[str, object] = {}
+        self._changed: set[str] = set()
+        """Leaves of which the save in progress found a chunk that was new."""
+        self._steady: set[str] = set()
+        """Leaves of which the save before found none."""
 
     def digest(
         self, path: str, offset: int, pieces: Sequence[Buffer], *, unchanged: bool = False
@@ -86,19 +90,30 @@ class Digests:
             if unchanged:
                 raise TornRead([path])
             known = (fingerprint, digest_of(pieces))
+            self._changed.add(path)
         self._next[key] = known
         return known[1]
 
-    def seems_unchanged(self, path: str, mark: object) -> bool:
-        """Whether the leaf had this mark (see `LeafSource.mark`) at the save before."""
-        return mark is not None and self._marks.get(path) == mark
+    def seems_unchanged(self, path: str, mark: object, *, proven: bool = False) -> bool:
+        """Whether the leaf had this mark (see `LeafSource.mark`) at the save before.
+
+        `proven`: and no byte of it was new then, for marks that overlook too much. They
+        alone would fail one save after the other.
+        """
+        if mark is None or (proven and path not in self._steady):
+            return False
+        return self._marks.get(path) == mark
 
     def settle(self, marks: Mapping[str, object]) -> None:
         """The save, of leaves that had these marks, is committed: the next one is compared
         with it."""
         self._known, self._next = self._next, {}
         self._marks = dict(marks)
+        self._steady = self._marks.keys() - self._changed
+        self._changed = set()
 
     def forget(self) -> None:
         """The save has failed: the next one is compared with the one before."""
         self._next = {}
+        self._changed = set()
+        self._steady = set()  # nothing is proven by a save that perhaps was torn

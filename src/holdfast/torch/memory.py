@@ -7,7 +7,6 @@ payloads and dtypes without copy kernels make no difference.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
@@ -18,13 +17,22 @@ import torch
 from holdfast.core.adapters import LeafSource
 from holdfast.core.copying import Region
 from holdfast.core.plan import ITEMSIZES, box_offset
-from holdfast.core.types import KiB
+from holdfast.core.types import KiB, MiB
 from holdfast.errors import StateError
+from holdfast.torch.cuda import (
+    CudaCopies,
+    failing_saves,
+    recorded,
+    side_stream,
+    thread_memory,
+)
 from holdfast.torch.dtypes import STORED, carrier
 
 # A kilobyte of a tensor: an edit of all of it cannot be missed, and one of a few rows can.
 _SAMPLE_SPOTS = 16
 _SAMPLE_BYTES = 64
+# What the copy of a tensor with gaps takes of the device's memory.
+_GATHER_BYTES = 8 * MiB
 _T: Any = torch.Tensor
 _SMALL_BYTES = 64 * KiB  # below, the call costs more than the copy; it takes a few microseconds
 # As ctypes.memmove, which releases the GIL: each time another thread might keep it for
@@ -218,10 +226,55 @@ def _sample(data: np.ndarray) -> bytes:
     return rows[:, :_SAMPLE_BYTES].tobytes()
 
 
+class CudaSource(TensorSource):
+    """Reads a tensor on a CUDA device in place; implements core.adapters.LeafSource.
+
+    Its marks have no sample, for which the host would have to wait.
+    """
+
+    __slots__ = ()
+
+    transport = CudaCopies()
+
+    @property
+    def device(self) -> torch.device:
+        return self._tensor.device
+
+    def copy_range(self, offset: int, into: memoryview) -> None:
+        """See core.transfers: of what the device holds now."""
+        stream = side_stream("reads", self.device)
+        staging = thread_memory(into.nbytes)
+        with failing_saves():
+            with torch.cuda.stream(stream):
+                self.enqueue(offset, staging)
+            recorded(stream).synchronize()
+        np.copyto(np.frombuffer(into, np.uint8), staging.numpy())  # releases the GIL
+
+    def enqueue(self, offset: int, into: torch.Tensor) -> None:
+        """Have the current stream fill `into`, bytes in the host's memory. The tensor is kept
+        until that is done."""
+        self._check_memory()  # a range that is freed now would end all work of the device
+        items = self._open()
+        if items.is_contiguous():
+            into.copy_(items.view(torch.uint8)[offset : offset + into.numel()], non_blocking=True)
+            return
+        itemsize = items.dtype.itemsize
+        for start in range(0, into.numel(), _GATHER_BYTES):
+            part = into[start : start + _GATHER_BYTES]
+            first, skipped = divmod(offset + start, itemsize)
+            end = -(-(offset + start + part.numel()) // itemsize)
+            gathered = torch.empty(end - first, dtype=items.dtype, device=items.device)
+            _gather(items, first, end, gathered)
+            part.copy_(
+                gathered.view(torch.uint8)[skipped : skipped + part.numel()], non_blocking=True
+            )
+
+
 def source_of(tensor: torch.Tensor) -> TensorSource:
     """A leaf of the elements of `tensor`."""
+    kind = CudaSource if tensor.device.type == "cuda" else TensorSource
     shape = stored_shape(tensor.dtype, tensor.shape)
-    return TensorSource(tensor, stored_dtype(tensor.dtype), shape, tensor.nbytes)
+    return kind(tensor, stored_dtype(tensor.dtype), shape, tensor.nbytes)
 
 
 def _gather(tensor: torch.Tensor, first: int, end: int, out: torch.Tensor) -> None:
@@ -278,30 +331,19 @@ def no_memory_for(tensor: torch.Tensor, path: str = "") -> StateError:
     )
 
 
-# What each thread that restores to GPUs has for itself: pinned memory, from which the
-# device copies at full speed, and a stream for each device.
-_staging = threading.local()
-
-
 def _to_device(source: np.ndarray, box: torch.Tensor) -> None:
     """Copy bytes into a box of a tensor on a GPU; there when it returns.
 
-    On a stream of this thread: `wait_for_device` made sure that nothing uses the memory,
-    and as the copy is waited for here, nothing has to be ordered with it afterwards.
-    Other threads read and verify meanwhile.
+    `wait_for_device` made sure that nothing uses the memory, and as the copy is waited for
+    here, nothing has to be ordered with it afterwards. Other threads read and verify
+    meanwhile.
     """
-    pinned: torch.Tensor | None = getattr(_staging, "pinned", None)
-    if pinned is None or pinned.numel() < source.size:
-        pinned = _staging.pinned = torch.empty(source.size, dtype=torch.uint8, pin_memory=True)
-    streams: dict[torch.device, torch.cuda.Stream] = _staging.__dict__.setdefault("streams", {})
-    stream = streams.get(box.device)
-    if stream is None:
-        stream = streams[box.device] = torch.cuda.Stream(box.device)
-    block = pinned[: source.size]
+    stream = side_stream("restores", box.device)
+    block = thread_memory(source.size)
     np.copyto(block.numpy(), source)
     with torch.cuda.stream(stream):
         box.copy_(block.view(box.dtype).view(box.shape), non_blocking=True)
-    stream.synchronize()
+    recorded(stream).synchronize()
 
 
 def copy_bits(source: torch.Tensor, target: torch.Tensor) -> None:

@@ -7,6 +7,11 @@ front of every optimizer's step, tracked or not, first lets the save take the re
 Versions alone would not do: fused optimizers change their tensors without advancing them
 (torch 2.13). And a hook alone would not do either, since a compiled step does not call it:
 an optimizer is trusted only after its hook was called in a step that ran.
+
+A CUDA graph that holds a step is the same, and worse: the hook is called when the graph is
+captured, and a program may mix replays with steps that call it. So an optimizer is trusted no
+more once a step of it was captured. One that is made for that (`capturable=True`) never is,
+since its graph may be older than this hook.
 """
 
 from __future__ import annotations
@@ -21,9 +26,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from holdfast.core.adapters import LeafSource
+from holdfast.torch.cuda import capturing
 from holdfast.torch.memory import TensorSource, storage_of
 from holdfast.torch.tensors import has_storage
 from holdfast.torch.untracked import tracked_optimizers
+
+_READ_IN_PLACE = {"cpu", "cuda"}  # of others a copy holds up the host, and the barrier
 
 
 class Barrier:
@@ -36,6 +44,7 @@ class Barrier:
         self._drain = drain
         self._optimizers: list[Optimizer] = []
         self._trusted: WeakSet[Optimizer] = WeakSet()
+        self._captured: WeakSet[Optimizer] = WeakSet()
         self._hook = register_optimizer_step_pre_hook(self._before_step)
 
     def watch(self, tracked: Mapping[str, Any]) -> None:
@@ -52,7 +61,7 @@ class Barrier:
         return {
             storage_of(tensor)
             for optimizer in self._optimizers
-            if optimizer in self._trusted
+            if optimizer in self._trusted and not _capturable(optimizer)
             for tensor in _tensors(optimizer)
         }
 
@@ -63,8 +72,18 @@ class Barrier:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return  # traced now, and not called when the compiled step runs
-        self._trusted.add(optimizer)
+        if capturing():
+            # Its replays pass no barrier. Nor does this one let a save take what lies on a
+            # device, since that would become a part of the graph: such a save fails.
+            self._captured.add(optimizer)
+            self._trusted.discard(optimizer)
+        elif optimizer not in self._captured:
+            self._trusted.add(optimizer)
         self._drain()
+
+
+def _capturable(optimizer: Optimizer) -> bool:
+    return any(group.get("capturable", False) for group in optimizer.param_groups)
 
 
 def _tensors(optimizer: Optimizer) -> Iterator[torch.Tensor]:
@@ -76,4 +95,8 @@ def _tensors(optimizer: Optimizer) -> Iterator[torch.Tensor]:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.device.type == "cpu" and has_storage(value)
+    return (
+        isinstance(value, torch.Tensor)
+        and value.device.type in _READ_IN_PLACE
+        and has_storage(value)
+    )

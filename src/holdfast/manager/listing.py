@@ -248,13 +248,17 @@ class Listing:
     def _records(self) -> tuple[Record, ...]:
         return self._read()[1]
 
+    def _find(self, wanted: Callable[[Record], bool]) -> Record | None:
+        """The newest record that is `wanted`, without reading all of a long list."""
+        return self._repo.find(wanted) if self._is_run() else None
+
     def _resolve(self, ref: Ref) -> Record:
         return self._select(parse_selector(ref))
 
     def _select(self, selector: Selector) -> Record:
         wanted = newest_that(selector)
-        if wanted and self._is_run() and (found := self._repo.find(wanted)):
-            return found  # the whole list was not read
+        if wanted and (found := self._find(wanted)):
+            return found
         entry, records = self._read()
         if not records:
             raise no_checkpoint(self.address)

@@ -417,7 +417,7 @@ class CheckpointManager(Listing):
     def _restorer(self) -> Restorer:
         self._check_usable()
         return Restorer(
-            self._repo, self.address, self._records, self._distrusted, self._told, self._restored
+            self._repo, self.address, self._find, self._distrusted, self._told, self._restored
         )
 
     def _restored(self, manifest: Manifest) -> None:

@@ -22,9 +22,10 @@ from holdfast.core.units import parse_size
 from holdfast.core.values import collector_paused
 from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
 from holdfast.manager.cutting import Cutting
+from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
-from holdfast.manager.listing import Listing, Ref, split_metrics
+from holdfast.manager.listing import Listing, Ref
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending

@@ -11,6 +11,7 @@ from holdfast.core.records import Record
 from holdfast.core.retention import (
     Best,
     KeepPolicy,
+    Leaders,
     decide,
     looks_higher_better,
     ordered,
@@ -353,17 +354,33 @@ def test_two_that_free_space_only_together_go_together() -> None:
 # -- a metric that improves ---------------------------------------------------
 
 
-def test_enters_best() -> None:
+def admits(keep: str, records: list[Record], **metrics: float) -> bool:
+    return Leaders(parse_keep(keep).best, records).admit(metrics)
+
+
+def test_what_would_be_among_the_best() -> None:
     records = [record(s, metrics={"loss": v}) for s, v in [(1, 0.5), (2, 0.3), (3, 0.4)]]
-    policy = parse_keep("best=2:loss last=1")
-    assert policy.enters_best(records, {"loss": 0.35})
-    assert not policy.enters_best(records, {"loss": 0.4}), "equal is not better"
-    assert not policy.enters_best(records, {"loss": math.nan})
-    assert not policy.enters_best(records, {"loss": -math.inf})
-    assert not policy.enters_best(records, {"acc": 1.0})
-    assert policy.enters_best(records[:1], {"loss": 9.0}), "a place is free"
-    assert policy.enters_best([], {"loss": 9.0})
-    assert not parse_keep("last=1").enters_best(records, {"loss": 0.0})
-    assert parse_keep("best=1:loss:max").enters_best(records, {"loss": 0.6})
-    either = parse_keep("best=1:loss best=1:acc:max")
-    assert either.enters_best(records, {"loss": 9.0, "acc": 0.1})
+    keep = "best=2:loss last=1"
+    assert admits(keep, records, loss=0.35)
+    assert not admits(keep, records, loss=0.4), "equal is not better"
+    assert not admits(keep, records, loss=math.nan)
+    assert not admits(keep, records, loss=-math.inf)
+    assert not admits(keep, records, acc=1.0)
+    assert admits(keep, records[:1], loss=9.0), "a place is free"
+    assert admits(keep, [], loss=9.0)
+    assert not admits("last=1", records, loss=0.0)
+    assert admits("best=1:loss:max", records, loss=0.6)
+    assert admits("best=1:loss best=1:acc:max", records, loss=9.0, acc=0.1)
+
+
+def test_a_step_that_comes_again_takes_one_place() -> None:
+    leaders = Leaders(parse_keep("best=2:loss").best, [record(1, metrics={"loss": 0.5})])
+    leaders.add(record(1, 2, metrics={"loss": 0.3}))
+    leaders.add(record(1, 3, metrics={"loss": 0.4}))
+    assert leaders.admit({"loss": 9.0}), "a place is free"
+    leaders.add(record(2, 4, metrics={"loss": 0.6}))
+    assert not leaders.admit({"loss": 0.6})
+    assert leaders.admit({"loss": 0.55})
+    leaders.add(record(3, 5, metrics={"loss": math.nan}))
+    leaders.add(record(4, 6, metrics={}))
+    assert leaders.admit({"loss": 0.55})

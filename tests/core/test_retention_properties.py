@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.records import Record
-from holdfast.core.retention import Best, KeepPolicy, decide, ordered, parse_keep
+from holdfast.core.retention import Best, KeepPolicy, Leaders, decide, ordered, parse_keep
 from tests.core.policy_records import record, runs
 
 BEST = st.lists(
@@ -149,7 +149,7 @@ def test_size_removes_the_oldest_first(records: list[Record], cap: int) -> None:
 
 
 @given(runs(), POLICIES, st.dictionaries(st.sampled_from(["loss", "acc"]), st.floats()))
-def test_enters_best_is_what_deciding_would_say(
+def test_leaders_admit_what_deciding_would_keep(
     records: list[Record], policy: KeepPolicy, metrics: dict[str, float]
 ) -> None:
     step = max((r.step for r in records), default=0) + 1
@@ -157,7 +157,22 @@ def test_enters_best_is_what_deciding_would_say(
     new = record(step, max((r.ordinal for r in records), default=0) + 1, metrics=finite)
     decided = decide([*records, new], policy)
     wanted = any("best=" in reason for d in decided if d.record == new for reason in d.why)
-    assert policy.enters_best(records, metrics) == wanted
+    assert Leaders(policy.best, records).admit(metrics) == wanted
+
+
+@given(
+    runs(),
+    st.integers(0, 30),
+    BEST,
+    st.dictionaries(st.sampled_from(["loss", "acc"]), st.floats()),
+)
+def test_leaders_are_the_same_whether_all_are_there_or_come_one_by_one(
+    records: list[Record], first: int, best: tuple[Best, ...], metrics: dict[str, float]
+) -> None:
+    leaders = Leaders(best, records[:first])
+    for one in records[first:]:
+        leaders.add(one)
+    assert leaders.admit(metrics) == Leaders(best, records).admit(metrics)
 
 
 @given(st.lists(st.integers(0, 200), unique=True, max_size=40), st.integers(1, 50))

@@ -202,24 +202,26 @@ def a_damaged_entry_is_believed(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_folder_is_not_synced(patch: pytest.MonkeyPatch) -> None:
-    from tests.support.crashfs import CrashFileSystem, _Folder
+    from tests.support.crash_states import Folder
+    from tests.support.crashfs import CrashFileSystem
 
     whole = CrashFileSystem.sync
 
     def sync(self: CrashFileSystem, fd: int) -> None:
-        if not isinstance(self._open[fd], _Folder):
+        if not isinstance(self._open[fd], Folder):
             whole(self, fd)
 
     patch.setattr(CrashFileSystem, "sync", sync)
 
 
 def files_are_not_synced(patch: pytest.MonkeyPatch) -> None:
-    from tests.support.crashfs import CrashFileSystem, _File
+    from tests.support.crash_states import File
+    from tests.support.crashfs import CrashFileSystem
 
     whole = CrashFileSystem.sync
 
     def sync(self: CrashFileSystem, fd: int) -> None:
-        if not isinstance(self._open[fd], _File):
+        if not isinstance(self._open[fd], File):
             whole(self, fd)
 
     patch.setattr(CrashFileSystem, "sync", sync)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import holdfast
 from holdfast.errors import ConfigChanged, StructureMismatch, UsageError
 from tests.support.jobs import Killed, Model, fresh_address, process
+from tests.support.refusals import hinted
 
 
 def test_box_values_survive_and_containers_keep_their_identity() -> None:
@@ -97,13 +96,6 @@ def test_a_renamed_object() -> None:
         assert len(list(run.range(steps))) == steps - (3 if steps == 5 else 5)
 
 
-def hinted(hint: str, option: str) -> Any:
-    """The value of an option as the hint prints it, to be pasted."""
-    found = re.search(rf"{option}=(\[.*?\]|{{.*?}})", hint)
-    assert found is not None, hint
-    return ast.literal_eval(found[1])
-
-
 def refused(address: str, tracked: dict[str, Any], **options: Any) -> StructureMismatch:
     with pytest.raises(StructureMismatch) as caught:
         next(holdfast.Run(address, quiet=True, **options).track(**tracked).range(5))
@@ -117,7 +109,7 @@ def test_the_hint_of_a_renamed_object_can_be_pasted_also_the_second_time() -> No
     once = {"net": "model", "opt": "opt"}
     # The program had a rename, and then the same object got another name again.
     error = refused(address, {"backbone": Model(), "opt": Model()}, rename=once)
-    assert f"the checkpoint of {address} holds 'model', which nothing tracks here" in error.message
+    assert f"the checkpoint of {address} holds 'model' (saved as 'net'), which" in error.message
     rename = hinted(error.hint, "rename")
     assert rename == {"net": "backbone", "opt": "opt"}
     backbone = Model()

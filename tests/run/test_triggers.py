@@ -61,6 +61,28 @@ def test_best() -> None:
     assert made.best_metric == ("loss", "min")
 
 
+def test_each_checkpoint_is_ranked_once() -> None:
+    """And not all of them again for each metric that is logged."""
+    reads = 0
+
+    class Metrics(dict[str, float]):
+        def get(self, name: str, default: Any = None) -> Any:
+            nonlocal reads
+            reads += 1
+            return super().get(name, default)
+
+    def counted(step: int, loss: float) -> Any:
+        return SimpleNamespace(step=step, ordinal=step, metrics=Metrics(loss=loss))
+
+    checkpoints = [counted(step, 1 / step) for step in range(1, 10_001)]
+    made = triggers(keep="best=3:loss", records=checkpoints)
+    for number in range(1_000):
+        assert not made.improves({"loss": 1.0})
+        if number % 10 == 0:
+            made.committed(counted(20_000 + number, 0.5))
+    assert len(checkpoints) <= reads <= len(checkpoints) + 100 * 5
+
+
 def test_metrics_that_no_rule_names_are_not_read() -> None:
     class Unreadable:
         def __float__(self) -> float:

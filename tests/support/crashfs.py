@@ -23,44 +23,21 @@ import random
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from holdfast.stores.faulty import Died
 from holdfast.stores.filesystem import FileStatus
+from tests.support.crash_states import (
+    BLOCK_BYTES,
+    File,
+    Folder,
+    choices,
+    variants,
+)
 
 _T = TypeVar("_T")
 
-BLOCK_BYTES = 4096
-SECTOR_BYTES = 512
 _DEVICE = 7
-_GARBAGE = bytes(range(1, 256)) * 17  # what a reused block may hold
-
-
-@dataclass
-class _File:
-    inode: int
-    content: bytearray = field(default_factory=bytearray)
-    synced: bytes = b""
-    writes: list[tuple[int, bytes]] = field(default_factory=list)
-    """(offset, bytes) since the last sync, no piece crossing a block."""
-    size: int = 0
-    """The largest size since the last sync."""
-    lost: bool = False
-    """A sync failed: its blocks count as written, and no later sync writes them."""
-
-    def is_clean(self) -> bool:
-        return not self.writes and self.size == len(self.synced)
-
-
-@dataclass
-class _Folder:
-    inode: int
-    parent: _Folder | None
-    names: dict[str, _File | _Folder] = field(default_factory=dict)
-    synced: dict[str, _File | _Folder] = field(default_factory=dict)
-    changes: list[tuple[str, _File | _Folder | None]] = field(default_factory=list)
-    """(name, what it names now or None) since the last sync."""
 
 
 class CrashFileSystem:
@@ -89,8 +66,8 @@ class CrashFileSystem:
         self._lock = threading.RLock()
         self._inodes = itertools.count(2)
         self._fds = itertools.count(100)
-        self._open: dict[int, _File | _Folder] = {}
-        self._root = _Folder(1, None)
+        self._open: dict[int, File | Folder] = {}
+        self._root = Folder(1, None)
 
     @property
     def open_descriptors(self) -> int:
@@ -108,7 +85,7 @@ class CrashFileSystem:
     def open_folder(self, name: str, folder: int | None = None) -> int:
         def run() -> int:
             node = self._find(name, folder)
-            if not isinstance(node, _Folder):
+            if not isinstance(node, Folder):
                 raise _error(errno.ENOTDIR, name)
             return self._descriptor(node)
 
@@ -119,7 +96,7 @@ class CrashFileSystem:
 
     def create(self, name: str, folder: int) -> int:
         def run() -> int:
-            node = _File(next(self._inodes))
+            node = File(next(self._inodes))
             self._add(name, self._folder(folder), node)
             return self._descriptor(node)
 
@@ -128,7 +105,7 @@ class CrashFileSystem:
     def open_to_write(self, name: str, folder: int) -> int:
         def run() -> int:
             if name not in self._folder(folder).names:
-                self._add(name, self._folder(folder), _File(next(self._inodes)))
+                self._add(name, self._folder(folder), File(next(self._inodes)))
             return self._descriptor(self._find(name, folder))
 
         return self._call("open_to_write", run)
@@ -176,11 +153,11 @@ class CrashFileSystem:
 
     def sync(self, fd: int) -> None:
         node = self._open[fd]
-        name = "sync_file" if isinstance(node, _File) else "sync_folder"
+        name = "sync_file" if isinstance(node, File) else "sync_folder"
         try:
             self._call(name, lambda: self._sync(node))
         except OSError:
-            if isinstance(node, _File):
+            if isinstance(node, File):
                 node.lost = True
             raise
 
@@ -196,7 +173,7 @@ class CrashFileSystem:
     def make_folder(self, name: str, folder: int | None = None) -> None:
         def run() -> None:
             above, last = self._place(name, folder)
-            self._add(last, above, _Folder(next(self._inodes), above))
+            self._add(last, above, Folder(next(self._inodes), above))
 
         self._call("make_folder", run)
 
@@ -227,7 +204,7 @@ class CrashFileSystem:
 
     def unlink(self, name: str, folder: int) -> None:
         def run() -> None:
-            if isinstance(self._find(name, folder), _Folder):
+            if isinstance(self._find(name, folder), Folder):
                 raise _error(errno.EISDIR, name)
             self._remove(name, self._folder(folder))
 
@@ -251,24 +228,24 @@ class CrashFileSystem:
                 raise _error(self.fail_after[number], name)
             return result
 
-    def _descriptor(self, node: _File | _Folder) -> int:
+    def _descriptor(self, node: File | Folder) -> int:
         fd = next(self._fds)
         self._open[fd] = node
         return fd
 
-    def _file(self, fd: int) -> _File:
+    def _file(self, fd: int) -> File:
         node = self._open.get(fd)
-        if not isinstance(node, _File):
+        if not isinstance(node, File):
             raise _error(errno.EBADF, str(fd))
         return node
 
-    def _folder(self, fd: int) -> _Folder:
+    def _folder(self, fd: int) -> Folder:
         node = self._open.get(fd)
-        if not isinstance(node, _Folder):
+        if not isinstance(node, Folder):
             raise _error(errno.EBADF, str(fd))
         return node
 
-    def _place(self, name: str, folder: int | None) -> tuple[_Folder, str]:
+    def _place(self, name: str, folder: int | None) -> tuple[Folder, str]:
         """(the folder that holds it, its last segment) of a name as `FileSystem` has it."""
         if folder is not None:
             assert "/" not in name, name
@@ -280,12 +257,12 @@ class CrashFileSystem:
             below = at.names.get(segment)
             if below is None:
                 raise _error(errno.ENOENT, name)
-            if not isinstance(below, _Folder):
+            if not isinstance(below, Folder):
                 raise _error(errno.ENOTDIR, name)
             at = below
         return at, last
 
-    def _find(self, name: str, folder: int | None) -> _File | _Folder:
+    def _find(self, name: str, folder: int | None) -> File | Folder:
         above, last = self._place(name, folder)
         if last == "":
             return self._root
@@ -295,18 +272,18 @@ class CrashFileSystem:
             raise _error(errno.ENOENT, name)
         return above.names[last]
 
-    def _add(self, name: str, folder: _Folder, node: _File | _Folder) -> None:
+    def _add(self, name: str, folder: Folder, node: File | Folder) -> None:
         if name in folder.names:
             raise _error(errno.EEXIST, name)
         folder.names[name] = node
         folder.changes.append((name, node))
 
-    def _remove(self, name: str, folder: _Folder) -> None:
+    def _remove(self, name: str, folder: Folder) -> None:
         if folder.names.pop(name, None) is None:
             raise _error(errno.ENOENT, name)
         folder.changes.append((name, None))
 
-    def _write(self, node: _File, offset: int, data: bytes) -> None:
+    def _write(self, node: File, offset: int, data: bytes) -> None:
         content = node.content
         content.extend(bytes(max(0, offset + len(data) - len(content))))
         content[offset : offset + len(data)] = data
@@ -317,8 +294,8 @@ class CrashFileSystem:
             node.writes.append((offset + at, data[at : at + take]))
             at += take
 
-    def _sync(self, node: _File | _Folder) -> None:
-        if isinstance(node, _Folder):
+    def _sync(self, node: File | Folder) -> None:
+        if isinstance(node, Folder):
             node.synced = dict(node.names)
             node.changes = []
         elif not node.lost:
@@ -338,15 +315,15 @@ class CrashFileSystem:
         with self._lock:
             nodes = self._nodes()
             chance = random.Random(seed)
-            variants = [_variants(node, chance) for node in nodes]
+            left = [variants(node, chance) for node in nodes]
             seen: set[object] = set()
-            for choice in _choices([len(found) for found in variants], limit, chance):
+            for choice in choices([len(found) for found in left], limit, chance):
                 picked = {
                     node.inode: found[index]
-                    for node, found, index in zip(nodes, variants, choice, strict=True)
+                    for node, found, index in zip(nodes, left, choice, strict=True)
                 }
                 disk = CrashFileSystem()
-                copies: dict[int, _File | _Folder] = {}
+                copies: dict[int, File | Folder] = {}
                 disk._root = disk._copy(self._root, None, picked, copies)  # type: ignore[assignment]
                 print_of_disk = tuple(sorted(disk.files().items()))
                 if print_of_disk in seen:
@@ -360,9 +337,9 @@ class CrashFileSystem:
         """Path -> content of everything on the disk; folders are None."""
         found: dict[str, bytes | None] = {}
 
-        def walk(folder: _Folder, path: str) -> None:
+        def walk(folder: Folder, path: str) -> None:
             for name, node in folder.names.items():
-                if isinstance(node, _File):
+                if isinstance(node, File):
                     found[f"{path}/{name}"] = bytes(node.content)
                 else:
                     found[f"{path}/{name}/"] = None
@@ -371,128 +348,44 @@ class CrashFileSystem:
         walk(self._root, "")
         return found
 
-    def _nodes(self) -> list[_File | _Folder]:
+    def _nodes(self) -> list[File | Folder]:
         """Everything that any state of the disk can name."""
-        found: dict[int, _File | _Folder] = {}
-        pending: list[_File | _Folder | None] = [self._root]
+        found: dict[int, File | Folder] = {}
+        pending: list[File | Folder | None] = [self._root]
         while pending:
             node = pending.pop()
             if node is None or node.inode in found:
                 continue
             found[node.inode] = node
-            if isinstance(node, _Folder):
+            if isinstance(node, Folder):
                 pending += [*node.synced.values(), *(now for _, now in node.changes)]
         return list(found.values())
 
     def _copy(
         self,
-        node: _File | _Folder,
-        parent: _Folder | None,
+        node: File | Folder,
+        parent: Folder | None,
         picked: Mapping[int, object],
-        copies: dict[int, _File | _Folder],
-    ) -> _File | _Folder:
+        copies: dict[int, File | Folder],
+    ) -> File | Folder:
         if node.inode in copies:
             return copies[node.inode]
         state = picked[node.inode]
         inode = 1 if parent is None else next(self._inodes)
-        if isinstance(node, _File):
+        if isinstance(node, File):
             assert isinstance(state, bytes)
-            copies[node.inode] = _File(inode, bytearray(state), state, size=len(state))
+            copies[node.inode] = File(inode, bytearray(state), state, size=len(state))
         else:
             assert isinstance(state, dict)
-            folder = copies[node.inode] = _Folder(inode, parent)
+            folder = copies[node.inode] = Folder(inode, parent)
             for name, below in state.items():
                 folder.names[name] = self._copy(below, folder, picked, copies)
             folder.synced = dict(folder.names)
         return copies[node.inode]
 
 
-def _variants(node: _File | _Folder, chance: random.Random) -> list[object]:
-    """What can be left of one file or folder: from nothing unsynced to all of it."""
-    if isinstance(node, _Folder):
-        return list(_folder_variants(node, chance))
-    return list(dict.fromkeys(_file_variants(node, chance)))
-
-
-def _folder_variants(node: _Folder, chance: random.Random) -> Iterator[dict[str, _File | _Folder]]:
-    for kept in _subsets(len(node.changes), chance):
-        names = dict(node.synced)
-        for (name, now), is_there in zip(node.changes, kept, strict=True):
-            if not is_there:
-                continue
-            if now is None:
-                names.pop(name, None)
-            else:
-                names[name] = now
-        yield names
-
-
-def _file_variants(node: _File, chance: random.Random) -> Iterator[bytes]:
-    if node.is_clean():
-        yield node.synced
-        return
-    for kept in _subsets(len(node.writes), chance):
-        for torn in {None, *(index for index, is_there in enumerate(kept) if is_there)}:
-            for fill in (b"", _GARBAGE):
-                for is_long in (False, True):
-                    yield _content(node, kept, torn, fill, is_long)
-    yield bytes(node.content)
-
-
-def _content(
-    node: _File, kept: Sequence[bool], torn: int | None, fill: bytes, is_long: bool
-) -> bytes:
-    size = max(node.size, len(node.synced))
-    content = bytearray(node.synced.ljust(size, b"\0"))
-    for at in range(len(node.synced), size if fill else 0, BLOCK_BYTES):
-        piece = fill[: min(BLOCK_BYTES, size - at)]
-        content[at : at + len(piece)] = piece
-    end = len(node.synced)
-    for index, ((offset, data), is_there) in enumerate(zip(node.writes, kept, strict=True)):
-        if not is_there:
-            continue
-        piece = data[: max(1, min(SECTOR_BYTES, len(data) // 2))] if index == torn else data
-        content[offset : offset + len(piece)] = piece
-        end = max(end, offset + len(data))
-    return bytes(content if is_long else content[:end])
-
-
-def _subsets(count: int, chance: random.Random, most: int = 64) -> Iterator[tuple[bool, ...]]:
-    """Which of `count` things are there: none first, all last; sampled if too many."""
-    if 2**count <= most:
-        yield from itertools.product((False, True), repeat=count)
-        return
-    for index in range(0, count, max(1, count // 16)):  # prefixes
-        yield tuple(at < index for at in range(count))
-    for index in range(0, count, max(1, count // 16)):  # one missing
-        yield tuple(at != index for at in range(count))
-    for _ in range(16):
-        yield tuple(chance.random() < 0.5 for _ in range(count))
-    yield (True,) * count
-
-
-def _choices(counts: Sequence[int], limit: int, chance: random.Random) -> Iterator[tuple[int, ...]]:
-    """Indices into lists of these lengths."""
-    total = 1
-    for count in counts:
-        total *= count
-    if total <= limit * 4:  # many give the same disk
-        yield from itertools.product(*(range(count) for count in counts))
-        return
-    lowest = [0] * len(counts)
-    highest = [count - 1 for count in counts]
-    yield tuple(lowest)
-    yield tuple(highest)
-    for at, count in enumerate(counts):
-        for index in range(count):
-            for others in (highest, lowest):
-                yield (*others[:at], index, *others[at + 1 :])
-    for _ in range(limit * 4):
-        yield tuple(chance.randrange(count) for count in counts)
-
-
-def _status(node: _File | _Folder) -> FileStatus:
-    if isinstance(node, _File):
+def _status(node: File | Folder) -> FileStatus:
+    if isinstance(node, File):
         return FileStatus(_DEVICE, node.inode, stat.S_IFREG | 0o644, len(node.content), 0.0)
     return FileStatus(_DEVICE, node.inode, stat.S_IFDIR | 0o755, 0, 0.0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,3 +27,10 @@ class Refusal(NamedTuple):
         assert self.message in caught.value.message
         assert self.hint in caught.value.hint
         assert "Hint:" not in caught.value.message
+
+
+def hinted(hint: str, option: str) -> Any:
+    """The value of an option as the hint prints it, to be pasted."""
+    found = re.search(rf"{option}=(\[.*?\]|{{.*?}})", hint)
+    assert found is not None, hint
+    return ast.literal_eval(found[1])

@@ -24,7 +24,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from holdfast.errors import LoopError
 from holdfast.run.iterables import open_feed
-from holdfast.torch.data import MapFeed
+from holdfast.torch.map_feed import MapFeed
 from tests.run.feed_checks import (
     Prologue,
     check_every_stop,

@@ -3,11 +3,8 @@ wherever the run was stopped."""
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 import random
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,49 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 import holdfast
-from tests.support.jobs import Killed, Script, fresh_address, kill_everywhere, process
-
-
-def seeded(seed: int = 5) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def loader(n: int, generator: torch.Generator, **options: Any) -> DataLoader[Any]:
-    return DataLoader(range(n), 2, shuffle=True, generator=generator, **options)  # type: ignore[arg-type]
-
-
-def stop() -> None:
-    """A preemption in a body, where the run sees it."""
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def stop_everywhere(script: Script) -> None:
-    """Preempt the script in each of its steps, every time it is started, until it ends."""
-    whole: list[Any] = []
-    with process():
-        script(fresh_address(), lambda: None, whole)  # type: ignore[arg-type]
-    address, starts, trace = fresh_address(), 0, list[Any]()
-    for starts in range(1, 200):
-        trace = []
-        try:
-            with process(starts):
-                script(address, stop, trace)  # type: ignore[arg-type]
-            break
-        except SystemExit:
-            continue
-    assert trace == whole
-    assert starts > 3
-
-
-def check(script: Script) -> None:
-    kill_everywhere(script)
-    stop_everywhere(script)
-
-
-def open_run(address: str, trace: list[Any]) -> holdfast.Run:
-    return holdfast.Run(address, every=1, quiet=True).track(trace=trace)
-
+from tests.support.data_phases import check, hidden, loader, open_run, seeded, stop_everywhere
+from tests.support.jobs import Killed, fresh_address, kill_everywhere, process
 
 # -- two outer loops ---------------------------------------------------------------------
 
@@ -360,113 +316,6 @@ def test_an_iterator_that_goes_on_in_a_second_outer_loop() -> None:
                         if run.batch == 2:
                             break
                     die()
-
-    check(script)
-
-
-# -- several loops in one epoch ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("draws", [False, True])
-@pytest.mark.parametrize("one", [False, True])
-def test_two_loops_in_an_epoch_that_share_a_generator(one: bool, draws: bool) -> None:
-    """`one`: over one loader. `draws`: so does the code between and after them."""
-
-    def script(address: str, die: Any, trace: list) -> None:
-        shared = seeded()
-        first = loader(6, shared)
-        second = first if one else loader(4, shared)
-        with open_run(address, trace) as run:
-            for _ in run.epochs(3):
-                for data in (first, second):
-                    for batch in run.batches(data):
-                        die()
-                        trace.append(batch.tolist())
-                    if draws:
-                        torch.rand((), generator=shared)
-                trace.append(torch.rand((), generator=shared).item())
-                die()
-
-    check(script)
-
-
-def test_a_torch_generator_that_nobody_seeded() -> None:
-    def script(address: str, die: Any, trace: list) -> None:
-        shared = torch.Generator()
-        first, second = loader(6, shared), loader(4, shared)
-        with open_run(address, trace) as run:
-            for _ in run.epochs(3):
-                for data in (first, second):
-                    for batch in run.batches(data):
-                        die()
-                        trace.append(batch.tolist())
-                die()
-
-    check(script)
-
-
-def test_loaders_that_take_turns() -> None:
-    def script(address: str, die: Any, trace: list) -> None:
-        shared = seeded()
-        odd, even = loader(6, shared), loader(4, shared)
-        with open_run(address, trace) as run:
-            for epoch in run.epochs(5):
-                data, name = (odd, "odd") if epoch % 2 else (even, "even")
-                for batch in run.batches(data, name=name):
-                    die()
-                    trace.append(batch.tolist())
-                die()
-
-    check(script)
-
-
-def test_loops_inside_a_loop_over_batches_that_share_its_generator() -> None:
-    def script(address: str, die: Any, trace: list) -> None:
-        shared = seeded()
-        outer, inner = loader(6, shared), loader(4, shared)
-        with open_run(address, trace) as run:
-            for _ in run.epochs(2):
-                for batch in run.batches(outer):
-                    for one in run.batches(inner):
-                        die()
-                        trace.append((batch.tolist(), one.tolist()))
-                    trace.append(torch.rand((), generator=shared).item())
-
-    check(script)
-
-
-def hidden(n: int) -> Any:
-    """Makes a loader, once, that no variable reaches."""
-    return functools.cache(lambda: loader(n, seeded()))
-
-
-def test_two_loops_over_a_loader_that_no_variable_reaches() -> None:
-    def script(address: str, die: Any, trace: list) -> None:
-        make = hidden(6)
-        with open_run(address, trace) as run:
-            for _ in run.epochs(3):
-                for _ in range(2):
-                    for batch in run.batches(make()):
-                        die()
-                        trace.append(batch.tolist())
-                die()
-
-    check(script)
-
-
-def test_a_tail_draws_from_a_hidden_generator_that_the_prologue_seeds() -> None:
-    """Where only the tail is left to run, what the prologue seeds there again has since
-    made the order of the epoch."""
-
-    def script(address: str, die: Any, trace: list) -> None:
-        make = hidden(6)
-        with open_run(address, trace) as run:
-            for epoch in run.epochs(4):
-                make().generator.manual_seed(epoch)
-                for batch in run.batches(make()):
-                    die()
-                    trace.append(batch.tolist())
-                trace.append(torch.rand((), generator=make().generator).item())
 
     check(script)
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import ChainDataset, DataLoader, Dataset, IterableDataset
 
 from holdfast.run.iterables import open_feed
-from holdfast.torch.data import StreamFeed
+from holdfast.torch.stream_feed import StreamFeed
 from tests.run.feed_checks import check_every_stop, record, without_holdfast
 
 SAMPLES = 11

@@ -82,23 +82,6 @@ class KeepPolicy:
         """The mode of the `best` rule about `metric`, if there is one."""
         return next((rule.mode for rule in self.best if rule.metric == metric), None)
 
-    def enters_best(self, records: Iterable[Record], metrics: Mapping[str, float]) -> bool:
-        """Whether a new checkpoint with `metrics` would be among the best of `records`.
-
-        Equal to the worst of K full places is not better: False.
-        """
-        records = list(records)
-        for rule in self.best:
-            value = metrics.get(rule.metric)
-            if value is None or not math.isfinite(value):
-                continue
-            places = ranking(records, rule.metric, rule.mode)[: rule.k]
-            if len(places) < rule.k or _cost(value, rule.mode) < _cost(
-                places[-1].metrics[rule.metric], rule.mode
-            ):
-                return True
-        return False
-
     def __str__(self) -> str:
         words = [str(rule) for rule in self.best]
         if self.last is not None:
@@ -270,6 +253,38 @@ def ranking(records: Iterable[Record], metric: str, mode: Mode) -> list[Record]:
             steps.add(record.step)
             best.append(record)
     return best
+
+
+class Leaders:
+    """The best of some checkpoints by each rule of `best`, while more of them come.
+
+    Ranks each checkpoint once, when it comes, among those in its places only.
+    """
+
+    def __init__(self, rules: Iterable[Best], records: Iterable[Record]) -> None:
+        records = list(records)
+        self._places = {rule: ranking(records, rule.metric, rule.mode)[: rule.k] for rule in rules}
+
+    def add(self, record: Record) -> None:
+        """One more checkpoint is there."""
+        for rule, places in self._places.items():
+            if rank(record, rule.metric, rule.mode) is not None:
+                places[:] = ranking([*places, record], rule.metric, rule.mode)[: rule.k]
+
+    def admit(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a new checkpoint with `metrics` would be among the best.
+
+        Equal to the worst of K full places is not better: False.
+        """
+        for rule, places in self._places.items():
+            value = metrics.get(rule.metric)
+            if value is None or not math.isfinite(value):
+                continue
+            if len(places) < rule.k or _cost(value, rule.mode) < _cost(
+                places[-1].metrics[rule.metric], rule.mode
+            ):
+                return True
+        return False
 
 
 # -- deciding -----------------------------------------------------------------

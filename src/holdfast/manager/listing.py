@@ -6,7 +6,6 @@ reads or writes a state is in `manager`, or imported when it is called.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +30,7 @@ from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
 from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
+from holdfast.manager.edits import require, split_metrics, with_tag
 from holdfast.manager.info import CheckpointInfo, Overview, RunStatus, Verification, info_of
 from holdfast.manager.progress import current_work
 from holdfast.repo.lending import is_fork_pin
@@ -248,13 +248,17 @@ class Listing:
     def _records(self) -> tuple[Record, ...]:
         return self._read()[1]
 
+    def _find(self, wanted: Callable[[Record], bool]) -> Record | None:
+        """The newest record that is `wanted`, without reading all of a long list."""
+        return self._repo.find(wanted) if self._is_run() else None
+
     def _resolve(self, ref: Ref) -> Record:
         return self._select(parse_selector(ref))
 
     def _select(self, selector: Selector) -> Record:
         wanted = newest_that(selector)
-        if wanted and self._is_run() and (found := self._repo.find(wanted)):
-            return found  # the whole list was not read
+        if wanted and (found := self._find(wanted)):
+            return found
         entry, records = self._read()
         if not records:
             raise no_checkpoint(self.address)
@@ -268,8 +272,8 @@ class Listing:
         id = self._resolve(ref).id
 
         def change(records: tuple[Record, ...]) -> list[Record]:
-            _require(records, id, self.address)
-            return [_with_tags(r, r.id == id, name) for r in records]
+            require(records, id, self.address)
+            return [with_tag(r, r.id == id, name) for r in records]
 
         self._amend("tag", change)
         return self.info(name)
@@ -282,7 +286,7 @@ class Listing:
                 f"no checkpoint of {self.address} has the tag {name!r}",
                 hint=available(records) if records else "",
             )
-        self._amend("untag", lambda records: [_with_tags(r, False, name) for r in records])
+        self._amend("untag", lambda records: [with_tag(r, False, name) for r in records])
 
     def pin(self, ref: Ref, reason: str = "") -> CheckpointInfo:
         """Keep a checkpoint whatever the rules say, until `unpin`."""
@@ -315,7 +319,7 @@ class Listing:
         edited: list[Record] = []
 
         def change(records: tuple[Record, ...]) -> list[Record]:
-            edited[:] = [_require(records, id, self.address)]
+            edited[:] = [require(records, id, self.address)]
             edited[:] = [msgspec.structs.replace(edited[0], **fields(edited[0]))]
             return [edited[0] if r.id == id else r for r in records]
 
@@ -396,7 +400,7 @@ class Listing:
 
         def change(records: tuple[Record, ...]) -> list[Record]:
             for id in named:
-                _require(records, id, self.address)
+                require(records, id, self.address)
             decisions[:] = plan(records)
             refuse(decisions, self.address)  # it may have been tagged or pinned since
             return [d.record for d in decisions if d.keep]
@@ -466,34 +470,3 @@ def _recorded_rules(entry: Entry | None) -> tuple[Best, ...]:
         return parse_keep(entry.keep).best if entry else ()
     except BadPolicy:  # a store can say anything, and a newer Holdfast may have more rules
         return ()
-
-
-def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
-    """(finite ones, the others as "nan", "inf", "-inf"). Raises UsageError for non-numbers."""
-    finite: dict[str, float] = {}
-    odd: dict[str, str] = {}
-    for name, value in metrics.items():
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"metric {name!r} is not a number: {value!r:.80}",
-                hint="Metrics are numbers; keep other values in the state.",
-            ) from None
-        if math.isfinite(number):
-            finite[name] = number
-        else:
-            odd[name] = str(number)
-    return finite, odd
-
-
-def _require(records: Iterable[Record], id: str, address: str) -> Record:
-    for record in records:
-        if record.id == id:
-            return record
-    raise CheckpointNotFound(f"the checkpoint {id:.12} of {address} was removed meanwhile")
-
-
-def _with_tags(record: Record, add: bool, name: str) -> Record:
-    tags = tuple(tag for tag in record.tags if tag != name) + ((name,) if add else ())
-    return record if tags == record.tags else msgspec.structs.replace(record, tags=tags)

@@ -23,9 +23,10 @@ from holdfast.core.units import parse_size
 from holdfast.core.values import collector_paused
 from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
 from holdfast.manager.cutting import Cutting
+from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
-from holdfast.manager.listing import Listing, Ref, split_metrics
+from holdfast.manager.listing import Listing, Ref
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
@@ -420,7 +421,7 @@ class CheckpointManager(Listing):
     def _restorer(self) -> Restorer:
         self._check_usable()
         return Restorer(
-            self._repo, self.address, self._records, self._distrusted, self._told, self._restored
+            self._repo, self.address, self._find, self._distrusted, self._told, self._restored
         )
 
     def _restored(self, manifest: Manifest) -> None:

@@ -49,16 +49,17 @@ class Restorer:
         self,
         repo: Repo,
         address: str,
-        records: Callable[[], tuple[Record, ...]],
+        find: Callable[[Callable[[Record], bool]], Record | None],
         distrusted: set[str],
         told: set[str],
         on_restored: Callable[[Manifest], None],
     ) -> None:
-        """`distrusted` and `told` outlive it: packs in which damage was found, and the
-        checkpoints about which something was logged."""
+        """`find` gives the newest checkpoint that is wanted. `distrusted` and `told` outlive
+        it: packs in which damage was found, and the checkpoints about which something was
+        logged."""
         self._repo = repo
         self._address = address
-        self._records = records
+        self._find = find
         self._distrusted = distrusted
         self._told = told
         self._on_restored = on_restored
@@ -85,9 +86,8 @@ class Restorer:
         skipped: list[str] = []
         tried: set[str] = set()
         while True:
-            candidates = [chosen] if chosen else list(reversed(self._records()))
-            record = next((r for r in candidates if r.id not in tried), None)
-            if record is None:
+            record = chosen or self._find(lambda record: record.id not in tried)
+            if record is None or record.id in tried:
                 break
             tried.add(record.id)
             try:

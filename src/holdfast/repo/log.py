@@ -68,12 +68,6 @@ class Head:
         lineage.extend(self.entry.ancestors)
         return next((id for n, id in lineage if n == number), None)
 
-    @property
-    def oldest_named(self) -> int:
-        if self.entry.ancestors:
-            return self.entry.ancestors[-1][0]
-        return self.entry.parent[0] if self.entry.parent else self.number
-
 
 @dataclass
 class Draft:

@@ -206,7 +206,7 @@ class Repo:
 
     def explain_absence(self, record: Record, key: str, cause: Exception) -> NoReturn:
         """Raise CheckpointRemoved or DamagedObject for an object that is not there."""
-        if record.id not in {r.id for r in self.records()}:
+        if self.find(lambda listed: listed.id == record.id) is None:
             raise CheckpointRemoved(
                 f"checkpoint {record.step} of {self.address} was removed while it was read",
                 hint="Read again: a newer checkpoint is there.",

@@ -68,13 +68,8 @@ class Restores:
                 ref,
                 strict=self._settings.strict,
                 only=tuple(targets),
-                skip=() if targets else tuple(self.names),
-                # Started again with the same `rename`, after a checkpoint under the new name.
-                rename={
-                    old: new
-                    for old, new in (self._settings.rename or {}).items()
-                    if old.partition("/")[0] in self.names
-                },
+                skip=() if targets else sorted(self._tracked.saved_here(self.names)),
+                rename=self._rename(),
                 allow_pickle=self._settings.allow_pickle,
                 rng=rng,
             )
@@ -86,6 +81,9 @@ class Restores:
         self._attributes.load(restored.loop.get("attributes", {}), self._settings.rename or {})
         self._attributes.put(loaded_adapters(), targets)
         return restored
+
+    def _rename(self) -> dict[str, str]:
+        return self._tracked.renames_in(self.names, self._loaders)
 
     def late(self, names: Collection[str]) -> None:
         """Give objects that were tracked after the start what the checkpoint holds of them."""
@@ -100,7 +98,7 @@ class Restores:
             self.resumed.id,
             strict=self._settings.strict,
             only=tuple(targets),
-            rename=self._settings.rename,
+            rename=self._rename(),
             allow_pickle=self._settings.allow_pickle,
             rng=False,
         )

@@ -87,7 +87,7 @@ class Tracked:
         Includes tracked names that it lacks (the restore reports them), but not those
         declared late, nor loaders, whichever side regards them as such.
         """
-        here = self._saved_here(saved)
+        here = self.saved_here(saved)
         targets = {
             name: value
             for name, value in self._objects.items()
@@ -102,14 +102,37 @@ class Tracked:
     def unclaimed(self, saved: Collection[str]) -> list[str]:
         """Names in the checkpoint that nobody tracks here."""
         claimed = {*self._objects, BOX}
-        return sorted(self._saved_here(saved) - claimed)
+        return sorted(self.saved_here(saved) - claimed)
 
-    def _saved_here(self, saved: Collection[str]) -> set[str]:
+    def saved_here(self, saved: Collection[str]) -> set[str]:
+        """The names that what was saved as `saved` has in this program."""
         return {self._rename.get(name, name) for name in saved}
+
+    def renames_in(self, saved: Collection[str], loaders: Collection[str]) -> dict[str, str]:
+        """The renames that a restore from this checkpoint is given: those of what it holds,
+        and those of what nobody knows, which the restore refuses.
+
+        The others were done before, in a program that is started again with the same
+        `rename`; are of a loader; or are of what is tracked late and was not yet saved.
+        """
+        elsewhere = {*loaders, *self._late}
+        return {
+            old: new
+            for old, new in self._rename.items()
+            for top in [old.partition("/")[0]]
+            if top in saved or self._names_since(top).isdisjoint({*saved, *elsewhere})
+        }
+
+    def _names_since(self, name: str) -> set[str]:
+        """`name`, and what it was called after each rename."""
+        names = {name}
+        while (name := self._rename.get(name, name)) not in names:
+            names.add(name)
+        return names
 
     def fresh(self, saved: Collection[str]) -> list[str]:
         """Tracked names that the checkpoint does not have."""
-        return sorted(set(self.state()) - self._saved_here(saved))
+        return sorted(set(self.state()) - self.saved_here(saved))
 
     def check_claimed(self, saved: Collection[str], address: str) -> None:
         """Raises StructureMismatch for saved names that nobody tracks and that were not
@@ -117,15 +140,22 @@ class Tracked:
         unclaimed = [name for name in self.unclaimed(saved) if name not in self._late]
         if not unclaimed:
             return
-        names = ", ".join(map(repr, unclaimed))
-        fresh = self.fresh(saved)
+        saved_as = {new: old for old, new in self._rename.items() if old in saved}
+        names = ", ".join(
+            f"{name!r} (saved as {saved_as[name]!r})" if name in saved_as else repr(name)
+            for name in unclaimed
+        )
+        here = self.saved_here(saved)
+        awaited = self._late - self._objects.keys() - here - set(saved)
+        fresh = sorted({*self.fresh(saved), *awaited})
         # To be pasted in place of what was given: whole.
-        late = sorted({*self._late, *unclaimed})
+        late = sorted({*self._late, *unclaimed} - (set(saved_as.values()) - here))
         hint = f"Track them before the loop, or say late={late!r} if they come later."
         if len(unclaimed) == len(fresh) == 1:
-            saved_as = {new: old for old, new in self._rename.items()}
+            # In place of a rename of what the checkpoint does not hold (a misspelt name).
+            rename = {old: new for old, new in self._rename.items() if new != fresh[0]}
             old = saved_as.get(unclaimed[0], unclaimed[0])
-            hint = f"If it was renamed: rename={ {**self._rename, old: fresh[0]}!r}. " + hint
+            hint = f"If it was renamed: rename={ {**rename, old: fresh[0]}!r}. " + hint
         elif fresh:
             names_here = ", ".join(map(repr, fresh))
             hint = f"If they were renamed: rename={{old: new}}; new here: {names_here}. " + hint

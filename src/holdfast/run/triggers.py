@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from holdfast.core.retention import KeepPolicy
+from holdfast.core.retention import KeepPolicy, Leaders
 from holdfast.core.schedule import Schedule
 from holdfast.errors import LoopError
 from holdfast.run.metrics import read
@@ -28,7 +28,7 @@ class Triggers:
         self._policy = policy
         self._watched = {rule.metric for rule in policy.best}
         self._records = records
-        self._seen: list[Any] | None = None
+        self._leaders: Leaders | None = None
         self._wanted = ""
         self._held = ""
         self._last_step: int | None = None
@@ -60,9 +60,9 @@ class Triggers:
         if self._watched.isdisjoint(metrics):
             return False
         watched = read({name: metrics[name] for name in self._watched & metrics.keys()})
-        if self._seen is None:
-            self._seen = list(self._records())
-        return self._policy.enters_best(self._seen, watched)
+        if self._leaders is None:
+            self._leaders = Leaders(self._policy.best, self._records())
+        return self._leaders.admit(watched)
 
     def due(self, step: int, now_s: float, *, epoch_end: bool, last: bool) -> str:
         """Why to save now; "" for no save.
@@ -83,8 +83,8 @@ class Triggers:
 
     def committed(self, record: Any) -> None:
         """A save is in the store; it now competes for best."""
-        if self._seen is not None:
-            self._seen.append(record)
+        if self._leaders is not None:
+            self._leaders.add(record)
 
     @property
     def best_metric(self) -> tuple[str, str] | None:

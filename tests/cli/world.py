@@ -177,7 +177,7 @@ def _events() -> None:
     failed = msgspec.structs.replace(
         saves[3], step=41_350, id="", error=error, new_nbytes=0, written_nbytes=0, commit_s=0.0
     )
-    last = msgspec.structs.replace(saves[4], note="end", blocked=True)
+    last = msgspec.structs.replace(saves[4], note="end", blocked=True, result_s=1.65)
     restore = RestoreEvent(
         time_s=NOW_S - 5_400, step=41_300, id="4" * 64, total_s=0.8, nbytes=1_200_000_000
     )

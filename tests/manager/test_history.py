@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.errors import NoStore, RunClosed, StoreFull
+from holdfast.errors import NoStore, RunClosed, RunHeld, SaveFailed, StoreFull
 from holdfast.manager.history import (
     Event,
     History,
@@ -18,6 +21,8 @@ from holdfast.manager.history import (
     summarize,
 )
 from holdfast.manager.listing import Listing
+from holdfast.manager.pending import Pending
+from holdfast.manager.saver import Saver
 from holdfast.repo import keys
 from holdfast.stores.base import Store
 from holdfast.stores.faulty import Effect, Fault, FaultPlan, FaultyStore
@@ -37,10 +42,20 @@ def again(store: Store) -> Store:
     return LocalStore(store.address) if isinstance(store, LocalStore) else store
 
 
+def keys_of(store: Store) -> list[str]:
+    return sorted(info.key for info in again(store).list(""))
+
+
 def events_of(store: Store) -> list[Event]:
     """After the manager was closed: an event is added when its save is over, and known to be."""
     with Listing(store.address, store=again(store)) as run:
         return run.events()
+
+
+def writing(store: Store, epoch: int) -> History:
+    history = History(store)
+    history.begin(epoch)
+    return history
 
 
 def refusing(prefix: str, operation: str, times: int | None = None) -> FaultyStore:
@@ -58,25 +73,25 @@ def store(request: pytest.FixtureRequest, tmp_path: Any) -> Store:
 
 
 def test_events_come_back_as_they_were_added(store: Store) -> None:
-    history = History(store)
+    history = writing(store, 1)
     assert history.read() == []
-    history.add(1, SAVE)
-    history.add(1, RESTORE)
+    history.add(SAVE)
+    history.add(RESTORE)
     assert History(store).read() == [SAVE, RESTORE]
     assert store.get("events/000001.jsonl", max_bytes=10**6).count(b"\n") == 2
 
 
 def test_writers_have_files_of_their_own(store: Store) -> None:
     """In the order of their epochs, whichever wrote last."""
-    old, new = History(store), History(store)
+    writers = {epoch: writing(store, epoch) for epoch in (1, 2, 1_000_000)}
     steps = [(2, 20), (1, 10), (2, 21), (1_000_000, 30), (1, 11)]
     for epoch, step in steps:
-        (old if epoch == 1 else new).add(epoch, msgspec.structs.replace(SAVE, step=step))
+        writers[epoch].add(msgspec.structs.replace(SAVE, step=step))
     assert [event.step for event in History(store).read()] == [10, 11, 20, 21, 30]
 
 
 def test_other_objects_there_are_passed_over(store: Store) -> None:
-    History(store).add(1, SAVE)
+    writing(store, 1).add(SAVE)
     for key in ("events/1.jsonl", "events/000001.json", "events/a/000002.jsonl"):
         store.append(key, msgspec.json.encode(RESTORE))
     assert History(store).read() == [SAVE]
@@ -128,9 +143,9 @@ def test_events_that_cannot_be_read_are_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = MemoryStore()
-    History(store).add(1, SAVE)
+    writing(store, 1).add(SAVE)
     for _ in range(10):
-        History(store).add(2, RESTORE)
+        writing(store, 2).add(RESTORE)
     monkeypatch.setattr("holdfast.manager.history._MAX_BYTES", 2 * len(ENCODED))
     assert History(store).read() == [SAVE]
     assert "events were left out" in caplog.text
@@ -143,6 +158,8 @@ def test_saves_are_recorded(store: Store) -> None:
     state = {"x": np.arange(1000.0), "s": "text"}
     with manager(store) as ckpts:
         first = ckpts.save(5, state, note="every=5")
+        while not first.done():
+            pass  # no wait that could be seen
         info = first.result()
         ckpts.save(6, state, block=True)
     one, two = events_of(store)
@@ -155,7 +172,7 @@ def test_saves_are_recorded(store: Store) -> None:
     assert two.written_nbytes < 8000
     assert one.stall_s == one.waited_s + one.capture_s + one.barrier_s < one.total_s
     assert (one.blocked, two.blocked) == (False, True)
-    assert two.stall_s == two.total_s, "it waited to the end"
+    assert 0 < two.result_s < two.stall_s <= two.total_s, "it waited to the end"
 
 
 def test_a_store_that_takes_no_events_fails_no_save() -> None:
@@ -184,6 +201,116 @@ def test_failed_saves_are_recorded_with_their_error() -> None:
     assert (done.step, done.error) == (2, "")
 
 
+WAITS = {
+    "result": lambda ckpts, pending: pending.result(),
+    "wait": lambda ckpts, pending: ckpts.wait(),
+    "close": lambda ckpts, pending: ckpts.close(),
+}
+
+
+class Gate(MemoryStore):
+    """Writes a pack no sooner than somebody waits for the save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = threading.Event()
+
+    def put_new(self, key: str, *args: Any, **options: Any) -> Any:
+        if key.startswith(keys.PACKS):
+            assert self.opened.wait(60)
+        return super().put_new(key, *args, **options)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate, hurry = Gate(), Saver.hurry
+
+    def hurried(saver: Saver) -> None:
+        busy = saver._job is not None
+        hurry(saver)
+        if busy:
+            gate.opened.set()
+
+    monkeypatch.setattr(Saver, "hurry", hurried)
+    return gate
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_the_thread_that_saved_waits_is_recorded(gate: Gate, wait: Any, fails: bool) -> None:
+    fault = Fault(Effect.FAIL, operation="put_new", prefix=keys.MANIFESTS, error=StoreFull)
+    store = FaultyStore(gate, FaultPlan((fault,) if fails else ()))
+    with suppress(StoreFull, SaveFailed), manager(store) as ckpts:
+        wait(ckpts, ckpts.save(1, {"x": np.arange(10_000.0)}))
+    (event,) = events_of(gate)
+    assert isinstance(event, SaveEvent)
+    assert event.result_s > 0
+    assert bool(event.error) == fails
+    assert event.stall_s == pytest.approx(event.waited_s + event.capture_s + event.result_s)
+
+
+def test_what_others_wait_is_not_recorded(gate: Gate) -> None:
+    """A thread that uploads what is saved, or tells of it, holds up no training."""
+    with manager(gate) as ckpts:
+        pending = ckpts.save(1, {"x": np.arange(10_000.0)})
+        with ThreadPoolExecutor() as others:
+            found = [
+                others.submit(wait, ckpts, pending) for wait in (WAITS["result"], WAITS["wait"])
+            ]
+            for future in found:
+                future.result()
+    (event,) = events_of(gate)
+    assert isinstance(event, SaveEvent)
+    assert event.result_s == 0
+
+
+def test_a_wait_in_the_next_save_is_recorded_once(gate: Gate) -> None:
+    with manager(gate) as ckpts:
+        ckpts.save(1, {"x": np.arange(10_000.0)})
+        second = ckpts.save(2, {"x": np.arange(10_000.0)})
+        while not second.done():
+            pass
+    one, two = events_of(gate)
+    assert isinstance(one, SaveEvent)
+    assert isinstance(two, SaveEvent)
+    assert one.result_s == two.result_s == 0
+    assert two.waited_s > one.waited_s
+
+
+def test_waits_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("holdfast.manager.pending.time.perf_counter", lambda: now_s)
+    pending = Pending(1)
+    with pending.awaited():
+        now_s = 2.0
+        with pending.awaited():  # a signal's handler
+            now_s = 3.0
+        assert pending.result_s == 3.0
+    now_s = 10.0
+    with pytest.raises(SaveFailed), pending.awaited():
+        now_s = 11.0
+        raise SaveFailed("not done after 1 s")
+    with ThreadPoolExecutor() as others:
+        others.submit(pending.awaited().__enter__).result()
+    now_s = 20.0
+    assert pending.result_s == 4.0
+    pending.failed(SaveFailed("failed"))
+    with pending.awaited():
+        now_s = 30.0
+    assert pending.result_s == 4.0
+
+
+def test_a_save_that_no_thread_can_carry_out_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    with manager(store) as ckpts:
+        ckpts.acquire()
+        monkeypatch.setattr(Saver, "_start", lambda *_, **__: False)
+        ckpts.save(1, {"x": np.arange(1000.0)})
+    (event,) = events_of(store)
+    assert isinstance(event, SaveEvent)
+    assert event.result_s > event.write_s
+
+
 def test_restores_of_the_writer_are_recorded(store: Store) -> None:
     with manager(store) as ckpts:
         ckpts.save(1, {"x": np.arange(1000.0)}).result()
@@ -199,13 +326,60 @@ def test_restores_of_the_writer_are_recorded(store: Store) -> None:
     assert restore.total_s > 0
 
 
+@pytest.mark.parametrize("begin", ["save", "acquire", "gc"])
+def test_a_restore_is_recorded_once_its_process_writes(store: Store, begin: str) -> None:
+    state = {"x": np.arange(1000.0)}
+    with manager(store) as ckpts:
+        ckpts.save(1, state).result()
+    with manager(again(store)) as ckpts:
+        restored = ckpts.restore()
+        assert len(ckpts.events()) == 1
+        assert restored is not None
+        ckpts.save(2, state).result() if begin == "save" else getattr(ckpts, begin)()
+    _, restore, *saves = events_of(store)
+    assert isinstance(restore, RestoreEvent)
+    assert (restore.step, restore.id) == (1, restored.info.id)
+    assert len(saves) == (begin == "save")
+
+
 def test_who_only_looks_adds_nothing(store: Store) -> None:
+    """Nor who changes a mark; and a store that another process writes is left as it is."""
     with manager(store) as ckpts:
         ckpts.save(1, {"x": 1}).result()
-    before = events_of(store)
+    before, objects = events_of(store), keys_of(store)
+    with manager(again(store)) as other:
+        for _ in range(200):
+            assert other.restore() is not None
+        assert other.load()["x"] == 1
+    assert keys_of(store) == objects
     with manager(again(store)) as other:
         assert other.restore() is not None
+        other.tag(1, "good")
     assert events_of(store) == before != []
+
+
+def test_few_restores_are_kept_for_later() -> None:
+    store = MemoryStore()
+    history = History(store)
+    for step in range(1000):
+        history.add(msgspec.structs.replace(RESTORE, step=step))
+    assert history.read() == []
+    history.begin(7)
+    steps = [event.step for event in history.read()]
+    assert steps == list(range(1000))[-len(steps) :]
+    assert 10 < len(steps) < 1000
+
+
+def test_a_writer_that_is_refused_records_no_restore(store: Store) -> None:
+    with manager(store) as ckpts:
+        ckpts.save(1, {"x": 1})
+        ckpts.wait()
+        before = keys_of(store)
+        with manager(again(store)) as other:
+            assert other.restore() is not None
+            with pytest.raises(RunHeld):
+                other.acquire()
+            assert keys_of(store) == before
 
 
 # -- reading a run ------------------------------------------------------------
@@ -233,7 +407,7 @@ def test_summary() -> None:
         save(1, capture_s=0.1, total_s=2.0, nbytes=100, written_nbytes=100, write_s=1.0),
         save(2, capture_s=0.1, waited_s=0.2, total_s=4.0, nbytes=100, written_nbytes=10),
         save(3, barrier_s=0.2, total_s=99.0, nbytes=100, write_s=50.0, error="full"),
-        save(4, total_s=3.0, blocked=True, nbytes=100, written_nbytes=0, write_s=0.5),
+        save(4, result_s=3.0, total_s=3.0, blocked=True, nbytes=100, written_nbytes=0, write_s=0.5),
         RESTORE,
         RESTORE,
     ]

@@ -58,6 +58,18 @@ NAMED = {
         """,
         ["state['ema'] (dict)"],
     ),
+    "containers of the standard library": (
+        """
+        from collections import defaultdict, deque
+
+        sums, window = defaultdict(lambda: np.zeros(3)), deque([np.zeros(3)], maxlen=2)
+        sums["a"], run = np.zeros(3), Run()
+        for step in run.range(6):
+            sums["a"] += 1
+            window[0] += 1
+        """,
+        ["sums (defaultdict)", "window (deque)"],
+    ),
     "a tracked name that is bound again": (
         """
         ema = {"w": np.zeros(3)}

@@ -150,7 +150,30 @@ SILENT = {
         for _ in run.range(6):
             pass
         """,
+    "what lies in containers that are tracked": """
+        from collections import defaultdict, deque
+        from functools import partial
+
+        class Trainer:
+            def __init__(self):
+                self.moments = defaultdict(dict, {1: {"mean": np.zeros(3)}})
+                self.window = deque([np.zeros(3)])
+                self.move = partial(np.add, np.zeros(3))
+            def state_dict(self):
+                return {}
+            def load_state_dict(self, state):
+                pass
+
+        trainer = Trainer()
+        mean, last, base = trainer.moments[1]["mean"], trainer.window[0], trainer.move.args[0]
+        row, run = mean[1:], Run().track(trainer=trainer)
+        for _ in run.range(6):
+            mean += 1
+            last += 1
+            base += 1
+        """,
     "objects that nobody can look into": """
+        from collections import defaultdict
         from unittest.mock import MagicMock
 
         class Proxy:
@@ -159,6 +182,10 @@ SILENT = {
             def __getattribute__(self, name):
                 if name == "__class__":
                     return dict
+                raise RuntimeError(name)
+
+        class Guarded(defaultdict):
+            def __getattribute__(self, name):
                 raise RuntimeError(name)
 
         class Cautious:
@@ -180,10 +207,12 @@ SILENT = {
             __iter__ = __len__ = items
 
         proxy, mock, cautious, keys = object.__new__(Proxy), MagicMock(), Cautious(), Keys()
-        run = Run()
+        run, guarded = Run(), Guarded()
+        guarded["array"] = np.zeros(3)
         keys[cautious] = Proxy
         for step in run.range(6):
             mock.x = np.full(3, step)
+            guarded["array"] = np.full(3, step)
         """,
     "random generators with methods of the program's": """
         import random

@@ -99,6 +99,37 @@ for _ in run.range(6):
 """,
         ["generator (random generator of torch)", "X (int64[3, 4])"],
     ),
+    "copies of what an optimizer holds, and what it holds beside its state": (
+        """
+class Adam(torch.optim.Adam):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.slow = torch.zeros(3)
+
+optimizer = Adam(model.parameters())
+step(torch.randn(5, 4))
+copied = {name: moment.clone() for name, moment in optimizer.state[model[0].weight].items()}
+slow = optimizer.slow
+"""
+        + TRAIN
+        + """
+    optimizer.slow += 1
+    for name, moment in optimizer.state[model[0].weight].items():
+        copied[name] += moment
+""",
+        ["copied (dict)", "slow (float32[3])"],
+    ),
+    "a moment of another optimizer": (
+        """
+other = torch.optim.Adam(model.parameters())
+model(torch.randn(5, 4)).square().mean().backward()
+other.step()
+moment = other.state[model[0].weight]["exp_avg"]
+"""
+        + TRAIN
+        + "    other.step()\n",
+        ["moment (float32[3, 4])"],
+    ),
     "a hidden state": (
         """
 rnn = nn.LSTM(4, 3)
@@ -135,6 +166,74 @@ grads = [p.grad for p in params]
 moments = optimizer.state
 """
     + TRAIN,
+    "moments of an optimizer that is tracked": """
+step(torch.randn(5, 4))
+class Probe:
+    def __init__(self):
+        self.moments = [slots["exp_avg"] for slots in optimizer.state.values()]
+
+slots = optimizer.state[model[0].weight]
+moment, probe = slots["exp_avg"], Probe()
+flat = {f"{n}.{name}": value for n, of in enumerate(optimizer.state.values())
+        for name, value in of.items()}
+row, turned, array = moment[1:], moment.T, moment.numpy()
+"""
+    + TRAIN,
+    "the state of an optimizer in an object that is tracked": """
+class Trainer:
+    def __init__(self):
+        self.optimizer = optimizer
+    def state_dict(self):
+        return {"optimizer": self.optimizer.state_dict()}
+    def load_state_dict(self, state):
+        self.optimizer.load_state_dict(state["optimizer"])
+
+step(torch.randn(5, 4))
+moment = optimizer.state[model[0].weight]["exp_avg"]
+run = Run().track(model=model, trainer=Trainer())
+for _ in run.range(6):
+    step(torch.randn(5, 4))
+""",
+    "moments that the first step makes": """
+moment, moments, views = None, {}, []
+"""
+    + TRAIN
+    + """
+    if moment is None:
+        moment = optimizer.state[model[0].weight]["exp_avg"]
+        moments.update(optimizer.state[model[0].weight])
+        views.extend(moment)
+""",
+    "what an optimizer of another kind holds in lists": """
+optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2, history_size=2)
+def step(x):
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+
+step(torch.randn(5, 4))
+state = optimizer.state[model[0].weight]
+direction, differences = state["d"], list(state["old_dirs"])
+"""
+    + TRAIN.replace("loss = ", ""),
+    "moments of very many parameters": """
+many = [nn.Parameter(torch.zeros(2)) for _ in range(4200)]
+optimizer.add_param_group({"params": many})
+model.extend([nn.Module()])
+for number, parameter in enumerate(many):
+    model[-1].register_parameter(f"p{number}", parameter)
+    parameter.grad = torch.ones(2)
+optimizer.step()
+moment, parameter = optimizer.state[many[0]]["exp_avg"], many[1]
+run = Run().track(model=model, optimizer=optimizer)
+for _ in run.range(6):
+    for used in many[:2]:
+        used.grad = torch.ones(2)
+    optimizer.step()
+""",
     "wrappers": """
 wrapped = nn.DataParallel(model)
 class Holder(nn.Module):

@@ -1,14 +1,15 @@
 """What a run's saves and restores cost: measured as they happen, kept for people.
 
 One line of JSON per event in `events/<epoch>.jsonl`, appended by the process that writes the
-run. Nothing depends on it: a line that cannot be written is not, and a torn one is passed
-over.
+run, and by no other: who only reads leaves no trace in a run. Nothing depends on it: a line
+that cannot be written is not, and a torn one is passed over.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from holdfast.stores.base import Store
 logger = logging.getLogger("holdfast")
 
 _MAX_BYTES = 256 * MiB  # of one process's events: a save per second for a week
+_MAX_EARLY = 100  # an evaluator restores again and again, and never writes
 
 
 # What a line may say, so that sums and averages of many are finite numbers, too.
@@ -44,13 +46,16 @@ class SaveEvent(msgspec.Struct, frozen=True, kw_only=True, tag="save", tag_field
     note: str = ""
     """What caused it."""
     blocked: bool = False
-    """The caller waited until it was durable."""
+    """The caller of `save` waited until it was durable."""
     waited_s: _Seconds = 0.0
     """The caller waited for the save before this one."""
     capture_s: _Seconds = 0.0
     """The caller waited for names, small values and copies."""
     barrier_s: _Seconds = 0.0
     """The training waited in front of an optimizer's step, for what was not read yet."""
+    result_s: _Seconds = 0.0
+    """The thread that asked for the save waited for its end: with `block`, in `result`, `wait`
+    or `close`. (In the next `save`: that one's `waited_s`.) Other threads do not count."""
     read_s: _Seconds = 0.0
     """Bytes were brought into staging blocks."""
     digest_s: _Seconds = 0.0
@@ -74,8 +79,8 @@ class SaveEvent(msgspec.Struct, frozen=True, kw_only=True, tag="save", tag_field
 
     @property
     def stall_s(self) -> float:
-        """For how long the training stood still."""
-        return self.total_s if self.blocked else self.waited_s + self.capture_s + self.barrier_s
+        """For how long the training stood still: nothing of it counts for two saves."""
+        return self.waited_s + self.capture_s + self.barrier_s + self.result_s
 
 
 class RestoreEvent(msgspec.Struct, frozen=True, kw_only=True, tag="restore", tag_field="event"):
@@ -145,14 +150,32 @@ class History:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
+        self._epoch: int | None = None
+        """Of this process, once it is the run's writer."""
+        self._early: deque[Event] = deque(maxlen=_MAX_EARLY)
 
-    def add(self, epoch: int, event: Event) -> None:
-        """Append an event of the writer of this epoch. Never raises for a store that does
-        not take it."""
-        line = msgspec.json.encode(event) + b"\n"
+    def begin(self, epoch: int) -> None:
+        """This process is the run's writer from now on: append what was added before."""
+        with self._lock:
+            self._epoch = epoch
+            early = list(self._early)
+            self._early.clear()
+            if early:
+                self._append(epoch, early)
+
+    def add(self, event: Event) -> None:
+        """Append an event; before `begin` it is kept in memory, and lost if that never comes.
+        Never raises for a store that does not take it."""
+        with self._lock:
+            if self._epoch is None:
+                self._early.append(event)
+            else:
+                self._append(self._epoch, [event])
+
+    def _append(self, epoch: int, events: Sequence[Event]) -> None:
+        lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
         try:
-            with self._lock:
-                self._store.append(keys.events_key(epoch), line)
+            self._store.append(keys.events_key(epoch), lines)
         except HoldfastError as error:
             logger.debug("an event of %s was not kept: %s", self._store.address, error.message)
 

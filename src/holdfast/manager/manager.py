@@ -169,6 +169,7 @@ class CheckpointManager(Listing):
                 unsteady=self._unsteady,
                 on_commit=self._committed,
             )
+            self.history.begin(writer.epoch)
             return writer
 
     @briefly
@@ -403,7 +404,7 @@ class CheckpointManager(Listing):
         )
         start = time.perf_counter()
         restored = self._restorer().restore(None if ref is None else self._resolve(ref), wish)
-        if restored is not None and self._writer is not None:
+        if restored is not None:
             event = RestoreEvent(
                 time_s=self._clock(),
                 step=restored.info.step,
@@ -411,7 +412,7 @@ class CheckpointManager(Listing):
                 total_s=time.perf_counter() - start,
                 nbytes=restored.info.nbytes,
             )
-            self.history.add(self._writer.epoch, event)
+            self.history.add(event)
         return restored
 
     def read_loop(self, ref: Ref = None) -> Restored | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 
 from holdfast.errors import SaveFailed
 from holdfast.manager.history import SaveEvent
@@ -21,12 +24,18 @@ class Pending:
     """
 
     def __init__(self, step: int, *, hurry: Callable[[], None] = lambda: None) -> None:
-        """`hurry` is called when somebody begins to wait."""
+        """Made by the thread that asks for the save. `hurry` is called when somebody begins
+        to wait."""
         self.step = step
         self.stats: SaveEvent | None = None
         """What the save has cost, once it is committed."""
         self._hurry = hurry
         self._future: Future[CheckpointInfo] = Future()
+        self._thread = threading.get_ident()
+        # One tuple, exchanged at once: the saver reads it meanwhile, and a signal's handler
+        # that waits, too, could not wait for a lock.
+        self._waits: tuple[float, float | None] = (0.0, None)
+        """Seconds of waits that are over, and since when there is another one."""
 
     def done(self) -> bool:
         """Whether the save has been committed or has failed."""
@@ -38,10 +47,11 @@ class Pending:
         Raises what made the save fail, or SaveFailed after `timeout_s` seconds (the
         save goes on).
         """
-        if not self.done():
-            self._hurry()
         try:
-            return self._future.result(timeout_s)
+            with self.awaited():
+                if not self.done():
+                    self._hurry()
+                return self._future.result(timeout_s)
         except FutureTimeout:
             if self._future.done():
                 raise
@@ -53,6 +63,26 @@ class Pending:
     def exception(self) -> BaseException | None:
         """The error of a save that is done, without raising it."""
         return self._future.exception() if self._future.done() else None
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Inside, the caller does nothing but wait for the end of the save."""
+        over_s, since = self._waits
+        if threading.get_ident() != self._thread or since is not None or self.done():
+            yield
+            return
+        start = time.perf_counter()
+        self._waits = (over_s, start)
+        try:
+            yield
+        finally:
+            self._waits = (over_s + time.perf_counter() - start, None)
+
+    @property
+    def result_s(self) -> float:
+        """For how long the thread that asked for the save has waited for its end."""
+        over_s, since = self._waits
+        return over_s if since is None else over_s + time.perf_counter() - since
 
     def committed(self, info: CheckpointInfo) -> None:
         """Called by the saver."""

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -73,8 +74,9 @@ class Order:
 class _Job:
     """One save on its way."""
 
-    def __init__(self, steps: _Steps, *, hurried: bool) -> None:
+    def __init__(self, steps: _Steps, pending: Pending, *, hurried: bool) -> None:
         self.steps = steps
+        self.pending = pending
         self.turn = threading.Lock()
         """Held by the thread that drives the steps."""
         self.hurried = hurried
@@ -136,13 +138,14 @@ class Saver:
         is going to wait for it."""
         with self._idle:
             self._waiting += 1
-            job = self._job = _Job(self._steps(order), hurried=urgent)
+            job = self._job = _Job(self._steps(order), order.pending, hurried=urgent)
             # It begins when this thread has gone on: a start waits for the new thread, which
             # would not let go of the GIL for 5 ms and more.
             with job.turn:
                 started = self._start(job, low=not urgent)
         if not started:
-            self._drive(job, low=False)
+            with job.pending.awaited():
+                self._drive(job, low=False)
 
     def hurry(self) -> None:
         """Somebody waits for the save in progress: it goes on at the caller's priority."""
@@ -155,9 +158,11 @@ class Saver:
 
     def wait(self) -> None:
         """Block until every submitted save has been committed or has failed."""
-        self.hurry()
-        with self._idle:
-            self._idle.wait_for(lambda: self._waiting == 0)
+        job = self._job  # the only one, unless another thread saves: its waits are its own
+        with nullcontext() if job is None else job.pending.awaited():
+            self.hurry()
+            with self._idle:
+                self._idle.wait_for(lambda: self._waiting == 0)
 
     def stop(self) -> None:
         """Wait until the threads have ended, after the save that was submitted."""
@@ -201,7 +206,7 @@ class Saver:
             order.pending.stats = event
             self._on_commit(record, manifest, order)
             self.failures, self.last_error = 0, None
-            self._history.add(self._writer.epoch, event)
+            self._history.add(event)
         except GeneratorExit:
             raise  # given up with the process
         except BaseException as error:  # noqa: BLE001 - reported in Pending and counted
@@ -230,7 +235,7 @@ class Saver:
         if isinstance(error, TornRead):
             self._unsteady.update(error.leaves)
         order.pending.failed(error)
-        self._history.add(self._writer.epoch, replace(self._event(order), error=message))
+        self._history.add(replace(self._event(order), error=message))
 
     def _event(self, order: Order, record: Record | None = None) -> SaveEvent:
         """What the save has cost."""
@@ -244,6 +249,7 @@ class Saver:
             waited_s=order.waited_s,
             capture_s=order.capture_s,
             barrier_s=snapshot.overlap.stall_s,
+            result_s=order.pending.result_s,
             read_s=packer.read_s if packer else 0.0,
             digest_s=packer.digest_s if packer else 0.0,
             compress_s=packer.compress_s if packer else 0.0,

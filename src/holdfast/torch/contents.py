@@ -36,13 +36,19 @@ def parts(value: Any) -> list[Any] | None:
         return [value.grad] if _is_plain(value) and value.is_leaf else []
     if isinstance(value, torch.nn.Module):
         own = vars(value)
-        held = [own.get(name) for name in ("_parameters", "_buffers", "_modules")]
-        return held + [item for name, item in own.items() if name not in _MODULE_ATTRIBUTES]
+        held = [_whole(own.get(name)) for name in ("_parameters", "_buffers", "_modules")]
+        rest = [item for name, item in own.items() if name not in _MODULE_ATTRIBUTES]
+        return [item for items in held for item in items] + rest
     if isinstance(value, Optimizer):
-        return [vars(value).get("state")]
+        return _whole(vars(value).get("state"))
     if isinstance(value, LRScheduler):
         return [item for name, item in vars(value).items() if name != "optimizer"]
     return None
+
+
+def _whole(held: Any) -> list[Any]:
+    """A dict and what is in it: however large, it is state and no data."""
+    return [held, *dict.values(held)] if isinstance(held, dict) else [held]
 
 
 def state(value: Any) -> dict[str, torch.Tensor] | None:

@@ -113,9 +113,9 @@ class Training(State):
             self.model(torch.randn(1, _TOKENS, self._width)).square().mean().backward()
 
     def update(self) -> None:
-        """The second part: the optimizer's. Gradients keep their memory."""
+        """The second part: the optimizer's. Gradients are dropped, as is torch's default."""
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
 
     def calibrate(self, step_s: float) -> None:
         """Choose `micro_batches` so that a step takes at least `step_s` seconds."""

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from holdfast import CheckpointManager
 from holdfast.core.types import Buffer
 from holdfast.manager import packer
+from holdfast.manager.overlap import Overlap
 from holdfast.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("small_packs")
@@ -44,6 +46,40 @@ class Watched(MemoryStore):
             self.reached.set()
             assert self.gate.wait(60)
         return super().put_new(key, parts)
+
+
+@pytest.mark.parametrize("barrier", [False, True])
+def test_what_is_read_in_place_is_read_at_normal_priority(
+    barrier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the barrier: what was not read by then is copied by the training's thread."""
+    store = Watched()
+    reads: list[tuple[bool, int]] = []
+    reading, go_on = threading.Event(), threading.Event()
+    read = Overlap._read_in_place
+
+    def watched(self: Overlap, *args: Any) -> bool:
+        live = read(self, *args)
+        reads.append((live, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        reading.set()
+        assert go_on.wait(60)
+        return live
+
+    monkeypatch.setattr(Overlap, "_read_in_place", watched)
+    state = {name: np.full(100_000, n, np.uint8) for n, name in enumerate("abc")}
+    with manager(store) as ckpts:
+        pending = ckpts.save(1, state, in_place=lambda source, path: True)
+        assert reading.wait(60)
+        if barrier:
+            ckpts.drain()
+        go_on.set()
+        while not pending.done():  # nobody waits for it
+            time.sleep(0.005)
+        assert np.array_equal(ckpts.load()["c"], state["c"])
+    assert [live for live, _ in reads] == ([True, False, False] if barrier else [True] * 3)
+    assert reads[0] == (True, NORMAL)
+    assert all(nice == (NORMAL if live else LOW) for live, nice in reads)
+    assert ("manifests", LOW) in store.seen, "what is left is not urgent"
 
 
 STATE = {"a": b"a" * 20_000, "b": b"b" * 20_000}  # two packs, and those of random states

@@ -76,6 +76,8 @@ class Overlap:
         self._lock = threading.Condition()
         self._reading = False
         self._drained = failed is not None or not self._leaves
+        self._unread = len(self._leaves)
+        """Leaves of which the last byte was not read yet."""
         self._reached = tuple(reached)
         self._transfers: tuple[Transfer, ...] = ()
         """What the barrier has begun. May be over."""
@@ -123,11 +125,18 @@ class Overlap:
             if end == leaf.source.nbytes:
                 self._check([leaf])  # a barrier in front of this looks at it, too
             leaf.read_nbytes = end
+            if end == leaf.source.nbytes:
+                self._unread -= 1
             return True
         finally:
             with self._lock:
                 self._reading = False
                 self._lock.notify_all()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a barrier, if it came now, would have to copy something."""
+        return self._unread > 0 and not self._drained
 
     def start_again(self) -> None:
         """All leaves are going to be read once more. Raises SaveFailed after a barrier:
@@ -139,6 +148,7 @@ class Overlap:
                     "can no longer be read: training has gone on",
                     hint="The next save writes everything.",
                 )
+            self._unread = len(self._leaves)
             for leaf in self._leaves:
                 leaf.read_nbytes = 0
 
@@ -211,6 +221,7 @@ class Overlap:
         memory. Blocks until then."""
         with self._lock:
             self._drained = True
+            self._leaves.clear()  # whoever dropped the model is not to pay for its memory
         with suppress(SaveFailed):  # then they are over, too
             wait_for(self._transfers)
         self._transfers = ()

@@ -175,7 +175,8 @@ class Packer:
             new += [piece for piece in some if not self._is_stored(piece)]
             self.digest_s += time.perf_counter() - start
             yield
-        # In-place reads first: what they have not reached at the barrier is copied there.
+        # What is read in place first: what was not reached at the barrier is copied there.
+        large.sort(key=lambda piece: piece.leaf.live is None)
         self._candidates = deque([*large, *new])
         self._work.begin(sum(piece.nbytes for piece in self._candidates))
         while self._candidates:

@@ -1,7 +1,8 @@
 """The background threads that turn snapshots into committed checkpoints.
 
-A save is a series of steps, driven by one thread at a time. Normally that is a thread of
-low priority, which on a machine with busy cores gets little time. A thread cannot raise
+A save is a series of steps, driven by one thread at a time. While it reads in place that
+thread has normal priority, for what it has not read in time the barrier must copy; then it
+has a low one, which on a machine with busy cores gets little time. A thread cannot raise
 its priority again, so as soon as somebody waits for the save (`block=True`, `result`,
 `wait`, `close`, the next save) a new thread of normal priority drives the steps that
 are left: the low one lets go between two chunks.
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 from msgspec.structs import replace
 
@@ -74,9 +76,10 @@ class Order:
 class _Job:
     """One save on its way."""
 
-    def __init__(self, steps: _Steps, pending: Pending, *, hurried: bool) -> None:
+    def __init__(self, order: Order, steps: _Steps, *, hurried: bool) -> None:
         self.steps = steps
-        self.pending = pending
+        self.pending = order.pending
+        self.overlap = order.snapshot.overlap
         self.turn = threading.Lock()
         """Held by the thread that drives the steps."""
         self.hurried = hurried
@@ -138,7 +141,7 @@ class Saver:
         is going to wait for it."""
         with self._idle:
             self._waiting += 1
-            job = self._job = _Job(self._steps(order), order.pending, hurried=urgent)
+            job = self._job = _Job(order, self._steps(order), hurried=urgent)
             # It begins when this thread has gone on: a start waits for the new thread, which
             # would not let go of the GIL for 5 ms and more.
             with job.turn:
@@ -171,9 +174,9 @@ class Saver:
             thread.join()
 
     def _unhurried(self) -> bool:
-        """Whether nobody waits for the save in progress."""
+        """Whether nobody waits for the save in progress, nor for what it reads in place."""
         job = self._job
-        return job is not None and not job.hurried
+        return job is not None and not job.hurried and not job.overlap.waits
 
     def _start(self, job: _Job, *, low: bool) -> bool:
         """Drive the job from a new thread; False if there can be none: too many are there
@@ -192,12 +195,14 @@ class Saver:
         return True
 
     def _drive(self, job: _Job, low: bool) -> None:
-        if low:
-            yield_to_others()
+        lowered = not low
         with job.turn:
-            for _ in job.steps:
+            for _ in chain((None,), job.steps):
                 if low and job.hurried:
                     return  # the thread that `hurry` started goes on
+                if not lowered and not job.overlap.waits:
+                    yield_to_others()
+                    lowered = True
 
     def _steps(self, order: Order) -> _Steps:
         try:

@@ -93,7 +93,8 @@ class WriteThreads:
     """Threads that carry out writes for one save. Used by one thread at a time."""
 
     def __init__(self, *, low: Callable[[], bool], count: int = WRITERS) -> None:
-        """`low`: whether threads that start now are to be of low priority."""
+        """`low`, asked in front of each write: whether its thread is to have low priority
+        from now on."""
         self._low = low
         self._count = count
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -156,9 +157,11 @@ class WriteThreads:
         return bool(self._threads)
 
     def _work(self) -> None:
-        if self._low():
-            yield_to_others()
+        lowered = False
         while (write := self._queue.get()) is not None:
+            if not lowered and self._low():
+                yield_to_others()
+                lowered = True
             try:
                 with self.timed():
                     write()

@@ -17,7 +17,7 @@ import pytest
 
 import holdfast
 from holdfast.core import arrays
-from holdfast.core.copying import copy_from
+from holdfast.core.copying import copy_ranges
 from holdfast.errors import SaveFailed, TornRead
 from holdfast.manager import overlap, packer, snapshot
 from holdfast.manager.overlap import LiveLeaf, Overlap
@@ -135,7 +135,7 @@ class Device:
         self.copies.ask(lambda: before.wait(30))
         for source, offset, room in zip(sources, offsets, into, strict=True):
             self.fetched_nbytes += room.nbytes
-            self.copies.ask(lambda s=source, o=offset, r=room: copy_from(s, o, r))
+            self.copies.ask(lambda s=source, o=offset, r=room: copy_ranges([(s, o, r)]))
         self.copies.ask(over.set)
         return FakeTransfer(self, over, fails=self.fails == "copy")
 

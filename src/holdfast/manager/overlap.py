@@ -25,7 +25,7 @@ from itertools import accumulate
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
-from holdfast.core.copying import copy_from
+from holdfast.core.copying import copy_ranges
 from holdfast.core.transfers import Transfer, Transport, transport_of, wait_for
 from holdfast.core.types import MiB
 from holdfast.errors import SaveFailed, TornRead
@@ -196,8 +196,9 @@ class Overlap:
             self._keep(leaves, rests)
         on_host = by_transport.get(None, [])
         rests = self._rests(on_host, None)
-        for leaf, rest in zip(on_host, rests, strict=True):
-            copy_from(leaf.source, leaf.read_nbytes, rest)
+        copy_ranges(
+            (leaf.source, leaf.read_nbytes, rest) for leaf, rest in zip(on_host, rests, strict=True)
+        )
         self._keep(on_host, rests)
 
     def _rests(self, leaves: Sequence[LiveLeaf], transport: Transport | None) -> list[memoryview]:

@@ -82,6 +82,24 @@ def test_what_is_read_in_place_is_read_at_normal_priority(
     assert ("manifests", LOW) in store.seen, "what is left is not urgent"
 
 
+def test_a_save_that_compresses_does_not_press(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Watched()
+    reads: list[int] = []
+    read = Overlap._read_in_place
+
+    def watched(self: Overlap, *args: Any) -> bool:
+        reads.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return read(self, *args)
+
+    monkeypatch.setattr(Overlap, "_read_in_place", watched)
+    state = {"a": np.zeros(100_000, np.uint8)}
+    with CheckpointManager("memory://watched", store=store, keep=None, compress="zstd") as ckpts:
+        pending = ckpts.save(1, state, in_place=lambda source, path: True)
+        while not pending.done():  # nobody waits for it
+            time.sleep(0.005)
+    assert set(reads) == {LOW}
+
+
 STATE = {"a": b"a" * 20_000, "b": b"b" * 20_000}  # two packs, and those of random states
 
 

@@ -63,9 +63,9 @@ class CheckpointManager(Listing):
     `compress="zstd"` stores new bytes compressed where that makes them smaller
     (`pip install 'holdfast[zstd]'`).
 
-    Saves run in a background thread, one at a time, and at low priority until
-    somebody waits for them; all methods may be called from any thread. Use it as a context
-    manager or call `close`.
+    Saves run in a background thread, one at a time, at low priority but for what they read
+    in place and until somebody waits for them; all methods may be called from any thread.
+    Use it as a context manager or call `close`.
 
     >>> import holdfast
     >>> with holdfast.CheckpointManager("memory://doc") as ckpts:

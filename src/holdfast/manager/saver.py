@@ -21,6 +21,7 @@ from itertools import chain
 
 from msgspec.structs import replace
 
+from holdfast.core.codecs import RAW
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import KeepPolicy
 from holdfast.core.retiring import Retiring
@@ -176,7 +177,12 @@ class Saver:
     def _unhurried(self) -> bool:
         """Whether nobody waits for the save in progress, nor for what it reads in place."""
         job = self._job
-        return job is not None and not job.hurried and not job.overlap.waits
+        return job is not None and not job.hurried and not self._presses(job)
+
+    def _presses(self, job: _Job) -> bool:
+        """Whether a barrier would have to copy what is not done soon. Not where new bytes are
+        compressed: that takes several times what it takes to read them, from the training."""
+        return job.overlap.waits and self._codec == RAW
 
     def _start(self, job: _Job, *, low: bool) -> bool:
         """Drive the job from a new thread; False if there can be none: too many are there
@@ -200,7 +206,7 @@ class Saver:
             for _ in chain((None,), job.steps):
                 if low and job.hurried:
                     return  # the thread that `hurry` started goes on
-                if not lowered and not job.overlap.waits:
+                if not lowered and not self._presses(job):
                     yield_to_others()
                     lowered = True
 

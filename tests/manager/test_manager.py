@@ -483,7 +483,7 @@ def test_digests_are_blake3() -> None:
 
 def test_gc_tells_what_it_deletes_and_a_dry_run_deletes_nothing(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path) as ckpts:
-        ckpts.save(1, {"x": 1}).result()
+        ckpts.save(1, {"x": np.ones(100)}).result()
     orphan = "packs/000001-0123456789abcdef-0-0.safetensors"
     (tmp_path / orphan).write_bytes(b"left by a dead writer")
     with CheckpointManager(tmp_path) as ckpts:

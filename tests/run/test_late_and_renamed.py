@@ -143,3 +143,36 @@ def test_a_wrong_name_of_what_is_late(late: list[str]) -> None:
     assert pasted == sorted({*late, "mean"} - {"ema"})
     found = go_on(address, 5, {"net": model()}, {"mean": model()}, late=pasted, rename=rename)
     assert found == {"net": 1, "mean": 7}
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        {"a": "b", "b": "a"},
+        {"a": "b", "b": "c", "c": "a"},
+        {"x": "a", "m/a": "m/b", "m/b": "m/a"},
+    ],
+)
+def test_names_that_change_places_are_refused(rename: dict[str, str]) -> None:
+    """The second start of the same program would change them back."""
+    address = saved(a=1, b=2)
+    with pytest.raises(UsageError, match=r"comes back to .*, and would be done again") as caught:
+        holdfast.Run(address, quiet=True, rename=rename)
+    assert "give both a new one" in caught.value.hint
+
+
+def test_a_name_that_is_taken_is_refused_and_the_hint_helps() -> None:
+    """Whether `a` became `b`, which became `c`, or is still to do so, nobody can tell."""
+    address = saved(a=1, b=2)
+    chain = {"a": "b", "b": "c"}
+    with pytest.raises(UsageError, match=r"rename={'a': 'b'} is not clear"):
+        go_on(address, 5, {"b": model(), "c": model()}, {}, rename=chain)
+    for steps in (5, 7):
+        early = {"a2": model(), "b2": model()}
+        found = go_on(address, steps, early, {}, rename={"a": "a2", "b": "b2"})
+        assert found == {"a2": 1, "b2": 2}
+
+
+def test_a_name_may_be_renamed_to_itself() -> None:
+    address = saved(a=1)
+    assert go_on(address, 5, {"a": model()}, {}, rename={"a": "a"}) == {"a": 1}

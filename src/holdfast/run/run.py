@@ -114,6 +114,7 @@ class Run:
                 raise UsageError(
                     f"{option}={names!r} is text, not a list of names", hint=f"{option}=[{names!r}]"
                 )
+        _check_rename(rename or {})
         if data not in get_args(Policy):
             raise UsageError(
                 f"data={data!r} is not known",
@@ -429,6 +430,20 @@ def final_policy(text: str, policy: KeepPolicy) -> str:
     if parse_keep(result).empty:
         raise BadPolicy(f"on_finish={text!r} has no rule", hint='Write on_finish="final".')
     return result
+
+
+def _check_rename(rename: Mapping[str, str]) -> None:
+    """Names that change places would do so again at each start."""
+    for first in rename:
+        name, steps = rename[first], 1
+        while name in rename and name != first and steps < len(rename):
+            name, steps = rename[name], steps + 1
+        if name == first != rename[first]:
+            raise UsageError(
+                f"rename={dict(rename)!r} comes back to {first!r}, and would be done again "
+                "at every start",
+                hint="Use names that were never saved. To swap two, give both a new one.",
+            )
 
 
 def _whole(n: int, what: str) -> int:

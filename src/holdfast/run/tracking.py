@@ -114,7 +114,14 @@ class Tracked:
 
         The others were done before, in a program that is started again with the same
         `rename`; are of a loader; or are of what is tracked late and was not yet saved.
+        Raises UsageError if nobody can tell whether one was done before.
         """
+        for old, new in self._rename.items():
+            if old != new and old in saved and new in saved:
+                raise UsageError(
+                    f"rename={{{old!r}: {new!r}}} is not clear: the checkpoint has both names",
+                    hint="Use a name that was never saved. To swap two, give both a new one.",
+                )
         elsewhere = {*loaders, *self._late}
         return {
             old: new

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
-from holdfast.core.types import MiB
+from holdfast.core.threads import share_out
+from holdfast.core.types import Buffer, MiB
 
 Region: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 """Memory to copy to: writable bytes in one dimension, without gaps."""
@@ -70,45 +70,16 @@ def copy_ranges(ranges: Iterable[tuple[LeafSource, int, memoryview]]) -> None:
         for source, offset, into in ranges
         for first in range(0, into.nbytes, _COPY_BYTES)
     ]
-    waiting = iter(pieces)
-    taking = threading.Lock()
-    errors: list[BaseException] = []
+    much = sum(into.nbytes for _, _, into in pieces) >= _PARALLEL_BYTES
+    threads = min(_THREADS, os.cpu_count() or 1) if much else 1
 
-    def copy() -> None:
-        while not errors:
-            with taking:
-                piece = next(waiting, None)
-            if piece is None:
-                return
-            source, offset, into = piece
+    def copy(pieces: Iterator[tuple[LeafSource, int, memoryview]]) -> None:
+        for source, offset, into in pieces:
             source.copy_range(offset, into)
 
-    def help_copying() -> None:
-        try:
-            copy()
-        except BaseException as error:  # noqa: BLE001 - raised below
-            errors.append(error)
+    share_out(pieces, copy, threads=threads, name="holdfast-copy")
 
-    count = min(_THREADS, os.cpu_count() or 1, len(pieces))
-    if sum(into.nbytes for _, _, into in pieces) < _PARALLEL_BYTES:
-        count = 1
-    helpers = [
-        threading.Thread(target=help_copying, name="holdfast-copy") for _ in range(count - 1)
-    ]
-    started: list[threading.Thread] = []
-    try:
-        for helper in helpers:
-            helper.start()
-            started.append(helper)
-    except RuntimeError:
-        pass  # the interpreter ends, or there are too many: fewer copy
-    try:
-        copy()
-    except BaseException as error:
-        errors.append(error)
-        raise
-    finally:
-        for helper in started:
-            helper.join()
-    if errors:
-        raise errors[0]
+
+def copy_bytes(into: Buffer, data: Buffer) -> None:
+    """Fill `into` with as many bytes of `data`. Releases the GIL."""
+    np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(data, np.uint8))

@@ -22,10 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-import numpy as np
-
 from holdfast.core.adapters import LeafSource
-from holdfast.core.copying import copy_ranges
+from holdfast.core.copying import copy_bytes, copy_ranges
 from holdfast.core.transfers import Transfer, Transport, transport_of, wait_for
 from holdfast.core.types import MiB
 from holdfast.errors import SaveFailed, TornRead
@@ -108,7 +106,7 @@ class Overlap:
                     assert leaf.rest is not None
                     wait_for(self._transfers)
                     at = offset - leaf.read_nbytes
-                    np.copyto(np.frombuffer(part, np.uint8), leaf.rest[at : at + part.nbytes])
+                    copy_bytes(part, leaf.rest[at : at + part.nbytes])
                 offset += part.nbytes
 
     def _read_in_place(self, leaf: LiveLeaf, offset: int, into: memoryview) -> bool:

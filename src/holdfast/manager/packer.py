@@ -8,9 +8,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
 
 from holdfast.core.codecs import RAW
+from holdfast.core.copying import copy_bytes
 from holdfast.core.digest import digest_of
 from holdfast.core.packing import PackChunk, header_room
 from holdfast.core.plan import itemsize
@@ -249,8 +249,7 @@ class Packer:
         assert self._open is not None
         at = 0
         for part in self._open.stream.room(data.nbytes):
-            source = np.frombuffer(data[at : at + part.nbytes], np.uint8)
-            np.copyto(np.frombuffer(part, np.uint8), source)  # without the interpreter's lock
+            copy_bytes(part, data[at : at + part.nbytes])
             at += part.nbytes
         self._keep(piece, data.nbytes, codec)
 

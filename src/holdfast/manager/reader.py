@@ -10,8 +10,7 @@ not verified. Reasons and numbers: docs/design/restore.md.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from holdfast.core.digest import digest
 from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
 from holdfast.core.shuffle_zstd import Undecodable, decode
+from holdfast.core.threads import share_out
 from holdfast.core.types import KiB, MiB
 from holdfast.core.values import collector_paused
 from holdfast.errors import DamagedObject, ObjectNotFound, StateError
@@ -145,35 +145,14 @@ class ChunkReader:
         encoded = [item for batch in batches for item in batch.items if item.chunk.codec]
         self._check_packages(encoded)
         decoded = max((decoded_nbytes(item.leaf, item.chunk) for item in encoded), default=0)
-        waiting = iter(batches)
-        taking = threading.Lock()
-        stopped = threading.Event()
 
-        def run() -> None:
+        def run(batches: Iterator[_Batch]) -> None:
             room = new_block(decoded) if decoded else memoryview(b"")
             memory = _Memory(new_block(largest), room)
-            try:
-                while not stopped.is_set():
-                    with taking:
-                        batch = next(waiting, None)
-                    if batch is None:
-                        return
-                    work(batch, memory)
-            finally:
-                stopped.set()  # after the last batch, or after an error
+            for batch in batches:
+                work(batch, memory)
 
-        threads = min(THREADS, len(batches))
-        if threads <= 1:
-            run()
-            return
-        with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-read") as pool:
-            running = [pool.submit(run) for _ in range(threads)]
-            try:
-                wait(running)
-            finally:
-                stopped.set()  # Ctrl-C ends here too
-            for one in running:
-                one.result()
+        share_out(batches, run, threads=THREADS, name="holdfast-read")
 
     def _check_packages(self, encoded: Sequence[Wanted]) -> None:
         """Before any byte goes anywhere: it is no damage, and all of the restore or nothing."""

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
-from holdfast.core.copying import copy_leaves
+from holdfast.core.copying import copy_bytes, copy_leaves
 from holdfast.core.encode import CapturedLeaf
 from holdfast.core.transfers import Transfer, Transport, transport_of, wait_for
 from holdfast.core.types import KiB, Node
@@ -77,8 +77,7 @@ class Snapshot:
             if leaf.data is None:
                 leaf.source.copy_range(offset, piece)
             else:
-                part = leaf.data[offset : offset + piece.nbytes]
-                np.copyto(np.frombuffer(piece, np.uint8), np.frombuffer(part, np.uint8))
+                copy_bytes(piece, leaf.data[offset : offset + piece.nbytes])
             offset += piece.nbytes
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from holdfast.core.adapters import LeafSource
-from holdfast.core.copying import Region
+from holdfast.core.copying import Region, copy_bytes
 from holdfast.core.plan import ITEMSIZES, box_offset
 from holdfast.core.types import KiB, MiB
 from holdfast.errors import StateError
@@ -248,7 +248,7 @@ class CudaSource(TensorSource):
             with torch.cuda.stream(stream):
                 self.enqueue(offset, staging)
             recorded(stream).synchronize()
-        np.copyto(np.frombuffer(into, np.uint8), staging.numpy())  # releases the GIL
+        copy_bytes(into, staging.numpy().data)
 
     def enqueue(self, offset: int, into: torch.Tensor) -> None:
         """Have the current stream fill `into`, bytes in the host's memory. The tensor is kept

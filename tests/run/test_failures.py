@@ -17,6 +17,7 @@ from holdfast.core import file_copies
 from holdfast.core.types import Buffer
 from holdfast.errors import NoIntactCheckpoint, RunHeld, SaveFailed, StoreFull, StructureMismatch
 from holdfast.stores.memory import MemoryStore
+from tests.support.damage import damage_newest
 from tests.support.jobs import Killed, Model, fresh_address, process
 
 
@@ -117,16 +118,6 @@ def two_checkpoints(folder: Path) -> Path:
                 run.manager.wait()
                 raise Killed
     return folder
-
-
-def damage_newest(folder: Path) -> None:
-    with holdfast.CheckpointManager(folder) as manager:
-        newest = manager.manifest()
-    pack = folder / "packs" / f"{newest.packs[-1].name}.safetensors"
-    data = bytearray(pack.read_bytes())
-    data[-20] ^= 1
-    pack.chmod(0o644)
-    pack.write_bytes(data)
 
 
 def test_a_damaged_checkpoint_is_skipped_loudly(tmp_path: Path, capfd, caplog) -> None:

@@ -126,6 +126,7 @@ def cpu_tensors_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCud
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     monkeypatch.setattr(CudaSource, "enqueue", enqueued)
     monkeypatch.setattr(memory, "_flat_bytes", no_bytes)
+    monkeypatch.setattr(CudaSource, "_sample", no_bytes)
     monkeypatch.setattr(tensors, "source_of", source)
     monkeypatch.setattr(together, "TensorSource", CudaSource)
     yield fake

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.optim import lr_scheduler as schedulers
 import holdfast
 from holdfast.errors import ConfigChanged, UsageError
 from holdfast.torch.settings import is_derived, read, write
+from tests.support.damage import damage_newest
 from tests.support.jobs import Killed, fresh_address, process
 
 Made = tuple[torch.optim.Optimizer, Any]
@@ -39,6 +41,7 @@ def job(
         run.track(model=model, optimizer=optimizer, scheduler=scheduler)
         for number in run.range(steps):
             if number == kill_at:
+                run.manager.wait()
                 raise Killed
             rates.append(float(optimizer.param_groups[0]["lr"]))
             model(torch.ones(1, 2)).sum().backward()
@@ -229,3 +232,96 @@ def test_derived_names() -> None:
     assert is_derived("scheduler._schedule_phases[0].end_step")
     assert not is_derived("scheduler._schedulers[0].gamma")
     assert is_derived("scheduler._schedulers[0]._schedule_phases[0].end_step")
+
+
+def late_job(address: str, lr: float, *, stop_at: int, name: str = "second", **options: Any) -> Any:
+    """An optimizer that is built and tracked once the loop runs; its learning rate at the
+    last step of this process."""
+    model = net()
+    optimizer: Any = None
+    with process():
+        run = holdfast.Run(address, every=1, late=[name], **options)
+        run.track(model=model)
+        for number in run.range(8):
+            if number == stop_at:
+                run.manager.wait()
+                raise Killed
+            if optimizer is None:
+                optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+                run.track(**{name: optimizer})
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return optimizer.param_groups[0]["lr"]
+
+
+def test_what_is_tracked_late_is_as_saved_and_that_is_said(capfd) -> None:
+    address = fresh_address()
+    assert late_job(address, 0.5, stop_at=2) == 0.5
+    capfd.readouterr()
+    assert late_job(address, 0.25, stop_at=4, quiet=True) == 0.5
+    err = capfd.readouterr().err
+    assert "as in the checkpoint, not as built now: second.lr: 0.5 -> 0.25; override=" in err
+
+
+def test_an_override_reaches_what_is_tracked_late(capfd) -> None:
+    address = fresh_address()
+    late_job(address, 0.5, stop_at=2)
+    assert late_job(address, 0.25, stop_at=4, override=["second.lr"]) == 0.25
+    assert "not as in the checkpoint: second.lr: 0.5 -> 0.25" in capfd.readouterr().err
+    assert late_job(address, 0.25, stop_at=6) == 0.25
+    assert "second.lr" not in capfd.readouterr().err
+
+
+def test_settings_are_compared_under_the_new_name(capfd) -> None:
+    address = fresh_address()
+    late_job(address, 0.5, stop_at=2)
+    renamed = {"name": "third", "rename": {"second": "third"}}
+    assert late_job(address, 0.25, stop_at=4, override=["third"], **renamed) == 0.25
+    assert "not as in the checkpoint: third.lr: 0.5 -> 0.25" in capfd.readouterr().err
+
+
+def test_a_renamed_optimizer_is_refused_with_other_settings() -> None:
+    address = fresh_address()
+    job(address, adam(lr=0.5), kill_at=3, quiet=True)
+    model = net()
+    optimizer, scheduler = adam(lr=0.25)(model)
+    rename = {"optimizer": "adam"}
+    with holdfast.Run(address, rename=rename, quiet=True) as run:
+        run.track(model=model, adam=optimizer, scheduler=scheduler)
+        with pytest.raises(ConfigChanged, match=r"adam\.lr: 0\.5 -> 0\.25"):
+            run.range(8)
+
+
+def test_a_fallback_is_compared_with_the_checkpoint_that_it_takes(tmp_path: Path) -> None:
+    """An override was saved with the newest checkpoint only, and that is damaged."""
+    address = str(tmp_path / "run")
+    job(address, adam(lr=0.5), kill_at=3, quiet=True)
+    job(address, adam(lr=0.25), kill_at=4, quiet=True, override=["optimizer", "scheduler"])
+    damage_newest(tmp_path / "run")
+    options: dict[str, Any] = {"quiet": True, "override": ["optimizer", "scheduler"]}
+    assert job(address, adam(lr=0.25), kill_at=5, **options) == [0.25] * 2
+
+
+def test_a_fallback_to_a_checkpoint_with_other_names(tmp_path: Path) -> None:
+    """From before a rename that has been done in the newest one."""
+    address = str(tmp_path / "run")
+    job(address, adam(lr=0.5), kill_at=3, quiet=True)
+
+    def renamed_job(kill_at: int | None) -> list[int]:
+        model = net()
+        optimizer, scheduler = adam(lr=0.5)(model)
+        steps: list[int] = []
+        with process():
+            run = holdfast.Run(address, every=1, quiet=True, rename={"optimizer": "adam"})
+            run.track(model=model, adam=optimizer, scheduler=scheduler)
+            for number in run.range(6):
+                if number == kill_at:
+                    run.manager.wait()
+                    raise Killed
+                steps.append(number)
+        return steps
+
+    assert renamed_job(kill_at=4) == [3]
+    damage_newest(tmp_path / "run")
+    assert renamed_job(kill_at=None) == [3, 4, 5]

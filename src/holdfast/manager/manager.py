@@ -419,6 +419,15 @@ class CheckpointManager(Listing):
         """Position, config and environment of a checkpoint; touches nothing live."""
         return self._restorer().read_loop(None if ref is None else self._resolve(ref))
 
+    def go_on(self, restore: Callable[[Restored], Restored]) -> Restored | None:
+        """Call `restore` with what `read_loop` gives of the newest checkpoint; where it raises
+        CorruptionError, with the one before it, and so on. Returns what it returns, or None
+        where no checkpoint was ever committed.
+
+        For callers whose wishes depend on what the checkpoint holds.
+        """
+        return self._restorer().go_on(restore)
+
     def _restorer(self) -> Restorer:
         self._check_usable()
         return Restorer(

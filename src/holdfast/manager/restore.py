@@ -70,15 +70,18 @@ class Restorer:
 
     def read_loop(self, chosen: Record | None) -> Restored | None:
         """Only the runtime section, from `chosen` or the newest that has it intact."""
+        return self._newest_intact(chosen, self._read_loop)
 
-        def read(record: Record) -> Restored:
-            manifest = self._repo.manifest(record)
-            decoder = TreeDecoder(manifest.leaves)
-            runtime = decoder.apply(manifest.runtime, path=RUNTIME)
-            self._fill(record, manifest, decoder)
-            return self._answer(record, manifest, runtime, {})
+    def go_on(self, restore: Callable[[Restored], Restored]) -> Restored | None:
+        """See CheckpointManager.go_on."""
+        return self._newest_intact(None, lambda record: restore(self._read_loop(record)))
 
-        return self._newest_intact(chosen, read)
+    def _read_loop(self, record: Record) -> Restored:
+        manifest = self._repo.manifest(record)
+        decoder = TreeDecoder(manifest.leaves)
+        runtime = decoder.apply(manifest.runtime, path=RUNTIME)
+        self._fill(record, manifest, decoder)
+        return self._answer(record, manifest, runtime, {})
 
     def _newest_intact(
         self, chosen: Record | None, attempt: Callable[[Record], Restored]

@@ -102,6 +102,25 @@ def config_line(changes: Sequence[str]) -> str:
     return f"config changed since the last run: {'; '.join(shown)}"
 
 
+def settings_line(overridden: Sequence[str]) -> str:
+    """
+    >>> settings_line(["optimizer.lr: 0.1 -> 0.2"])
+    'not as in the checkpoint: optimizer.lr: 0.1 -> 0.2'
+    """
+    return f"not as in the checkpoint: {'; '.join(overridden)}"
+
+
+def kept_line(different: Sequence[str]) -> str:
+    """
+    >>> kept_line(["sgd.lr: 0.1 -> 0.2"]).partition(";")[0]
+    'as in the checkpoint, not as built now: sgd.lr: 0.1 -> 0.2'
+    """
+    return (
+        f"as in the checkpoint, not as built now: {'; '.join(different)}; "
+        "override= takes what is to be as built"
+    )
+
+
 def plural(number: int, noun: str) -> str:
     """
     >>> plural(1, "step"), plural(1200, "step")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from holdfast.core.selection import make_selection
 from holdfast.errors import ConfigChanged
 
 MAX_LINES = 20
@@ -32,19 +33,42 @@ class Constructed:
         tracked: Mapping[str, Any],
         saved: Mapping[str, Any],
         address: str,
+        *,
+        rename: Mapping[str, str] | None = None,
     ) -> list[str]:
         """Before a restore: note the settings of `tracked`. Raises ConfigChanged if some
-        differ from `saved` and are not to be overridden; returns those that are, in words.
+        differ from `saved`, whose names may have been changed since, and are not to be
+        overridden; returns those that are, in words.
         """
-        self._known = {name: dict(values) for name, values in saved.items()}
+        self._known.clear()
+        self._put.clear()
+        allowed, refused = self.compare(adapters, tracked, saved, rename=rename)
+        if refused:
+            raise _refusal(refused, address, self._override)
+        return allowed
+
+    def compare(
+        self,
+        adapters: Iterable[Any],
+        tracked: Mapping[str, Any],
+        saved: Mapping[str, Any],
+        *,
+        rename: Mapping[str, str] | None = None,
+    ) -> tuple[list[str], list[str]]:
+        """As `check`, for some more objects: what is overridden, and what else differs."""
         refused: list[str] = []
         allowed: list[str] = []
         for adapter in adapters:
-            read = getattr(adapter, "settings", None)
-            now = None if read is None else read(tracked)
-            if now is None:
-                continue  # in use before this run: not as they were built
-            before = self._known.get(adapter.name, {})
+            if not hasattr(adapter, "settings"):
+                continue
+            before = _renamed(saved.get(adapter.name, {}), rename or {})
+            now = adapter.settings(tracked)
+            if now is None:  # in use before this run: not as they were built
+                now = {
+                    name: value
+                    for name, value in before.items()
+                    if _object(name).partition("/")[0] in tracked
+                }
             changed = [
                 name for name in now if name in before and repr(now[name]) != repr(before[name])
             ]
@@ -53,15 +77,13 @@ class Constructed:
                 lines = allowed if self._overrides(name) else refused
                 lines.append(f"{name}: {before[name]!r} -> {now[name]!r}")
             objects = {_object(name) for name in told if self._overrides(name)}
-            self._put[adapter.name] = {
-                name: now[name]
+            self._put.setdefault(adapter.name, {}).update(
+                (name, now[name])
                 for name in changed
                 if (_object(name) in objects if adapter.is_derived(name) else self._overrides(name))
-            }
-            self._known[adapter.name] = now
-        if refused:
-            raise _refusal(refused, address, self._override)
-        return allowed
+            )
+            self._known.setdefault(adapter.name, {}).update(now)
+        return allowed, refused
 
     def put(self, adapters: Iterable[Any], tracked: Mapping[str, Any]) -> None:
         """After a restore: set what is to be overridden."""
@@ -82,6 +104,14 @@ class Constructed:
 
 def _object(name: str) -> str:
     return name.partition(".")[0].partition("[")[0]
+
+
+def _renamed(saved: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    selection = make_selection((), (), rename)
+    objects = {name: _object(name) for name in saved}
+    return {
+        selection.live_path(path) + name[len(path) :]: saved[name] for name, path in objects.items()
+    }
 
 
 def _refusal(lines: list[str], address: str, override: Collection[str]) -> ConfigChanged:

@@ -35,6 +35,7 @@ class Restores:
         self.names: Collection[str] = ()
         """In that checkpoint."""
         self._loaders: Collection[str] = ()
+        self._settings_saved: Mapping[str, Any] = {}
 
     def remember(self, found: Any) -> None:
         """`found` is the checkpoint to go on from. Raises LoopError if no Run saved it."""
@@ -56,8 +57,14 @@ class Restores:
     def check_settings(self, saved: Mapping[str, Any]) -> list[str]:
         """Raises ConfigChanged if tracked objects were built with other settings than `saved`;
         returns those that `override` allows."""
-        objects = self._tracked.objects
-        return self._constructed.check(loaded_adapters(), objects, saved, self._manager.address)
+        self._settings_saved = saved
+        return self._constructed.check(
+            loaded_adapters(),
+            self._tracked.objects,
+            saved,
+            self._manager.address,
+            rename=self._rename(),
+        )
 
     def everything(self, ref: str | None, *, rng: bool = True) -> Any:
         """Restore all that is tracked, with the random states if `rng`."""
@@ -85,22 +92,32 @@ class Restores:
     def _rename(self) -> dict[str, str]:
         return self._tracked.renames_in(self.names, self._loaders)
 
-    def late(self, names: Collection[str]) -> None:
-        """Give objects that were tracked after the start what the checkpoint holds of them."""
+    def late(self, names: Collection[str]) -> tuple[list[str], list[str]]:
+        """Give objects that were tracked after the start what the checkpoint holds of them.
+
+        Returns, in words, what they were built with otherwise than those that were saved:
+        what is overridden, and what is as saved again. That is not refused: what is built in
+        the middle of a run may depend on how it goes.
+        """
+        late = {name: self._tracked.objects[name] for name in names}
+        different = self._constructed.compare(
+            loaded_adapters(), late, self._settings_saved, rename=self._rename()
+        )
         if self.resumed is None:
-            return
+            return different
         targets = self._tracked.targets(self.names, self._loaders)
         targets = {name: value for name, value in targets.items() if name in names}
-        if not targets:
-            return
-        self._manager.restore(
-            targets,
-            self.resumed.id,
-            strict=self._settings.strict,
-            only=tuple(targets),
-            rename=self._rename(),
-            allow_pickle=self._settings.allow_pickle,
-            rng=False,
-        )
-        self._tracked.adopt(targets)
-        self._attributes.put(loaded_adapters(), targets)
+        if targets:
+            self._manager.restore(
+                targets,
+                self.resumed.id,
+                strict=self._settings.strict,
+                only=tuple(targets),
+                rename=self._rename(),
+                allow_pickle=self._settings.allow_pickle,
+                rng=False,
+            )
+            self._tracked.adopt(targets)
+            self._constructed.put(loaded_adapters(), targets)
+            self._attributes.put(loaded_adapters(), targets)
+        return different

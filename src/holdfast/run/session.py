@@ -32,8 +32,10 @@ from holdfast.run.console import (
     Console,
     config_line,
     differences_line,
+    kept_line,
     plural,
     redrawn_line,
+    settings_line,
     started_line,
 )
 from holdfast.run.constructed import Constructed
@@ -117,33 +119,23 @@ class Session:
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
         self.barriers.watch(loaded_adapters(), self.tracked.objects)
         self.attributes.note(loaded_adapters(), self.tracked.objects)
-        found = manager.read_loop()
-        if found is None:
+        said: list[str] = []
+
+        def restore(found: Any) -> Any:
+            said[:] = self._accept(found)
+            with self._restoring():
+                return self.restores.everything(found.info.id)
+
+        restored = manager.go_on(restore)
+        if restored is None:
             self.restores.check_settings({})
             self.console.say(started_line(self._address, None))
             self.triggers.start(None, self._clock())
             return None
-        manager.config, changes = environment.checked_config(
-            found.config,
-            self.settings.config,
-            allow_change=self.settings.allow_config_change,
-            address=self._address,
-        )
-        if changes:
-            self.console.say(config_line(changes))
-        self.restores.remember(found)
-        if self.tracked.fresh(self.restores.names) and self.settings.strict:
-            # The restore would only call the new name missing; this knows the old one.
-            self.restores.check_claimed()
-        changed = self.restores.check_settings(found.loop.get("settings", {}))
-        with self._restoring():
-            restored = self.restores.everything(None)
-        if restored.info.id != found.info.id:
-            self.restores.remember(restored)
         self.saves.resumed(self.engine.ticks, restored.info)
         self._announce(restored)
-        if changed:
-            self.console.say(f"not as in the checkpoint: {'; '.join(changed)}")
+        for line in said:
+            self.console.say(line)
         if edited := self.attributes.edited():
             self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
@@ -151,6 +143,23 @@ class Session:
         self._lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
         return Replay(at.from_tree(restored.loop))
+
+    def _accept(self, found: Any) -> list[str]:
+        """Before the restore of a checkpoint. Raises what speaks against it, and returns
+        what is to be said of it."""
+        self.manager.config, changes = environment.checked_config(
+            found.config,
+            self.settings.config,
+            allow_change=self.settings.allow_config_change,
+            address=self._address,
+        )
+        self.restores.remember(found)
+        if self.tracked.fresh(self.restores.names) and self.settings.strict:
+            # The restore would only call the new name missing; this knows the old one.
+            self.restores.check_claimed()
+        overridden = self.restores.check_settings(found.loop.get("settings", {}))
+        said = [config_line(changes)] if changes else []
+        return [*said, settings_line(overridden)] if overridden else said
 
     def _restoring(self) -> contextlib.AbstractContextManager[None]:
         return self.console.working(f"{self._address}: restoring", f"{self._address}: restored")
@@ -173,7 +182,11 @@ class Session:
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
         self.barriers.watch(loaded_adapters(), self.tracked.objects)
         self.attributes.note(loaded_adapters(), late)
-        self.restores.late(names)
+        overridden, kept = self.restores.late(names)
+        if overridden:
+            self.console.say(settings_line(overridden))
+        if kept:
+            self.console.loud(kept_line(kept))
 
     def warn_untracked(self, scope: Mapping[str, Any]) -> None:
         """One line for optimizers and schedulers beside the tracked objects that are not

@@ -83,6 +83,18 @@ def overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return False
 
 
+def fills_its_memory(tensor: torch.Tensor) -> bool:
+    """Whether a strided tensor has no gaps, in whichever order its items are.
+
+    >>> image = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    >>> fills_its_memory(image), fills_its_memory(image[..., :2])
+    (True, False)
+    """
+    shape, strides = tensor.shape, tensor.stride()
+    reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    return reach + 1 == tensor.numel() and not overlaps_itself(shape, strides)
+
+
 def storage_of(tensor: torch.Tensor) -> int:
     """The address of the memory that `tensor` and its views share."""
     return tensor.untyped_storage().data_ptr()
@@ -165,8 +177,22 @@ class TensorSource:
         those through `.data` or a NumPy array do not."""
         self._open()
         version = None if self._tensor.is_inference() else self._tensor._version
-        sample = None if self._bytes is None else _sample(self._bytes)
-        return self._tensor.data_ptr(), version, sample
+        return self._tensor.data_ptr(), version, self._sample()
+
+    def _sample(self) -> bytes | None:
+        """None for what lies on a device."""
+        if not self._tensor.is_cpu:
+            return None
+        memory = self._bytes
+        if memory is None and fills_its_memory(self._tensor):
+            memory = _bytes_of(self._tensor)  # in another order, which is as good
+        if memory is not None:
+            return _sample(memory)
+        step = max(_SAMPLE_BYTES, self.nbytes // _SAMPLE_SPOTS)
+        out = np.zeros((-(-self.nbytes // step), _SAMPLE_BYTES), np.uint8)
+        for row, offset in zip(out, range(0, self.nbytes, step), strict=True):
+            self.copy_range(offset, row[: self.nbytes - offset].data)
+        return out.tobytes()
 
     def _check_memory(self) -> None:
         """Raises StateError if the tensor has lost its memory, or has another size."""
@@ -219,13 +245,6 @@ class TensorSource:
         return
 
 
-def _sample(data: np.ndarray) -> bytes:
-    """Some of the bytes, spread evenly."""
-    spots = max(1, min(_SAMPLE_SPOTS, data.size // _SAMPLE_BYTES))
-    rows = data[: data.size // spots * spots].reshape(spots, -1)
-    return rows[:, :_SAMPLE_BYTES].tobytes()
-
-
 class CudaSource(TensorSource):
     """Reads a tensor on a CUDA device in place; implements core.adapters.LeafSource.
 
@@ -268,6 +287,13 @@ class CudaSource(TensorSource):
             part.copy_(
                 gathered.view(torch.uint8)[skipped : skipped + part.numel()], non_blocking=True
             )
+
+
+def _sample(data: np.ndarray) -> bytes:
+    """Some of the bytes, spread evenly."""
+    spots = max(1, min(_SAMPLE_SPOTS, data.size // _SAMPLE_BYTES))
+    rows = data[: data.size // spots * spots].reshape(spots, -1)
+    return rows[:, :_SAMPLE_BYTES].tobytes()
 
 
 def source_of(tensor: torch.Tensor) -> TensorSource:
@@ -383,6 +409,11 @@ def _flat_bytes(tensor: torch.Tensor) -> np.ndarray | None:
     """The memory of a contiguous CPU tensor; None for others."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         return None
+    return _bytes_of(tensor)
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    """The memory of a CPU tensor that fills it."""
     first = int(tensor.storage_offset()) * tensor.dtype.itemsize
     end = first + tensor.numel() * tensor.dtype.itemsize
     return bytes_between(tensor.untyped_storage(), first, end).numpy()

@@ -40,6 +40,14 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not [t for t in threading.enumerate() if t.name == "holdfast-write"], "a thread is left"
 
 
+class Whole(MemoryStore):
+    """Takes packs whole, as object stores do."""
+
+    @property
+    def whole_bytes(self) -> int:
+        return 3 * BLOCK
+
+
 def manager(store: Store, **options: Any) -> holdfast.CheckpointManager:
     return holdfast.CheckpointManager(
         store.address, store=store, memory=MEMORY, **{"keep": None, **options}
@@ -82,9 +90,10 @@ def blocks_are_back(ckpts: holdfast.CheckpointManager) -> bool:
     pack=st.sampled_from([BLOCK // 2, 3 * BLOCK, 100 * BLOCK]),
     block=st.booleans(),
     changes=st.lists(st.sets(st.integers(0, 11)), max_size=3),
+    kind=st.sampled_from([MemoryStore, Whole]),
 )
 def test_any_sizes_come_back(
-    sizes: list[int], pack: int, block: bool, changes: list[set[int]]
+    sizes: list[int], pack: int, block: bool, changes: list[set[int]], kind: type[MemoryStore]
 ) -> None:
     names = [f"leaf{n}" for n in range(len(sizes))]
     rng = np.random.default_rng(len(sizes))
@@ -93,7 +102,7 @@ def test_any_sizes_come_back(
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packer, "PACK_BYTES", pack)
-        with manager(MemoryStore("sizes")) as ckpts:
+        with manager(kind("sizes")) as ckpts:
             for step, changed in enumerate([set(), *changes]):
                 for n in changed & set(range(len(sizes))):
                     values[names[n]] = rng.integers(0, 255, sizes[n], np.uint8)

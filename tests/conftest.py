@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
+from tests.support.servers.fixtures import azure as azure
+from tests.support.servers.fixtures import azure_server as azure_server
+from tests.support.servers.fixtures import careless_gcs as careless_gcs
+from tests.support.servers.fixtures import careless_gcs_server as careless_gcs_server
+from tests.support.servers.fixtures import careless_s3 as careless_s3
+from tests.support.servers.fixtures import careless_s3_server as careless_s3_server
+from tests.support.servers.fixtures import faulty as faulty
+from tests.support.servers.fixtures import gcp_emulator as gcp_emulator
+from tests.support.servers.fixtures import gcp_emulator_server as gcp_emulator_server
+from tests.support.servers.fixtures import gcs as gcs
+from tests.support.servers.fixtures import gcs_server as gcs_server
+from tests.support.servers.fixtures import opened as opened
+from tests.support.servers.fixtures import s3 as s3
+from tests.support.servers.fixtures import s3_server as s3_server
+
 # Deadlines and "too slow" measure the machine, not the code: tests share its cores.
 settings.register_profile(
     "holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

@@ -28,6 +28,7 @@ from holdfast.repo.copies import Source, look_at
 from holdfast.repo.log import Draft, Head
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
+from holdfast.repo.writer import Writer
 from holdfast.stores.open import open_store
 
 logger = logging.getLogger("holdfast")
@@ -47,16 +48,17 @@ def lists_nothing(local: Repo) -> bool:
 def bring_back(
     local: Repo, mirror: str, keep: KeepPolicy, *, take_over: bool = False
 ) -> frozenset[str]:
-    """Have `local`, which lists nothing, list the newest checkpoint of the mirror that is
-    intact, and those that are the best by `keep`, tagged or pinned. Their ids; none where the
-    mirror has no checkpoint, or is another run's.
+    """Have `local`, which lists nothing, be the run of the mirror, and list the newest
+    checkpoint of the mirror that is intact, and those that are the best by `keep`, tagged or
+    pinned. Their ids; none where the mirror has no checkpoint, or is another run's.
 
     Raises StoreUnavailable if the mirror cannot be asked: to start from nothing could mean to
     do again what is saved there. NoIntactCheckpoint; RunHeld; what stores raise.
     """
     with closing(Repo(open_store(mirror), clock=local.clock)) as other:
         try:
-            of = look_at(other)
+            info = other.info()
+            head, records = other.listed()
         except NoStore:
             return frozenset()
         except StoreError as error:
@@ -66,15 +68,20 @@ def bring_back(
                 hint="Start again when it can be reached. To begin at step 0 whatever is there, "
                 "leave mirror= out.",
             ) from error
-        if not of.records:
-            return frozenset()
         try:
+            if head is None or not records:
+                # A mirror that was made for a run of which nothing is left: this is that run.
+                above = head.entry.epoch if head else 0
+                Writer.open(
+                    local, take_over=take_over, copy_of=info, above=above, alive=seen_alive
+                ).close()
+                return frozenset()
             copies = Replicator.open(other, local, take_over=take_over, alive=seen_alive)
         except OtherRun as error:
             logger.error("%s is not brought back: %s", printable(local.address), error.message)
             return frozenset()
         with copies:
-            return _bring(copies, of, keep)
+            return _bring(copies, Source(head, records), keep)
 
 
 def _bring(copies: Replicator, of: Source, keep: KeepPolicy) -> frozenset[str]:

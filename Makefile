@@ -1,5 +1,6 @@
 # `make demo`, `make test` and `make test-full` need nothing but make and Python 3.11+.
-# Everything is installed by pip into .venv; a repeated call installs nothing.
+# Everything is installed by pip into .venv, for the slow tests also by the npm that comes with
+# it into build/node; a repeated call installs nothing.
 
 PYTHON ?= python3
 VENV := .venv

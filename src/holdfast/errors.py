@@ -178,6 +178,14 @@ class RunHeld(HoldfastError):
     exit_code = 11
 
 
+class OtherRun(HoldfastError):
+    """What is at the address is no copy of the run: nothing of the two is mixed."""
+
+
+class CopyStopped(HoldfastError):
+    """A copy was told to stop before it was complete. What it copied is used next time."""
+
+
 class Fenced(HoldfastError):
     """A newer process took the run over; this one can no longer commit."""
 

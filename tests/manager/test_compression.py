@@ -397,7 +397,7 @@ def test_a_restore_has_two_blocks_for_each_thread(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(reader, "new_block", block)
         monkeypatch.setattr(reader, "READ_BYTES", BLOCK)
         ckpts.restore(into={"w": np.zeros_like(state["w"])})
-    assert len(made) <= 2 * reader.THREADS
+    assert len(made) <= 2 * MemoryStore().parallel
     assert made.count(BLOCK) == len(made) / 2, "the other ones are as long as the header"
 
 

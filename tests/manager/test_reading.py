@@ -94,7 +94,7 @@ def test_the_staging_blocks_are_few_and_no_longer_than_a_chunk(
         made.clear()
         ckpts.restore(into={name: np.zeros_like(value) for name, value in state.items()})
     # The random states and the loop are read with it.
-    assert len(made) <= reader.THREADS
+    assert len(made) <= MemoryStore().parallel
     assert max(made) <= 8 * MiB + 2 * 4096
 
 
@@ -107,7 +107,7 @@ def test_the_first_error_ends_the_reading() -> None:
         with pytest.raises(StoreUnavailable):
             ckpts.restore(into={name: np.zeros_like(value) for name, value in state.items()})
     reads = [call for call in store.calls if call.operation == "read_into"]
-    assert len(reads) <= 2 * reader.THREADS
+    assert len(reads) <= 2 * MemoryStore().parallel
 
 
 def test_the_garbage_collector_does_not_see_leaves_and_chunks() -> None:
@@ -156,4 +156,4 @@ def test_a_restore_takes_no_more_memory_than_its_staging_blocks(tmp_path: Path) 
     the manifest; a second state would be eight times what is allowed."""
     grown(tmp_path, "save")
     assert grown(tmp_path, "load") > 200 * MiB, "the meter sees a second state"
-    assert grown(tmp_path, "restore") < reader.THREADS * 8 * MiB + 16 * MiB
+    assert grown(tmp_path, "restore") < MemoryStore().parallel * 8 * MiB + 16 * MiB

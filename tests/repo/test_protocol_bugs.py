@@ -45,7 +45,7 @@ def no_fencing(patch: pytest.MonkeyPatch) -> None:
 def no_check_that_reused_packs_are_live(patch: pytest.MonkeyPatch) -> None:
     import holdfast.repo.writer as module
 
-    patch.setattr(module, "_not_held", lambda *about: [])
+    patch.setattr(module, "not_held", lambda *about: [])
 
 
 def a_missing_segment_is_damage_at_once(patch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,9 @@ class PackStream:
         return self._pieces(self._at, nbytes)
 
     def keep(self, nbytes: int) -> int:
-        """The chunk is part of the pack; its offset. Raises what a write has raised."""
-        offset = self._at
+        """The chunk is part of the pack; its offset behind the header. Raises what a write
+        has raised."""
+        offset = self.nbytes
         self._at += nbytes
         first = self._head_nbytes // self._block_bytes  # it has the end of the header
         for number in sorted(self._blocks):

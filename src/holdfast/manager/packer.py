@@ -23,8 +23,9 @@ from holdfast.manager.encoding import MIN_ENCODED_BYTES, EncodingRoom
 from holdfast.manager.pack_stream import PackStream
 from holdfast.manager.progress import Work
 from holdfast.manager.snapshot import SMALL_BYTES, HeldLeaf, Snapshot
-from holdfast.manager.staging import Staging, WriteThreads
+from holdfast.manager.staging import WRITERS, Staging, WriteThreads
 from holdfast.manager.stored import Digests, Place, Stored
+from holdfast.manager.whole_pack import WholePack
 from holdfast.repo import keys
 from holdfast.repo.saves import Save
 from holdfast.repo.writer import Writer
@@ -78,12 +79,12 @@ class _Piece(msgspec.Struct, gc=False):
 
 @dataclass
 class _OpenPack:
-    stream: PackStream
+    stream: PackStream | WholePack
     entries: list[PackChunk] = field(default_factory=list[PackChunk])
     kept: list[tuple[_Piece, int, int, str]] = field(
         default_factory=list[tuple[_Piece, int, int, str]]
     )
-    """(chunk, offset, stored bytes, codec)."""
+    """(chunk, offset behind the header, stored bytes, codec)."""
 
 
 class Packer:
@@ -113,7 +114,10 @@ class Packer:
         self._cutting = cutting
         self._codec = codec
         self._encoding = EncodingRoom(staging)
-        self._threads = WriteThreads(low=low)
+        whole = min(writer.whole_bytes, staging.whole_bytes)
+        self._whole = whole > 0
+        self._pack_bytes = whole or PACK_BYTES
+        self._threads = WriteThreads(low=low, count=writer.parallel if whole else WRITERS)
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}
         self._open: _OpenPack | None = None
@@ -186,6 +190,8 @@ class Packer:
             yield
         yield from self._reuse(snapshot)
         self._finish_pack()
+        self._threads.wait()
+        self._threads.check()
 
     @property
     def write_s(self) -> float:
@@ -266,10 +272,14 @@ class Packer:
         pack.kept.append((piece, at, entry.nbytes, codec))
         self.packed_nbytes += piece.nbytes
 
-    def _stream(self, piece: _Piece) -> PackStream:
+    def _stream(self, piece: _Piece) -> PackStream | WholePack:
         """The open pack, with room for one more piece."""
-        if self._open is not None and self._open.stream.nbytes + piece.nbytes > PACK_BYTES:
+        if self._open is not None and self._open.stream.nbytes + piece.nbytes > self._pack_bytes:
             self._finish_pack()
+        if self._open is None and self._whole:
+            self._open = _OpenPack(
+                WholePack(self._writer, self._save, self._staging, self._threads)
+            )
         if self._open is None:
             # A pack that is needed for a half already is kept: nothing moves out of it.
             used = self._used()
@@ -282,7 +292,7 @@ class Packer:
                     self._staging,
                     self._threads,
                     head_nbytes=header_room(map(self._largest_entry, left), self._metadata),
-                    at_most_bytes=min(PACK_BYTES, sum(p.nbytes for p in left)),
+                    at_most_bytes=min(self._pack_bytes, sum(p.nbytes for p in left)),
                 )
             )
         return self._open.stream
@@ -301,9 +311,10 @@ class Packer:
         pack = self._open
         self._encoding.close()  # a long header needs a block
         if pack.entries:
-            number = self._number(pack.stream.finish(pack.entries, self._metadata))
+            made = pack.stream.finish(pack.entries, self._metadata)
+            number, start = self._number(made), made.head_nbytes
             for piece, at, nbytes, codec in pack.kept:
-                self._refer(piece, number, at, nbytes, codec)
+                self._refer(piece, number, start + at, nbytes, codec)
         pack.stream.close()
         self._open = None
 

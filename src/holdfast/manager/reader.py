@@ -3,7 +3,7 @@
 Each thread has one staging block, which it fills again and again: a batch of chunks is
 read into it, compared there with the digests, and only then given to where it goes. A
 compressed chunk is decoded into a second block first. So the memory of a restore beside the
-state itself is THREADS times a block, or two, and nothing live ever holds a byte that was
+state itself is `Store.parallel` times a block, or two, and nothing live ever holds a byte that was
 not verified. Reasons and numbers: docs/design/restore.md.
 """
 
@@ -30,7 +30,6 @@ from holdfast.repo import keys
 from holdfast.repo.repo import Repo
 from holdfast.stores.base import BLOCK_ALIGNMENT
 
-THREADS = 4
 # Neighbouring chunks are fetched in one read, so that 20,000 small tensors do not
 # cost 20,000 calls; a hole up to this size is cheaper to read than to skip.
 READ_BYTES = 8 * MiB
@@ -152,7 +151,7 @@ class ChunkReader:
             for batch in batches:
                 work(batch, memory)
 
-        share_out(batches, run, threads=THREADS, name="holdfast-read")
+        share_out(batches, run, threads=self._repo.store.parallel, name="holdfast-read")
 
     def _check_packages(self, encoded: Sequence[Wanted]) -> None:
         """Before any byte goes anywhere: it is no damage, and all of the restore or nothing."""

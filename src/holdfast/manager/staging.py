@@ -25,6 +25,8 @@ BLOCK_BYTES = 8 * MiB
 # thread: below that nothing overlaps.
 MIN_BLOCKS = 5
 WRITERS = 2
+# A chunk that is compressed or moved is in two, besides those of packs.
+_SPARE_BLOCKS = 3
 
 # A thread that nobody waits for yields to the training loop's threads (Linux: per thread).
 _NICE = 19
@@ -51,6 +53,12 @@ class Staging:
         self._free: list[memoryview] = []
         self._made = 0
         self._changed = threading.Condition()
+
+    @property
+    def whole_bytes(self) -> int:
+        """How large a pack may be that is collected in blocks before it is written: one on
+        its way can be beside one that is filled, and chunks can be compressed."""
+        return max(1, (self._limit - _SPARE_BLOCKS) // 2) * self.block_bytes
 
     @property
     def nbytes(self) -> int:

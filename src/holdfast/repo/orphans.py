@@ -60,7 +60,7 @@ def refuse_if_held(repo: Repo, head: Head | None, *, take_over: bool, alive: Ali
     holder = head.entry.holder if head else None
     if head is None or holder is None or take_over:
         return
-    if not is_held(head.entry, current(), lambda other: alive(other) is not False):
+    if not is_held(head.entry, repo.address, current(), lambda other: alive(other) is not False):
         return
     doubt = ", and whether it still runs cannot be known from here" if alive(holder) is None else ""
     raise RunHeld(

@@ -16,7 +16,7 @@ from holdfast.errors import CorruptionError, DamagedObject, ObjectNotFound, Stor
 from holdfast.repo import keys
 from holdfast.repo.check import check_manifest
 from holdfast.repo.log import Head, logger
-from holdfast.repo.record import record_of
+from holdfast.repo.record import localized, record_of
 
 if TYPE_CHECKING:
     from holdfast.repo.repo import Repo
@@ -105,6 +105,9 @@ def _whole_manifests(repo: Repo) -> dict[str, Manifest]:
             if found != id:
                 raise DamagedObject(info.key, "it is not the manifest that its name says")
             check_manifest(manifest, info.key)
+            # A copy of a forked run holds the packs that its manifests borrow.
+            own = {p.name for p in manifest.packs if packs.get(keys.pack_key(p.name)) == p.nbytes}
+            manifest = localized(manifest, own)
             for pack in manifest.packs:
                 size = repo.pack_size(pack) if pack.run else packs.get(keys.pack_key(pack.name))
                 if size != pack.nbytes:

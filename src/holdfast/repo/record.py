@@ -1,6 +1,10 @@
-"""From a manifest to the record that the log keeps of it."""
+"""From a manifest to the record that the log keeps of it, and what records say together."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
 
 from holdfast.core.records import Manifest, Record
 from holdfast.repo.check import leaf_nbytes
@@ -33,3 +37,44 @@ def record_of(
         note=note,
         pickled=manifest.pickled,
     )
+
+
+def not_held(
+    record: Record,
+    records: Sequence[Record],
+    own: Collection[str],
+    borrowing: Collection[str] = (),
+) -> list[str]:
+    """The packs, and the parents' runs, that `record` needs and nothing holds: neither a
+    checkpoint of `records` nor this save, which wrote `own` and borrows from `borrowing`."""
+    packs = set(record.packs).difference(own)
+    runs = set(record.borrowed).difference(borrowing)
+    for other in reversed(records):  # mostly the newest one holds them all
+        if not packs and not runs:
+            break
+        packs.difference_update(other.packs)
+        runs.difference_update(other.borrowed)
+    return [*packs, *runs]
+
+
+def untag(records: Iterable[Record], tags: Collection[str]) -> list[Record]:
+    """A tag names one checkpoint: the newest that was given it."""
+    taken = set(tags)
+    return [
+        r
+        if not r.tags or taken.isdisjoint(r.tags)
+        else msgspec.structs.replace(r, tags=tuple(tag for tag in r.tags if tag not in taken))
+        for r in records
+    ]
+
+
+def localized(manifest: Manifest, own: Collection[str]) -> Manifest:
+    """`manifest` with the packs named in `own` taken as this run's, whatever it says: a copy
+    of a forked run holds the packs that the fork borrows, under an unchanged manifest."""
+    if not any(pack.run and pack.name in own for pack in manifest.packs):
+        return manifest
+    packs = [
+        msgspec.structs.replace(pack, run="") if pack.name in own else pack
+        for pack in manifest.packs
+    ]
+    return msgspec.structs.replace(manifest, packs=tuple(packs))

@@ -34,6 +34,7 @@ from holdfast.repo import keys
 from holdfast.repo.check import check_manifest
 from holdfast.repo.layout import difference
 from holdfast.repo.log import REBUILT, Draft, Head, Log, logger
+from holdfast.repo.record import localized
 from holdfast.stores.addresses import join_address
 from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
@@ -64,6 +65,16 @@ class Removal:
             *(keys.pack_key(name) for name in self.packs),
             *(keys.segment_key(name) for name in self.segments),
         ]
+
+
+def manifest_of(id: str, data: bytes) -> Manifest:
+    """The manifest with this id that `data` holds, checked. Raises DamagedObject."""
+    key = keys.manifest_key(id)
+    found, manifest = unseal(data, Manifest, key)
+    if found != id:
+        raise DamagedObject(key, "it is not the manifest that the log names")
+    check_manifest(manifest, key)
+    return manifest
 
 
 class Repo:
@@ -194,15 +205,16 @@ class Repo:
 
         Raises DamagedObject; CheckpointRemoved if a prune took it meanwhile.
         """
+        return self.sealed_manifest(record)[1]
+
+    def sealed_manifest(self, record: Record) -> tuple[bytes, Manifest]:
+        """As `manifest`, and its bytes as they are stored."""
         key = keys.manifest_key(record.id)
         try:
-            id, manifest = unseal(self.store.get(key, max_bytes=MANIFEST_MAX_BYTES), Manifest, key)
+            data = self.store.get(key, max_bytes=MANIFEST_MAX_BYTES)
         except ObjectNotFound as error:
             self.explain_absence(record, key, error)
-        if id != record.id:
-            raise DamagedObject(key, "it is not the manifest that the log names")
-        check_manifest(manifest, key)
-        return manifest
+        return data, localized(manifest_of(record.id, data), record.packs)
 
     def explain_absence(self, record: Record, key: str, cause: Exception) -> NoReturn:
         """Raise CheckpointRemoved or DamagedObject for an object that is not there."""

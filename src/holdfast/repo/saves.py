@@ -19,10 +19,16 @@ class Save:
     named: int = 0
     """Packs that were given a name."""
     written: dict[str, Pack] = field(default_factory=dict[str, Pack])
+    copied: set[str] = field(default_factory=set[str])
+    """Names of packs that it copies from another run, where they were named."""
     manifest: str = ""
     """Id of its manifest, once that is written."""
     entry: int | None = None
     """Number of the log entry that was sent for it; its fate may be unknown."""
+
+    def holds(self, name: str) -> bool:
+        """Whether the pack or segment of this name is, or may be, written for it."""
+        return self.nonce in name or name in self.copied
 
 
 @dataclass(frozen=True)

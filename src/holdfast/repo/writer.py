@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-import msgspec
-
 from holdfast.core.digest import digest
 from holdfast.core.process import current, is_alive
 from holdfast.core.records import Entry, Holder, Manifest, Pack, Record, RunInfo
@@ -26,17 +24,19 @@ from holdfast.errors import (
     Fenced,
     HoldfastError,
     NoStore,
+    OtherRun,
     RunClosed,
     RunHeld,
     StoreUnavailable,
 )
 from holdfast.repo import keys
 from holdfast.repo.lending import release
-from holdfast.repo.log import Draft, Head, logger, packs_of
+from holdfast.repo.log import Draft, Head, Transaction, logger, packs_of
 from holdfast.repo.rebuild import rebuild
-from holdfast.repo.record import record_of
+from holdfast.repo.record import not_held, record_of, untag
 from holdfast.repo.repo import Repo
 from holdfast.repo.saves import NewPack, Save
+from holdfast.stores.addresses import real_address
 
 Retire = Callable[[tuple[Record, ...]], Collection[str]]
 """Ids to retire, given the list with the new checkpoint last."""
@@ -59,27 +59,35 @@ class Writer:
         *,
         take_over: bool = False,
         parent: str = "",
+        copy_of: RunInfo | None = None,
+        above: int = 0,
         holder: Holder | None = None,
         alive: Callable[[Holder], bool | None] = is_alive,
     ) -> Writer:
         """Become the run's writer, creating the run where there is none.
 
-        A damaged log is rebuilt first, loudly. Raises RunHeld if a live process on
-        this machine holds the run and `take_over` is false; StoreUnfit, StoreReadOnly.
+        A damaged log is rebuilt first, loudly. A run made here is forked from `parent`, or
+        a copy of the run `copy_of`; the epoch will be higher than `above`. Raises RunHeld if
+        a live process on this machine holds the run and `take_over` is false; OtherRun if it
+        is there and no copy of `copy_of`; StoreUnfit, StoreReadOnly.
         """
         me = holder or current()
         repo.store.prepare_writing()
         with repo.lock:
-            run = _ensure_info(repo, parent)
+            run = _ensure_info(repo, parent, copy_of)
             rebuilt = rebuild(repo)
             base_number = rebuilt.base.number if rebuilt.base else 0
 
             def transaction(head: Head, live: tuple[Record, ...]) -> Draft:
                 other = head.entry.holder
-                if other is not None and not take_over and is_held(head.entry, me, alive):
+                if (
+                    other is not None
+                    and not take_over
+                    and is_held(head.entry, repo.address, me, alive)
+                ):
                     raise _held(repo.address, other, me)
                 changes: dict[str, Any] = {
-                    "epoch": max(head.entry.epoch, rebuilt.epoch_floor) + 1,
+                    "epoch": max(head.entry.epoch, rebuilt.epoch_floor, above) + 1,
                     "holder": me,
                 }
                 if rebuilt.records is None or head.number != base_number:
@@ -96,7 +104,7 @@ class Writer:
 
             head, _ = repo.log.commit(transaction, base=rebuilt.base, run=run)
             writer = cls(repo, head.entry.epoch, head)
-            _open_here[run, writer.epoch] = writer
+            _open_here[run, writer.epoch, real_address(repo.address)] = writer
         return writer
 
     # -- saving ----------------------------------------------------------------
@@ -121,7 +129,7 @@ class Writer:
         with self._repo.lock:
             self._check_open()
             if any(save.entry is not None for save in self._in_flight.values()):
-                self._refresh()  # an earlier save of unknown fate may have landed
+                self.refresh()  # an earlier save of unknown fate may have landed
             save = Save(keys.new_nonce(), self._head.entry.ordinal + 1)
             self._in_flight[save.nonce] = save
             return save
@@ -132,9 +140,17 @@ class Writer:
         Raises StoreUnavailable, StoreFull.
         """
         nbytes = len(head) + sum(memoryview(chunk).nbytes for chunk in chunks)
-        pack = self._pack(save, self._name_pack(save), nbytes, head)
-        self._put_own(keys.pack_key(pack.name), [head, *chunks], nbytes)
+        pack = self.name_pack(save, head, nbytes)
+        self.put_named(pack, [head, *chunks])
         return pack
+
+    def name_pack(self, save: Save, head: bytes, nbytes: int) -> Pack:
+        """A pack of `nbytes`, its header among them, that will be put."""
+        return self._pack(save, self._name_pack(save), nbytes, head)
+
+    def put_named(self, pack: Pack, parts: Sequence[Buffer]) -> None:
+        """As `put_pack`, for one that was named. From any thread."""
+        self._put_own(keys.pack_key(pack.name), parts, pack.nbytes)
 
     def create_pack(self, save: Save, *, at_most_bytes: int) -> NewPack:
         """Begin a pack, under a new name, whose bytes come in blocks."""
@@ -163,6 +179,16 @@ class Writer:
             head_digest=digest(head),
         )
         return pack
+
+    @property
+    def whole_bytes(self) -> int:
+        """See `stores.base.Store`."""
+        return self._repo.store.whole_bytes
+
+    @property
+    def parallel(self) -> int:
+        """See `stores.base.Store`."""
+        return self._repo.store.parallel
 
     def read_pack(self, pack: Pack, offset: int, into: memoryview) -> None:
         """As `Repo.read_pack`: what a checkpoint has stored already."""
@@ -221,12 +247,12 @@ class Writer:
 
         def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
             self._check_epoch(head)
-            if lost := _not_held(record, records, own, borrowing):
+            if lost := not_held(record, records, own, borrowing):
                 raise BaseLost(lost)
             # Its id is as random as its nonce: it is on a list only if it was sent before.
             if save.entry is not None and any(r.id == id for r in records):
                 return Draft(records, "save")  # an unknown commit of it has landed
-            kept = (*(_untag(records, tags) if tags else records), record)
+            kept = (*(untag(records, tags) if tags else records), record)
             retired = set(retire(kept)) - {id}
             if retired:
                 kept = tuple([r for r in kept if r.id not in retired or r.pins])
@@ -253,18 +279,24 @@ class Writer:
 
     def amend(self, action: str, change: Callable[[tuple[Record, ...]], Iterable[Record]]) -> Head:
         """Change the list (tags, pins, prune) as the writer; delete what it dropped."""
+        return self.transact(lambda head, records: Draft(tuple(change(records)), action))
+
+    def transact(self, change: Transaction, save: Save | None = None) -> Head:
+        """Commit what `change` makes of the newest entry and list, as the writer; delete what
+        it dropped. `save` holds what was written for it.
+
+        Raises Fenced; what `change` raises; CommitUnknown; StoreUnavailable.
+        """
 
         def transaction(head: Head, records: tuple[Record, ...]) -> Draft:
             self._check_epoch(head)
-            return Draft(tuple(change(records)), action)
+            return change(head, records)
 
         with self._repo.lock:
             self._check_open()
-            return self._commit(transaction, None)
+            return self._commit(transaction, save)
 
-    def _commit(
-        self, transaction: Callable[[Head, tuple[Record, ...]], Draft], save: Save | None
-    ) -> Head:
+    def _commit(self, transaction: Transaction, save: Save | None) -> Head:
         # What is no save may write segments, too, and they must outlast a doubt about its
         # entry just the same: it can still land.
         work = save or Save(keys.new_nonce(), self._head.entry.ordinal)
@@ -288,7 +320,7 @@ class Writer:
                 on_send=on_send,
             )
         except CommitUnknown:
-            self._refresh()  # overtaken: Fenced says more, and is as cautious
+            self.refresh()  # overtaken: Fenced says more, and is as cautious
             raise
         except BaseException:
             if save is None and work.entry is None:
@@ -308,12 +340,14 @@ class Writer:
             if save.entry is not None and save.entry <= number:
                 del self._in_flight[nonce]
 
-    def _refresh(self) -> None:
-        head = self._repo.head()
-        if head is None:
-            raise NoStore(f"the run in {self._repo.address} has vanished")
-        self._check_epoch(head)
-        self._head = head
+    def refresh(self) -> None:
+        """Read the newest entry, which guests may have added. Raises Fenced."""
+        with self._repo.lock:
+            head = self._repo.head()
+            if head is None:
+                raise NoStore(f"the run in {self._repo.address} has vanished")
+            self._check_epoch(head)
+            self._head = head
 
     # -- collecting ------------------------------------------------------------
 
@@ -357,7 +391,7 @@ class Writer:
         if owned is None:
             return False  # not one of our names: not ours to delete
         name, epoch = owned
-        return epoch <= self.epoch and not any(nonce in name for nonce in self._in_flight)
+        return epoch <= self.epoch and not any(s.holds(name) for s in self._in_flight.values())
 
     # -- closing ---------------------------------------------------------------
 
@@ -396,36 +430,49 @@ class Writer:
         )
 
 
-_open_here: WeakValueDictionary[tuple[str, int], Writer] = WeakValueDictionary()
-"""Writers of this process: (run id, epoch) -> writer."""
+_open_here: WeakValueDictionary[tuple[str, int, str], Writer] = WeakValueDictionary()
+"""Writers of this process: (run id, epoch, where) -> writer. A run and its copies share the id."""
 
 
-def is_held(entry: Entry, me: Holder, alive: Callable[[Holder], bool | None]) -> bool:
+def is_held(entry: Entry, address: str, me: Holder, alive: Callable[[Holder], bool | None]) -> bool:
     """Whether a live process other than `me` writes the run, or a writer of `me` that is open."""
     if entry.holder is None:
         return False
     if entry.holder != me:
         return bool(alive(entry.holder))
     # Ours, unless an opening of ours failed after its entry had landed.
-    writer = _open_here.get((entry.run, entry.epoch))
+    writer = _open_here.get((entry.run, entry.epoch, real_address(address)))
     return writer is not None and not writer.closed
 
 
-def _ensure_info(repo: Repo, parent: str) -> str:
+def _ensure_info(repo: Repo, parent: str, copy_of: RunInfo | None) -> str:
     """The run's id. Makes `holdfast.json` where it is missing, and never replaces one: what
     is not readable may be of a later format."""
-    run = secrets.token_hex(8)
+    run = copy_of.run if copy_of else secrets.token_hex(8)
+    created_s = (copy_of.created_s if copy_of else 0.0) or repo.clock()
     try:
         info = repo.info()
+        check_run(info.run, copy_of, repo.address)
         if info.created_s:
             return info.run
         run = info.run  # as the log has it
     except (NoStore, CorruptionError):
         pass  # a new run, or one of which only checkpoints are left
-    _, data = seal(RunInfo(run=run, created_s=repo.clock(), parent=parent))
+    _, data = seal(RunInfo(run=run, created_s=created_s, parent=parent))
     repo.store.put_new(keys.RUN_INFO, [data])
     repo.store.settle(keys.RUN_INFO)
-    return repo.info().run
+    run = repo.info().run
+    check_run(run, copy_of, repo.address)  # another process may have been first
+    return run
+
+
+def check_run(run: str, copy_of: RunInfo | None, address: str) -> None:
+    """Raise OtherRun unless the run with this id is a copy of `copy_of`, if one is wanted."""
+    if copy_of is not None and run != copy_of.run:
+        raise OtherRun(
+            f"{address} holds another run ({run}, not {copy_of.run})",
+            hint="A copy goes to an address of its own: name one where there is no run yet.",
+        )
 
 
 def _held(address: str, other: Holder, me: Holder) -> RunHeld:
@@ -438,29 +485,3 @@ def _held(address: str, other: Holder, me: Holder) -> RunHeld:
         f"{address} is held by process {other.pid} on {other.host}",
         hint=f"Wait for it, stop it (kill {other.pid}), or pass take_over=True.",
     )
-
-
-def _not_held(
-    record: Record, records: tuple[Record, ...], own: set[str], borrowing: frozenset[str]
-) -> list[str]:
-    """The packs, and the parents' runs, that `record` needs and nothing holds: neither a
-    checkpoint of `records` nor this save, which wrote `own` and borrows from `borrowing`."""
-    packs = set(record.packs) - own
-    runs = set(record.borrowed) - borrowing
-    for other in reversed(records):  # mostly the newest one holds them all
-        if not packs and not runs:
-            break
-        packs.difference_update(other.packs)
-        runs.difference_update(other.borrowed)
-    return [*packs, *runs]
-
-
-def _untag(records: Iterable[Record], tags: tuple[str, ...]) -> list[Record]:
-    """A tag names one checkpoint: the newest that was given it."""
-    taken = set(tags)
-    return [
-        r
-        if not r.tags or taken.isdisjoint(r.tags)
-        else msgspec.structs.replace(r, tags=tuple(tag for tag in r.tags if tag not in taken))
-        for r in records
-    ]

@@ -30,3 +30,12 @@ def join_address(base: str, written: str) -> str:
     if "://" in written or os.path.isabs(written):
         return written
     return os.path.normpath(os.path.join(os.path.realpath(base), written))
+
+
+def real_address(address: str) -> str:
+    """`address`, the same for every way to write a folder's.
+
+    >>> real_address("/runs/../runs/a"), real_address("s3://b/a")
+    ('/runs/a', 's3://b/a')
+    """
+    return address if "://" in address else os.path.realpath(os.path.expanduser(address))

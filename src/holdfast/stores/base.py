@@ -93,6 +93,17 @@ class Store(Protocol):
         """How people name this store, without secrets: `/data/runs`, `s3://b/p`."""
         ...
 
+    @property
+    def whole_bytes(self) -> int:
+        """Objects of at most so many bytes are best given to `put_new` whole, several at
+        once, and no larger ones made. 0: large ones are fine, and come in blocks."""
+        ...
+
+    @property
+    def parallel(self) -> int:
+        """How many threads that read large ranges, or put whole objects, are fastest."""
+        ...
+
     def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
         """Write the concatenation of `parts` at `key` unless `key` exists.
 

@@ -178,6 +178,14 @@ class FaultyStore:
 
     # -- the store -------------------------------------------------------------------
 
+    @property
+    def whole_bytes(self) -> int:
+        return self._inner.whole_bytes
+
+    @property
+    def parallel(self) -> int:
+        return self._inner.parallel
+
     def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
         def put() -> bool:
             created = self._inner.put_new(key, parts)

@@ -77,6 +77,14 @@ class LocalStore:
 
     # -- writing -------------------------------------------------------------------
 
+    @property
+    def whole_bytes(self) -> int:
+        return 0
+
+    @property
+    def parallel(self) -> int:
+        return 4
+
     def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
         *folders, name = _split(key)
         with (

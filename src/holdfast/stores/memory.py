@@ -43,6 +43,14 @@ class MemoryStore:
     def address(self) -> str:
         return f"memory://{self._name}"
 
+    @property
+    def whole_bytes(self) -> int:
+        return 0
+
+    @property
+    def parallel(self) -> int:
+        return 4
+
     def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
         full = self._full(key)
         data = b"".join(parts)

@@ -10,15 +10,20 @@ from holdfast.errors import BadAddress
 from holdfast.stores.base import BadKey, Store
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
+from holdfast.stores.object import ObjectStore
+from holdfast.stores.object_address import SCHEMES
 
 # Two letters at least: `C:` is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
-_SUPPORTED = "Use a folder (runs/mnist), file:///data/runs/mnist or memory://name."
-_PLANNED = frozenset({"s3", "gs", "az"})
+_SUPPORTED = (
+    "Use a folder (runs/mnist), file:///data/runs/mnist, s3://bucket/prefix, gs://…, az://… or "
+    "memory://name."
+)
 
 
 def open_store(address: str | os.PathLike[str]) -> Store:
-    """The store at `address`: a path, a `file://` URL or `memory://name`.
+    """The store at `address`: a path, a `file://` URL, `s3://bucket/prefix`, `gs://…`, `az://…`
+    or `memory://name`.
 
     Touches nothing: whether it exists and can be written shows at the first call.
     Raises BadAddress.
@@ -42,10 +47,8 @@ def open_store(address: str | os.PathLike[str]) -> Store:
                 f"bad name in {address!r}: {error.message}",
                 hint="A name is letters, digits, '.', '_', '-', in parts joined by '/'.",
             ) from None
-    if scheme in _PLANNED:
-        raise BadAddress(
-            f"cannot open {address!r}: {scheme}:// is not in this version", hint=_SUPPORTED
-        )
+    if scheme in SCHEMES:
+        return ObjectStore(address)
     raise BadAddress(f"cannot open {address!r}: unknown scheme {scheme}://", hint=_SUPPORTED)
 
 

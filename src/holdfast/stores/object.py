@@ -1,0 +1,409 @@
+"""A bucket as a store: S3, Google Cloud Storage, Azure Blob Storage, and what speaks like
+them, through obstore.
+
+An object is put whole, in one request that succeeds only where there is nothing: nobody
+ever sees a half, nothing half is left behind, and the same request makes log entries safe.
+Why so, and what was measured: docs/design/object-stores.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from holdfast.core.copying import copy_bytes
+from holdfast.core.types import Buffer, MiB
+from holdfast.errors import (
+    DamagedObject,
+    HoldfastError,
+    ObjectNotFound,
+    StoreUnavailable,
+    StoreUnfit,
+)
+from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
+from holdfast.stores.object_address import parse_object_address
+from holdfast.stores.object_clients import Clients, connect
+from holdfast.stores.object_errors import Meaning, meaning_of, refusal, words_of
+from holdfast.stores.retrying import Passing, Retry
+
+# One request moves 0.1 GB/s or so, whatever the machine: many together are fast. Packs are as
+# large as two or three parts of a multipart upload, and each costs one request.
+WHOLE_BYTES = 32 * MiB
+PARALLEL = 8
+# From so many bytes on a request may take long.
+_LARGE_BYTES = 1 * MiB
+# No object is larger anywhere (S3: 50 TB), and clients count in 64 bits.
+_LARGEST_BYTES = 1 << 62
+# Objects that come in blocks lie in memory up to this size, and then in a temporary file.
+_IN_MEMORY_BYTES = 64 * MiB
+# How often what was appended is sent, all of it each time: it is read by people.
+_APPENDS_S = 300.0
+
+_T = TypeVar("_T")
+
+
+class ObjectStore:
+    """Objects below a prefix of a bucket. From any thread, and in no forked child of a
+    process that used one.
+
+    Requests that failed are repeated as `retry` says; then StoreUnavailable is raised.
+    """
+
+    def __init__(
+        self, address: str, *, retry: Retry | None = None, clients: Clients | None = None
+    ) -> None:
+        """Asks no server. Raises BadAddress. `clients`: for tests."""
+        self._parsed = parse_object_address(address)
+        self._retry = retry or Retry()
+        self._clients = clients
+        self._lock = threading.Lock()
+        self._md5 = True
+        """Entity tags are MD5 digests, for all we know."""
+        self._appended: dict[str, _Appended] = {}
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        return self._parsed.text
+
+    @property
+    def whole_bytes(self) -> int:
+        return WHOLE_BYTES
+
+    @property
+    def parallel(self) -> int:
+        return PARALLEL
+
+    # -- writing -----------------------------------------------------------------------
+
+    def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
+        check_key(key)
+        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        nbytes = sum(view.nbytes for view in views)
+
+        def put() -> bool:
+            reply = self._put(key, views, nbytes, "create")
+            if reply is None:
+                return False
+            self._verify(key, views, nbytes, reply)
+            return True
+
+        return self._ask(put, f"write {key!r}")
+
+    def _put(
+        self, key: str, views: Sequence[memoryview], nbytes: int, mode: str
+    ) -> dict[str, Any] | None:
+        """The server's reply; None if something is there."""
+        clients = self._connect()
+        client = clients.large if nbytes >= _LARGE_BYTES else clients.small
+        data = views if nbytes else b""
+        try:
+            return dict(clients.api.put(client, key, data, mode=mode, use_multipart=False))
+        except clients.errors as error:
+            if mode == "create" and meaning_of(error) is Meaning.EXISTS:
+                return None
+            raise self._translated(error, f"write {key!r}", writing=True) from None
+
+    def _verify(
+        self, key: str, views: Sequence[memoryview], nbytes: int, reply: dict[str, Any]
+    ) -> None:
+        """Compare what the server says that it stored with what was sent."""
+        tag = str(reply.get("e_tag") or "").strip('"').lower()
+        if self._md5 and len(tag) == 32 and set(tag) <= set("0123456789abcdef"):
+            digest = hashlib.md5(usedforsecurity=False)
+            for view in views:
+                digest.update(view)
+            if digest.hexdigest() == tag:
+                return
+            # Or it is no MD5: of what is encrypted with a key of the user's, for one.
+            if self._holds(key, views, nbytes):
+                self._md5 = False
+                return
+            raise StoreUnavailable(
+                f"{key!r} in {self.address} is not what was sent: the server reports {tag}",
+                hint="It was not used, and is left to gc. The next save writes it anew.",
+            )
+        found = self.size(key)
+        if found != nbytes:
+            raise StoreUnavailable(
+                f"{key!r} in {self.address} has {found:,} bytes, and {nbytes:,} were sent",
+                hint="It was not used, and is left to gc. The next save writes it anew.",
+            )
+
+    def _holds(self, key: str, views: Sequence[memoryview], nbytes: int) -> bool:
+        if self.size(key) != nbytes:
+            return False
+        at = 0
+        for view in views:
+            found = memoryview(bytearray(view.nbytes))
+            self.read_into(key, at, found)
+            if found != view:
+                return False
+            at += view.nbytes
+        return True
+
+    def create(self, key: str, *, at_most_bytes: int) -> NewObject:
+        return _Blocks(self, check_key(key), at_most_bytes)
+
+    def append(self, key: str, data: Buffer) -> None:
+        """Kept here, and sent now and then: each time all of it, since objects do not grow."""
+        check_key(key)
+        with self._lock:
+            appended = self._appended.get(key)
+        if appended is None:
+            try:
+                before = self.get(key, max_bytes=1 << 40)
+            except ObjectNotFound:
+                before = b""
+            now = self._retry.clock()
+            with self._lock:
+                appended = self._appended.setdefault(key, _Appended(bytearray(before), now))
+        with appended.lock:
+            appended.data += memoryview(data).cast("B")
+            appended.dirty = True
+            due = self._retry.clock() - appended.sent >= _APPENDS_S
+        if due:
+            self._send(key)
+
+    def _send(self, key: str) -> None:
+        """Bring what was appended to the server."""
+        with self._lock:
+            appended = self._appended.get(key)
+        if appended is None:
+            return
+        with appended.lock:
+            if appended.dirty:
+                data = memoryview(bytes(appended.data))
+                appended.sent = self._retry.clock()  # tried; not again with the next line
+                self._ask(
+                    lambda: self._put(key, [data], data.nbytes, "overwrite"), f"write {key!r}"
+                )
+                appended.dirty = False
+
+    def settle(self, key: str) -> None:
+        """What is visible is durable."""
+        self.size(key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        wanted = [check_key(key) for key in keys]
+        with self._lock:
+            for key in wanted:
+                self._appended.pop(key, None)
+        if not wanted:
+            return
+        clients = self._connect()
+
+        def delete(some: list[str]) -> None:
+            try:
+                clients.api.delete(clients.small, some)
+            except clients.errors as error:
+                if meaning_of(error) is not Meaning.ABSENT:
+                    raise self._translated(error, "delete", writing=True) from None
+                if len(some) > 1:  # it stopped at one that is gone
+                    for key in some:
+                        delete([key])
+
+        self._ask(lambda: delete(wanted), "delete")
+
+    # -- reading -----------------------------------------------------------------------
+
+    def get(self, key: str, *, max_bytes: int) -> bytes:
+        check_key(key)
+        self._send(key)
+        clients = self._connect()
+
+        def get() -> bytes:
+            try:
+                reply = clients.api.get(clients.large, key)
+                nbytes = int(reply.meta["size"])
+                if nbytes > max_bytes:
+                    raise DamagedObject(
+                        key, f"it has {nbytes:,} bytes; at most {max_bytes:,} can be"
+                    )
+                data = bytes(memoryview(reply.bytes()))
+            except clients.errors as error:
+                raise self._translated(error, f"read {key!r}", key) from None
+            if len(data) != nbytes:
+                raise Passing(f"{len(data):,} of {nbytes:,} bytes came")
+            return data
+
+        return self._ask(get, f"read {key!r}")
+
+    def read_into(self, key: str, offset: int, into: memoryview) -> None:
+        check_key(key)
+        self._send(key)
+        if offset < 0:
+            raise DamagedObject(key, f"there is no byte {offset:,}")
+        end = offset + into.nbytes
+        if not into.nbytes or end > _LARGEST_BYTES:
+            self._check_end(key, end)
+            return
+        clients = self._connect()
+        client = clients.large if into.nbytes >= _LARGE_BYTES else clients.small
+
+        def read() -> None:
+            try:
+                data = memoryview(clients.api.get_range(client, key, start=offset, end=end))
+            except clients.errors as error:
+                translated = self._translated(error, f"read {key!r}", key)
+                if not isinstance(translated, Passing | ObjectNotFound):
+                    self._check_end(key, end)  # it may just be too short
+                raise translated from None
+            if data.nbytes != into.nbytes:
+                self._check_end(key, end)
+                raise Passing(f"{data.nbytes:,} of {into.nbytes:,} bytes came")
+            copy_bytes(into.cast("B"), data)
+
+        self._ask(read, f"read {key!r}")
+
+    def _check_end(self, key: str, end: int) -> None:
+        if (nbytes := self.size(key)) < end:
+            raise DamagedObject(key, f"it ends at byte {nbytes:,}, before byte {end:,}")
+
+    def size(self, key: str) -> int:
+        check_key(key)
+        self._send(key)
+        clients = self._connect()
+
+        def size() -> int:
+            try:
+                return int(clients.api.head(clients.small, key)["size"])
+            except clients.errors as error:
+                raise self._translated(error, f"read {key!r}", key) from None
+
+        return self._ask(size, f"read {key!r}")
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        check_prefix(prefix)
+        for key in list(self._appended):
+            if key.startswith(prefix):
+                self._send(key)
+        clients = self._connect()
+
+        def found() -> list[ObjectInfo]:
+            try:
+                pages = clients.api.list(clients.small, prefix.rstrip("/") or None)
+                return [
+                    ObjectInfo(item["path"], int(item["size"])) for page in pages for item in page
+                ]
+            except clients.errors as error:
+                raise self._translated(error, f"list {prefix!r}") from None
+
+        infos = self._ask(found, f"list {prefix!r}")
+        return (info for info in infos if info.key.startswith(prefix) and is_key(info.key))
+
+    # -- the rest ------------------------------------------------------------------------
+
+    def prepare_writing(self) -> None:
+        """Three requests on a scratch key."""
+        key = f"probe-{secrets.token_hex(8)}"
+        try:
+            self.put_new(key, [b"first"])
+            second = self._ask(
+                lambda: self._put(key, [memoryview(b"second")], 6, "create"), f"write {key!r}"
+            )
+            if second is not None:
+                raise StoreUnfit(
+                    f"{self.address} cannot hold a run: its server replaces an object that was to "
+                    "be created only if there is none, so that two writers could overwrite each "
+                    "other",
+                    hint="Use a server with conditional writes (If-None-Match: *), as S3, GCS, "
+                    "Azure, MinIO, Ceph and R2 have, or a local folder. Reading works here.",
+                )
+        finally:
+            with suppress(HoldfastError):  # what was found out matters more
+                self.delete([key])
+
+    def remove_debris(self) -> int:
+        """Nothing half is ever there."""
+        return 0
+
+    def close(self) -> None:
+        for key in list(self._appended):
+            try:
+                self._send(key)
+            except HoldfastError:
+                continue  # for people; nothing depends on it
+        self._appended.clear()
+
+    def _connect(self) -> Clients:
+        with self._lock:
+            if self._clients is None:
+                self._clients = connect(self._parsed)
+            return self._clients
+
+    def _ask(self, work: Callable[[], _T], what: str) -> _T:
+        try:
+            return self._retry.call(work)
+        except Passing as error:
+            raise StoreUnavailable(
+                f"cannot {what} in {self.address}: {error}",
+                hint="Check the network and the server; what was asked is tried again later.",
+            ) from None
+
+    def _translated(
+        self, error: Exception, what: str, key: str = "", *, writing: bool = False
+    ) -> Exception:
+        if isinstance(error, HoldfastError | Passing):
+            return error
+        meaning = meaning_of(error)
+        if meaning is Meaning.ABSENT and key:
+            return ObjectNotFound(key, self.address)
+        if meaning is Meaning.PASSING or (meaning is Meaning.ABSENT and not writing):
+            return Passing(words_of(error))
+        return refusal(error, what, self.address, writing=writing)
+
+
+def is_key(key: str) -> bool:
+    """Whether a name that a server lists is one that a store accepts."""
+    try:
+        check_key(key)
+    except HoldfastError:
+        return False
+    return True
+
+
+class _Appended:
+    """An object that grows, as this process knows it."""
+
+    def __init__(self, data: bytearray, sent: float) -> None:
+        self.data = data
+        self.dirty = False
+        self.sent = sent
+        self.lock = threading.Lock()
+
+
+class _Blocks:
+    """An object that comes in blocks and is then put whole; implements base.NewObject."""
+
+    def __init__(self, store: ObjectStore, key: str, at_most_bytes: int) -> None:
+        self._store = store
+        self._key = key
+        self._memory: mmap.mmap | None
+        if at_most_bytes <= _IN_MEMORY_BYTES:
+            self._memory = mmap.mmap(-1, max(1, at_most_bytes))
+        else:
+            with tempfile.TemporaryFile(prefix="holdfast-") as file:
+                file.truncate(at_most_bytes)
+                self._memory = mmap.mmap(file.fileno(), at_most_bytes)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        assert self._memory is not None
+        with memoryview(self._memory) as memory:
+            copy_bytes(memory[offset : offset + data.nbytes], data.cast("B"))
+
+    def publish(self, nbytes: int) -> bool:
+        assert self._memory is not None
+        with memoryview(self._memory) as memory, memory[:nbytes] as view:
+            return self._store.put_new(self._key, [view])
+
+    def discard(self) -> None:
+        self._memory = None

@@ -1,0 +1,119 @@
+"""From an address to the clients that speak to its cloud; imports obstore when it is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from holdfast.errors import StoreUnavailable, UsageError
+from holdfast.stores.object_address import ObjectAddress
+
+# For a request that moves little, and for one that moves up to a pack: 32 MiB take 300 s at
+# 0.1 MB/s. What takes longer has failed, and is tried again.
+_SMALL_S = 30
+_LARGE_S = 300
+_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
+
+_process: int | None = None
+"""In which obstore was first used: its threads are not copied by a fork."""
+
+
+class Clients(NamedTuple):
+    """Two of one store: they differ in how long a request may take."""
+
+    small: Any
+    large: Any
+    api: Any
+    """The functions that take them: the module obstore."""
+    errors: tuple[type[Exception], ...]
+    """What those raise."""
+
+
+def connect(address: ObjectAddress) -> Clients:
+    """Asks no server. Raises UsageError if a package is missing; StoreUnavailable in a forked
+    child whose parent used one of these stores."""
+    global _process
+    try:
+        import obstore
+        from obstore import exceptions
+        from obstore import store as stores
+    except ImportError:
+        extra = _EXTRAS[address.scheme]
+        raise UsageError(
+            f"{address.scheme}:// needs the package obstore, which is not installed",
+            hint=f"pip install 'holdfast[{extra}]'",
+        ) from None
+    if _process not in (None, os.getpid()):
+        raise StoreUnavailable(
+            f"{address.text} cannot be used here: this process was forked from one that used an "
+            "object store, and has none of its threads",
+            hint='Use the start method "spawn" or "forkserver", or do it in the parent.',
+        )
+    _process = os.getpid()
+    make = {"s3": _s3, "gs": _gcs, "az": _azure}[address.scheme]
+    build = make(stores, address)
+    small, large = (
+        build(
+            client_options={
+                "timeout": timedelta(seconds=timeout_s),
+                "connect_timeout": timedelta(seconds=10),
+                "allow_http": True,  # where the endpoint says http://
+            },
+            # We ask again ourselves: see `retrying`.
+            retry_config={"max_retries": 0},
+            prefix=address.prefix or None,
+        )
+        for timeout_s in (_SMALL_S, _LARGE_S)
+    )
+    return Clients(small, large, obstore, (exceptions.BaseError, OSError, ValueError))
+
+
+def _s3(stores: Any, address: ObjectAddress) -> Callable[..., Any]:
+    names = {"virtual_hosted": "virtual_hosted_style_request"}
+    config: dict[str, Any] = {
+        names.get(name, name): value for name, value in address.options.items()
+    }
+    if provider := _aws_profile():
+        config["credential_provider"] = provider
+    return partial(stores.S3Store, address.bucket, **config)
+
+
+def _aws_profile() -> Any:
+    """Credentials of a profile or of a shared file, which obstore does not read itself."""
+    environ = os.environ
+    if "AWS_ACCESS_KEY_ID" in environ or "AWS_WEB_IDENTITY_TOKEN_FILE" in environ:
+        return None
+    shared = Path(environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
+    config = Path(environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+    if "AWS_PROFILE" not in environ and not shared.exists() and not config.exists():
+        return None
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        if "AWS_PROFILE" not in environ and not shared.exists():
+            return None  # a config file alone may hold a region, and the machine has a role
+        raise UsageError(
+            "the credentials are in a profile, and boto3, which reads those, is not installed",
+            hint="pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+        ) from None
+    return Boto3CredentialProvider()
+
+
+def _gcs(stores: Any, address: ObjectAddress) -> Callable[..., Any]:
+    config: dict[str, Any] = {}
+    if endpoint := address.options.get("endpoint"):
+        config["base_url"] = endpoint
+    return partial(stores.GCSStore, address.bucket, **config)
+
+
+def _azure(stores: Any, address: ObjectAddress) -> Callable[..., Any]:
+    config: dict[str, Any] = {}
+    if account := address.options.get("account"):
+        config["account_name"] = account
+    if endpoint := address.options.get("endpoint"):
+        config["endpoint"] = endpoint
+    return partial(stores.AzureStore, address.bucket, **config)

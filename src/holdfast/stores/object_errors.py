@@ -1,0 +1,103 @@
+"""What a cloud's error means to a store, in words that hold no secret.
+
+The client gives text: a URL (with a signature in it, where a token is part of the URL), the
+status, and the server's own document. Only the status and the server's code and message are
+passed on.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from holdfast.errors import StoreError, StoreReadOnly, StoreUnavailable, StoreUnfit
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(
+    r"<Code>([\w.-]{1,80})</Code>|\"code\":\s*\"?([\w.-]{1,80})|ErrorCode:(\w{1,80})"
+)
+_MESSAGE = re.compile(r"<Message>([^<]{1,300})|\"message\":\s*\"([^\"]{1,300})")
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+")
+_DOING = re.compile(r"Error performing \w+(?: request)? .*? in [\d.]+\S+ - ")
+_LONGEST = 300
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
+_EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "AuthenticationFailed")
+_CLOCK = ("RequestTimeTooSkewed",)
+# Turned away for the moment, under statuses that otherwise mean a mistake.
+_PASSING_CODES = ("SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted")
+_PASSING_STATUSES = {408, 409, 425, 429}
+
+
+class Meaning(Enum):
+    """What became of a request."""
+
+    ABSENT = 1
+    """There is no such object."""
+    EXISTS = 2
+    """There is one already: nothing was written."""
+    PASSING = 3
+    """Nobody knows; asking again may help."""
+    REFUSED = 4
+    """It was not done, and asking again is of no use."""
+
+
+def meaning_of(error: BaseException) -> Meaning:
+    """Of an error that obstore raised."""
+    text, kind = str(error), type(error).__name__
+    if any(word in text for word in _PASSING_CODES):
+        return Meaning.PASSING
+    if any(word in text for word in (*_NO_BUCKET, *_EXPIRED, *_CLOCK)):
+        return Meaning.REFUSED
+    if isinstance(error, FileNotFoundError):
+        return Meaning.ABSENT
+    if kind in ("AlreadyExistsError", "PreconditionError"):
+        return Meaning.EXISTS
+    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+        return Meaning.REFUSED
+    status = status_of(error)
+    if status is not None and 400 <= status < 500 and status not in _PASSING_STATUSES:
+        return Meaning.REFUSED
+    return Meaning.PASSING
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status in an error of obstore's; None if there was no answer."""
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else None
+
+
+def words_of(error: BaseException) -> str:
+    """What is told of an error: what the server said, or why there was no answer.
+
+    >>> words_of(OSError("Generic S3 error: Error performing GET http://h/b?sig=xyz in 2.1ms - "
+    ...                  "Server returned non-2xx status code: 503 Slow: <Code>SlowDown</Code>"))
+    'status 503, SlowDown'
+    """
+    text = str(error)
+    status, code, message = status_of(error), _CODE.search(text), _MESSAGE.search(text)
+    parts: list[str] = [] if status is None else [f"status {status}"]
+    parts += [next(filter(None, found.groups())) for found in (code, message) if found]
+    if not parts:
+        line = _DOING.sub("", text.partition("\n")[0])
+        parts = [_URL.sub("(address)", line) or type(error).__name__]
+    return ", ".join(parts)[:_LONGEST]
+
+
+def refusal(error: BaseException, what: str, address: str, *, writing: bool) -> StoreError:
+    """The error of ours for a request that was refused."""
+    text, kind = str(error), type(error).__name__
+    said = f"cannot {what} in {address}: {words_of(error)}"
+    if any(word in text for word in _NO_BUCKET):
+        return StoreUnfit(
+            f"cannot {what}: the bucket or container of {address} does not exist",
+            hint="Create it, or mend the address: Holdfast makes none.",
+        )
+    if any(word in text for word in _CLOCK):
+        return StoreUnavailable(said, hint="Set this machine's clock: the server's is another.")
+    if any(word in text for word in _EXPIRED):
+        return StoreUnavailable(said, hint="Renew the credentials in this program's environment.")
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or status_of(error) in (401, 403):
+        hint = "Check the credentials in this program's environment and what they allow."
+        return StoreReadOnly(said, hint=hint) if writing else StoreUnavailable(said, hint=hint)
+    return StoreUnavailable(said)

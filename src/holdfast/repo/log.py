@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # longer cannot tell whether its entry counted, and says so. Two would be safe.
 ANCESTORS = 64
 KEEP_ENTRIES = 32
+# Above it, as many are removed at a time: a request for each commit would cost more.
+PRUNED_TOGETHER = 16
 ENTRY_MAX_BYTES = 256 * MiB
 # A reader must see no newer entry after it read one: beside a busy writer it tries again.
 _READ_ATTEMPTS = 25
@@ -432,10 +434,12 @@ class Log:
         last = newest.number - KEEP_ENTRIES
         if newest.parent:
             last = min(last, newest.parent[0] - 1)  # far below, if damaged ones lie between
+        old = range(self._oldest_known, last + 1)
+        if len(old) < PRUNED_TOGETHER:
+            return
         try:
-            for number in range(self._oldest_known, last + 1):
-                self._store.delete([keys.entry_key(number)])
-                self._oldest_known = number + 1
+            self._store.delete([keys.entry_key(number) for number in old])
+            self._oldest_known = last + 1
         except StoreUnavailable as error:
             logger.warning("could not remove old log entries: %s", error)
 

@@ -89,12 +89,23 @@ class ObjectStore:
         views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
         nbytes = sum(view.nbytes for view in views)
 
+        sent_before = False
+
         def put() -> bool:
+            nonlocal sent_before
+            first, sent_before = not sent_before, True
             reply = self._put(key, views, nbytes, "create")
-            if reply is None:
-                return False
-            self._verify(key, views, nbytes, reply)
-            return True
+            if reply is not None:
+                self._verify(key, views, nbytes, reply)
+                return True
+            if not first and not self._holds(key, views, nbytes):
+                # Another's, or ours and damaged on the way when its reply was lost.
+                raise StoreUnavailable(
+                    f"{key!r} in {self.address} was sent several times, and is there with other "
+                    "bytes",
+                    hint="It was not used. The next save writes it anew.",
+                )
+            return False
 
         return self._ask(put, f"write {key!r}")
 

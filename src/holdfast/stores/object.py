@@ -98,14 +98,14 @@ class ObjectStore:
             if reply is not None:
                 self._verify(key, views, nbytes, reply)
                 return True
-            if not first and not self._holds(key, views, nbytes):
-                # Another's, or ours and damaged on the way when its reply was lost.
-                raise StoreUnavailable(
-                    f"{key!r} in {self.address} was sent several times, and is there with other "
-                    "bytes",
-                    hint="It was not used. The next save writes it anew.",
-                )
-            return False
+            if first:
+                return False
+            if self._holds(key, views, nbytes):
+                return True  # an earlier try has landed; what we write has our name in it
+            raise StoreUnavailable(
+                f"{key!r} in {self.address} was sent several times, and is there with other bytes",
+                hint="It was not used. The next save writes it anew.",
+            )
 
         return self._ask(put, f"write {key!r}")
 
@@ -292,7 +292,7 @@ class ObjectStore:
 
         return self._ask(size, f"read {key!r}")
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         for key in list(self._appended):
             if key.startswith(prefix):
@@ -301,7 +301,9 @@ class ObjectStore:
 
         def found() -> list[ObjectInfo]:
             try:
-                pages = clients.api.list(clients.small, prefix.rstrip("/") or None)
+                pages = clients.api.list(
+                    clients.small, prefix.rstrip("/") or None, offset=after or None
+                )
                 return [
                     ObjectInfo(item["path"], int(item["size"])) for page in pages for item in page
                 ]
@@ -309,7 +311,11 @@ class ObjectStore:
                 raise self._translated(error, f"list {prefix!r}") from None
 
         infos = self._ask(found, f"list {prefix!r}")
-        return (info for info in infos if info.key.startswith(prefix) and is_key(info.key))
+        return (
+            info
+            for info in infos
+            if info.key.startswith(prefix) and info.key > after and is_key(info.key)
+        )
 
     # -- the rest ------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 # `make demo`, `make test` and `make test-full` need nothing but make and Python 3.11+.
-# Everything is installed by pip into .venv; a repeated call installs nothing.
+# Everything is installed by pip into .venv, for the slow tests also by the npm that comes with
+# it into build/node; a repeated call installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,7 +49,7 @@ node-servers: build/node/.installed  ## Azurite and s3rver, which the slow tests
 soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
 	$(BIN)/python -m tests.kill.soak --kills 1000
 
-bench: $(VENV)/.bench  ## saves and restores beside others; writes docs/benchmarks (25 min)
+bench: $(VENV)/.bench  ## saves and restores beside others; writes docs/benchmarks (30 min)
 	$(BIN)/python -m bench --write-docs
 
 # With the node (and npm) that comes with the type checker: no other is asked for.

@@ -14,6 +14,7 @@ from pathlib import Path
 from bench import machine, outcome, plots, report
 from bench.apart import apart
 from bench.cases import CASES
+from bench.cases.buckets import s3fs_is_installed
 from bench.cases.common import Options
 from bench.others import orbax_is_installed
 
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str]) -> int:
         rounds=given.rounds or usual.rounds,
         quick=given.quick,
     )
-    if not orbax_is_installed():
-        print("Orbax is not installed and takes no part: pip install 'holdfast[bench]'")
+    for name, installed in (("Orbax", orbax_is_installed()), ("s3fs", s3fs_is_installed())):
+        if not installed:
+            print(f"{name} is not installed and takes no part: pip install 'holdfast[bench]'")
     if given.write_docs and not plots.can_plot():
         print("Matplotlib is not installed, no plots: pip install 'holdfast[bench]'")
     known = outcome.load(given.root / _FIGURES)

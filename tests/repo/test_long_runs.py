@@ -49,8 +49,8 @@ class Counting(MemoryStore):
         self._count("put", key, sum(memoryview(part).nbytes for part in parts))
         return super().put_new(key, parts)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        found = [*super().list(prefix)]
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        found = [*super().list(prefix, after=after)]
         self._count("list", prefix, len(found))
         return iter(found)
 

@@ -177,6 +177,7 @@ def names_are_reused(patch: pytest.MonkeyPatch) -> None:
 
 def the_log_is_pruned_to_one_entry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("holdfast.repo.log.KEEP_ENTRIES", 0)
+    patch.setattr("holdfast.repo.log.PRUNED_TOGETHER", 1)
 
 
 def a_damaged_entry_is_believed(patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from holdfast.core.records import Record
 from holdfast.errors import BaseLost, CommitUnknown, DamagedObject, Fenced, RunHeld
 from holdfast.repo import keys
 from holdfast.repo.layout import SEGMENT_RECORDS, TAIL_RECORDS
-from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, Draft, Head, Log
+from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, PRUNED_TOGETHER, Draft, Head, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.faulty import Call, Effect, Fault, FaultPlan, FaultyStore
@@ -65,7 +65,7 @@ def test_an_overtaken_writer_cannot_commit() -> None:
 
 def test_a_number_that_was_used_and_pruned_is_not_believed() -> None:
     """A writer sleeps while others add so many entries that its number is free again."""
-    for later in (KEEP_ENTRIES + 1, KEEP_ENTRIES + ANCESTORS + 5):
+    for later in (KEEP_ENTRIES + PRUNED_TOGETHER, KEEP_ENTRIES + ANCESTORS + 5):
         store = MemoryStore("pruned")
         old = open_writer(store)
         save(old, 1)
@@ -88,7 +88,7 @@ def test_a_first_entry_is_no_base_for_ever() -> None:
     store = MemoryStore("first")
     slept, busy = Log(store), Log(store)
     first, _ = slept.commit(lambda head, records: Draft(records, "open"), base=None, run="r")
-    newest = add_entries(busy, first, KEEP_ENTRIES + 3)
+    newest = add_entries(busy, first, KEEP_ENTRIES + PRUNED_TOGETHER + 3)
     mine, _ = slept.commit(lambda head, records: Draft(records, "mine"), base=first, run="r")
     assert mine.number == newest.number + 1
     assert busy.read() == mine
@@ -102,7 +102,7 @@ def test_a_parent_that_came_back_late_is_not_believed() -> None:
     base, _ = slept.commit(lambda head, records: Draft(records, "open"), base=None, run="r")
     base = add_entries(slept, base, 2)
     late = store.get(f"log/{base.number:012}.json", max_bytes=1 << 20)
-    newest = add_entries(busy, base, KEEP_ENTRIES + 3)
+    newest = add_entries(busy, base, KEEP_ENTRIES + PRUNED_TOGETHER + 3)
     assert store.put_new(f"log/{base.number:012}.json", [late])
     try:
         mine, _ = slept.commit(lambda head, records: Draft(records, "mine"), base=base, run="r")

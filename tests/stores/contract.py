@@ -331,6 +331,19 @@ class StoreContract:
             assert listed(store, prefix) == expected
         assert listed(self.reopen(store)) == objects
 
+    def test_listing_what_sorts_behind_a_key(self, store: Store) -> None:
+        for key in ["log/1", "log/10", "log/2", "log/9", "logs/5", "a"]:
+            store.put_new(key, [b"x"])
+
+        def behind(prefix: str, after: str) -> list[str]:
+            return sorted(info.key for info in store.list(prefix, after=after))
+
+        assert behind("log/", "log/10") == ["log/2", "log/9"]
+        assert behind("log/", "log/15") == ["log/2", "log/9"]
+        assert behind("log/", "log/9") == []
+        assert behind("", "log/2") == ["log/9", "logs/5"]
+        assert behind("log/", "a") == ["log/1", "log/10", "log/2", "log/9"]
+
     @pytest.mark.parametrize("prefix", ["a", "/", "../", "a//", "a/../", "./", ".hidden/"])
     def test_bad_prefixes(self, store: Store, prefix: str) -> None:
         with pytest.raises(BadKey):

@@ -34,6 +34,8 @@ from holdfast.stores.base import BLOCK_ALIGNMENT
 # cost 20,000 calls; a hole up to this size is cheaper to read than to skip.
 READ_BYTES = 8 * MiB
 _HOLE_BYTES = 64 * KiB
+# A list has the sizes of a thousand packs, and an object store takes as long for it as for one.
+_LIST_FROM = 8
 # Long reads are made of whole pages at page-aligned offsets: a store can then read them
 # past the page cache. The few bytes around the chunks are not worth a call of their own.
 _WHOLE_PAGES_FROM = 1 * MiB
@@ -86,10 +88,14 @@ class ChunkReader:
 
         Before anything is allocated for them. Raises DamagedObject, CheckpointRemoved.
         """
-        for index in sorted({chunk.pack for leaf in leaves for chunk in leaf.chunks}):
+        needed = sorted({chunk.pack for leaf in leaves for chunk in leaf.chunks})
+        sizes = self._repo.pack_sizes() if len(needed) >= _LIST_FROM else {}
+        for index in needed:
             pack = self._manifest.packs[index]
+            # Of a parent, or newer than the list: asked for by itself.
+            size = None if pack.run else sizes.get(pack.name)
             try:
-                size = self._repo.pack_size(pack)
+                size = self._repo.pack_size(pack) if size is None else size
             except ObjectNotFound as error:
                 self._missing(pack, error)
             else:
@@ -165,7 +171,14 @@ class ChunkReader:
                 )
 
     def _read(self, batch: _Batch, memory: _Memory) -> None:
-        """Read into the block, verify and deliver."""
+        """Read into the block, verify and deliver. Damage is looked at twice: what came may
+        be other bytes than what is stored."""
+        try:
+            self._read_once(batch, memory)
+        except DamagedObject:
+            self._read_once(batch, memory)
+
+    def _read_once(self, batch: _Batch, memory: _Memory) -> None:
         buffer = memory.block[: batch.nbytes]
         key = keys.pack_key(batch.pack.name)
         try:

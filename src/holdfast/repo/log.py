@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # longer cannot tell whether its entry counted, and says so. Two would be safe.
 ANCESTORS = 64
 KEEP_ENTRIES = 32
+# Above it, as many are removed at a time: a request for each commit would cost more.
+PRUNED_TOGETHER = 16
 ENTRY_MAX_BYTES = 256 * MiB
 # A reader must see no newer entry after it read one: beside a busy writer it tries again.
 _READ_ATTEMPTS = 25
@@ -145,10 +147,15 @@ class Log:
         )
 
     def _list(self) -> list[int]:
-        found = (keys.entry_number(info.key) for info in self._store.list(keys.LOG))
-        numbers = sorted((n for n in found if n is not None), reverse=True)
+        numbers = self._newer_than(0)
         self._oldest_known = min(numbers, default=1)
         return numbers
+
+    def _newer_than(self, number: int) -> list[int]:
+        """The numbers of entries above it, highest first."""
+        after = keys.entry_key(number) if number else ""
+        found = (keys.entry_number(info.key) for info in self._store.list(keys.LOG, after=after))
+        return sorted((n for n in found if n is not None), reverse=True)
 
     def _newest_of(self, numbers: list[int], damage: dict[int, str]) -> tuple[Entry, str] | None:
         """The first usable entry of `numbers` (descending); None to list again."""
@@ -180,7 +187,7 @@ class Log:
         return None
 
     def _moved_on(self, number: int) -> bool:
-        return any(n > number for n in self._list())
+        return bool(self._newer_than(number))
 
     def _get(self, number: int) -> tuple[str, Entry]:
         key = keys.entry_key(number)
@@ -405,7 +412,7 @@ class Log:
             if (
                 outcome is _Outcome.CREATED
                 and self._continues(entry)
-                and self._list()[:1] == [entry.number]
+                and self._newer_than(entry.number - 1)[:1] == [entry.number]
             ):
                 return Head(entry, id)
         except StoreUnavailable as error:
@@ -432,10 +439,12 @@ class Log:
         last = newest.number - KEEP_ENTRIES
         if newest.parent:
             last = min(last, newest.parent[0] - 1)  # far below, if damaged ones lie between
+        old = range(self._oldest_known, last + 1)
+        if len(old) < PRUNED_TOGETHER:
+            return
         try:
-            for number in range(self._oldest_known, last + 1):
-                self._store.delete([keys.entry_key(number)])
-                self._oldest_known = number + 1
+            self._store.delete([keys.entry_key(number) for number in old])
+            self._oldest_known = last + 1
         except StoreUnavailable as error:
             logger.warning("could not remove old log entries: %s", error)
 

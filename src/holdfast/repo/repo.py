@@ -236,6 +236,11 @@ class Repo:
         """Bytes of the pack as the store reports them. Raises ObjectNotFound."""
         return self._store_of(pack).size(keys.pack_key(pack.name))
 
+    def pack_sizes(self) -> dict[str, int]:
+        """Bytes of the run's own packs that are there, by name, as the store lists them."""
+        infos = self.store.list(keys.PACKS)
+        return {name: info.size_bytes for info in infos if (name := keys.pack_of(info.key))}
+
     def _store_of(self, pack: Pack) -> Store:
         if not pack.run:
             return self.store

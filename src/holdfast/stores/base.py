@@ -150,8 +150,9 @@ class Store(Protocol):
         """Bytes in the object. Raises ObjectNotFound."""
         ...
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects whose key starts with `prefix`: "" or segments that end in "/".
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key starts with `prefix`: "" or segments that end in "/"; with
+        `after`, a key, only those that sort behind it.
 
         In no promised order, and no snapshot: objects created or deleted meanwhile
         may or may not appear. Unsafe names and unfinished writes are left out.

@@ -225,11 +225,11 @@ class FaultyStore:
     def size(self, key: str) -> int:
         return self._run("size", key, lambda: self._inner.size(key))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         fault, found = self._call("list", prefix, lambda: [*self._inner.list(prefix)])
         if fault and fault.effect is Effect.STALE:
             found = self._as_of(fault.age, prefix, found)
-        return iter(found)
+        return (info for info in found if info.key > after)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in [check_key(key) for key in keys]:

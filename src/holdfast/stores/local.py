@@ -325,8 +325,8 @@ class LocalStore:
         ):
             return nbytes
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._list(check_prefix(prefix))
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        return (info for info in self._list(check_prefix(prefix)) if info.key > after)
 
     def _list(self, prefix: str) -> Iterator[ObjectInfo]:
         pending = [prefix]

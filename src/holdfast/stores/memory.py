@@ -87,12 +87,16 @@ class MemoryStore:
     def size(self, key: str) -> int:
         return len(self._get(key))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         start = self._prefix + check_prefix(prefix)
         with self._lock:
             found = [(key, len(data)) for key, data in self._objects.items()]
         skip = len(self._prefix)
-        return (ObjectInfo(key[skip:], size) for key, size in found if key.startswith(start))
+        return (
+            ObjectInfo(key[skip:], size)
+            for key, size in found
+            if key.startswith(start) and key[skip:] > after
+        )
 
     def delete(self, keys: Iterable[str]) -> None:
         full = [self._full(key) for key in keys]

@@ -89,12 +89,23 @@ class ObjectStore:
         views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
         nbytes = sum(view.nbytes for view in views)
 
+        sent_before = False
+
         def put() -> bool:
+            nonlocal sent_before
+            first, sent_before = not sent_before, True
             reply = self._put(key, views, nbytes, "create")
-            if reply is None:
+            if reply is not None:
+                self._verify(key, views, nbytes, reply)
+                return True
+            if first:
                 return False
-            self._verify(key, views, nbytes, reply)
-            return True
+            if self._holds(key, views, nbytes):
+                return True  # an earlier try has landed; what we write has our name in it
+            raise StoreUnavailable(
+                f"{key!r} in {self.address} was sent several times, and is there with other bytes",
+                hint="It was not used. The next save writes it anew.",
+            )
 
         return self._ask(put, f"write {key!r}")
 
@@ -281,7 +292,7 @@ class ObjectStore:
 
         return self._ask(size, f"read {key!r}")
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         for key in list(self._appended):
             if key.startswith(prefix):
@@ -290,7 +301,9 @@ class ObjectStore:
 
         def found() -> list[ObjectInfo]:
             try:
-                pages = clients.api.list(clients.small, prefix.rstrip("/") or None)
+                pages = clients.api.list(
+                    clients.small, prefix.rstrip("/") or None, offset=after or None
+                )
                 return [
                     ObjectInfo(item["path"], int(item["size"])) for page in pages for item in page
                 ]
@@ -298,7 +311,11 @@ class ObjectStore:
                 raise self._translated(error, f"list {prefix!r}") from None
 
         infos = self._ask(found, f"list {prefix!r}")
-        return (info for info in infos if info.key.startswith(prefix) and is_key(info.key))
+        return (
+            info
+            for info in infos
+            if info.key.startswith(prefix) and info.key > after and is_key(info.key)
+        )
 
     # -- the rest ------------------------------------------------------------------------
 

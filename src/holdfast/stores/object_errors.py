@@ -24,6 +24,8 @@ _LONGEST = 300
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "AuthenticationFailed")
 _CLOCK = ("RequestTimeTooSkewed",)
+# What obstore says of a server that leaves out of its answers what it needs.
+_STRANGE = ("Header missing", "non-partial response", "Unable to parse")
 # Turned away for the moment, under statuses that otherwise mean a mistake.
 _PASSING_CODES = ("SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted")
 _PASSING_STATUSES = {408, 409, 425, 429}
@@ -47,7 +49,7 @@ def meaning_of(error: BaseException) -> Meaning:
     text, kind = str(error), type(error).__name__
     if any(word in text for word in _PASSING_CODES):
         return Meaning.PASSING
-    if any(word in text for word in (*_NO_BUCKET, *_EXPIRED, *_CLOCK)):
+    if any(word in text for word in (*_NO_BUCKET, *_EXPIRED, *_CLOCK, *_STRANGE)):
         return Meaning.REFUSED
     if isinstance(error, FileNotFoundError):
         return Meaning.ABSENT
@@ -92,6 +94,11 @@ def refusal(error: BaseException, what: str, address: str, *, writing: bool) -> 
         return StoreUnfit(
             f"cannot {what}: the bucket or container of {address} does not exist",
             hint="Create it, or mend the address: Holdfast makes none.",
+        )
+    if any(word in text for word in _STRANGE):
+        return StoreUnfit(
+            f"{said}: its server does not answer as the cloud does",
+            hint="Use another server, or a local folder.",
         )
     if any(word in text for word in _CLOCK):
         return StoreUnavailable(said, hint="Set this machine's clock: the server's is another.")

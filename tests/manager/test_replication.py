@@ -300,7 +300,6 @@ def test_repair_beside_the_writer_that_goes_on(run: Path, copied: Path) -> None:
 
 
 def test_there_must_be_something_to_repair_from(run: Path, tmp_path: Path) -> None:
-    flip(packs(run)[0], 4096 + 17)
     with opened(run) as manager:
         with pytest.raises(NoStore):
             manager.verify(repair_from=tmp_path / "nothing")

@@ -173,14 +173,11 @@ class Listing:
         Packs and manifests that are damaged or missing are replaced by those of the same
         names in the run at `repair_from`, if they are whole there. Safe beside a live writer.
         """
-        from holdfast.manager.verify import repair, verify
+        from holdfast.manager.verify import verify_all
 
         records = self._records() if ref is None else (self._resolve(ref),)
-        current_work().begin(sum(r.nbytes for r in records))
-        results = [verify(self._repo, record, self.address) for record in records]
-        if repair_from is not None and not all(found.ok for found in results):
-            results = repair(self._repo, repair_from, records, results, self.address)
-        return results
+        current_work().begin(sum(record.nbytes for record in records))
+        return verify_all(self._repo, records, self.address, repair_from)
 
     def copy(
         self,

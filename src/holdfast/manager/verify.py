@@ -49,28 +49,31 @@ def verify(repo: Repo, record: Record, address: str) -> Verification:
     return Verification(info, not lines, lines, reader.bytes_read)
 
 
-def repair(
+def verify_all(
     repo: Repo,
-    source: str | os.PathLike[str],
     records: Sequence[Record],
-    results: Sequence[Verification],
     address: str,
+    repair_from: str | os.PathLike[str] | None = None,
 ) -> list[Verification]:
-    """`results`, after what is damaged of `records` was replaced by what is whole in the run
-    at `source`.
+    """As `verify`, of all `records`, after what is damaged of them was replaced by what is
+    whole in the run at `repair_from`.
 
-    Raises as `verify`; UsageError if the two runs are one; NoStore where the other is none;
-    StoreReadOnly, StoreFull.
+    Raises UsageError if the two runs are one; NoStore where the other is none; StoreReadOnly,
+    StoreFull.
     """
-    store = open_store(source)
+    if repair_from is None:
+        return [verify(repo, record, address) for record in records]
+    store = open_store(repair_from)
     if real_address(repo.address) == real_address(store.address):
         raise UsageError(f"{address} cannot be repaired from itself", hint="Name a copy of it.")
     with closing(Repo(store, clock=repo.clock)) as other:
-        other.info()
+        other.info()  # before anything is read for long
+        results = [verify(repo, record, address) for record in records]
+        damaged = [r for r, found in zip(records, results, strict=True) if not found.ok]
+        if not damaged:
+            return results
         repo.store.prepare_writing()
-        mended = _mend(
-            repo, other, [r for r, found in zip(records, results, strict=True) if not found.ok]
-        )
+        mended = _mend(repo, other, damaged)
     if all(m.problem for done in mended.values() for m in done):
         return [_with(result, mended.get(result.info.id, ())) for result in results]
     # What was replaced may have been all that was wrong with others, too.

@@ -15,7 +15,8 @@ import pytest
 from holdfast import CheckpointManager
 from holdfast.core.retention import parse_keep
 from holdfast.errors import UsageError
-from holdfast.manager.mirror import Mirror, mirror_options
+from holdfast.manager.mirror import Mirror
+from holdfast.manager.mirror_options import mirror_options
 from holdfast.repo import keys, pack_copy
 from holdfast.repo.pace import Pace
 from holdfast.repo.repo import Repo

@@ -435,8 +435,9 @@ class CheckpointManager(Mirrored):
 
     def _restorer(self) -> Restorer:
         self._check_usable()
+        repo = self._nearest(self._distrusted)
         return Restorer(
-            self._repo, self.address, self._find, self._distrusted, self._told, self._restored
+            repo, self.address, self._find, self._distrusted, self._told, self._restored
         )
 
     def _restored(self, manifest: Manifest) -> None:
@@ -455,7 +456,10 @@ class CheckpointManager(Mirrored):
 
     def _load(self, record: Record, allow_pickle: bool) -> LoadedCheckpoint:
         return LoadedCheckpoint(
-            self._repo, record, info_of(self.address, record), allow_pickle=allow_pickle
+            self._nearest(self._distrusted),
+            record,
+            info_of(self.address, record),
+            allow_pickle=allow_pickle,
         )
 
     # -- looking after ----------------------------------------------------------

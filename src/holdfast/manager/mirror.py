@@ -14,13 +14,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from holdfast.core.address import printable
 from holdfast.core.process import is_alive
 from holdfast.core.records import Holder, Record
-from holdfast.core.retention import KeepPolicy, decide, parse_keep
-from holdfast.core.units import format_duration, format_list, parse_duration, parse_size
+from holdfast.core.retention import KeepPolicy, decide
+from holdfast.core.units import format_duration, format_list
 from holdfast.errors import (
     CheckpointRemoved,
     CommitUnknown,
@@ -34,12 +33,15 @@ from holdfast.errors import (
     StoreUnfit,
     UsageError,
 )
+from holdfast.manager.mirror_options import MirrorOptions
 from holdfast.manager.staging import yield_to_others
+from holdfast.repo import keys
 from holdfast.repo.copies import Source, look_at, updated
+from holdfast.repo.mend import Mended, mend_manifest, mend_packs
 from holdfast.repo.pace import Pace
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
-from holdfast.stores.addresses import real_address
+from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
 
 logger = logging.getLogger("holdfast")
@@ -55,80 +57,6 @@ GRACE_S = 5.0
 _FINAL = (Fenced, OtherRun, UsageError, FormatTooNew, StoreUnfit)
 # The connection to the mirror is the same after these.
 _PASSING = (StoreUnavailable, CommitUnknown)
-
-
-@dataclass(frozen=True)
-class MirrorOptions:
-    """What the user asked for."""
-
-    address: str
-    keep: KeepPolicy
-    """Which checkpoints stay there."""
-    bytes_per_s: int | None = None
-    wait_s: float = 300.0
-    """For how long `close` copies what is not there yet."""
-
-
-def mirror_options(
-    address: str,
-    keep: KeepPolicy,
-    mirror: str | os.PathLike[str] | None,
-    mirror_keep: str | None,
-    mirror_bandwidth: int | str | None,
-    mirror_wait: float | str | None,
-) -> MirrorOptions | None:
-    """The arguments of a manager, checked; None without a mirror. Raises UsageError.
-
-    >>> from holdfast.core.retention import parse_keep
-    >>> options = mirror_options("a", parse_keep("last=3"), "b", None, "200MB/s", None)
-    >>> str(options.keep), options.bytes_per_s
-    ('last=3', 200000000)
-    """
-    if mirror is None:
-        for name, value in (
-            ("mirror_keep", mirror_keep),
-            ("mirror_bandwidth", mirror_bandwidth),
-            ("mirror_wait", mirror_wait),
-        ):
-            if value is not None:
-                raise UsageError(
-                    f"{name}={value!r} is about a mirror, and there is none",
-                    hint='Give mirror="s3://bucket/run", or leave it out.',
-                )
-        return None
-    where = os.fspath(mirror)
-    if real_address(open_store(where).address) == real_address(open_store(address).address):
-        raise UsageError(
-            f"mirror={where!r} is the run itself", hint="Name a place where the run is not yet."
-        )
-    return MirrorOptions(
-        address=where,
-        keep=keep if mirror_keep is None else parse_keep(mirror_keep),
-        bytes_per_s=None if mirror_bandwidth is None else _bandwidth(mirror_bandwidth),
-        wait_s=MirrorOptions.wait_s if mirror_wait is None else _seconds(mirror_wait),
-    )
-
-
-def _bandwidth(value: int | str) -> int:
-    try:
-        number = parse_size(value.removesuffix("/s")) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UsageError(f"mirror_bandwidth: {error}", hint='E.g. "200MB/s".') from None
-    if isinstance(number, bool) or number < 1:
-        raise UsageError(
-            f"mirror_bandwidth={value!r} is no number of bytes per second", hint='E.g. "200MB/s".'
-        )
-    return number
-
-
-def _seconds(value: float | str) -> float:
-    try:
-        seconds = parse_duration(value) if isinstance(value, str) else float(value)
-    except ValueError as error:
-        raise UsageError(f"mirror_wait: {error}", hint='E.g. "5min", or 0.') from None
-    if not seconds >= 0:
-        raise UsageError(f"mirror_wait={value!r} is no duration", hint='E.g. "5min", or 0.')
-    return seconds
 
 
 def not_wanted(records: Sequence[Record], keep: KeepPolicy) -> list[str]:
@@ -179,6 +107,8 @@ class Mirror:
         """What the mirror lists; None: it was not seen yet."""
         self._damaged: set[str] = set()
         """Ids of checkpoints that are damaged in the run and were not copied."""
+        self._broken: set[str] = set()
+        """Keys of objects of the run that are damaged or missing, and were read in the mirror."""
         self._tidied = False
         self._trouble_since: float | None = None
         self._retry_s = FIRST_RETRY_S
@@ -208,6 +138,16 @@ class Mirror:
         with self._changed:
             self._dirty = True
             self._changed.notify_all()
+
+    def mend(self, key: str) -> None:
+        """An object of the run is damaged or missing, and whole in the mirror: replace it."""
+        if key not in self._broken:
+            self._broken.add(key)
+            self.changed()
+
+    def store(self) -> Store:
+        """The mirror, for who reads it besides; it shares nothing with the thread's."""
+        return open_store(self.address)
 
     def spared(self) -> str:
         """Id of the checkpoint that is being copied, which retention should leave for the
@@ -331,6 +271,7 @@ class Mirror:
     def _pass(self) -> None:
         """Bring the mirror up to date."""
         copies = self._copies or self._open()
+        self._mend(copies)
         while record := self._next(copies):
             with self._changed:
                 if self._ended:
@@ -356,6 +297,24 @@ class Mirror:
         if not self._tidied:
             self._tidied = True
             copies.writer.collect()
+
+    def _mend(self, copies: Replicator) -> None:
+        """Replace what was found to be damaged in the run."""
+        for key in sorted(self._broken):
+            done: list[Mended] = []
+            if name := keys.pack_of(key):
+                done = mend_packs(self._local, [name], copies.target, pace=self._pace)
+            elif id := keys.manifest_id(key):
+                record = next((r for r in self._local.records() if r.id == id), None)
+                if record and (mended := mend_manifest(self._local, record, copies.target)):
+                    done = [mended]
+            self._broken.discard(key)
+            for mended in done:
+                if mended.problem:
+                    logger.error("%s: %s is not repaired: %s", self._name, key, mended.problem)
+                else:
+                    where = printable(self.address)
+                    logger.warning("%s: %s was replaced by that of %s", self._name, key, where)
 
     def _open(self) -> Replicator:
         target = Repo(open_store(self.address), clock=self._clock)

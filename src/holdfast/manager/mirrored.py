@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING
 from holdfast.core.address import printable
 from holdfast.errors import HoldfastError
 from holdfast.manager.listing import Listing
+from holdfast.repo import keys
+from holdfast.repo.repo import Repo
 from holdfast.stores.base import Store
 
 if TYPE_CHECKING:
-    from holdfast.manager.mirror import Mirror, MirrorOptions
+    from holdfast.manager.mirror import Mirror
+    from holdfast.manager.mirror_options import MirrorOptions
+    from holdfast.repo.nearest import NearestRepo
 
 logger = logging.getLogger("holdfast")
 
@@ -47,6 +51,7 @@ class Mirrored(Listing):
             self._mirror = Mirror(self._repo, options, take_over=take_over, clock=clock)
         self._looked = self._mirror is None
         """What there is of the run in this place or in its mirror is in this place."""
+        self._near: NearestRepo | None = None
         self._brought: frozenset[str] = frozenset()
 
     def _options(
@@ -58,7 +63,7 @@ class Mirrored(Listing):
     ) -> MirrorOptions | None:
         if (mirror, keep, bandwidth, wait) == (None, None, None, None):
             return None  # and nothing of it is imported
-        from holdfast.manager.mirror import mirror_options
+        from holdfast.manager.mirror_options import mirror_options
 
         return mirror_options(self.address, self.policy, mirror, keep, bandwidth, wait)
 
@@ -115,6 +120,25 @@ class Mirrored(Listing):
                     )
             self._looked = True
 
+    def _nearest(self, distrusted: set[str]) -> Repo:
+        """The run for a restore: what is damaged here is read from the mirror, and repaired
+        afterwards. Packs of which something was damaged are added to `distrusted`."""
+        mirror = self._mirror
+        if mirror is None:
+            return self._repo
+        from holdfast.repo.nearest import NearestRepo
+
+        def damaged(key: str) -> None:
+            if name := keys.pack_of(key):
+                distrusted.add(name)
+            mirror.mend(key)
+
+        with self._lock:
+            if self._near is None:
+                store = self._repo.store
+                self._near = NearestRepo(store, mirror.store, damaged, clock=self._clock)
+            return self._near
+
     def _start_mirror(self) -> None:
         """This process writes the run from now on."""
         if self._mirror is not None:
@@ -131,3 +155,5 @@ class Mirrored(Listing):
     def _close_mirror(self) -> None:
         if self._mirror is not None:
             self._mirror.close()
+        if self._near is not None:
+            self._near.close_copy()

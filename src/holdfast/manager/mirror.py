@@ -24,6 +24,7 @@ from holdfast.errors import (
     CheckpointRemoved,
     CommitUnknown,
     CopyStopped,
+    CorruptionError,
     DamagedObject,
     Fenced,
     FormatTooNew,
@@ -271,7 +272,6 @@ class Mirror:
     def _pass(self) -> None:
         """Bring the mirror up to date."""
         copies = self._copies or self._open()
-        self._mend(copies)
         while record := self._next(copies):
             with self._changed:
                 if self._ended:
@@ -297,24 +297,30 @@ class Mirror:
         if not self._tidied:
             self._tidied = True
             copies.writer.collect()
+        self._mend(copies)
 
     def _mend(self, copies: Replicator) -> None:
         """Replace what was found to be damaged in the run."""
+        where = printable(self.address)
+        # Manifests first: they say what is right in a pack.
         for key in sorted(self._broken):
-            done: list[Mended] = []
-            if name := keys.pack_of(key):
-                done = mend_packs(self._local, [name], copies.target, pace=self._pace)
-            elif id := keys.manifest_id(key):
-                record = next((r for r in self._local.records() if r.id == id), None)
-                if record and (mended := mend_manifest(self._local, record, copies.target)):
-                    done = [mended]
+            try:
+                done = self._mend_object(copies, key)
+            except (CorruptionError, CheckpointRemoved) as error:
+                done = [Mended(key, error.message)]
             self._broken.discard(key)
             for mended in done:
                 if mended.problem:
                     logger.error("%s: %s is not repaired: %s", self._name, key, mended.problem)
                 else:
-                    where = printable(self.address)
                     logger.warning("%s: %s was replaced by that of %s", self._name, key, where)
+
+    def _mend_object(self, copies: Replicator, key: str) -> list[Mended]:
+        if name := keys.pack_of(key):
+            return mend_packs(self._local, [name], copies.target, pace=self._pace)
+        record = next((r for r in self._local.records() if r.id == keys.manifest_id(key)), None)
+        mended = mend_manifest(self._local, record, copies.target) if record else None
+        return [mended] if mended else []
 
     def _open(self) -> Replicator:
         target = Repo(open_store(self.address), clock=self._clock)

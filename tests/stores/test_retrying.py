@@ -7,24 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.stores.retrying import Passing, Retry
-
-
-class Hours:
-    """A clock that stands still but while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.sleeps: list[float] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.now += seconds
-
-    def retry(self, draw: float = 1.0, **settings: float) -> Retry:
-        return Retry(clock=self.clock, sleep=self.sleep, draw=lambda: draw, **settings)
+from tests.support.hours import Hours
 
 
 class Work:

@@ -170,7 +170,7 @@ def test_what_does_not_pass_is_an_error_in_time(network: Network, name: str) -> 
             network.proxy.fail(PASSING[fault_name], skip=number, times=None)
             with pytest.raises(StoreUnavailable, match=r"^cannot ") as caught:
                 operation.call(client)
-            assert network.behind.address in caught.value.message, where
+            assert network.store.address in caught.value.message, where
             assert 100 < network.hours.now - begun < 240, where
             network.proxy.heal()
             found = {k: v for k, v in listed(network.direct).items() if k[:6] != "probe-"}

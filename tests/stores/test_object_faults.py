@@ -15,6 +15,7 @@ from holdfast.errors import HoldfastError, StoreUnavailable
 from holdfast.stores import object_clients
 from holdfast.stores.base import Store
 from holdfast.stores.object import ObjectStore
+from holdfast.stores.object_clients import Clients
 from tests.stores.contract import ANY, listed
 from tests.support.hours import Hours
 from tests.support.servers import faults
@@ -35,11 +36,18 @@ class Network:
         self.behind = behind
         self.proxy = proxy
         self.hours = Hours()
+        self._clients: Clients | None = None
         self.store = self.client()
         self.direct = ObjectStore(place.address)
 
     def client(self, **settings: Any) -> ObjectStore:
-        return ObjectStore(self.behind.address, retry=self.hours.retry(**settings))
+        """One that has appended nothing yet. All share their connections: making new ones
+        reads every certificate of the machine."""
+        retry = self.hours.retry(**settings)
+        if self._clients is None:
+            first = ObjectStore(self.behind.address, retry=retry)
+            self._clients = first._connect()
+        return ObjectStore(self.behind.address, retry=retry, clients=self._clients)
 
 
 Faulty = Callable[[Place], tuple[Place, FaultProxy]]
@@ -240,17 +248,17 @@ def test_a_server_of_another_time(network: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [faults.delayed(3), faults.trickled(20)], ids=["silence", "trickle"]
+    "fault", [faults.delayed(1), faults.trickled(20)], ids=["silence", "trickle"]
 )
-@pytest.mark.parametrize("name", ["put_new", "get", "read_into", "list", "delete"])
+@pytest.mark.parametrize("name", ["put_new", "get", "read_into", "list"])
 def test_replies_that_take_too_long_are_given_up(
     network: Network, name: str, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_clients, "_SMALL_S", 0.4)
-    monkeypatch.setattr(object_clients, "_LARGE_S", 0.4)
+    monkeypatch.setattr(object_clients, "_SMALL_S", 0.3)
+    monkeypatch.setattr(object_clients, "_LARGE_S", 0.3)
     operation = OPERATIONS[name]
     fill(network)
-    client = network.client()
+    client = ObjectStore(network.behind.address, retry=network.hours.retry())
     rule = network.proxy.fail(fault)
     assert operation.call(client) in operation.results
     assert rule.met == 1
@@ -321,14 +329,15 @@ def test_wrong_bytes_in_a_reply_are_left_to_the_digests(network: Network) -> Non
     assert network.store.get("a", max_bytes=ANY) == OLD
 
 
-@pytest.mark.parametrize("at", range(0, 700, 50))
-def test_a_listing_that_arrives_changed_harms_nobody(network: Network, at: int) -> None:
+def test_a_listing_that_arrives_changed_harms_nobody(network: Network) -> None:
     """It cannot be read and is asked for again, or it names what may be a key."""
     fill(network)
-    network.proxy.fail(faults.wrong_reply(at), method="GET")
-    try:
-        for info in network.store.list(""):
-            assert info.size_bytes >= 0
-    except HoldfastError:
-        pass
-    assert listed(network.store) == BEFORE
+    for at in range(0, 700, 25):
+        network.proxy.fail(faults.wrong_reply(at), method="GET")
+        try:
+            for info in network.store.list(""):
+                assert info.size_bytes >= 0
+        except HoldfastError:
+            pass
+        network.proxy.heal()
+        assert listed(network.store) == BEFORE

@@ -29,7 +29,7 @@ from holdfast.errors import (
 from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.object_address import parse_object_address
 from holdfast.stores.object_clients import Clients, connect
-from holdfast.stores.object_errors import Meaning, meaning_of, refusal, words_of
+from holdfast.stores.object_errors import Meaning, meaning_of, refusal, status_of, words_of
 from holdfast.stores.retrying import Passing, Retry
 
 # One request moves 0.1 GB/s or so, whatever the machine: many together are fast. Packs are as
@@ -265,7 +265,8 @@ class ObjectStore:
                 data = memoryview(clients.api.get_range(client, key, start=offset, end=end))
             except clients.errors as error:
                 translated = self._translated(error, f"read {key!r}", key)
-                if not isinstance(translated, Passing | ObjectNotFound):
+                passing = isinstance(translated, Passing | ObjectNotFound)
+                if not passing and status_of(error) not in (401, 403):
                     self._check_end(key, end)  # it may just be too short
                 raise translated from None
             if data.nbytes != into.nbytes:

@@ -318,6 +318,26 @@ class ObjectStore:
             if info.key.startswith(prefix) and info.key > after and is_key(info.key)
         )
 
+    def look(self, path: str) -> tuple[set[str], list[str]]:
+        """(names, paths of those that have more below them) of what lies directly below
+        `path`, a key or "": as in a folder."""
+        clients = self._connect()
+
+        def found() -> tuple[set[str], list[str]]:
+            try:
+                reply = clients.api.list_with_delimiter(clients.small, path or None)
+            except clients.errors as error:
+                raise self._translated(error, f"list {path!r}") from None
+            folders = [str(name) for name in reply["common_prefixes"]]
+            paths = [*folders, *(str(item["path"]) for item in reply["objects"])]
+            return {name.rpartition("/")[2] for name in paths}, folders
+
+        return self._ask(found, f"list {path!r}")
+
+    def below(self, path: str) -> str:
+        """The address of what lies at `path`."""
+        return self._parsed.below(path)
+
     # -- the rest ------------------------------------------------------------------------
 
     def prepare_writing(self) -> None:

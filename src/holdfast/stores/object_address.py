@@ -37,6 +37,11 @@ class ObjectAddress(NamedTuple):
     text: str
     """The address in its one form."""
 
+    def below(self, path: str) -> str:
+        """The address of what lies at `path`, "" for this one, below the prefix."""
+        plain, mark, query = self.text.partition("?")
+        return f"{plain}/{path}".rstrip("/") + mark + query
+
 
 def parse_object_address(address: str) -> ObjectAddress:
     """Raises BadAddress.

@@ -40,6 +40,8 @@ EXAMPLES = {
     "verify": ["holdfast verify damaged/bytes --json"],
     "restore": ["holdfast restore runs/again@200 out --json"],
     "export": ["holdfast export runs/again@200 model.safetensors --only model --json"],
+    "cp": ["holdfast cp runs/mnist@best:val_loss runs/mnist@100 copy --json"],
+    "sync": ["holdfast sync runs/again copy --dry-run --json"],
     "tag": [
         "holdfast tag runs/mnist@41200 gold --json",
         "holdfast tag runs/mnist gold --delete --json",

@@ -15,6 +15,8 @@ LONG = {
     "verify": ["verify", "{run}"],
     "restore": ["restore", "{run}", "{out}"],
     "export": ["export", "{run}", "{out}.safetensors"],
+    "cp": ["cp", "{run}", "--all", "{out}"],
+    "sync": ["sync", "{run}", "{out}"],
 }
 
 

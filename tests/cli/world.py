@@ -95,6 +95,7 @@ def make() -> None:
     _damaged()
     _events()
     _files()
+    assert main(["sync", "runs/mnist", "backup/mnist"]) == 0
 
 
 def _runs() -> None:

@@ -14,6 +14,7 @@ from typing import TextIO
 import click
 
 import holdfast
+from holdfast.cli.cp import cp
 from holdfast.cli.diff import diff
 from holdfast.cli.doctor import doctor
 from holdfast.cli.export import export
@@ -27,6 +28,7 @@ from holdfast.cli.restore import restore
 from holdfast.cli.rm import rm
 from holdfast.cli.show import show
 from holdfast.cli.stats import stats
+from holdfast.cli.sync import sync
 from holdfast.cli.tag import tag
 from holdfast.cli.verify import verify
 from holdfast.errors import HoldfastError
@@ -67,7 +69,7 @@ def cli(context: click.Context) -> None:
 
 
 COMMANDS = (
-    *(ls, show, stats, diff, verify, restore, export),
+    *(ls, show, stats, diff, verify, restore, export, cp, sync),
     *(tag, pin, rm, prune, gc, doctor),
     rehearse,
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.options import json_option, opened, selector_of, watched
+from holdfast.cli.options import json_option, opened, selector_of, watched, whole_run
 from holdfast.cli.render import (
     Column,
     checkpoint_json,
@@ -31,25 +31,37 @@ if TYPE_CHECKING:
 Examples:
   holdfast verify runs/mnist            # every checkpoint
   holdfast verify runs/mnist@latest     # one of them
+  holdfast verify runs/mnist --repair-from backup/mnist
   holdfast verify runs/mnist --json
 
 \b
 Exit status: 0 all intact, 4 damage found, 10 nothing there.""",
 )
 @click.argument("reference", metavar="RUN|REF")
+@click.option(
+    "--repair-from",
+    "other",
+    metavar="OTHER",
+    help="Replace what is damaged by what is whole in OTHER, a copy of the run.",
+)
 @json_option
-def verify(reference: str, as_json: bool) -> int:
+def verify(reference: str, other: str | None, as_json: bool) -> int:
     """Read every byte of a run's checkpoints, or of one, and check its digest.
 
-    Damage is reported with the leaf or the file that has it. Nothing is changed.
+    Damage is reported with the leaf or the file that has it. Nothing is changed, unless
+    with --repair-from: then damaged and missing objects are replaced, where OTHER has
+    them and every byte there is right.
     """
     wanted = parse_reference(reference)
+    source = None if other is None else whole_run(other)
     with opened(wanted.address) as run, watched(f"verifying {wanted.address}"):
-        results = run.verify(selector_of(wanted) if wanted.explicit else None)
+        ref = selector_of(wanted) if wanted.explicit else None
+        results = run.verify(ref, repair_from=source)
     if not results:
         raise no_checkpoint(wanted.address)
     damaged = [result for result in results if not result.ok]
     error = _damage(wanted.address, results) if damaged else None
+    repairs = [key for result in results for key in result.repaired]
     if as_json:
         rows = [
             {
@@ -57,6 +69,8 @@ def verify(reference: str, as_json: bool) -> int:
                 "intact": result.ok,
                 "problems": list(result.problems),
                 "bytes_read": result.bytes_read,
+                "repaired": list(result.repaired),
+                "unrepaired": list(result.unrepaired),
             }
             for result in results
         ]
@@ -65,6 +79,9 @@ def verify(reference: str, as_json: bool) -> int:
         )
         return 4 if error else 0
     print(results_text(results))
+    if source is not None and repairs:
+        print(shown(f"Replaced {plural(len(repairs), 'object')} by those of {source}:"))
+        print("\n".join(f"  {shown(key)}" for key in repairs))
     if error:
         raise error
     print(f"{plural(len(results), 'checkpoint')} verified, all intact.")
@@ -94,6 +111,7 @@ def results_text(results: Sequence[Verification], width: int | None = None) -> s
     for line, result in zip(lines, results, strict=True):
         # Whole, even where they are longer than the terminal is wide: they are to be copied.
         text += [line, *(f"    {shown(problem)}" for problem in result.problems)]
+        text += [f"    not repaired: {shown(reason)}" for reason in result.unrepaired]
     return "\n".join(text)
 
 

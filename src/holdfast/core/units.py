@@ -103,6 +103,15 @@ def parse_size(text: str) -> int:
     return nbytes
 
 
+def parse_rate(text: str) -> int:
+    """Bytes per second in `text`: "100MB/s"; "100MB" means the same. Raises ValueError.
+
+    >>> parse_rate("1.5KB/s")
+    1500
+    """
+    return parse_size(text.lower().removesuffix("/s"))
+
+
 def exact_size(nbytes: int) -> str:
     """The shortest word that `parse_size` reads back as exactly `nbytes`.
 

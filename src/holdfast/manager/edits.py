@@ -30,6 +30,15 @@ def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[
     return finite, odd
 
 
+def more_metrics(
+    record: Record, finite: Mapping[str, float], odd: Mapping[str, str]
+) -> dict[str, object]:
+    """The record's metrics with these in place of those of the same names."""
+    old_finite = {k: v for k, v in record.metrics.items() if k not in odd}
+    old_odd = {k: v for k, v in record.odd_metrics.items() if k not in finite}
+    return {"metrics": {**old_finite, **finite}, "odd_metrics": {**old_odd, **odd}}
+
+
 def require(records: Iterable[Record], id: str, address: str) -> Record:
     """The record with this id. Raises CheckpointNotFound if another process removed it."""
     for record in records:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from holdfast.core.records import Record
+from holdfast.core.process import is_alive
+from holdfast.core.records import Entry, Record
+from holdfast.core.retention import Best, parse_keep, ranking
+from holdfast.errors import BadPolicy
+from holdfast.repo.log import packs_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class CheckpointInfo:
     def ref(self) -> str:
         """The reference that names it: `runs/x@41200`."""
         return f"{self.address}@{self.step}"
+
+
+Action = Literal["copy", "repair", "update", "keep", "remove"]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What becomes of one checkpoint in a copy of a run."""
+
+    info: CheckpointInfo
+    action: Action
+    """"repair": it is listed there, but objects of it are missing; "update": metrics, tags,
+    the note or pins differ."""
+    why: tuple[str, ...]
+    nbytes: int
+    """Of the packs that are copied; of a removal those that only it needs there."""
+    error: str = ""
+    """Why it was not done."""
+    damaged: bool = False
+    """It was not done because the source is damaged."""
 
 
 def info_of(address: str, record: Record) -> CheckpointInfo:
@@ -68,6 +92,29 @@ class RunStatus:
     """The process that opened the run for writing and did not close it; "" = none."""
     writer_alive: bool | None
     """Whether it still runs; None if there is none, or it cannot be known from here."""
+
+
+def status_of(entry: Entry | None, records: tuple[Record, ...]) -> RunStatus:
+    """What the newest entry, which lists `records`, says of the run."""
+    best = {
+        rule.metric: ranking(records, rule.metric, rule.mode)[:1] for rule in recorded_rules(entry)
+    }
+    holder = entry.holder if entry else None
+    return RunStatus(
+        finished=entry is not None and entry.finished,
+        stored_bytes=sum(packs_of(records).values()),
+        best={metric: first.id for metric, found in best.items() for first in found},
+        writer=f"process {holder.pid} on {holder.host}" if holder else "",
+        writer_alive=is_alive(holder) if holder else None,
+    )
+
+
+def recorded_rules(entry: Entry | None) -> tuple[Best, ...]:
+    """The `best` rules that the run's writer last saved under."""
+    try:
+        return parse_keep(entry.keep).best if entry else ()
+    except BadPolicy:  # a store can say anything, and a newer Holdfast may have more rules
+        return ()
 
 
 @dataclass(frozen=True)
@@ -105,3 +152,7 @@ class Verification:
     ok: bool
     problems: tuple[str, ...]
     bytes_read: int
+    repaired: tuple[str, ...] = ()
+    """Keys of objects that were damaged or missing, and were replaced."""
+    unrepaired: tuple[str, ...] = ()
+    """Why others could not be replaced, as lines for people."""

@@ -26,15 +26,23 @@ from holdfast.core.address import (
     short_ids,
 )
 from holdfast.core.address import validate_tag as check_tag
-from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
-from holdfast.core.retention import Best, Decision, KeepPolicy, Mode, decide, parse_keep, ranking
-from holdfast.errors import BadPolicy, CheckpointNotFound, NoStore, RunClosed, UsageError
-from holdfast.manager.edits import require, split_metrics, with_tag
-from holdfast.manager.info import CheckpointInfo, Overview, RunStatus, Verification, info_of
+from holdfast.core.retention import Decision, KeepPolicy, Mode, decide, parse_keep
+from holdfast.errors import CheckpointNotFound, NoStore, RunClosed, UsageError
+from holdfast.manager.edits import more_metrics, require, split_metrics, with_tag
+from holdfast.manager.info import (
+    CheckpointInfo,
+    Overview,
+    RunStatus,
+    Transfer,
+    Verification,
+    info_of,
+    recorded_rules,
+    status_of,
+)
 from holdfast.manager.progress import current_work
+from holdfast.manager.transfers import Wish
 from holdfast.repo.lending import is_fork_pin
-from holdfast.repo.log import packs_of
 from holdfast.repo.repo import Repo
 from holdfast.stores.base import ObjectInfo, Store
 from holdfast.stores.open import open_store
@@ -97,12 +105,12 @@ class Listing:
 
     def latest(self) -> CheckpointInfo | None:
         """The newest checkpoint, or None."""
-        found = self._newest(1)
-        return info_of(self.address, found[0]) if found else None
+        return next(iter(self.newest(1)), None)
 
     def newest(self, count: int) -> list[CheckpointInfo]:
         """The newest `count` checkpoints, newest commit first: of a long list the end is read."""
-        return [info_of(self.address, record) for record in self._newest(count)]
+        found = self._repo.newest(count) if self._is_run() else ()
+        return [info_of(self.address, record) for record in found]
 
     def best(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointInfo | None:
         """The checkpoint with the lowest (mode "max": highest) finite `metric`, or None.
@@ -131,36 +139,20 @@ class Listing:
 
     def status(self) -> RunStatus:
         """Whether it is finished, who writes it, what it takes; as of now."""
-        return self._status(*self._read())
+        return status_of(*self._read())
 
     def overview(self, newest: int | None = None) -> Overview:
         """The run and its checkpoints, newest first; of a long list the `newest` only, and
         of the older ones as many that have a tag or a pin, or are the best by a rule.
         """
         entry, records = self._read()
-        status = self._status(entry, records)
-        shown = records[::-1]
+        status, shown = status_of(entry, records), records[::-1]
         if newest is not None and len(shown) > newest:
             best = set(status.best.values())
             marked = [r for r in shown[newest:] if r.tags or r.pins or r.id in best]
             shown = (*shown[:newest], *marked[:newest])
         ids = short_ids([r.id for r in shown], [r.id for r in records])
-        infos = tuple(info_of(self.address, record) for record in shown)
-        return Overview(status, len(records), infos, ids)
-
-    def _status(self, entry: Entry | None, records: tuple[Record, ...]) -> RunStatus:
-        best = {
-            rule.metric: ranking(records, rule.metric, rule.mode)[:1]
-            for rule in _recorded_rules(entry)
-        }
-        holder = entry.holder if entry else None
-        return RunStatus(
-            finished=entry is not None and entry.finished,
-            stored_bytes=sum(packs_of(records).values()),
-            best={metric: first.id for metric, found in best.items() for first in found},
-            writer=f"process {holder.pid} on {holder.host}" if holder else "",
-            writer_alive=is_alive(holder) if holder else None,
-        )
+        return Overview(status, len(records), tuple(info_of(self.address, r) for r in shown), ids)
 
     def events(self) -> list[Event]:
         """What each save and restore of the run's writers has cost, oldest first; none where
@@ -173,13 +165,63 @@ class Listing:
             self._repo.info()
         return events
 
-    def verify(self, ref: Ref = None) -> list[Verification]:
-        """Read every byte of one checkpoint, or of all, and compare with its digest."""
-        from holdfast.manager.verify import verify
+    def verify(
+        self, ref: Ref = None, *, repair_from: str | os.PathLike[str] | None = None
+    ) -> list[Verification]:
+        """Read every byte of one checkpoint, or of all, and compare with its digest.
+
+        Packs and manifests that are damaged or missing are replaced by those of the same
+        names in the run at `repair_from`, if they are whole there. Safe beside a live writer.
+        """
+        from holdfast.manager.verify import verify_all
 
         records = self._records() if ref is None else (self._resolve(ref),)
         current_work().begin(sum(record.nbytes for record in records))
-        return [verify(self._repo, record, self.address) for record in records]
+        return verify_all(self._repo, records, self.address, repair_from)
+
+    def copy(
+        self,
+        refs: Iterable[Ref],
+        to: str | os.PathLike[str],
+        *,
+        verify: bool = False,
+        bandwidth: int | None = None,
+        take_over: bool = False,
+    ) -> list[Transfer]:
+        """Copy these checkpoints to the run at `to`, which is made a copy of this one where
+        there is none: the same ids, every byte verified on the way. What became of each.
+
+        What is there is not copied again, and compared only with `verify`. `bandwidth` is in
+        bytes per second. Damage of one, which is in the result, does not stop the others.
+
+        Raises OtherRun if `to` is no copy of this run; RunHeld if a process writes it, or may
+        do so elsewhere, unless `take_over`; what stores raise.
+        """
+        from holdfast.manager.replication import replicate
+
+        wish = Wish({self._resolve(ref).id for ref in refs}, verify=verify)
+        return replicate(self._repo, self.address, to, wish, bandwidth, take_over=take_over)
+
+    def sync(
+        self,
+        to: str | os.PathLike[str],
+        *,
+        delete: bool = False,
+        dry_run: bool = False,
+        verify: bool = False,
+        bandwidth: int | None = None,
+        take_over: bool = False,
+    ) -> list[Transfer]:
+        """As `copy`, of all checkpoints, and bring metrics, tags and notes there up to date.
+
+        `delete` removes there what this run no longer lists, unless it is pinned or something
+        could not be copied. With `dry_run` nothing is changed.
+        """
+        from holdfast.manager.replication import replicate
+
+        wish = Wish(None, delete, dry_run, verify)
+        self._check_usable()
+        return replicate(self._repo, self.address, to, wish, bandwidth, take_over=take_over)
 
     def export(
         self, ref: Ref, folder: str | os.PathLike[str], *, replace: bool = False
@@ -234,10 +276,6 @@ class Listing:
             return False
         return True
 
-    def _newest(self, count: int) -> tuple[Record, ...]:
-        """The newest records, newest first; none where there is no run yet."""
-        return self._repo.newest(count) if self._is_run() else ()
-
     def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
         """The newest log entry and its records; (None, ()) where there is no run yet."""
         if not self._is_run():
@@ -256,13 +294,12 @@ class Listing:
         return self._select(parse_selector(ref))
 
     def _select(self, selector: Selector) -> Record:
-        wanted = newest_that(selector)
-        if wanted and (found := self._find(wanted)):
+        if (wanted := newest_that(selector)) and (found := self._find(wanted)):
             return found
         entry, records = self._read()
         if not records:
             raise no_checkpoint(self.address)
-        return select(records, selector, self.policy.best or _recorded_rules(entry))
+        return select(records, selector, self.policy.best or recorded_rules(entry))
 
     # -- looking after ----------------------------------------------------------
 
@@ -304,13 +341,7 @@ class Listing:
     def log_metrics(self, ref: Ref, metrics: Mapping[str, float]) -> CheckpointInfo:
         """Add metrics to a checkpoint after the fact; its data is not touched."""
         finite, odd = split_metrics(metrics)
-
-        def fields(record: Record) -> dict[str, object]:
-            old_finite = {k: v for k, v in record.metrics.items() if k not in odd}
-            old_odd = {k: v for k, v in record.odd_metrics.items() if k not in finite}
-            return {"metrics": {**old_finite, **finite}, "odd_metrics": {**old_odd, **odd}}
-
-        return self._edit("metrics", ref, fields)
+        return self._edit("metrics", ref, lambda record: more_metrics(record, finite, odd))
 
     def _edit(
         self, action: str, ref: Ref, fields: Callable[[Record], Mapping[str, object]]
@@ -319,8 +350,8 @@ class Listing:
         edited: list[Record] = []
 
         def change(records: tuple[Record, ...]) -> list[Record]:
-            edited[:] = [require(records, id, self.address)]
-            edited[:] = [msgspec.structs.replace(edited[0], **fields(edited[0]))]
+            old = require(records, id, self.address)
+            edited[:] = [msgspec.structs.replace(old, **fields(old))]
             return [edited[0] if r.id == id else r for r in records]
 
         self._amend(action, change)
@@ -347,11 +378,10 @@ class Listing:
 
         def verdicts(records: tuple[Record, ...]) -> list[Decision]:
             # A checkpoint that was committed since then is newer, but was not read.
+            found = decide(records, policy, damaged=damaged)
+            stays = {"keep": True, "why": ("newest verified",)}
             return [
-                d._replace(keep=True, why=("newest verified",))
-                if d.record.id == intact and not d.keep
-                else d
-                for d in decide(records, policy, damaged=damaged)
+                d._replace(**stays) if d.record.id == intact and not d.keep else d for d in found
             ]
 
         decisions = verdicts(records)
@@ -382,7 +412,7 @@ class Listing:
         from holdfast.manager.removal import plan_removal, refuse
 
         entry, records = self._read()
-        rules = self.policy.best or _recorded_rules(entry)
+        rules = self.policy.best or recorded_rules(entry)
         named = {self._resolve(ref).id for ref in refs}
         intact, damaged = None, frozenset[str]()
         if not force and records:
@@ -462,11 +492,3 @@ class Listing:
                 f"{self.address} was opened by process {self._pid}, not by this forked child",
                 hint="Open it again in the child; only one process may write.",
             )
-
-
-def _recorded_rules(entry: Entry | None) -> tuple[Best, ...]:
-    """The `best` rules that the run's writer last saved under."""
-    try:
-        return parse_keep(entry.keep).best if entry else ()
-    except BadPolicy:  # a store can say anything, and a newer Holdfast may have more rules
-        return ()

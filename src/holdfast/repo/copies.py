@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from holdfast.core.records import Manifest, Record
-from holdfast.errors import CorruptionError, NoStore, OtherRun, UsageError
+from holdfast.errors import CorruptionError, DamagedObject, NoStore, OtherRun, UsageError
+from holdfast.repo import keys
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.log import Head
 from holdfast.repo.record import untag
-from holdfast.repo.repo import Repo
+from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo, manifest_of
 from holdfast.repo.writer import check_run
 from holdfast.stores.addresses import real_address
 
@@ -159,3 +160,17 @@ def check_line(address: str, of: Source, records: Sequence[Record]) -> None:
             f"{address} went on by itself: the source never had its checkpoint(s) at step {steps}",
             hint="Copy to another address. If these are not needed, remove them (holdfast rm).",
         )
+
+
+def put_manifest(target: Repo, id: str, data: bytes) -> None:
+    """Have the target hold this manifest, durable, in place of a damaged one."""
+    key = keys.manifest_key(id)
+    if target.store.put_new(key, [data]):
+        return
+    target.store.settle(key)
+    try:
+        manifest_of(id, target.store.get(key, max_bytes=MANIFEST_MAX_BYTES))
+    except DamagedObject:
+        target.store.delete([key])
+        target.store.put_new(key, [data])
+        target.store.settle(key)

@@ -30,6 +30,7 @@ from holdfast.repo.copies import (
     check_line,
     check_target,
     look_at,
+    put_manifest,
     updated,
     with_copy,
 )
@@ -39,7 +40,7 @@ from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import PackJob, copy_packs, size_problem
 from holdfast.repo.ranges import Check, Proven, Range, ranges_of
 from holdfast.repo.record import not_held
-from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo, manifest_of
+from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo
 from holdfast.repo.saves import Save
 from holdfast.repo.writer import Retire, Writer
 from holdfast.stores.addresses import join_address, relative_address
@@ -425,20 +426,6 @@ def _subtract(open_: dict[str, set[Range]], proven: Mapping[str, Collection[Prov
             open_[name] = left
         else:
             del open_[name]
-
-
-def put_manifest(target: Repo, id: str, data: bytes) -> None:
-    """Have the target hold this manifest, durable, in place of a damaged one."""
-    key = keys.manifest_key(id)
-    if target.store.put_new(key, [data]):
-        return
-    target.store.settle(key)
-    try:
-        manifest_of(id, target.store.get(key, max_bytes=MANIFEST_MAX_BYTES))
-    except DamagedObject:
-        target.store.delete([key])
-        target.store.put_new(key, [data])
-        target.store.settle(key)
 
 
 def _readable_head(target: Repo) -> Head | None:

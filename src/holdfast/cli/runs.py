@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from holdfast.stores.object import ObjectStore
-from holdfast.stores.open import open_store
+from holdfast.stores.object_address import SCHEMES
 
 _DEPTH = 3
 """Folders between the one that was named and a run: `runs/2026/mnist/seed-1` is found."""
@@ -22,11 +21,14 @@ def find_runs(folder: str) -> list[str]:
     Three levels deep; follows no links and enters no run. What cannot be read in a folder is
     passed over; raises StoreError for a bucket that cannot be listed.
     """
-    if "://" not in folder:
+    scheme, url, _ = folder.partition("://")
+    if not url:
         return sorted(_walk(os.path.expanduser(folder), _look_at_folder))
-    store = open_store(folder)
-    if not isinstance(store, ObjectStore):
+    if scheme.lower() not in SCHEMES:
         return []
+    from holdfast.stores.object import ObjectStore  # slow to import
+
+    store = ObjectStore(folder)
     return sorted(store.below(path) for path in _walk("", store.look))
 
 

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from holdfast.core.copying import copy_bytes
@@ -44,6 +45,9 @@ _LARGEST_BYTES = 1 << 62
 _IN_MEMORY_BYTES = 64 * MiB
 # How often what was appended is sent, all of it each time: it is read by people.
 _APPENDS_S = 300.0
+# A checkpoint is committed before what it retires is deleted, and reported after that; what
+# stays is found by gc.
+_DELETE_S = 10.0
 
 _T = TypeVar("_T")
 
@@ -61,6 +65,7 @@ class ObjectStore:
         """Asks no server. Raises BadAddress. `clients`: for tests."""
         self._parsed = parse_object_address(address)
         self._retry = retry or Retry()
+        self._brief = replace(self._retry, deadline_s=min(_DELETE_S, self._retry.deadline_s))
         self._clients = clients
         self._lock = threading.Lock()
         self._md5 = True
@@ -222,7 +227,7 @@ class ObjectStore:
                     for key in some:
                         delete([key])
 
-        self._ask(lambda: delete(wanted), "delete")
+        self._ask(lambda: delete(wanted), "delete", self._brief)
 
     # -- reading -----------------------------------------------------------------------
 
@@ -378,9 +383,9 @@ class ObjectStore:
                 self._clients = connect(self._parsed)
             return self._clients
 
-    def _ask(self, work: Callable[[], _T], what: str) -> _T:
+    def _ask(self, work: Callable[[], _T], what: str, retry: Retry | None = None) -> _T:
         try:
-            return self._retry.call(work)
+            return (retry or self._retry).call(work)
         except Passing as error:
             raise StoreUnavailable(
                 f"cannot {what} in {self.address}: {error}",

@@ -13,6 +13,7 @@ from holdfast.errors import Fenced, RunClosed
 from holdfast.repo.fork import fork
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
+from holdfast.stores.base import Store
 from holdfast.stores.faulty import Died, Effect, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.support import check, dead, live_packs, packs, process, save
@@ -26,12 +27,16 @@ class RepoMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.store = MemoryStore("machine")
-        self.children: list[MemoryStore] = []
+        self.store = self.new_store("machine")
+        self.children: list[Store] = []
         self.model: Model = {}
         self.step = 0
         self.writer = self.open()
         self.overtaken: list[Writer] = []
+
+    def new_store(self, name: str) -> Store:
+        """An empty one. For other stores than memory: overridden elsewhere."""
+        return MemoryStore(name)
 
     def open(self, store: FaultyStore | None = None) -> Writer:
         return Writer.open(Repo(store or self.store), holder=process(), alive=dead)
@@ -151,7 +156,7 @@ class RepoMachine(RuleBasedStateMachine):
     def fork(self, data: st.DataObject) -> None:
         step, id = self.any_step(data)
         repo = Repo(self.store)
-        child = MemoryStore(f"child{len(self.children)}")
+        child = self.new_store(f"child{len(self.children)}")
         record = next(r for r in repo.records() if r.id == id)
         fork(repo, record, Repo(child))
         self.children.append(child)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from holdfast.stores.object_address import SCHEMES
 
 _DEPTH = 3
 """Folders between the one that was named and a run: `runs/2026/mnist/seed-1` is found."""
@@ -13,14 +15,21 @@ RUN_INFO = "holdfast.json"
 
 
 def find_runs(folder: str) -> list[str]:
-    """Addresses of the runs in and below `folder`, sorted; [] where there is none.
+    """Addresses of the runs in and below `folder` or a bucket's prefix, sorted; [] where there
+    is none.
 
-    Looks at folders only, three levels deep, follows no links and enters no run. What
-    cannot be read is passed over.
+    Three levels deep; follows no links and enters no run. What cannot be read in a folder is
+    passed over; raises StoreError for a bucket that cannot be listed.
     """
-    if "://" in folder:
+    scheme, url, _ = folder.partition("://")
+    if not url:
+        return sorted(_walk(os.path.expanduser(folder), _look_at_folder))
+    if scheme.lower() not in SCHEMES:
         return []
-    return sorted(_walk(folder))
+    from holdfast.stores.object import ObjectStore  # slow to import
+
+    store = ObjectStore(folder)
+    return sorted(store.below(path) for path in _walk("", store.look))
 
 
 def _is_run(names: set[str]) -> bool:
@@ -28,22 +37,29 @@ def _is_run(names: set[str]) -> bool:
     return RUN_INFO in names or names >= {"log", "manifests", "packs"}
 
 
-def _walk(top: str) -> Iterator[str]:
-    folders = [(os.path.expanduser(top), 0)]
+def _walk(top: str, look: Callable[[str], tuple[set[str], list[str]]]) -> Iterator[str]:
+    """`look` gives the names in a folder, and its folders."""
+    folders = [(top, 0)]
     # By index: the list grows while it is gone through.
     for seen, (folder, depth) in enumerate(folders):
         if seen >= _MOST_FOLDERS:
             return
-        try:
-            with os.scandir(folder) as found:
-                entries = list(found)
-        except OSError:
-            continue
-        if _is_run({entry.name for entry in entries}):
+        names, below = look(folder)
+        if _is_run(names):
             yield folder
         elif depth < _DEPTH:
-            folders += [
-                (os.path.join(folder, entry.name), depth + 1)
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-            ]
+            folders += [(name, depth + 1) for name in below]
+
+
+def _look_at_folder(folder: str) -> tuple[set[str], list[str]]:
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:
+        return set(), []
+    below = [
+        os.path.join(folder, entry.name)
+        for entry in entries
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+    ]
+    return {entry.name for entry in entries}, below

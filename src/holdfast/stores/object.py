@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from holdfast.core.copying import copy_bytes
@@ -29,7 +30,7 @@ from holdfast.errors import (
 from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.object_address import parse_object_address
 from holdfast.stores.object_clients import Clients, connect
-from holdfast.stores.object_errors import Meaning, meaning_of, refusal, words_of
+from holdfast.stores.object_errors import Meaning, meaning_of, refusal, status_of, words_of
 from holdfast.stores.retrying import Passing, Retry
 
 # One request moves 0.1 GB/s or so, whatever the machine: many together are fast. Packs are as
@@ -44,6 +45,9 @@ _LARGEST_BYTES = 1 << 62
 _IN_MEMORY_BYTES = 64 * MiB
 # How often what was appended is sent, all of it each time: it is read by people.
 _APPENDS_S = 300.0
+# A checkpoint is committed before what it retires is deleted, and reported after that; what
+# stays is found by gc.
+_DELETE_S = 10.0
 
 _T = TypeVar("_T")
 
@@ -61,6 +65,7 @@ class ObjectStore:
         """Asks no server. Raises BadAddress. `clients`: for tests."""
         self._parsed = parse_object_address(address)
         self._retry = retry or Retry()
+        self._brief = replace(self._retry, deadline_s=min(_DELETE_S, self._retry.deadline_s))
         self._clients = clients
         self._lock = threading.Lock()
         self._md5 = True
@@ -222,7 +227,7 @@ class ObjectStore:
                     for key in some:
                         delete([key])
 
-        self._ask(lambda: delete(wanted), "delete")
+        self._ask(lambda: delete(wanted), "delete", self._brief)
 
     # -- reading -----------------------------------------------------------------------
 
@@ -265,7 +270,8 @@ class ObjectStore:
                 data = memoryview(clients.api.get_range(client, key, start=offset, end=end))
             except clients.errors as error:
                 translated = self._translated(error, f"read {key!r}", key)
-                if not isinstance(translated, Passing | ObjectNotFound):
+                passing = isinstance(translated, Passing | ObjectNotFound)
+                if not passing and status_of(error) not in (401, 403):
                     self._check_end(key, end)  # it may just be too short
                 raise translated from None
             if data.nbytes != into.nbytes:
@@ -317,6 +323,26 @@ class ObjectStore:
             if info.key.startswith(prefix) and info.key > after and is_key(info.key)
         )
 
+    def look(self, path: str) -> tuple[set[str], list[str]]:
+        """(names, paths of those that have more below them) of what lies directly below
+        `path`, a key or "": as in a folder."""
+        clients = self._connect()
+
+        def found() -> tuple[set[str], list[str]]:
+            try:
+                reply = clients.api.list_with_delimiter(clients.small, path or None)
+            except clients.errors as error:
+                raise self._translated(error, f"list {path!r}") from None
+            folders = [str(name) for name in reply["common_prefixes"]]
+            paths = [*folders, *(str(item["path"]) for item in reply["objects"])]
+            return {name.rpartition("/")[2] for name in paths}, folders
+
+        return self._ask(found, f"list {path!r}")
+
+    def below(self, path: str) -> str:
+        """The address of what lies at `path`."""
+        return self._parsed.below(path)
+
     # -- the rest ------------------------------------------------------------------------
 
     def prepare_writing(self) -> None:
@@ -357,9 +383,9 @@ class ObjectStore:
                 self._clients = connect(self._parsed)
             return self._clients
 
-    def _ask(self, work: Callable[[], _T], what: str) -> _T:
+    def _ask(self, work: Callable[[], _T], what: str, retry: Retry | None = None) -> _T:
         try:
-            return self._retry.call(work)
+            return (retry or self._retry).call(work)
         except Passing as error:
             raise StoreUnavailable(
                 f"cannot {what} in {self.address}: {error}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from holdfast.errors import BadAddress
 
@@ -37,6 +37,11 @@ class ObjectAddress(NamedTuple):
     text: str
     """The address in its one form."""
 
+    def below(self, path: str) -> str:
+        """The address of what lies at `path`, "" for this one, below the prefix."""
+        plain, mark, query = self.text.partition("?")
+        return f"{plain}/{path}".rstrip("/") + mark + query
+
 
 def parse_object_address(address: str) -> ObjectAddress:
     """Raises BadAddress.
@@ -45,7 +50,7 @@ def parse_object_address(address: str) -> ObjectAddress:
     >>> found.bucket, found.prefix, found.options["region"], found.text
     ('bucket', 'exp/gpt', 'eu-west-1', 's3://bucket/exp/gpt?region=eu-west-1')
     """
-    shown = address.partition("?")[0]  # what follows may be a secret
+    shown = _shown(address)
     try:
         url = urlsplit(address)
         options = parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query))
@@ -56,7 +61,7 @@ def parse_object_address(address: str) -> ObjectAddress:
     scheme = url.scheme.lower()
     known = _OPTIONS[scheme]
     if "@" in url.netloc or url.fragment:
-        raise _no_secrets(shown.rpartition("@")[2], scheme)
+        raise _no_secrets(shown, scheme)
     for name, value in options:
         if name not in known:
             raise _no_secrets(shown, scheme, name)
@@ -75,18 +80,26 @@ def parse_object_address(address: str) -> ObjectAddress:
             hint="Its parts are letters, digits and '._=+,-', and do not begin with a dot.",
         )
     prefix = "/".join(parts)
-    query = "&".join(f"{name}={value}" for name, value in sorted(options))
+    query = urlencode(sorted(options), safe=":/[]")
     text = f"{scheme}://{url.netloc}" + (f"/{prefix}" if prefix else "")
     return ObjectAddress(
         scheme, url.netloc, prefix, dict(options), f"{text}?{query}" if query else text
     )
 
 
+def _shown(address: str) -> str:
+    """As much of an address as an error may repeat: a user and a password can stand anywhere
+    before an "@", whole URLs with slashes in them too, and tokens after "?" and "#"."""
+    plain = re.split("[?#]", address, maxsplit=1)[0]
+    scheme, _, rest = plain.partition("://")
+    return f"{scheme}://…" if "@" in address or ":" in rest.partition("/")[0] else plain
+
+
 def _check_endpoint(value: str, shown: str) -> None:
     try:
         url = urlsplit(value)
         fits = url.scheme in ("http", "https") and bool(url.hostname)
-        fits = fits and not (url.username or url.password or url.query or url.fragment)
+        fits = fits and not ("@" in value or url.query or url.fragment)
         _ = url.port  # raises
     except ValueError:
         fits = False

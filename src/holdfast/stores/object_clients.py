@@ -77,6 +77,8 @@ def _s3(stores: Any, address: ObjectAddress) -> Callable[..., Any]:
     config: dict[str, Any] = {
         names.get(name, name): value for name, value in address.options.items()
     }
+    if endpoint := config.get("endpoint"):
+        config["aws_endpoint_url_s3"] = endpoint  # else the variable of that name would win
     if provider := _aws_profile():
         config["credential_provider"] = provider
     return partial(stores.S3Store, address.bucket, **config)

@@ -17,7 +17,7 @@ _CODE = re.compile(
     r"<Code>([\w.-]{1,80})</Code>|\"code\":\s*\"?([\w.-]{1,80})|ErrorCode:(\w{1,80})"
 )
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})|\"message\":\s*\"([^\"]{1,300})")
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s<\"]+", re.IGNORECASE)
 _DOING = re.compile(r"Error performing \w+(?: request)? .*? in [\d.]+\S+ - ")
 _LONGEST = 300
 
@@ -76,13 +76,13 @@ def words_of(error: BaseException) -> str:
     ...                  "Server returned non-2xx status code: 503 Slow: <Code>SlowDown</Code>"))
     'status 503, SlowDown'
     """
-    text = str(error)
+    text = _URL.sub("(address)", str(error))
     status, code, message = status_of(error), _CODE.search(text), _MESSAGE.search(text)
     parts: list[str] = [] if status is None else [f"status {status}"]
     parts += [next(filter(None, found.groups())) for found in (code, message) if found]
     if not parts:
         line = _DOING.sub("", text.partition("\n")[0])
-        parts = [_URL.sub("(address)", line) or type(error).__name__]
+        parts = [line or type(error).__name__]
     return ", ".join(parts)[:_LONGEST]
 
 

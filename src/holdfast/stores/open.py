@@ -10,7 +10,6 @@ from holdfast.errors import BadAddress
 from holdfast.stores.base import BadKey, Store
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
-from holdfast.stores.object import ObjectStore
 from holdfast.stores.object_address import SCHEMES
 
 # Two letters at least: `C:` is a drive.
@@ -48,6 +47,8 @@ def open_store(address: str | os.PathLike[str]) -> Store:
                 hint="A name is letters, digits, '.', '_', '-', in parts joined by '/'.",
             ) from None
     if scheme in SCHEMES:
+        from holdfast.stores.object import ObjectStore  # slow to import; most runs have folders
+
         return ObjectStore(address)
     raise BadAddress(f"cannot open {address!r}: unknown scheme {scheme}://", hint=_SUPPORTED)
 

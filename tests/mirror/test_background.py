@@ -164,7 +164,7 @@ def test_bandwidth_is_bounded_by_the_clock(tmp_path: Path) -> None:
     pace = Counted(options.bytes_per_s, clock=lambda: now[0], wait=wait)
     local = Repo(open_store(str(run)))
     mirror = Mirror(local, options, pace=pace)
-    mirror.start()
+    mirror.start(1)
     assert mirror.wait(WAIT_S)
     mirror.close()
     total = sum(nbytes for _, nbytes in sent)

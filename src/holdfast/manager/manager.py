@@ -190,7 +190,7 @@ class CheckpointManager(Mirrored):
                 on_commit=self._committed,
             )
             self.history.begin(writer.epoch)
-            self._start_mirror()
+            self._start_mirror(writer.epoch)
             return writer
 
     @briefly

@@ -39,9 +39,11 @@ from holdfast.manager.staging import yield_to_others
 from holdfast.repo import keys
 from holdfast.repo.copies import Source, look_at, updated
 from holdfast.repo.mend import Mended, mend_manifest, mend_packs
+from holdfast.repo.mirrors import remember
 from holdfast.repo.pace import Pace
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
+from holdfast.stores.addresses import real_address
 from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
 
@@ -95,6 +97,7 @@ class Mirror:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
+        self._epoch = 0
         self._dirty = False
         """There may be something to copy."""
         self._busy = False
@@ -117,8 +120,9 @@ class Mirror:
 
     # -- from the manager's threads ------------------------------------------------
 
-    def start(self) -> None:
-        """Begin, as soon as this process is the run's writer. May be called twice."""
+    def start(self, epoch: int) -> None:
+        """Begin, as soon as this process is the run's writer, of `epoch`. May be called twice."""
+        self._epoch = epoch
         if self._pid != os.getpid() or self._thread is not None:
             return
         # A daemon: a crashed main thread must not hang on a network.
@@ -228,6 +232,10 @@ class Mirror:
 
     def _work(self) -> None:
         yield_to_others()
+        try:
+            remember(self._local, self._epoch, real_address(open_store(self.address).address))
+        except (HoldfastError, OSError) as error:
+            logger.info("the mirror's address could not be noted: %s", error)
         try:
             while self._await_work():
                 try:

@@ -139,10 +139,10 @@ class Mirrored(Listing):
                 self._near = NearestRepo(store, mirror.store, damaged, clock=self._clock)
             return self._near
 
-    def _start_mirror(self) -> None:
+    def _start_mirror(self, epoch: int) -> None:
         """This process writes the run from now on."""
         if self._mirror is not None:
-            self._mirror.start()
+            self._mirror.start(epoch)
 
     def _to_mirror(self, id: str = "") -> None:
         """The list has changed; `id` is a new checkpoint."""

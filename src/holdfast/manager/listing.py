@@ -153,7 +153,8 @@ class Listing:
             marked = [r for r in shown[newest:] if r.tags or r.pins or r.id in best]
             shown = (*shown[:newest], *marked[:newest])
         ids = short_ids([r.id for r in shown], [r.id for r in records])
-        return Overview(status, len(records), tuple(info_of(self.address, r) for r in shown), ids)
+        infos = tuple(info_of(self.address, r) for r in shown)
+        return Overview(status, len(records), infos, ids, frozenset(r.id for r in records))
 
     def mirror_status(self) -> MirrorStatus | None:
         """What the run's mirror lists, if it answers quickly; None if the run has none."""

@@ -23,6 +23,7 @@ from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.open import open_store
 from tests.mirror.support import WAIT_S, Line, damage, mirror_threads, state, steps
+from tests.support.servers.service import Place
 
 Lines = Callable[[str], Line]
 
@@ -130,6 +131,21 @@ def test_metrics_tags_pins_and_the_end_follow(tmp_path: Path, there: str) -> Non
         assert (first.metrics, first.tags, first.pinned) == ({"loss": 0.25}, ("gold",), True)
         assert second.step == 2
         assert copy.finished
+
+
+def test_a_checkpoint_costs_the_mirror_its_objects_and_the_check_of_the_commit(
+    tmp_path: Path, lines: Lines
+) -> None:
+    there = str(tmp_path / "mirror")
+    line = lines(there)
+    with CheckpointManager(tmp_path / "run", keep=None, mirror=there) as run:
+        run.save(1, state(1)).result()
+        assert run.wait_mirrored(WAIT_S)
+        for step in (2, 3):
+            line.calls.clear()
+            run.save(step, state(step)).result()
+            assert run.wait_mirrored(WAIT_S)
+            assert line.calls == {"put_new": 3, "get": 1, "list": 1}
 
 
 def test_a_mirror_that_is_up_to_date_is_not_written(tmp_path: Path, lines: Lines) -> None:
@@ -394,6 +410,17 @@ def test_a_mirror_that_holds_another_run_is_refused_and_the_run_goes_on(
     assert "holds another run" in refused
     assert len(refused.splitlines()) == 2
     assert "step 3, 2, 1: only here" in missing
+
+
+def test_a_bucket_that_ignores_conditions_is_no_mirror(
+    tmp_path: Path, careless_gcs: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    with CheckpointManager(tmp_path / "run", mirror=careless_gcs.address) as run:
+        run.save(1, state(1)).result()
+        assert not run.wait_mirrored(WAIT_S)
+        run.save(2, state(2)).result()
+    assert steps(tmp_path / "run") == [1, 2]
+    assert "nothing is copied to its mirror any more" in warnings(caplog)[0]
 
 
 def test_who_takes_the_mirror_over_has_it_and_the_other_is_told(

@@ -330,7 +330,23 @@ def test_a_training_that_is_killed_anywhere_and_loses_its_disk_ends_with_the_sam
     assert steps_of(mirror) == steps_of(script.run_dir)
 
 
-def steps_of(run: Path) -> list[int]:
+def test_a_training_with_a_bucket_that_is_killed_at_any_moment(
+    tmp_path: Path, s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MIRROR", raising=False)
+    wanted, _ = reference("torch_train", tmp_path, "0")
+    monkeypatch.setenv("MIRROR", s3.address)
+    script = Script("torch_train", tmp_path / "killed", ("0",))
+    chance = random.Random(11)
+    for lost in (False, True, True, False):
+        script.run(kill_after_s=chance.uniform(1.8, 3.0))
+        if lost:
+            shutil.rmtree(script.run_dir, ignore_errors=True)
+    assert differing(script.finish(), wanted) == []
+    assert steps_of(s3.address) == steps_of(script.run_dir)
+
+
+def steps_of(run: Path | str) -> list[int]:
     with CheckpointManager(run) as ckpts:
         for found in ckpts.verify():
             assert found.ok, found.problems

@@ -255,11 +255,14 @@ def test_a_copy_that_hangs_at_the_end_is_given_up(
         run.save(1, state(1)).result()
         assert reached.wait(WAIT_S)
     assert "step 1: only here" in warnings(caplog)[-1]
-    [thread] = [t for t in threading.enumerate() if t.name == "holdfast-mirror"]
-    assert thread.daemon
+    hanging = [t for t in threading.enumerate() if t.name == "holdfast-mirror"]
+    assert hanging
+    assert all(thread.daemon for thread in hanging)
     go_on.set()
-    thread.join(WAIT_S)
-    assert not thread.is_alive()
+    for thread in hanging:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    assert steps(tmp_path / "run") == [1]
 
 
 def test_at_the_end_the_newest_overtakes_the_one_that_is_being_copied(
@@ -310,7 +313,15 @@ def test_retention_leaves_the_checkpoint_that_is_being_copied_for_the_moment(
         assert run.wait_mirrored(WAIT_S)
         run.save(5, state(5)).result()
         assert [info.step for info in run.checkpoints()] == [5]
-    assert steps(there) == [5]
+        assert run.wait_mirrored(WAIT_S)
+        reached, go_on = lines(there).hold_at_packs()
+        run.save(6, state(6)).result()
+        assert reached.wait(WAIT_S)
+        run.save(7, state(7)).result()
+        assert [info.step for info in run.checkpoints()] == [6, 7]
+        go_on.set()
+    assert steps(tmp_path / "run") == [7]  # and no later save was needed for it
+    assert steps(there) == [7]
 
 
 def test_one_that_is_removed_while_it_is_copied_makes_room_for_a_newer_one(

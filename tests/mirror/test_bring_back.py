@@ -327,7 +327,9 @@ def test_a_training_that_is_killed_anywhere_and_loses_its_disk_ends_with_the_sam
     assert script.kills.total() >= 5, script.kills
     assert differing(script.finish(), wanted) == []
     # Whatever was lost on the way: in the end both have the end, whole.
-    assert steps_of(mirror) == steps_of(script.run_dir)
+    here, there = steps_of(script.run_dir), steps_of(mirror)
+    assert set(here) <= set(there)
+    assert here[-1] == there[-1] == 24
 
 
 def test_a_training_with_a_bucket_that_is_killed_at_any_moment(
@@ -343,7 +345,9 @@ def test_a_training_with_a_bucket_that_is_killed_at_any_moment(
         if lost:
             shutil.rmtree(script.run_dir, ignore_errors=True)
     assert differing(script.finish(), wanted) == []
-    assert steps_of(s3.address) == steps_of(script.run_dir)
+    here, there = steps_of(script.run_dir), steps_of(s3.address)
+    assert set(here) <= set(there)
+    assert here[-1] == there[-1] == 24
 
 
 def steps_of(run: Path | str) -> list[int]:

@@ -350,7 +350,8 @@ class CheckpointManager(Mirrored):
         try:
             self._close_mirror()
         finally:
-            if writer is not None:
+            if saver is not None and writer is not None:
+                saver.retire_spared()
                 writer.close()
         self._repo.close()
         if saver is not None:

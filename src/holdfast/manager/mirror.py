@@ -102,7 +102,9 @@ class Mirror:
         """There may be something to copy."""
         self._busy = False
         """A pass is in progress."""
-        self._closing = self._ended = self._over = False
+        self._turn = threading.Lock()
+        """Held by the thread that works: the second one follows the first."""
+        self._closing = self._ended = self._over = self._hurried = False
         self._newest = ""
         """Id of the newest checkpoint that `changed` was told of."""
         self._current = ""
@@ -125,15 +127,32 @@ class Mirror:
         self._epoch = epoch
         if self._pid != os.getpid() or self._thread is not None:
             return
-        # A daemon: a crashed main thread must not hang on a network.
-        thread = threading.Thread(target=self._work, name="holdfast-mirror", daemon=True)
         self._dirty = True
+        self._thread = self._start(low=True)
+        if self._thread is None:
+            logger.error("%s: no thread could be started for its mirror", self._name)
+
+    def hurry(self) -> None:
+        """The end is near: from now on a thread of the caller's priority does the work."""
+        if self._thread is None or self._pid != os.getpid() or self._hurried:
+            return
+        # It waits for its turn. Where no thread can be started, the other one goes on.
+        second = self._start(low=False)
+        if second is not None:
+            with self._changed:
+                self._thread, self._hurried = second, True
+                self._changed.notify_all()
+
+    def _start(self, *, low: bool) -> threading.Thread | None:
+        # A daemon: a crashed main thread must not hang on a network.
+        thread = threading.Thread(
+            target=self._work, args=(low,), name="holdfast-mirror", daemon=True
+        )
         try:
             thread.start()
-        except RuntimeError:  # too many, or the interpreter ends: `close` says what is missing
-            logger.error("%s: no thread could be started for its mirror", self._name)
-            return
-        self._thread = thread
+        except RuntimeError:  # there are too many, or the interpreter is ending
+            return None
+        return thread
 
     def changed(self, id: str = "") -> None:
         """The run's list has changed; `id` is that of a new checkpoint."""
@@ -174,6 +193,7 @@ class Mirror:
     def close(self) -> None:
         """Copy what is not there yet, newest first, for `wait_s` at most; then end the thread,
         and say what is in the run only."""
+        self.hurry()
         thread = self._thread
         if thread is None or self._pid != os.getpid():
             return
@@ -230,14 +250,25 @@ class Mirror:
 
     # -- the thread ----------------------------------------------------------------
 
-    def _work(self) -> None:
-        yield_to_others()
+    def _work(self, low: bool) -> None:
+        with self._turn:
+            if self._over:
+                return
+            if low:
+                yield_to_others()
+                self._remember()
+            self._work_on(low)
+
+    def _remember(self) -> None:
         try:
             remember(self._local, self._epoch, real_address(open_store(self.address).address))
         except (HoldfastError, OSError) as error:
             logger.info("the mirror's address could not be noted: %s", error)
+
+    def _work_on(self, low: bool) -> None:
+        handed_over = False
         try:
-            while self._await_work():
+            while self._await_work(low):
                 try:
                     self._pass()
                 except CopyStopped:
@@ -249,19 +280,22 @@ class Mirror:
                     self._failed(error)
                 else:
                     self._went_well()
+            handed_over = low and self._hurried
         finally:
-            with self._changed:
-                self._over, self._busy = True, False
-                self._changed.notify_all()
-            # One that cannot be reached is left as it is: this process's death says the same.
-            self._let_go(politely=self._trouble_since is None)
+            if not handed_over:
+                with self._changed:
+                    self._over, self._busy = True, False
+                    self._changed.notify_all()
+                # One that cannot be reached is left as it is: this process's death says the same.
+                self._let_go(politely=self._trouble_since is None)
 
-    def _await_work(self) -> bool:
-        """Wait until there is something to do; False when there is nothing to wait for."""
+    def _await_work(self, low: bool) -> bool:
+        """Wait until there is something to do; False when there is nothing to wait for, or
+        another thread is to do it."""
         with self._changed:
             self._busy = False
             self._changed.notify_all()
-            while not self._ended:
+            while not self._ended and not (low and self._hurried):
                 if not self._dirty:
                     if self._closing:
                         return False

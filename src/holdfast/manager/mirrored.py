@@ -152,6 +152,11 @@ class Mirrored(Listing):
     def _spared(self) -> str:
         return "" if self._mirror is None else self._mirror.spared()
 
+    def hurry_mirror(self) -> None:
+        """The program is about to end: what is copied from now on is not put behind others."""
+        if self._mirror is not None:
+            self._mirror.hurry()
+
     def _close_mirror(self) -> None:
         if self._mirror is not None:
             self._mirror.close()

@@ -130,6 +130,8 @@ class Saver:
         self._distrusted = distrusted
         self._unsteady = unsteady
         self._spared = spared
+        self._left = False
+        """The last save has spared one."""
         self._on_commit = on_commit
         self._idle = threading.Condition()
         self._waiting = 0
@@ -295,7 +297,23 @@ class Saver:
     def _retire(self, records: tuple[Record, ...]) -> list[str]:
         """What the rule gives up, but for one that is just being read: the next save's turn."""
         spared = self._spared()
-        return [id for id in self._retiring.ids(records) if id != spared]
+        ids = self._retiring.ids(records)
+        self._left = spared in ids
+        return [id for id in ids if id != spared]
+
+    def retire_spared(self) -> None:
+        """What the last save has spared goes now: nothing reads it any more."""
+        if not self._left:
+            return
+        try:
+
+            def change(records: tuple[Record, ...]) -> list[Record]:
+                gone = set(self._retiring.ids(records))
+                return [record for record in records if record.id not in gone]
+
+            self._writer.amend("retire", change)
+        except HoldfastError as error:
+            logger.warning("one checkpoint more than `keep` says stays: %s", error.message)
 
     def _save(self, order: Order) -> Generator[None, None, tuple[Record, Manifest]]:
         self._packer, self._commit_s = None, 0.0

@@ -397,6 +397,7 @@ class Session:
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
+        self.manager.hurry_mirror()
         try:
             self._save_and_wait(note, finished=finished)
         except (StoreError, SaveFailed, OSError) as error:

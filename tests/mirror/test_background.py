@@ -15,6 +15,7 @@ import pytest
 from holdfast import CheckpointManager
 from holdfast.core.retention import parse_keep
 from holdfast.errors import UsageError
+from holdfast.manager import mirror
 from holdfast.manager.mirror import Mirror
 from holdfast.manager.mirror_options import mirror_options
 from holdfast.repo import keys, pack_copy
@@ -148,6 +149,28 @@ def test_a_checkpoint_costs_the_mirror_its_objects_and_the_check_of_the_commit(
             assert line.calls == {"put_new": 3, "get": 1, "list": 1}
 
 
+def test_the_thread_has_low_priority_until_the_end_is_near(
+    tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low, worked = set[int](), list[int]()
+    monkeypatch.setattr(mirror, "yield_to_others", lambda: low.add(threading.get_native_id()))
+    there = str(tmp_path / "mirror")
+
+    def note(name: str, args: tuple[object, ...]) -> None:
+        if name == "put_new" and str(args[0]).startswith(keys.MANIFESTS):
+            worked.append(threading.get_native_id())
+
+    lines(there).before = note
+    with CheckpointManager(tmp_path / "run", keep=None, mirror=there) as run:
+        run.save(1, state(1)).result()
+        assert run.wait_mirrored(WAIT_S)
+        run.hurry_mirror()
+        run.save(2, state(2)).result()
+        assert run.wait_mirrored(WAIT_S)
+    assert [thread in low for thread in worked] == [True, False]
+    assert steps(there) == [1, 2]
+
+
 def test_a_mirror_that_is_up_to_date_is_not_written(tmp_path: Path, lines: Lines) -> None:
     there = str(tmp_path / "mirror")
     with CheckpointManager(tmp_path / "run", mirror=there) as run:
@@ -179,10 +202,10 @@ def test_bandwidth_is_bounded_by_the_clock(tmp_path: Path) -> None:
     assert options is not None
     pace = Counted(options.bytes_per_s, clock=lambda: now[0], wait=wait)
     local = Repo(open_store(str(run)))
-    mirror = Mirror(local, options, pace=pace)
-    mirror.start(1)
-    assert mirror.wait(WAIT_S)
-    mirror.close()
+    copying = Mirror(local, options, pace=pace)
+    copying.start(1)
+    assert copying.wait(WAIT_S)
+    copying.close()
     total = sum(nbytes for _, nbytes in sent)
     assert total > 50_000
     assert now[0] >= (total - sent[-1][1]) / 10_000

@@ -279,15 +279,16 @@ class Mirror:
                 except (HoldfastError, OSError) as error:
                     self._failed(error)
                 else:
-                    self._went_well()
+                    if not self._ended:  # else it was cut short
+                        self._went_well()
             handed_over = low and self._hurried
         finally:
             if not handed_over:
+                # One that cannot be reached is left as it is: this process's death says the same.
+                self._let_go(politely=self._trouble_since is None)
                 with self._changed:
                     self._over, self._busy = True, False
                     self._changed.notify_all()
-                # One that cannot be reached is left as it is: this process's death says the same.
-                self._let_go(politely=self._trouble_since is None)
 
     def _await_work(self, low: bool) -> bool:
         """Wait until there is something to do; False when there is nothing to wait for, or
@@ -474,6 +475,8 @@ class Mirror:
         self._copies = self._target = None
         if copies is not None and politely:
             copies.close()
+        elif copies is not None:
+            copies.writer.let_go()  # or this process could not open it again
         if target is not None:
             target.close()
 

@@ -103,7 +103,7 @@ class ObjectStore:
             if reply is not None:
                 self._verify(key, views, nbytes, reply)
                 return True
-            if first:
+            if first or self.size(key) != nbytes:
                 return False
             if self._holds(key, views, nbytes):
                 return True  # an earlier try has landed; what we write has our name in it

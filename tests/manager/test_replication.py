@@ -12,6 +12,7 @@ import holdfast
 from holdfast.core.records import Record
 from holdfast.errors import (
     CheckpointNotFound,
+    CorruptionError,
     NoStore,
     OtherRun,
     RunHeld,
@@ -156,6 +157,45 @@ def test_an_empty_run_deletes_no_copy(run: Path, tmp_path: Path) -> None:
             manager.sync(to, delete=True)
         assert {t.action for t in manager.sync(to)} == {"keep"}
     restores(to, 1, 2, 3)
+
+
+def newest_entry(address: Path) -> Path:
+    return max((address / "log").iterdir())
+
+
+def test_a_damaged_list_is_no_reason_to_delete(run: Path, tmp_path: Path) -> None:
+    to = tmp_path / "copy"
+    with opened(run) as manager:
+        manager.save(4, state(4)).result()
+        manager.sync(to)
+    for _ in range(2):  # back to before the last save
+        flip(newest_entry(run), newest_entry(run).stat().st_size // 2)
+        newest_entry(run).rename(tmp_path / newest_entry(run).name)
+    flip(newest_entry(run), 200)
+    with opened(run) as manager:
+        for delete in (True, False):
+            with pytest.raises(CorruptionError):
+                manager.sync(to, delete=delete)
+        # What the list still has can be rescued.
+        manager.sync(tmp_path / "rescue")
+    restores(to, 1, 2, 3, 4)
+    assert len(records(tmp_path / "rescue")) == 3
+
+
+def test_a_damaged_list_of_the_copy_is_rebuilt(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    to = tmp_path / "copy"
+    with opened(run) as manager:
+        manager.sync(to)
+        for entry in (to / "log").iterdir():
+            flip(entry, 200)
+        manager.save(4, state(4)).result()
+        assert {t.action for t in manager.sync(to)} == {"copy"}
+        assert "rebuilt its list from 3 whole" in caplog.text
+        assert {t.action for t in manager.sync(to)} == {"keep"}
+    restores(to, 1, 2, 3, 4)
+    assert records(to) == records(run)
 
 
 def test_copy_takes_what_is_named(run: Path, tmp_path: Path) -> None:

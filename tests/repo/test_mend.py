@@ -11,9 +11,9 @@ from holdfast.repo.repo import Repo
 from holdfast.stores.base import Store
 from holdfast.stores.faulty import Died, Effect, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
+from tests.repo.copies import copy_all, damage, large_run, made, only_pack, shared_pack
 from tests.repo.support import check, keep_last, packs, save
 from tests.repo.test_every_call import open_writer
-from tests.repo.test_replicate import copy_all, damage, made, only_pack
 
 
 def hurt() -> tuple[MemoryStore, MemoryStore]:
@@ -79,18 +79,19 @@ def test_nothing_is_deleted_for_one_that_is_no_better() -> None:
     assert run.get(key, max_bytes=1 << 20) == before
 
 
-def test_what_any_checkpoint_needs_must_be_right() -> None:
+@pytest.mark.parametrize("other", [0, 1])
+def test_what_any_checkpoint_needs_must_be_right(other: int) -> None:
     """A pack must not mend one checkpoint and break another."""
-    run, copy = made(1, 2), MemoryStore("copy")
+    run, copy = large_run(), MemoryStore("copy")
     copy_all(run, copy)
-    first = Repo(run).records()[0]
-    key = only_pack(first)
-    # All that the second uses is in the first's only chunk, so take a part of it away.
-    run.delete([keys.manifest_key(first.id)])
-    damage(run, key, at=1)
-    damage(copy, key, at=2)
+    key, noise, small = shared_pack(run)
+    # Both use the one, only the first uses the other.
+    damage(run, key, (noise, small)[other])
+    damage(copy, key, (small, noise)[other])
+    before = run.get(key, max_bytes=1 << 20)
     [found] = mend_packs(Repo(run), [keys.pack_of(key)], Repo(copy))
-    assert found.problem
+    assert "is no better" in found.problem
+    assert run.get(key, max_bytes=1 << 20) == before
 
 
 def test_a_writer_goes_on_beside_it_and_retires_what_is_mended() -> None:

@@ -1,36 +1,34 @@
-"""Copies of checkpoints in another run: whole or absent, verified, and never mixed up."""
+"""Copies of checkpoints in another run: what they are, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-
-import numpy as np
 import pytest
 
 import holdfast
-from holdfast.core.records import Record
 from holdfast.errors import (
     CheckpointRemoved,
-    CopyStopped,
     DamagedObject,
     Fenced,
-    HoldfastError,
     NoStore,
     OtherRun,
     RunHeld,
     UsageError,
 )
-from holdfast.repo import keys, log, pack_copy
+from holdfast.repo import keys, log
 from holdfast.repo.fork import fork
-from holdfast.repo.pace import Pace
 from holdfast.repo.rebuild import rebuild
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
-from holdfast.stores.base import Store
-from holdfast.stores.faulty import Died, Effect, Fault, FaultPlan, FaultyStore
+from holdfast.stores.faulty import FaultyStore
 from holdfast.stores.memory import MemoryStore
+from tests.repo.copies import (
+    copy_all,
+    damage,
+    made,
+    only_pack,
+    opened,
+)
 from tests.repo.support import check, dead, ids, keep_last, live_packs, packs, process, save
 from tests.repo.test_every_call import open_writer
 
@@ -38,44 +36,6 @@ from tests.repo.test_every_call import open_writer
 @pytest.fixture(autouse=True)
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "_CREATE_BACKOFF_S", 0.0)
-
-
-def gone(holder: object) -> bool:
-    return False
-
-
-def opened(source: Store, target: Store, **more: object) -> Replicator:
-    """A new process's, which finds every older one dead."""
-    return Replicator.open(Repo(source), Repo(target), take_over=True, alive=gone, **more)  # pyright: ignore[reportArgumentType]
-
-
-def made(*steps: int, name: str = "source") -> MemoryStore:
-    """A run whose later checkpoints reuse a chunk of the first."""
-    store = MemoryStore(name)
-    writer = open_writer(store)
-    base = None
-    for step in steps:
-        record = save(writer, step, reuse=base, metrics={"loss": float(step)})
-        base = base or Repo(store).manifest(record)
-    return store
-
-
-def copy_all(source: Store, target: Store) -> None:
-    with opened(source, target) as copies:
-        for record in Repo(source).records():
-            copies.copy(record.id)
-
-
-def damage(store: Store, key: str, at: int = 0) -> None:
-    data = bytearray(store.get(key, max_bytes=1 << 30))
-    data[at] ^= 1
-    store.delete([key])
-    assert store.put_new(key, [bytes(data)])
-
-
-def only_pack(record: Record) -> str:
-    [name] = record.packs
-    return keys.pack_key(name)
 
 
 # -- what a copy is ----------------------------------------------------------------------
@@ -339,9 +299,13 @@ def test_source_and_copy_are_told_apart_in_one_process() -> None:
             Writer.open(Repo(source))
         with pytest.raises(RunHeld):
             Writer.open(Repo(target))
+        first.close()
+        again = Writer.open(Repo(source))
+        assert again.epoch == copies.writer.epoch
     Writer.open(Repo(target)).close()
     with pytest.raises(RunHeld):
         Writer.open(Repo(source))
+    again.close()
 
 
 def test_an_overtaken_copy_commits_nothing_more() -> None:
@@ -416,326 +380,4 @@ def test_what_is_damaged_or_missing_in_the_copy_is_replaced() -> None:
             only_pack(first),
             keys.manifest_key(first.id),
         }
-    assert check(target) == [1, 2]
-
-
-# -- large packs -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
-    """A run with packs of many blocks, compressed chunks among them."""
-    monkeypatch.setattr(pack_copy, "BLOCK_BYTES", 4096)
-    store = MemoryStore.named("large/source")
-    store.delete([info.key for info in store.list("")])
-    rng = np.random.default_rng(0)
-    with holdfast.CheckpointManager("memory://large/source", keep=None) as run:
-        noise = rng.integers(0, 256, 50_001, np.uint8)
-        run.save(1, {"noise": noise, "small": np.arange(7)}).result()
-    with holdfast.CheckpointManager("memory://large/source", keep=None, compress="zstd") as run:
-        smooth = np.arange(30_000, dtype=np.float32)
-        run.save(
-            2, {"noise": noise, "smooth": smooth, "s": [np.ones(n) for n in range(9)]}
-        ).result()
-    return store
-
-
-def test_packs_of_many_blocks_are_copied_whole(large: MemoryStore) -> None:
-    target = MemoryStore("target")
-    sizes: list[int] = []
-    with opened(large, target, on_bytes=sizes.append) as copies:
-        total = sum(copies.copy(r.id).nbytes for r in Repo(large).records())
-    assert check_manager(target, large)
-    assert max(sizes) == 4096
-    assert sum(sizes) == total == sum(i.size_bytes for i in target.list(keys.PACKS))
-
-
-def check_manager(target: Store, source: Store) -> bool:
-    """Whether every checkpoint of the copy is intact and equal."""
-    with (
-        holdfast.CheckpointManager("a", store=target) as ours,
-        holdfast.CheckpointManager("b", store=source) as theirs,
-    ):
-        assert all(found.ok for found in ours.verify())
-        assert [c.id for c in ours.checkpoints()] == [c.id for c in theirs.checkpoints()]
-    return True
-
-
-@pytest.mark.parametrize("part", range(12))
-def test_one_wrong_bit_anywhere_in_a_large_pack_is_found(large: MemoryStore, part: int) -> None:
-    first, second = Repo(large).records()
-    for record in (first, second):
-        [key] = [keys.pack_key(n) for n in record.packs if record is first or n not in first.packs]
-        size = large.size(key)
-        ranges = Repo(large).manifest(record)
-        at = size * part // 12
-        damage(large, key, at)
-        covered = any(
-            chunk.offset <= at < chunk.offset + chunk.nbytes
-            for leaf in ranges.leaves
-            for chunk in leaf.chunks
-            if keys.pack_key(ranges.packs[chunk.pack].name) == key
-        ) or at < next(p.head_nbytes for p in ranges.packs if keys.pack_key(p.name) == key)
-        target = MemoryStore("target")
-        with opened(large, target) as copies:
-            if covered:
-                with pytest.raises(DamagedObject):
-                    copies.copy(record.id)
-                assert check(target) == []
-                assert key.removeprefix(keys.PACKS) not in packs(target)
-            else:
-                copies.copy(record.id)
-        damage(large, key, at)
-
-
-def test_what_a_pack_brought_for_one_checkpoint_is_compared_for_another(
-    large: MemoryStore,
-) -> None:
-    """The second uses a part of the first one's pack. The rest of it is damaged in the source:
-    with the second it comes along, and must not pass for a whole first one."""
-    target = MemoryStore("target")
-    first, second = Repo(large).records()
-    [shared] = first.packs
-    assert shared in second.packs
-    small = next(x for x in Repo(large).manifest(first).leaves if x.path == "small").chunks[0]
-    damage(large, keys.pack_key(shared), small.offset)
-    with opened(large, target) as copies:
-        copies.copy(second.id)
-    for _ in range(2):  # another process, which finds what the first one left
-        with opened(large, target) as copies, pytest.raises(DamagedObject, match="'small'"):
-            copies.copy(first.id)
-        assert check_steps(target) == [2]
-    damage(large, keys.pack_key(shared), small.offset)
-    with opened(large, target) as copies:
-        assert set(copies.copy(first.id).packs) == {shared}  # replaced: it was wrong
-    assert check_manager(target, large)
-
-
-def check_steps(target: Store) -> list[int]:
-    """The steps that are listed, each of them intact."""
-    with holdfast.CheckpointManager("a", store=target) as run:
-        assert all(found.ok for found in run.verify())
-        return [info.step for info in run.checkpoints()]
-
-
-def test_memory_is_a_block_per_thread(large: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks: list[int] = []
-    real = pack_copy.mmap.mmap
-
-    def counted(fd: int, nbytes: int) -> object:
-        blocks.append(nbytes)
-        return real(fd, nbytes)
-
-    monkeypatch.setattr(pack_copy.mmap, "mmap", counted)
-    with opened(large, MemoryStore("target")) as copies:
-        copies.copy(Repo(large).records()[0].id)
-    assert blocks
-    assert len(blocks) <= pack_copy.THREADS
-    assert max(blocks) == 4096
-
-
-def test_a_copy_that_is_told_to_stop_goes_on_later(large: MemoryStore) -> None:
-    target, pace = MemoryStore("target"), Pace()
-    record = Repo(large).records()[0]
-    seen: list[int] = []
-
-    def count(nbytes: int) -> None:
-        seen.append(nbytes)
-        if len(seen) == 3:
-            pace.stop()
-
-    copies = opened(large, target, pace=pace, on_bytes=count)
-    with pytest.raises(CopyStopped):
-        copies.copy(record.id)
-    assert check(target) == []
-    assert packs(target) == set()
-    copies.close()
-    copy_all(large, target)
-    assert check_manager(target, large)
-
-
-# -- stopped anywhere --------------------------------------------------------------------
-
-Prepared = Callable[[], tuple[Store, Store]]
-
-
-def fresh() -> tuple[Store, Store]:
-    return made(1, 2), MemoryStore("target")
-
-
-def half() -> tuple[Store, Store]:
-    source, target = fresh()
-    with opened(source, target) as copies:
-        copies.copy(Repo(source).records()[0].id)
-    return source, target
-
-
-def retiring(source: Store, target: Store) -> None:
-    with opened(source, target) as copies:
-        for record in Repo(source).records():
-            copies.copy(record.id, retire=keep_last(1))
-
-
-CASES: dict[str, tuple[Prepared, Callable[[Store, Store], None], tuple[list[int], ...]]] = {
-    "into nothing": (fresh, copy_all, ([], [1], [1, 2])),
-    "one more": (half, copy_all, ([1], [1, 2])),
-    "retiring": (half, retiring, ([1], [2])),
-}
-
-
-@pytest.mark.parametrize(
-    "effect", [Effect.DIE_BEFORE, Effect.DIE_AFTER, Effect.LOSE_REPLY, Effect.FAIL, Effect.DELAY]
-)
-@pytest.mark.parametrize("side", ["source", "target"])
-@pytest.mark.parametrize("case", CASES)
-def test_a_copy_stopped_at_any_call_shows_nothing_half(
-    case: str, side: str, effect: Effect
-) -> None:
-    prepare, operation, allowed = CASES[case]
-    source, target = prepare()
-    counted = FaultyStore(source if side == "source" else target)
-    operation(counted if side == "source" else source, counted if side == "target" else target)
-    for number in range(1, len(counted.calls) + 1):
-        source, target = prepare()
-        faulty = FaultyStore(source if side == "source" else target, FaultPlan.at(number, effect))
-        done = True
-        try:
-            operation(
-                faulty if side == "source" else source, faulty if side == "target" else target
-            )
-        except (Died, HoldfastError):
-            done = False
-        where = f"call {number}: {faulty.calls[number - 1]}"
-        assert check(source) == [1, 2], where
-        found = check(target)
-        assert found in allowed, where
-        if done:
-            assert found == allowed[-1], where
-        faulty.release()  # what was delayed arrives now
-        assert check(target) in allowed, where
-        # A new process goes on, and its job after it; nothing is left over.
-        operation(source, target)
-        assert check(target) == allowed[-1], where
-        writer = open_writer(target)
-        save(writer, 90)
-        writer.collect()
-        assert check(target) == [*allowed[-1], 90], where
-        assert packs(target) == live_packs(Repo(target).records()), where
-
-
-@pytest.mark.parametrize("effect", [Effect.DIE_BEFORE, Effect.DIE_AFTER, Effect.FAIL])
-def test_a_large_copy_stopped_at_any_call_goes_on(large: MemoryStore, effect: Effect) -> None:
-    """Blocks are written by several threads: calls come in no fixed order."""
-    counted = FaultyStore(MemoryStore("target"))
-    copy_all(large, counted)
-    for number in range(1, len(counted.calls) + 1, 3):
-        faulty = FaultyStore(MemoryStore("target"), FaultPlan.at(number, effect))
-        with suppress(Died, HoldfastError):
-            copy_all(large, faulty)
-        target = faulty.survivor()
-        for record in Repo(target).records():
-            assert record in Repo(large).records()
-            for name, nbytes in record.packs.items():
-                assert target.size(keys.pack_key(name)) == nbytes
-        copy_all(large, target)
-        assert check_manager(target, large)
-
-
-def test_an_interrupted_copy_is_resumed_without_reading_again() -> None:
-    source, target = made(1, 2), MemoryStore("target")
-    first = Repo(source).records()[0]
-    faulty = FaultyStore(
-        target, FaultPlan((Fault(Effect.DIE_BEFORE, operation="put_new", prefix="log/", nth=2),))
-    )
-    with pytest.raises(Died):
-        copy_all(source, faulty)
-    assert check(target) == []
-    assert packs(target) == live_packs([first])
-    counted, other = FaultyStore(source), FaultyStore(target)
-    with opened(counted, other) as copies:
-        assert copies.copy(first.id).packs == {}
-    for store in (counted, other):
-        assert not any(call.operation == "read_into" for call in store.calls)
-    assert check(target) == [1]
-
-
-def test_what_another_copy_left_is_compared_before_it_is_used() -> None:
-    """The pack of the first came with the second, whose copy died before its entry."""
-    source, target = made(1, 2), MemoryStore("target")
-    first, second = Repo(source).records()
-    faulty = FaultyStore(
-        target, FaultPlan((Fault(Effect.DIE_BEFORE, operation="put_new", prefix="log/", nth=2),))
-    )
-    copies = opened(source, faulty)
-    with pytest.raises(Died):
-        copies.copy(second.id)
-    damage(target, only_pack(first), at=4)
-    with opened(source, target) as copies:
-        assert set(copies.copy(first.id).packs) == set(first.packs)
-    assert check(target) == [1]
-
-
-def test_packs_that_a_prune_took_meanwhile_are_copied_again() -> None:
-    """R7: what was live when the copy began may be gone when it commits."""
-    source = made(1, 2)
-    target = MemoryStore("target")
-    first, second = Repo(source).records()
-    with opened(source, target) as copies:
-        copies.copy(first.id)
-
-    def prune(call: object) -> None:
-        entry = getattr(call, "key", "").startswith("log/")
-        if entry and getattr(call, "operation", "") == "put_new" and started:
-            started.clear()
-            Repo(target).amend("prune", lambda records: [])
-
-    started: list[int] = []
-    copies = opened(source, FaultyStore(target, on_call=prune))
-    started.append(1)
-    copied = copies.copy(second.id)
-    assert set(copied.packs) == set(second.packs)
-    assert check(target) == [2]
-
-
-def test_gc_of_the_same_process_spares_a_copy_that_is_under_way() -> None:
-    source, target = made(1), MemoryStore("target")
-    [record] = Repo(source).records()
-    holder: list[Replicator] = []
-
-    def collect(call: object) -> None:
-        key = getattr(call, "key", "")
-        if holder and getattr(call, "operation", "") == "put_new" and key.startswith("log/"):
-            copies = holder.pop()
-            assert copies.writer.collect() == []
-
-    copies = opened(source, FaultyStore(target, on_call=collect))
-    holder.append(copies)
-    copies.copy(record.id)
-    assert not holder
-    assert check(target) == [1]
-
-
-def test_a_lost_reply_to_the_entry_is_recognised() -> None:
-    source, target = made(1), MemoryStore("target")
-    [record] = Repo(source).records()
-    fault = Fault(Effect.LOSE_REPLY, operation="put_new", prefix="log/", nth=2)
-    with opened(source, FaultyStore(target, FaultPlan((fault,)))) as copies:
-        assert copies.copy(record.id).added
-    assert check(target) == [1]
-
-
-def test_a_copy_of_unknown_fate_is_settled_by_the_next() -> None:
-    source, target = made(1, 2), MemoryStore("target")
-    first, second = Repo(source).records()
-    fault = Fault(
-        Effect.DELAY, operation="put_new", prefix="log/", nth=2, times=log._CREATE_ATTEMPTS
-    )
-    faulty = FaultyStore(target, FaultPlan((fault,)))
-    copies = opened(source, faulty)
-    with pytest.raises(HoldfastError):
-        copies.copy(first.id)
-    faulty.release()
-    copies.copy(second.id)
-    assert check(target) == [1, 2]
-    copies.copy(first.id)
     assert check(target) == [1, 2]

@@ -120,7 +120,10 @@ def _damage(address: str, results: Sequence[Verification]) -> CorruptionError:
     bad = len(results) - len(intact)
     verb = "is" if bad == 1 else "are"
     counts = f"{bad} of {plural(len(results), 'checkpoint')}"
-    hint = "None of these is intact. Look for other checkpoints, or a copy of the run."
+    hint = (
+        "None of these is intact. Look for other checkpoints, or a copy of the run: "
+        f"holdfast verify {printable(address)} --repair-from COPY"
+    )
     if intact:
         ref = printable(intact[-1].ref)
         hint = f"The newest intact one of these is {ref}: holdfast restore {ref} DIR"

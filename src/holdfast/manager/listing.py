@@ -41,7 +41,6 @@ from holdfast.manager.info import (
     status_of,
 )
 from holdfast.manager.progress import current_work
-from holdfast.manager.transfers import Wish
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.repo import Repo
 from holdfast.stores.base import ObjectInfo, Store
@@ -205,7 +204,7 @@ class Listing:
         Raises OtherRun if `to` is no copy of this run; RunHeld if a process writes it, or may
         do so elsewhere, unless `take_over`; what stores raise.
         """
-        from holdfast.manager.replication import replicate
+        from holdfast.manager.replication import Wish, replicate
 
         wish = Wish({self._resolve(ref).id for ref in refs}, verify=verify)
         return replicate(self._repo, self.address, to, wish, bandwidth, take_over=take_over)
@@ -225,7 +224,7 @@ class Listing:
         `delete` removes there what this run no longer lists, unless it is pinned or something
         could not be copied. With `dry_run` nothing is changed.
         """
-        from holdfast.manager.replication import replicate
+        from holdfast.manager.replication import Wish, replicate
 
         wish = Wish(None, delete, dry_run, verify)
         self._check_usable()

@@ -41,6 +41,8 @@ def _replicate(
     source: Repo, target: Repo, address: str, wish: Wish, pace: Pace, take_over: bool
 ) -> list[Transfer]:
     of = look_at(source)
+    if wish.delete:
+        source.check_log(of.head)  # what it does not list may be there all the same
     if wish.delete and not of.records:
         raise UsageError(
             f"{address} lists no checkpoint: everything in {target.address} would be removed",

@@ -12,7 +12,7 @@ from holdfast.core.records import Manifest, Record
 from holdfast.errors import CorruptionError, DamagedObject, NoStore, OtherRun, UsageError
 from holdfast.repo import keys
 from holdfast.repo.lending import is_fork_pin
-from holdfast.repo.log import Head
+from holdfast.repo.log import REBUILT, Head
 from holdfast.repo.record import untag
 from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo, manifest_of
 from holdfast.repo.writer import check_run
@@ -154,6 +154,10 @@ def check_line(address: str, of: Source, records: Sequence[Record]) -> None:
         if record.id not in ids
         and (record.ordinal > of.head.entry.ordinal or record.ordinal in taken)
     ]
+    if strange and of.head.damage:
+        raise DamagedObject(
+            "the log of the run to copy", f"it does not list what {address} has", hint=REBUILT
+        )
     if strange:
         steps = ", ".join(f"{record.step:,}" for record in strange[:4])
         raise OtherRun(

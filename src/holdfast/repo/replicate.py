@@ -160,7 +160,8 @@ class Replicator:
 
     def records(self) -> tuple[Record, ...]:
         """What the target lists, as of the last commit of this process."""
-        return self.target.log.records(self.writer.head.entry)
+        with self.target.lock:
+            return self.target.log.records(self.writer.head.entry)
 
     # -- one checkpoint --------------------------------------------------------
 

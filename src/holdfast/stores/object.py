@@ -39,6 +39,8 @@ WHOLE_BYTES = 32 * MiB
 PARALLEL = 8
 # From so many bytes on a request may take long.
 _LARGE_BYTES = 1 * MiB
+# Entries of a log may be as large, and are a few kB; manifests may be larger.
+_LARGE_GET_BYTES = 256 * MiB
 # No object is larger anywhere (S3: 50 TB), and clients count in 64 bits.
 _LARGEST_BYTES = 1 << 62
 # Objects that come in blocks lie in memory up to this size, and then in a temporary file.
@@ -103,7 +105,7 @@ class ObjectStore:
             if reply is not None:
                 self._verify(key, views, nbytes, reply)
                 return True
-            if first:
+            if first or self.size(key) != nbytes:
                 return False
             if self._holds(key, views, nbytes):
                 return True  # an earlier try has landed; what we write has our name in it
@@ -235,10 +237,11 @@ class ObjectStore:
         check_key(key)
         self._send(key)
         clients = self._connect()
+        client = clients.large if max_bytes > _LARGE_GET_BYTES else clients.small
 
         def get() -> bytes:
             try:
-                reply = clients.api.get(clients.large, key)
+                reply = clients.api.get(client, key)
                 nbytes = int(reply.meta["size"])
                 if nbytes > max_bytes:
                     raise DamagedObject(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from holdfast.core.address import printable
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, briefly
 from holdfast.manager.listing import Listing
 from holdfast.repo import keys
 from holdfast.repo.repo import Repo
@@ -27,6 +27,7 @@ logger = logging.getLogger("holdfast")
 class Mirrored(Listing):
     """A run of this process, with or without a mirror. Without one it is a `Listing`."""
 
+    @briefly
     def __init__(
         self,
         address: str | os.PathLike[str],

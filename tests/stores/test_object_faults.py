@@ -93,12 +93,16 @@ def append(store: Store) -> bytes:
     return store.get("events/1", max_bytes=ANY)
 
 
+OTHER_BYTES = "is there with other bytes"
+"""Asked again, it cannot tell another's object from its own that was damaged on the way."""
 BEFORE = {"a": len(OLD), "b/c": 3}
 PUT = {**BEFORE, "new": len(NEW)}
 OPERATIONS = {
     "put_new": Operation(lambda s: s.put_new("new", [NEW[:7], NEW[7:]]), (True, False), (PUT,)),
     "publish": Operation(publish, (True, False), (PUT,)),
-    "put_new on what is there": Operation(lambda s: s.put_new("a", [NEW]), (False,), (BEFORE,)),
+    "put_new on what is there": Operation(
+        lambda s: s.put_new("a", [NEW]), (False, OTHER_BYTES), (BEFORE,)
+    ),
     "get": Operation(lambda s: s.get("a", max_bytes=ANY), (OLD,), (BEFORE,)),
     "read_into": Operation(read_into, (OLD[50:150],), (BEFORE,)),
     "size": Operation(lambda s: s.size("a"), (len(OLD),), (BEFORE,)),
@@ -124,6 +128,15 @@ def fill(network: Network) -> None:
     network.direct.delete([info.key for info in network.direct.list("")])
     network.direct.put_new("a", [OLD])
     network.direct.put_new("b/c", [b"old"])
+
+
+def result_of(operation: Operation, store: Store) -> object:
+    try:
+        return operation.call(store)
+    except StoreUnavailable as error:
+        if OTHER_BYTES in error.message.replace("\n", " "):
+            return OTHER_BYTES
+        raise
 
 
 def requests(network: Network, operation: Operation) -> int:
@@ -155,7 +168,7 @@ def test_what_passes_is_not_noticed(network: Network, name: str) -> None:
             client = network.client()
             network.proxy.fail(fault, skip=number, times=2)
             slept = len(network.hours.sleeps)
-            assert operation.call(client) in operation.results, where
+            assert result_of(operation, client) in operation.results, where
             assert len(network.hours.sleeps) - slept <= 2, where
             network.proxy.heal()
             assert listed(network.direct) in operation.after, where

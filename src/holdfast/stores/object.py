@@ -28,7 +28,7 @@ from holdfast.errors import (
 )
 from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.object_address import parse_object_address
-from holdfast.stores.object_clients import Clients, connect
+from holdfast.stores.object_clients import Clients, check_not_forked, connect
 from holdfast.stores.object_errors import Meaning, meaning_of, refusal, status_of, words_of
 from holdfast.stores.retrying import Passing, Retry
 
@@ -336,6 +336,7 @@ class ObjectStore:
         self._appended.clear()
 
     def _connect(self) -> Clients:
+        check_not_forked(self._parsed)
         with self._lock:
             if self._clients is None:
                 self._clients = connect(self._parsed)

@@ -307,7 +307,7 @@ def test_an_upload_that_arrives_changed_is_noticed(
 
 
 def test_what_was_stored_is_compared_without_a_request(network: Network) -> None:
-    """The server's entity tag comes with its reply; Azure's is none, and costs a HEAD."""
+    """The server's entity tag comes with its reply; Azure's is no digest, and costs a request."""
     network.proxy.forget()
     assert network.store.put_new("new", [NEW])
     assert network.proxy.count() == (2 if network.place.service.scheme == "az" else 1)

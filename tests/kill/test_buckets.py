@@ -81,8 +81,8 @@ def test_a_job_on_s3_killed_in_every_phase(tmp_path: Path, s3: Place) -> None:
 @pytest.mark.parametrize(
     ("server", "name", "args", "points", "total"),
     [
-        ("s3", "generic", (), (*SAVING, *SAVING, "body", "after"), 70),
-        ("s3", "torch_train", ("0",), ("capture", "log", "restore", *OVERLAP, *PLACES), 22),
+        ("s3", "generic", (), (*SAVING, *SAVING, "body", "after"), 82),
+        ("s3", "torch_train", ("0",), ("log", "restore", *OVERLAP, *PLACES), 9),
         ("gcs", "generic", (), (*SAVING, "body"), 20),
     ],
     ids=["s3", "s3, torch", "gcs"],

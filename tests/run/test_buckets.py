@@ -129,7 +129,7 @@ def test_all_damage_in_a_bucket_is_noticed(s3: Place, capfd: Any) -> None:
     assert main(["verify", s3.address]) == 0
 
 
-@pytest.mark.parametrize("server", ["s3", "gcs"])
+@pytest.mark.parametrize("server", ["s3", pytest.param("gcs", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["middle bit", "truncated", "deleted"])
 @pytest.mark.parametrize("part", ["pack", "manifest", "entry"])
 def test_a_damaged_run_goes_on_from_what_is_whole(

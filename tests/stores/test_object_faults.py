@@ -62,6 +62,14 @@ def network(request: pytest.FixtureRequest, faulty: Faulty) -> Iterator[Network]
     network.store.close()
 
 
+# For tests that take long, and are about the client rather than the server.
+ONE_NETWORK = pytest.mark.parametrize(
+    "network",
+    ["gcs", *(pytest.param(name, marks=pytest.mark.slow) for name in ("s3", "azure"))],
+    indirect=True,
+)
+
+
 @dataclass(frozen=True)
 class Operation:
     """One call, on a bucket that holds `a` and `b/c`."""
@@ -175,6 +183,7 @@ def test_what_passes_is_not_noticed(network: Network, name: str) -> None:
             assert whole(network), where
 
 
+@ONE_NETWORK
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_what_does_not_pass_is_an_error_in_time(network: Network, name: str) -> None:
     """For two minutes it is tried again; what is seen then is the old or the new."""
@@ -260,6 +269,7 @@ def test_a_server_of_another_time(network: Network) -> None:
     assert network.hours.sleeps == []
 
 
+@ONE_NETWORK
 @pytest.mark.parametrize(
     "fault", [faults.delayed(1), faults.trickled(20)], ids=["silence", "trickle"]
 )

@@ -4,6 +4,9 @@
     python examples/generic.py      # ... and the same command goes on where it was
     holdfast ls runs/tour
 
+With --mirror backup/tour (or s3://bucket/tour) each checkpoint is copied there as well: delete
+runs/tour, and the same command goes on from the copy.
+
 Simulated annealing: reverse a random part of the tour; keep the change if the tour
 became shorter, and now and then if it did not. Holdfast keeps the random generator,
 the tour and the position in the loop, so that an interrupted search makes exactly
@@ -31,6 +34,7 @@ def main() -> None:
     parser.add_argument("--run", default="runs/tour", help="where the checkpoints are kept")
     parser.add_argument("--sweeps", type=int, default=2000)
     parser.add_argument("--every", default="2s", help='sweeps ("50"), "2s" or "5min"')
+    parser.add_argument("--mirror", help="a second place for the checkpoints, e.g. backup/tour")
     args = parser.parse_args()
 
     cities = np.random.default_rng(1).random((60, 2))
@@ -38,7 +42,7 @@ def main() -> None:
     tour = np.arange(len(cities))
 
     every = int(args.every) if args.every.isdigit() else args.every
-    with holdfast.Run(args.run, every=every, keep="last=2") as run:
+    with holdfast.Run(args.run, every=every, keep="last=2", mirror=args.mirror) as run:
         run.track(rng=rng, tour=tour)  # restored in place
         box = run.box(best=math.inf, best_tour=[], accepted=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -100,6 +101,23 @@ def test_killed_and_resumed(example: Example, tmp_path: Path) -> None:
     assert "resumed" in output
     assert last_line(output) == expected
     assert_equal(holdfast.open(f"{alone}@latest"), holdfast.open(f"{killed}@latest"))
+
+
+def test_a_run_that_lost_its_folder_goes_on_from_its_mirror(tmp_path: Path) -> None:
+    expected = last_line(TOUR.finish(tmp_path / "alone", tmp_path / "a"))
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    example = Example("generic.py", "--sweeps", "150", "--every", "10", "--mirror", str(mirror))
+    with example.start(run, tmp_path / "b") as process:
+        deadline = time.monotonic() + 120
+        while newest_entry(mirror) < 4 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+    shutil.rmtree(run)
+    output = example.finish(run, tmp_path / "c")
+    assert f"resumed {run}" in output
+    assert f"(from {mirror}, verified" in output
+    assert last_line(output) == expected
 
 
 def assert_equal(left: object, right: object) -> None:

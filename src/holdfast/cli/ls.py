@@ -5,7 +5,7 @@ from __future__ import annotations
 import os.path
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +33,7 @@ from holdfast.errors import HoldfastError
 
 if TYPE_CHECKING:
     from holdfast.manager.info import CheckpointInfo, RunStatus
+    from holdfast.manager.mirror_status import MirrorStatus
 
 # What one looks for is mostly among the newest; more than a screen of lines hides it.
 _NEWEST = 30
@@ -65,25 +66,35 @@ def ls(address: str, metrics: tuple[str, ...], everything: bool, as_json: bool) 
     Without an argument, the runs below the current folder. Of a long run it shows the
     newest, and older ones that are tagged, pinned or the best. SIZE is the whole
     state; NEW is what was written for it, the rest is shared with other checkpoints.
-    A name like best:val_loss marks what that reference means now.
+    A name like best:val_loss marks what that reference means now. If the run has a
+    mirror, MIRROR says which checkpoints are there, too ("?": it does not answer).
     """
     address = whole_run(address)
     with opened(address) as run:
         found = run.overview(None if everything or as_json else _NEWEST)
+        mirror = run.mirror_status() if found.count else None
     status = found.status
     if found.count:
         if as_json:
-            rows = [checkpoint_json(info) for info in found.shown]
-            print_json({"ok": True, "run": address, **status_json(status), "checkpoints": rows})
+            rows = [{**checkpoint_json(info), **_mirrored(info, mirror)} for info in found.shown]
+            said = {**status_json(status), **_mirror_json(mirror)}
+            print_json({"ok": True, "run": address, **said, "checkpoints": rows})
         else:
             print(
                 checkpoints_text(
-                    found.shown, metrics, time.time(), best=status.best, ids=found.short_ids
+                    found.shown,
+                    metrics,
+                    time.time(),
+                    best=status.best,
+                    ids=found.short_ids,
+                    mirror=mirror,
                 )
             )
             if left := found.count - len(found.shown):
                 print(f"{ellipsis()} and {left:,} older (--all shows them)")
             print(status_text(found.count, status))
+            if mirror is not None:
+                print(mirror_text(mirror, found.all_ids))
         return
     addresses = find_runs(address)
     folder = os.path.expanduser(address)
@@ -104,6 +115,7 @@ def checkpoints_text(
     *,
     best: Mapping[str, str] = {},
     ids: Mapping[str, str] | None = None,
+    mirror: MirrorStatus | None = None,
 ) -> str:
     """The table of `infos`, and a line about metrics that found no room.
 
@@ -125,6 +137,10 @@ def checkpoints_text(
     right_cells = [[note_text(info, best), ids[info.id]] for info in infos]
     left = [Column("STEP", right=True), Column("SAVED")]
     left += [Column("SIZE", right=True), Column("NEW", right=True)]
+    if mirror is not None:
+        left.append(Column("MIRROR"))
+        for info, cells_of in zip(infos, left_cells, strict=True):
+            cells_of.append({True: "yes", False: "no", None: "?"}[_is_in(info, mirror)])
     right = [Column("TAGS/NOTE", elastic=True), Column("ID")]
 
     taken = table_width(left, left_cells) + table_width(right[1:], [c[1:] for c in right_cells])
@@ -191,6 +207,31 @@ def status_text(checkpoints: int, status: RunStatus) -> str:
     elif status.writer:
         said += "; its process is gone: start the job again"
     return said + "."
+
+
+def _is_in(info: CheckpointInfo, mirror: MirrorStatus) -> bool | None:
+    """None: the mirror did not say."""
+    return None if mirror.ids is None else info.id in mirror.ids
+
+
+def _mirrored(info: CheckpointInfo, mirror: MirrorStatus | None) -> dict[str, Any]:
+    return {} if mirror is None else {"mirrored": _is_in(info, mirror)}
+
+
+def _mirror_json(mirror: MirrorStatus | None) -> dict[str, Any]:
+    if mirror is None:
+        return {}
+    count = None if mirror.ids is None else len(mirror.ids)
+    return {"mirror": {"address": mirror.address, "checkpoints": count}}
+
+
+def mirror_text(mirror: MirrorStatus, ids: Collection[str]) -> str:
+    """The line about the mirror, below that of the run, which lists `ids`."""
+    if mirror.ids is None:
+        return f"mirror {shown(mirror.address)}: it does not answer."
+    only_there = len(mirror.ids.difference(ids))
+    more = f", {only_there:,} of them only there" if only_there else ""
+    return f"mirror {shown(mirror.address)}: {plural(len(mirror.ids), 'checkpoint')}{more}."
 
 
 def _state(run: Mapping[str, Any]) -> str:

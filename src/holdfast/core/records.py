@@ -215,3 +215,11 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_s: float
     parent: str = ""
     """Where it was forked from: `address@id`."""
+
+
+class MirrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`mirrors/<epoch>.json`: where the writer of that epoch copies the run to."""
+
+    format: int = FORMAT
+    run: str
+    address: str

@@ -128,6 +128,7 @@ class Overview:
     """Newest first: all, or the newest and those that are marked."""
     short_ids: Mapping[str, str]
     """Of those shown: the start of the id that names it in a reference."""
+    all_ids: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

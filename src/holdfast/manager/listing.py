@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from holdfast.manager.comparison import Comparison
     from holdfast.manager.doctor import Health
     from holdfast.manager.history import Event
+    from holdfast.manager.mirror_status import MirrorStatus
 
 Ref = str | int | None
 """A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
@@ -100,7 +101,7 @@ class Listing:
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """Every live checkpoint, oldest commit first; none where there is no run yet."""
-        return [info_of(self.address, record) for record in self._records()]
+        return [info_of(self.address, record) for record in self._read()[1]]
 
     def latest(self) -> CheckpointInfo | None:
         """The newest checkpoint, or None."""
@@ -151,7 +152,14 @@ class Listing:
             marked = [r for r in shown[newest:] if r.tags or r.pins or r.id in best]
             shown = (*shown[:newest], *marked[:newest])
         ids = short_ids([r.id for r in shown], [r.id for r in records])
-        return Overview(status, len(records), tuple(info_of(self.address, r) for r in shown), ids)
+        infos = tuple(info_of(self.address, r) for r in shown)
+        return Overview(status, len(records), infos, ids, frozenset(r.id for r in records))
+
+    def mirror_status(self) -> MirrorStatus | None:
+        """What the run's mirror lists, if it answers quickly; None if the run has none."""
+        from holdfast.manager.mirror_status import mirror_status
+
+        return mirror_status(self._repo)
 
     def events(self) -> list[Event]:
         """What each save and restore of the run's writers has cost, oldest first; none where
@@ -174,7 +182,7 @@ class Listing:
         """
         from holdfast.manager.verify import verify_all
 
-        records = self._records() if ref is None else (self._resolve(ref),)
+        records = self._read()[1] if ref is None else (self._resolve(ref),)
         current_work().begin(sum(record.nbytes for record in records))
         return verify_all(self._repo, records, self.address, repair_from)
 
@@ -282,9 +290,6 @@ class Listing:
         head, records = self._repo.listed()
         return (head.entry if head else None), records
 
-    def _records(self) -> tuple[Record, ...]:
-        return self._read()[1]
-
     def _find(self, wanted: Callable[[Record], bool]) -> Record | None:
         """The newest record that is `wanted`, without reading all of a long list."""
         return self._repo.find(wanted) if self._is_run() else None
@@ -316,7 +321,7 @@ class Listing:
 
     def untag(self, name: str) -> None:
         """Take a tag away. Raises CheckpointNotFound if no checkpoint has it."""
-        records = self._records()
+        records = self._read()[1]
         if not any(name in record.tags for record in records):
             raise CheckpointNotFound(
                 f"no checkpoint of {self.address} has the tag {name!r}",
@@ -367,7 +372,7 @@ class Listing:
         place. Raises NoIntactCheckpoint, and removes nothing, if there is none.
         """
         policy = self.policy if keep is None else parse_keep(keep)
-        records = self._records()
+        records = self._read()[1]
         decisions = decide(records, policy)
         if all(d.keep for d in decisions):
             return decisions

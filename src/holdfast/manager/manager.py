@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from types import TracebackType
@@ -21,13 +20,14 @@ from holdfast.core.transfers import transport_of
 from holdfast.core.tree import TreeEncoder
 from holdfast.core.units import parse_size
 from holdfast.core.values import collector_paused
-from holdfast.errors import Fenced, HoldfastError, SaveFailed, UsageError, briefly
+from holdfast.errors import HoldfastError, SaveFailed, UsageError, briefly
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import CheckpointInfo, Restored, info_of
-from holdfast.manager.listing import Listing, Ref
+from holdfast.manager.listing import Ref
 from holdfast.manager.loaded import LoadedCheckpoint
+from holdfast.manager.mirrored import Mirrored
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
 from holdfast.manager.progress import current_work
@@ -49,7 +49,7 @@ InPlace = Callable[[LeafSource, str], bool]
 """Whether the leaf of that source and path stays the same until `CheckpointManager.drain`."""
 
 
-class CheckpointManager(Listing):
+class CheckpointManager(Mirrored):
     """Saves and restores the checkpoints of one run.
 
     `address` is a folder or a URL (`memory://name`). `keep` is the retention rule
@@ -62,6 +62,12 @@ class CheckpointManager(Listing):
     from save to save: they are compared and stored in chunks of 64 KiB instead of 8 MiB.
     `compress="zstd"` stores new bytes compressed where that makes them smaller
     (`pip install 'holdfast[zstd]'`).
+
+    `mirror` is a second address, mostly a bucket: each checkpoint is copied there in the
+    background once it is committed here, at `mirror_bandwidth` at most ("200MB/s"), and kept
+    as `mirror_keep` says (by default as `keep`; "" keeps all). `close` copies what is left for
+    at most `mirror_wait` ("5min"). Where this address has no checkpoint, those of the mirror
+    are brought back first. See `wait_mirrored`, and docs/mirror.md.
 
     Saves run in a background thread, one at a time, at low priority but for what they read
     in place and until somebody waits for them; all methods may be called from any thread.
@@ -86,6 +92,10 @@ class CheckpointManager(Listing):
         memory: int | str = "256MiB",
         sparse_rows: Collection[str] = (),
         compress: str | None = None,
+        mirror: str | os.PathLike[str] | None = None,
+        mirror_keep: str | None = None,
+        mirror_bandwidth: int | str | None = None,
+        mirror_wait: float | str | None = None,
         store: Store | None = None,
         clock: Callable[[], float] = time.time,
         config: object = None,
@@ -97,10 +107,19 @@ class CheckpointManager(Listing):
                 hint="Give a number of saves, or leave it out.",
             )
         self._codec = codec_of(compress)
-        super().__init__(address, keep=keep, store=store, clock=clock)
+        super().__init__(
+            address,
+            keep=keep,
+            store=store,
+            clock=clock,
+            take_over=take_over,
+            mirror=mirror,
+            mirror_keep=mirror_keep,
+            mirror_bandwidth=mirror_bandwidth,
+            mirror_wait=mirror_wait,
+        )
         self.config = config
         self.environment = dict(environment or {})
-        self._take_over = take_over
         self._allow_pickle = allow_pickle
         self._max_failures = max_save_failures
         self._rewrite_every = rewrite_every
@@ -116,7 +135,6 @@ class CheckpointManager(Listing):
         """Leaves of the save in progress that are read in place."""
         self._unsteady: set[str] = set()
         """Paths of leaves that changed while they were read in place."""
-        self._lock = threading.RLock()
         self._base: Manifest | None = None
         """Manifest whose chunks the next save may reuse."""
         self._distrusted: set[str] = set()
@@ -152,6 +170,7 @@ class CheckpointManager(Listing):
             self._check_usable()
             if self._writer is not None:
                 return self._writer
+            self._bring_back()
             loaded_adapters()  # imported now, and not while the first save holds up the loop
             writer = self._writer = Writer.open(self._repo, take_over=self._take_over)
             self._saver = Saver(
@@ -167,9 +186,11 @@ class CheckpointManager(Listing):
                 codec=self._codec,
                 distrusted=self._distrusted,
                 unsteady=self._unsteady,
+                spared=self._spared,
                 on_commit=self._committed,
             )
             self.history.begin(writer.epoch)
+            self._start_mirror(writer.epoch)
             return writer
 
     @briefly
@@ -211,7 +232,7 @@ class CheckpointManager(Listing):
         with self._lock:
             self.acquire()
             assert self._saver is not None
-            self._raise_failures(last_chance=block)
+            self._saver.check(self.address, self._max_failures, last_chance=block)
             waiting = time.perf_counter()
             self._saver.hurry()  # the training waits for the save before this one
             self._memory.wait()
@@ -306,22 +327,7 @@ class CheckpointManager(Listing):
         # No lock: the thread that waits for this save may hold it.
         self._base = manifest
         order.pending.committed(info_of(self.address, record))
-
-    def _raise_failures(self, *, last_chance: bool) -> None:
-        """Give up after too many failures; a save that is waited for is always tried, since
-        space may be free again and nothing may follow it."""
-        saver = self._saver
-        if saver is None or saver.last_error is None:
-            return
-        if isinstance(saver.last_error, Fenced):
-            raise saver.last_error
-        if saver.failures >= self._max_failures and not last_chance:
-            message, hint = _words(saver.last_error)
-            raise SaveFailed(
-                f"{saver.failures} saves of {self.address} in a row have failed; "
-                f"the last: {message}",
-                hint=f"{hint}Earlier checkpoints are whole. Mend the cause and start again.",
-            ) from saver.last_error
+        self._to_mirror(record.id)
 
     def wait(self) -> None:
         """Block until every save has been committed or has failed."""
@@ -341,15 +347,15 @@ class CheckpointManager(Listing):
             saver, writer = self._saver, self._writer
         if saver is not None:
             saver.stop()
-        if writer is not None:
-            writer.close()
+        try:
+            self._close_mirror()
+        finally:
+            if saver is not None and writer is not None:
+                saver.retire_spared()
+                writer.close()
         self._repo.close()
-        if saver is not None and saver.last_error is not None:
-            message, hint = _words(saver.last_error)
-            raise SaveFailed(
-                f"the last save of {self.address} failed: {message}",
-                hint=f"{hint}Earlier checkpoints are whole. Mend the cause and start again.",
-            ) from saver.last_error
+        if saver is not None:
+            saver.check_last(self.address)
 
     def __exit__(
         self,
@@ -430,8 +436,9 @@ class CheckpointManager(Listing):
 
     def _restorer(self) -> Restorer:
         self._check_usable()
+        repo = self._nearest(self._distrusted)
         return Restorer(
-            self._repo, self.address, self._find, self._distrusted, self._told, self._restored
+            repo, self.address, self._find, self._distrusted, self._told, self._restored
         )
 
     def _restored(self, manifest: Manifest) -> None:
@@ -450,7 +457,10 @@ class CheckpointManager(Listing):
 
     def _load(self, record: Record, allow_pickle: bool) -> LoadedCheckpoint:
         return LoadedCheckpoint(
-            self._repo, record, info_of(self.address, record), allow_pickle=allow_pickle
+            self._nearest(self._distrusted),
+            record,
+            info_of(self.address, record),
+            allow_pickle=allow_pickle,
         )
 
     # -- looking after ----------------------------------------------------------
@@ -461,6 +471,7 @@ class CheckpointManager(Listing):
             return
         self._check_usable()
         self._writer.amend(action, change)
+        self._to_mirror()
 
     def gc(self, *, dry_run: bool = False) -> list[str]:
         """Delete objects that no checkpoint needs; their keys. Makes this the writer.
@@ -479,13 +490,6 @@ class CheckpointManager(Listing):
             return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
         finally:
             child.close()
-
-
-def _words(error: BaseException) -> tuple[str, str]:
-    """The message of an error to quote, and its hint in front of another one."""
-    if not isinstance(error, HoldfastError):
-        return str(error), ""
-    return error.message, f"{error.hint} " if error.hint else ""
 
 
 def _always(source: LeafSource, path: str) -> bool:

@@ -174,15 +174,34 @@ class ChunkReader:
         """Read into the block, verify and deliver. Damage is looked at twice: what came may
         be other bytes than what is stored."""
         try:
-            self._read_once(batch, memory)
+            self._read_once(batch, memory, self._repo.read_pack)
         except DamagedObject:
-            self._read_once(batch, memory)
+            if self._repo.has_copy:
+                self._read_nearest(batch, memory)
+            else:
+                self._read_once(batch, memory, self._repo.read_pack)
 
-    def _read_once(self, batch: _Batch, memory: _Memory) -> None:
+    def _read_nearest(self, batch: _Batch, memory: _Memory) -> None:
+        """All from the copy; if it is damaged as well, each chunk from where it is right."""
+        try:
+            self._read_once(batch, memory, self._repo.read_copy)
+            return
+        except DamagedObject:
+            pass
+        for item in batch.items:
+            alone = _Batch(batch.pack, item.chunk.offset, item.chunk.nbytes, (item,))
+            try:
+                self._read_once(alone, memory, self._repo.read_pack)
+            except DamagedObject:
+                self._read_once(alone, memory, self._repo.read_copy)
+
+    def _read_once(
+        self, batch: _Batch, memory: _Memory, read: Callable[[Pack, int, memoryview], None]
+    ) -> None:
         buffer = memory.block[: batch.nbytes]
         key = keys.pack_key(batch.pack.name)
         try:
-            self._repo.read_pack(batch.pack, batch.offset, buffer)
+            read(batch.pack, batch.offset, buffer)
         except ObjectNotFound as error:
             self._missing(batch.pack, error)
         except DamagedObject as error:

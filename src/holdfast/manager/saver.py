@@ -109,6 +109,7 @@ class Saver:
         codec: str,
         distrusted: set[str],
         unsteady: set[str],
+        spared: Callable[[], str],
         on_commit: Callable[[Record, Manifest, Order], None],
     ) -> None:
         self._writer = writer
@@ -128,6 +129,9 @@ class Saver:
         self._codec = codec
         self._distrusted = distrusted
         self._unsteady = unsteady
+        self._spared = spared
+        self._left = False
+        """The last save has spared one."""
         self._on_commit = on_commit
         self._idle = threading.Condition()
         self._waiting = 0
@@ -167,6 +171,22 @@ class Saver:
             self.hurry()
             with self._idle:
                 self._idle.wait_for(lambda: self._waiting == 0)
+
+    def check(self, address: str, most: int, *, last_chance: bool) -> None:
+        """Give up after `most` failures in a row; a save that is waited for is always tried,
+        since space may be free again and nothing may follow it. Raises Fenced, SaveFailed."""
+        if isinstance(self.last_error, Fenced):
+            raise self.last_error
+        if self.last_error is not None and self.failures >= most and not last_chance:
+            raise _failure(
+                f"{self.failures} saves of {address} in a row have failed; the last",
+                self.last_error,
+            )
+
+    def check_last(self, address: str) -> None:
+        """Raise SaveFailed if the newest save failed."""
+        if self.last_error is not None:
+            raise _failure(f"the last save of {address} failed", self.last_error)
 
     def stop(self) -> None:
         """Wait until the threads have ended, after the save that was submitted."""
@@ -274,6 +294,27 @@ class Saver:
             memory_nbytes=self._memory.nbytes + self._staging.nbytes,
         )
 
+    def _retire(self, records: tuple[Record, ...]) -> list[str]:
+        """What the rule gives up, but for one that is just being read: the next save's turn."""
+        spared = self._spared()
+        ids = self._retiring.ids(records)
+        self._left = spared in ids
+        return [id for id in ids if id != spared]
+
+    def retire_spared(self) -> None:
+        """What the last save has spared goes now: nothing reads it any more."""
+        if not self._left:
+            return
+        try:
+
+            def change(records: tuple[Record, ...]) -> list[Record]:
+                gone = set(self._retiring.ids(records))
+                return [record for record in records if record.id not in gone]
+
+            self._writer.amend("retire", change)
+        except HoldfastError as error:
+            logger.warning("one checkpoint more than `keep` says stays: %s", error.message)
+
     def _save(self, order: Order) -> Generator[None, None, tuple[Record, Manifest]]:
         self._packer, self._commit_s = None, 0.0
         base = None if self._lost_base else self._base()
@@ -339,7 +380,7 @@ class Saver:
                 note=order.note,
                 finished=order.finished,
                 keep=str(self.policy),
-                retire=self._retiring.ids,
+                retire=self._retire,
             )
             self._commit_s = time.perf_counter() - start
             return record, manifest
@@ -348,3 +389,15 @@ class Saver:
         except BaseException:
             self._writer.abandon(save)
             raise
+
+
+def _failure(what: str, cause: BaseException) -> SaveFailed:
+    message, hint = str(cause), ""
+    if isinstance(cause, HoldfastError):
+        message, hint = cause.message, f"{cause.hint} " if cause.hint else ""
+    error = SaveFailed(
+        f"{what}: {message}",
+        hint=f"{hint}Earlier checkpoints are whole. Mend the cause and start again.",
+    )
+    error.__cause__ = cause
+    return error

@@ -171,8 +171,8 @@ def put_manifest(target: Repo, id: str, data: bytes) -> None:
     key = keys.manifest_key(id)
     if target.store.put_new(key, [data]):
         return
-    target.store.settle(key)
     try:
+        target.store.settle(key)
         manifest_of(id, target.store.get(key, max_bytes=MANIFEST_MAX_BYTES))
     except DamagedObject:
         target.store.delete([key])

@@ -12,10 +12,12 @@ PACKS = "packs/"
 SEGMENTS = "segments/"
 FRAGMENTS = "fragments/"
 EVENTS = "events/"
+MIRRORS = "mirrors/"
 
 _ENTRY = re.compile(r"log/(\d{12})\.json")
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.json")
 _OWNED = re.compile(r"(?:packs|segments|fragments)/((\d{6,})-[0-9a-f]{16}-\d+(?:-\d+)?)\.\w+")
+_MIRROR = re.compile(r"mirrors/(\d{6,})\.json")
 _EVENTS = re.compile(r"events/(\d{6,})\.jsonl")
 _NAME = re.compile(r"\d{6,}-[0-9a-f]{16}-\d+(?:-\d+)?")
 
@@ -75,6 +77,17 @@ def events_key(epoch: int) -> str:
 def events_epoch(key: str) -> int | None:
     """The epoch of an events key, or None for any other key."""
     match = _EVENTS.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def mirror_key(epoch: int) -> str:
+    """Where the writer of this epoch wrote down where its mirror is."""
+    return f"{MIRRORS}{epoch:06}.json"
+
+
+def mirror_epoch(key: str) -> int | None:
+    """The epoch of a mirror's key, or None for any other key."""
+    match = _MIRROR.fullmatch(key)
     return int(match[1]) if match else None
 
 

@@ -80,6 +80,9 @@ def manifest_of(id: str, data: bytes) -> Manifest:
 class Repo:
     """One run in one store. Methods may be called from any thread."""
 
+    has_copy = False
+    """Whether what is damaged here may be whole elsewhere (`repo.nearest`)."""
+
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self.store = store
         self.clock = clock
@@ -235,6 +238,10 @@ class Repo:
     def pack_size(self, pack: Pack) -> int:
         """Bytes of the pack as the store reports them. Raises ObjectNotFound."""
         return self._store_of(pack).size(keys.pack_key(pack.name))
+
+    def read_copy(self, pack: Pack, offset: int, into: memoryview) -> None:
+        """As `read_pack`, where another place has the run too (`has_copy`), from there."""
+        raise ObjectNotFound(keys.pack_key(pack.name), self.address)
 
     def pack_sizes(self) -> dict[str, int]:
         """Bytes of the run's own packs that are there, by name, as the store lists them."""

@@ -415,6 +415,11 @@ class Writer:
             except HoldfastError as error:
                 logger.debug("closing %s: %s", self._repo.address, error)
 
+    def let_go(self) -> None:
+        """As `close`, where the store cannot be reached: nobody else is told."""
+        with self._repo.lock:
+            self._closed = True
+
     def _check_open(self) -> None:
         if self._closed:
             raise RunClosed(f"the writer of {self._repo.address} is closed")

@@ -56,18 +56,34 @@ def _safe(line: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in line)
 
 
-def started_line(address: str, step: int | None, age_s: float = 0.0) -> str:
-    """
+def started_line(address: str, step: int | None, age_s: float = 0.0, *, source: str = "") -> str:
+    """`source` is the mirror that it was found in, or that was asked in vain.
+
     >>> started_line("runs/gpt", 41200, 185)
     'resumed runs/gpt at step 41,200 (verified, saved 3 min ago)'
+    >>> started_line("runs/gpt", 41200, 185, source="s3://b/gpt")
+    'resumed runs/gpt at step 41,200 (from s3://b/gpt, verified, saved 3 min ago)'
     >>> started_line("runs/gpt", None)
     'no checkpoint in runs/gpt: starting at step 0'
+    >>> started_line("runs/gpt", None, source="s3://b/gpt")
+    'no checkpoint in runs/gpt nor in s3://b/gpt: starting at step 0'
     """
     if step is None:
-        return f"no checkpoint in {address}: starting at step 0"
+        nor = f" nor in {source}" if source else ""
+        return f"no checkpoint in {address}{nor}: starting at step 0"
     saved = format_ago(age_s)
     saved = "just now" if saved == "now" else saved
-    return f"resumed {address} at step {step:,} (verified, saved {saved})"
+    found = f"from {source}, " if source else ""
+    return f"resumed {address} at step {step:,} ({found}verified, saved {saved})"
+
+
+def copying_line(address: str, mirror: str, steps: Sequence[int]) -> str:
+    """
+    >>> copying_line("runs/gpt", "s3://b/gpt", [300, 200])
+    'runs/gpt: copying step 300 and 1 more to s3://b/gpt before this process ends'
+    """
+    more = f" and {len(steps) - 1:,} more" if len(steps) > 1 else ""
+    return f"{address}: copying step {steps[0]:,}{more} to {mirror} before this process ends"
 
 
 def differences_line(differences: Sequence[str]) -> str:

@@ -72,6 +72,11 @@ class Run:
         (`"model/embedding.weight"`): only the chunks of 64 KiB that changed are written.
     compress: `"zstd"`: store new bytes compressed where that makes them smaller. For slow
         links and small disks; it takes more of the processor.
+    mirror: a second address, mostly a bucket, to which each checkpoint is copied in the
+        background once it is committed. Where `address` has none, the run is brought back
+        from there. It never holds training up; mirror_keep (by default as keep),
+        mirror_bandwidth ("200MB/s") and mirror_wait, for how long `close` copies what is
+        left ("5min"), are about it.
     exit_code: the status after SIGTERM or SIGINT was answered with a save.
     quiet: print only what must not be missed.
 
@@ -102,6 +107,10 @@ class Run:
         memory: int | str = "256MiB",
         sparse_rows: Collection[str] = (),
         compress: str | None = None,
+        mirror: str | os.PathLike[str] | None = None,
+        mirror_keep: str | None = None,
+        mirror_bandwidth: int | str | None = None,
+        mirror_wait: float | str | None = None,
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,6 +134,7 @@ class Run:
         if part is not None:
             address, store, every = address_in(part, os.fspath(address)), None, part.every
             keep = on_finish = publish = None
+            mirror = mirror_keep = mirror_bandwidth = mirror_wait = None
         schedule = parse_every(every)
         policy = parse_keep(keep)
         publication = None if publish is None else parse_publish(publish)
@@ -158,6 +168,10 @@ class Run:
             memory=memory,
             sparse_rows=sparse_rows,
             compress=compress,
+            mirror=mirror,
+            mirror_keep=mirror_keep,
+            mirror_bandwidth=mirror_bandwidth,
+            mirror_wait=mirror_wait,
             store=store,
             config=settings.config,
         )

@@ -31,6 +31,7 @@ from holdfast.run.box import Box
 from holdfast.run.console import (
     Console,
     config_line,
+    copying_line,
     differences_line,
     kept_line,
     plural,
@@ -112,8 +113,9 @@ class Session:
         finished = False  # also if the log cannot be read at all: its writer rebuilds it
         with contextlib.suppress(CorruptionError):
             finished = manager.finished
-        if not finished:
-            # Before reading: what is restored must be the newest when we start to write.
+        if not finished or manager.mirror:
+            # Before reading: what is restored must be the newest when we start to write. And a
+            # finished run's mirror may lack the end, if its process was killed over it.
             manager.acquire()
         manager.environment = environment.collect()
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
@@ -129,7 +131,7 @@ class Session:
         restored = manager.go_on(restore)
         if restored is None:
             self.restores.check_settings({})
-            self.console.say(started_line(self._address, None))
+            self.console.say(started_line(self._address, None, source=manager.mirror))
             self.triggers.start(None, self._clock())
             return None
         self.saves.resumed(self.engine.ticks, restored.info)
@@ -166,7 +168,8 @@ class Session:
 
     def _announce(self, restored: Any) -> None:
         info = restored.info
-        line = started_line(self._address, info.step, time.time() - info.time_s)
+        source = self.manager.mirror if self.manager.brought_back(info.id) else ""
+        line = started_line(self._address, info.step, time.time() - info.time_s, source=source)
         if restored.skipped:
             self.console.loud(
                 f"{line}; {plural(len(restored.skipped), 'newer checkpoint')} damaged and not used"
@@ -394,6 +397,7 @@ class Session:
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
+        self.manager.hurry_mirror()
         try:
             self._save_and_wait(note, finished=finished)
         except (StoreError, SaveFailed, OSError) as error:
@@ -484,5 +488,7 @@ class Session:
         try:
             self.feeds.close()
             self.saves.close()
+            if steps := self.manager.not_mirrored():
+                self.console.say(copying_line(self._address, self.manager.mirror, steps))
         finally:
             self.manager.close()

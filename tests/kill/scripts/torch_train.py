@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7)
 average = torch.optim.swa_utils.AveragedModel(model)
 
-with holdfast.Run(run_dir, every=3, keep="last=2 best=1:val_loss", quiet=True) as run:
+with holdfast.Run(
+    run_dir, every=3, keep="last=2 best=1:val_loss", mirror=os.environ.get("MIRROR"), quiet=True
+) as run:
     run.track(model=model, optimizer=optimizer, scheduler=scheduler, average=average)
     box = run.box(losses=[], rates=[], prologues=[])
     for epoch in run.epochs(3):

@@ -1,0 +1,164 @@
+"""`Mirrored`: what a manager does about its run's mirror."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from holdfast.core.address import printable
+from holdfast.errors import HoldfastError
+from holdfast.manager.listing import Listing
+from holdfast.repo import keys
+from holdfast.repo.repo import Repo
+from holdfast.stores.base import Store
+
+if TYPE_CHECKING:
+    from holdfast.manager.mirror import Mirror
+    from holdfast.manager.mirror_options import MirrorOptions
+    from holdfast.repo.nearest import NearestRepo
+
+logger = logging.getLogger("holdfast")
+
+
+class Mirrored(Listing):
+    """A run of this process, with or without a mirror. Without one it is a `Listing`."""
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        *,
+        keep: str | None,
+        store: Store | None,
+        clock: Callable[[], float],
+        take_over: bool,
+        mirror: str | os.PathLike[str] | None = None,
+        mirror_keep: str | None = None,
+        mirror_bandwidth: int | str | None = None,
+        mirror_wait: float | str | None = None,
+    ) -> None:
+        super().__init__(address, keep=keep, store=store, clock=clock)
+        self._take_over = take_over
+        self._lock = threading.RLock()
+        self._mirror: Mirror | None = None
+        options = self._options(mirror, mirror_keep, mirror_bandwidth, mirror_wait)
+        if options is not None:
+            from holdfast.manager.mirror import Mirror
+
+            self._mirror = Mirror(self._repo, options, take_over=take_over, clock=clock)
+        self._looked = self._mirror is None
+        """What there is of the run in this place or in its mirror is in this place."""
+        self._near: NearestRepo | None = None
+        self._brought: frozenset[str] = frozenset()
+
+    def _options(
+        self,
+        mirror: str | os.PathLike[str] | None,
+        keep: str | None,
+        bandwidth: int | str | None,
+        wait: float | str | None,
+    ) -> MirrorOptions | None:
+        if (mirror, keep, bandwidth, wait) == (None, None, None, None):
+            return None  # and nothing of it is imported
+        from holdfast.manager.mirror_options import mirror_options
+
+        return mirror_options(self.address, self.policy, mirror, keep, bandwidth, wait)
+
+    @property
+    def mirror(self) -> str:
+        """The mirror's address; "" without one."""
+        return self._mirror.address if self._mirror is not None else ""
+
+    def brought_back(self, id: str) -> bool:
+        """Whether this process found the checkpoint in the mirror only."""
+        return id in self._brought
+
+    def not_mirrored(self) -> list[int]:
+        """Steps of the checkpoints that are to be in the mirror and are not, as far as is
+        known, newest first."""
+        if self._mirror is None:
+            return []
+        try:
+            return [record.step for record in reversed(self._mirror.missing())]
+        except HoldfastError:
+            return []  # `close` says so
+
+    def wait_mirrored(self, timeout_s: float | None = None) -> bool:
+        """Block until the mirror has every checkpoint that it is to have, with its tags and
+        metrics of now. False after `timeout_s` seconds, or if it is not used any more."""
+        return self._mirror is not None and self._mirror.wait(timeout_s)
+
+    def _is_run(self) -> bool:
+        self._bring_back()
+        return super()._is_run()
+
+    def _bring_back(self) -> None:
+        """Where the run lists nothing, have what its mirror has. Once."""
+        if self._looked:
+            return
+        with self._lock:
+            self._check_usable()
+            if self._looked or self._mirror is None:
+                return
+            from holdfast.manager.recovery import bring_back, lists_nothing
+
+            if lists_nothing(self._repo):
+                start = time.perf_counter()
+                self._brought = bring_back(
+                    self._repo, self.mirror, self.policy, take_over=self._take_over
+                )
+                if self._brought:
+                    logger.info(
+                        "%s: %d checkpoint(s) brought back from %s in %.1f s",
+                        printable(self.address),
+                        len(self._brought),
+                        printable(self.mirror),
+                        time.perf_counter() - start,
+                    )
+            self._looked = True
+
+    def _nearest(self, distrusted: set[str]) -> Repo:
+        """The run for a restore: what is damaged here is read from the mirror, and repaired
+        afterwards. Packs of which something was damaged are added to `distrusted`."""
+        mirror = self._mirror
+        if mirror is None:
+            return self._repo
+        from holdfast.repo.nearest import NearestRepo
+
+        def damaged(key: str) -> None:
+            if name := keys.pack_of(key):
+                distrusted.add(name)
+            mirror.mend(key)
+
+        with self._lock:
+            if self._near is None:
+                store = self._repo.store
+                self._near = NearestRepo(store, mirror.store, damaged, clock=self._clock)
+            return self._near
+
+    def _start_mirror(self, epoch: int) -> None:
+        """This process writes the run from now on."""
+        if self._mirror is not None:
+            self._mirror.start(epoch)
+
+    def _to_mirror(self, id: str = "") -> None:
+        """The list has changed; `id` is a new checkpoint."""
+        if self._mirror is not None:
+            self._mirror.changed(id)
+
+    def _spared(self) -> str:
+        return "" if self._mirror is None else self._mirror.spared()
+
+    def hurry_mirror(self) -> None:
+        """The program is about to end: what is copied from now on is not put behind others."""
+        if self._mirror is not None:
+            self._mirror.hurry()
+
+    def _close_mirror(self) -> None:
+        if self._mirror is not None:
+            self._mirror.close()
+        if self._near is not None:
+            self._near.close_copy()

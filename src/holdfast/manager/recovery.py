@@ -1,0 +1,130 @@
+"""Bringing a run back from its mirror where nothing of it is left: a new machine, a disk
+that was wiped.
+
+The run is then the copy, made by the same code as the mirror: the same ids, the same
+manifests, every byte verified on the way. It goes on from there as the run that it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+
+from holdfast.core.address import printable
+from holdfast.core.records import Record
+from holdfast.core.retention import KeepPolicy, decide
+from holdfast.core.units import format_list
+from holdfast.errors import (
+    CheckpointRemoved,
+    CorruptionError,
+    NoIntactCheckpoint,
+    NoStore,
+    OtherRun,
+    StoreError,
+    StoreUnavailable,
+)
+from holdfast.manager.mirror import seen_alive
+from holdfast.repo.copies import Source, look_at
+from holdfast.repo.log import Draft, Head
+from holdfast.repo.replicate import Replicator
+from holdfast.repo.repo import Repo
+from holdfast.repo.writer import Writer
+from holdfast.stores.open import open_store
+
+logger = logging.getLogger("holdfast")
+
+
+def lists_nothing(local: Repo) -> bool:
+    """Whether the run is not there, or has no checkpoint. One whose list is damaged is there."""
+    try:
+        local.info()
+        return not local.newest(1)
+    except NoStore:
+        return True
+    except CorruptionError:
+        return False
+
+
+def bring_back(
+    local: Repo, mirror: str, keep: KeepPolicy, *, take_over: bool = False
+) -> frozenset[str]:
+    """Have `local`, which lists nothing, be the run of the mirror, and list the newest
+    checkpoint of the mirror that is intact, and those that are the best by `keep`, tagged or
+    pinned. Their ids; none where the mirror has no checkpoint, or is another run's.
+
+    Raises StoreUnavailable if the mirror cannot be asked: to start from nothing could mean to
+    do again what is saved there. NoIntactCheckpoint; RunHeld; what stores raise.
+    """
+    with closing(Repo(open_store(mirror), clock=local.clock)) as other:
+        try:
+            info = other.info()
+            head, records = other.listed()
+        except NoStore:
+            return frozenset()
+        except StoreError as error:
+            raise StoreUnavailable(
+                f"{printable(local.address)} has no checkpoint, and whether its mirror has one "
+                f"cannot be known: {error.message}",
+                hint="Start again when it can be reached. To begin at step 0 whatever is there, "
+                "leave mirror= out.",
+            ) from error
+        try:
+            if head is None or not records:
+                # A mirror that was made for a run of which nothing is left: this is that run.
+                above = head.entry.epoch if head else 0
+                Writer.open(
+                    local, take_over=take_over, copy_of=info, above=above, alive=seen_alive
+                ).close()
+                return frozenset()
+            copies = Replicator.open(other, local, take_over=take_over, alive=seen_alive)
+        except OtherRun as error:
+            logger.error("%s is not brought back: %s", printable(local.address), error.message)
+            return frozenset()
+        with copies:
+            return _bring(copies, Source(head, records), keep)
+
+
+def _bring(copies: Replicator, of: Source, keep: KeepPolicy) -> frozenset[str]:
+    # First: if the newest ones are damaged, or are gone before they are here, the next save
+    # must not take an ordinal that the mirror knows another checkpoint by.
+    def after_all(head: Head, records: tuple[Record, ...]) -> Draft:
+        newest = max(head.entry.ordinal, of.head.entry.ordinal)
+        return Draft(records, "sync", {"ordinal": newest})
+
+    copies.writer.transact(after_all)
+    brought: set[str] = set()
+    damaged: list[str] = []
+    tried: set[str] = set()
+    while not brought:
+        record = next((r for r in reversed(of.records) if r.id not in tried), None)
+        if record is None:
+            if not damaged:
+                return frozenset()
+            raise NoIntactCheckpoint(
+                f"none of the {len(damaged)} checkpoint(s) of {copies.source.address} is intact, "
+                f"and {copies.target.address} has none:" + format_list(damaged),
+                hint=f"Look at the damage: holdfast verify {copies.source.address}.",
+            )
+        tried.add(record.id)
+        if _copy(copies, record, keep, damaged):
+            brought.add(record.id)
+        else:
+            of = look_at(copies.source)
+    others = KeepPolicy(last=1, best=keep.best)
+    for decision in reversed(decide(of.records, others)):
+        record = decision.record
+        if decision.keep and record.id not in tried and _copy(copies, record, keep, damaged):
+            brought.add(record.id)
+    return frozenset(brought)
+
+
+def _copy(copies: Replicator, record: Record, keep: KeepPolicy, damaged: list[str]) -> bool:
+    try:
+        copies.copy(record.id, keep=str(keep))
+    except CheckpointRemoved:
+        return False
+    except CorruptionError as error:
+        damaged.append(f"checkpoint {copies.source.address}@{record.step}: {error.message}")
+        logger.error("not brought back: %s", damaged[-1])
+        return False
+    return True

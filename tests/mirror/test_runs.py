@@ -1,0 +1,126 @@
+"""Training with a mirror: preempted, cut off, on S3."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast import CheckpointManager
+from tests.mirror.support import WAIT_S, Line, state, steps
+from tests.support.servers.proxy import FaultProxy
+from tests.support.servers.service import Place
+
+Lines = Callable[[str], Line]
+
+TRAINING = """
+import sys, time
+import holdfast
+
+with holdfast.Run(sys.argv[1], every=1000, mirror=sys.argv[2], mirror_wait="1min") as run:
+    box = run.box(total=0)
+    for step in run.range(100_000):
+        box.total += step
+        if step == 5:
+            print("under way", flush=True)
+        time.sleep(0.01)
+"""
+
+
+def test_a_preempted_run_is_in_the_mirror_when_its_process_ends(tmp_path: Path) -> None:
+    run, there = tmp_path / "run", tmp_path / "mirror"
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINING, run, there],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 75, said
+    with CheckpointManager(run) as here, CheckpointManager(there) as copy:
+        assert (newest := here.latest()) is not None
+        assert newest.note == "preempted"
+        assert [info.id for info in copy.checkpoints()] == [newest.id]
+        assert copy.verify()[0].ok
+    if "copying" in said:  # unless it was there at once
+        assert f"copying step {newest.step} to {there} before this process ends" in said
+
+
+def train(run: Path, there: str, *, upto: int, **settings: object) -> list[int]:
+    done: list[int] = []
+    with holdfast.Run(run, every=1, keep=None, mirror=there, **settings) as training:  # pyright: ignore[reportArgumentType]
+        box = training.box(total=0)
+        for step in training.range(upto):
+            box.total += step
+            done.append(step)
+        assert box.total == sum(range(upto))
+    return done
+
+
+def test_a_finished_run_whose_mirror_lacks_the_end_is_completed_by_the_next_start(
+    tmp_path: Path, lines: Lines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, there = tmp_path / "run", str(tmp_path / "mirror")
+    lines(there).down = True
+    assert train(run, there, upto=3, mirror_wait=0) == [0, 1, 2]
+    lines(there).down = False
+    assert train(run, there, upto=3) == []
+    assert "is finished at step 3: nothing to train" in capsys.readouterr().err
+    with CheckpointManager(there) as copy:
+        assert copy.finished
+        assert [info.step for info in copy.checkpoints()] == [1, 2, 3]
+
+
+def test_a_finished_run_that_is_lost_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = str(tmp_path / "mirror")
+    train(tmp_path / "run", there, upto=3)
+    assert train(tmp_path / "elsewhere", there, upto=3) == []
+    said = capsys.readouterr().err
+    assert f"resumed {tmp_path}/elsewhere at step 3 (from {there}, verified" in said
+
+
+def test_the_loop_is_not_held_up_by_a_bucket_that_is_away(
+    tmp_path: Path,
+    s3: Place,
+    faulty: Callable[[Place], tuple[Place, FaultProxy]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing of a training waits: all of it is over before the bucket comes back."""
+    place, proxy = faulty(s3)
+    there = place.address
+    with CheckpointManager(tmp_path / "run", keep=None, mirror=there) as ckpts:
+        ckpts.save(1, state(1)).result()
+        assert ckpts.wait_mirrored(WAIT_S)
+        with proxy.outage():
+            for step in (2, 3, 4):
+                ckpts.save(step, state(step)).result()
+            assert ckpts.not_mirrored() == [4, 3, 2]
+        assert ckpts.wait_mirrored(WAIT_S)
+    assert steps(tmp_path / "run") == steps(there) == [1, 2, 3, 4]
+
+
+def test_nothing_secret_is_written_or_told(
+    tmp_path: Path, s3: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with CheckpointManager(tmp_path / "run", mirror=s3.address) as ckpts:
+        ckpts.save(1, state(1)).result()
+    secrets = [
+        value for name, value in os.environ.items() if name.startswith("AWS_") and "KEY" in name
+    ]
+    assert secrets
+    kept = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    for secret in secrets:
+        assert secret not in caplog.text
+        assert not any(secret.encode() in data for data in kept)

@@ -123,6 +123,8 @@ def plant() -> None:
     before(OsFileSystem, "sync", lambda *args: "fsync" if what() else None)
     before(ChunkReader, "_read", lambda *args: "restore")
 
+    plant_in_buckets(kinds)
+
     held = snapshot._held
 
     def holding(*args: Any) -> Iterator[Any]:
@@ -131,6 +133,27 @@ def plant() -> None:
             yield leaf
 
     snapshot._held = holding
+
+
+def plant_in_buckets(kinds: dict[str, str]) -> None:
+    """Before each request that writes, and when the server has acted and nobody knows yet."""
+    from holdfast.stores.object import ObjectStore
+
+    put, delete = ObjectStore._put, ObjectStore.delete
+
+    def put_object(self: ObjectStore, key: str, *args: Any) -> Any:
+        point = kinds.get(key.split("/")[0], "other")
+        points.at(point)
+        reply = put(self, key, *args)
+        points.at(point)
+        return reply
+
+    def remove(self: ObjectStore, keys: Any) -> None:
+        points.at("retention")
+        delete(self, keys)
+        points.at("retention")
+
+    ObjectStore._put, ObjectStore.delete = put_object, remove  # type: ignore[method-assign]
 
 
 def main() -> None:

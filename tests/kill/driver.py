@@ -31,12 +31,15 @@ class Script:
     name: str
     folder: Path
     args: tuple[str, ...] = ()
+    address: str = ""
+    """Of its run; "": a folder beside the results."""
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
 
     @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
+    def where(self) -> str:
+        """The address of its run."""
+        return self.address or str(self.folder / "run")
 
     @property
     def result(self) -> Path:
@@ -56,7 +59,7 @@ class Script:
         if die:
             command += ["--die", die]
         command += [str(HERE / "scripts" / f"{self.name}.py")]
-        command += [str(self.run_dir), str(self.result), *self.args]
+        command += [self.where, str(self.result), *self.args]
         environment = {
             **os.environ,
             "PYTHONHASHSEED": str(self.starts),
@@ -95,7 +98,7 @@ class Script:
 
     def check_readable(self) -> None:
         """Whatever the kill left: every checkpoint that is listed is whole."""
-        with CheckpointManager(self.run_dir) as ckpts:
+        with CheckpointManager(self.where) as ckpts:
             for found in ckpts.verify():
                 assert found.ok, found.problems
 

@@ -6,8 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from contextlib import closing
 
 import pytest
 from hypothesis import Phase, settings
@@ -40,7 +39,7 @@ def test_histories_against_a_dict(place: Place) -> None:
             return ObjectStore(place.address.replace(place.prefix, prefix))
 
     few = settings(
-        max_examples=5,
+        max_examples=4,
         stateful_step_count=15,
         phases=[Phase.generate],  # what fails in memory, too, is made small there
         derandomize=True,
@@ -125,19 +124,6 @@ class Racers:
             process.stdout.close()
 
 
-@pytest.fixture
-def race(place: Place) -> Iterator[Any]:
-    started: list[Racers] = []
-
-    def start(how: str) -> Racers:
-        started.append(Racers(place.address, how))
-        return started[-1]
-
-    yield start
-    for racers in started:
-        racers.close()
-
-
 def rounds(racers: Racers) -> list[list[list[str]]]:
     """What both told in each round."""
     told: list[list[list[str]]] = []
@@ -163,9 +149,10 @@ def check_log(store: Store) -> None:
     assert numbers == [*range(numbers[0], head.number + 1)]
 
 
-def test_of_two_processes_that_open_a_run_one_gets_it(place: Place, race: Any) -> None:
+def test_of_two_processes_that_open_a_run_one_gets_it(place: Place) -> None:
     """And the other is told that it is held, each time."""
-    told = rounds(race("politely"))
+    with closing(Racers(place.address, "politely")) as racers:
+        told = rounds(racers)
     for pair in told:
         assert sorted(words[-1].isdigit() for words in pair) == [False, True], pair
         assert sorted(map(len, pair)) == [1, 2], pair
@@ -175,9 +162,14 @@ def test_of_two_processes_that_open_a_run_one_gets_it(place: Place, race: Any) -
     check_log(store)
 
 
-def test_of_two_processes_that_take_a_run_over_the_last_keeps_it(place: Place, race: Any) -> None:
+@pytest.mark.parametrize("server", [pytest.param("s3", marks=pytest.mark.slow), "gcs"])
+def test_of_two_processes_that_take_a_run_over_the_last_keeps_it(
+    request: pytest.FixtureRequest, server: str
+) -> None:
     """Whatever was told to be saved is there, and nothing else; who was overtaken is told."""
-    told = rounds(race("take over"))
+    place = request.getfixturevalue(server)
+    with closing(Racers(place.address, "take over")) as racers:
+        told = rounds(racers)
     losers = [words[-1] for pair in told for words in pair if not words[-1].isdigit()]
     assert set(losers) == {"Fenced"}
     assert all(any(len(words) == 2 and words[-1].isdigit() for words in pair) for pair in told)
@@ -187,14 +179,11 @@ def test_of_two_processes_that_take_a_run_over_the_last_keeps_it(place: Place, r
 
 
 def test_of_two_processes_that_create_an_object_one_does(place: Place) -> None:
-    racers = Racers(place.address, "", PUTTER)
-    try:
-        store = ObjectStore(place.address)
+    store = ObjectStore(place.address)
+    with closing(Racers(place.address, "", PUTTER)) as racers:
         for number in range(ROUNDS):
             racers.say("go")
             results = [words == ["True"] for words in racers.heard()]
             assert sorted(results) == [False, True]
             winner = results.index(True)
             assert store.get(f"log/{number}", max_bytes=9) == str(winner).encode()
-    finally:
-        racers.close()

@@ -29,7 +29,7 @@ from holdfast.errors import (
 )
 from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.object_address import parse_object_address
-from holdfast.stores.object_clients import Clients, connect
+from holdfast.stores.object_clients import Clients, check_not_forked, connect
 from holdfast.stores.object_errors import Meaning, meaning_of, refusal, status_of, words_of
 from holdfast.stores.retrying import Passing, Retry
 
@@ -149,10 +149,16 @@ class ObjectStore:
                 f"{key!r} in {self.address} is not what was sent: the server reports {tag}",
                 hint="It was not used, and is left to gc. The next save writes it anew.",
             )
-        found = self.size(key)
-        if found != nbytes:
+        try:
+            if nbytes < _LARGE_BYTES:  # commits hang on it, and to read it costs no more
+                same = self.get(key, max_bytes=nbytes) == b"".join(views)
+            else:
+                same = self.size(key) == nbytes
+        except DamagedObject:
+            same = False  # it is larger
+        if not same:
             raise StoreUnavailable(
-                f"{key!r} in {self.address} has {found:,} bytes, and {nbytes:,} were sent",
+                f"{key!r} in {self.address} is not what was sent",
                 hint="It was not used, and is left to gc. The next save writes it anew.",
             )
 
@@ -381,6 +387,7 @@ class ObjectStore:
         self._appended.clear()
 
     def _connect(self) -> Clients:
+        check_not_forked(self._parsed)
         with self._lock:
             if self._clients is None:
                 self._clients = connect(self._parsed)

@@ -111,7 +111,8 @@ def _check_endpoint(value: str, shown: str) -> None:
 
 
 def _no_secrets(shown: str, scheme: str, name: str = "") -> BadAddress:
-    what = f"the option {name!r}" if name.isidentifier() else "this form"
+    # A token without a name reads as one, too.
+    what = f"the option {name!r}" if re.fullmatch("[a-z_]{1,40}", name) else "this form"
     return BadAddress(
         f"{shown!r}: an address of {scheme}:// does not take {what}",
         hint=f"It takes {', '.join(_OPTIONS[scheme])}. Credentials come from the environment.",

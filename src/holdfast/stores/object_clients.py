@@ -47,12 +47,7 @@ def connect(address: ObjectAddress) -> Clients:
             f"{address.scheme}:// needs the package obstore, which is not installed",
             hint=f"pip install 'holdfast[{extra}]'",
         ) from None
-    if _process not in (None, os.getpid()):
-        raise StoreUnavailable(
-            f"{address.text} cannot be used here: this process was forked from one that used an "
-            "object store, and has none of its threads",
-            hint='Use the start method "spawn" or "forkserver", or do it in the parent.',
-        )
+    check_not_forked(address)
     _process = os.getpid()
     make = {"s3": _s3, "gs": _gcs, "az": _azure}[address.scheme]
     build = make(stores, address)
@@ -70,6 +65,17 @@ def connect(address: ObjectAddress) -> Clients:
         for timeout_s in (_SMALL_S, _LARGE_S)
     )
     return Clients(small, large, obstore, (exceptions.BaseError, OSError, ValueError))
+
+
+def check_not_forked(address: ObjectAddress) -> None:
+    """Raises StoreUnavailable in a forked child whose parent used one of these stores: it would
+    wait for threads that it has not, and take its parent's connections from it."""
+    if _process not in (None, os.getpid()):
+        raise StoreUnavailable(
+            f"{address.text} cannot be used here: this process was forked from one that used an "
+            "object store, and has none of its threads",
+            hint='Use the start method "spawn" or "forkserver", or do it in the parent.',
+        )
 
 
 def _s3(stores: Any, address: ObjectAddress) -> Callable[..., Any]:

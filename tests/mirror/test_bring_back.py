@@ -323,11 +323,11 @@ def test_a_training_that_is_killed_anywhere_and_loses_its_disk_ends_with_the_sam
     for number, point in enumerate(points):
         script.run(choose(counts, point, chance, share=len(points)))
         if number % 2:
-            shutil.rmtree(script.run_dir, ignore_errors=True)
+            shutil.rmtree(script.where, ignore_errors=True)
     assert script.kills.total() >= 5, script.kills
     assert differing(script.finish(), wanted) == []
     # Whatever was lost on the way: in the end both have the end, whole.
-    here, there = steps_of(script.run_dir), steps_of(mirror)
+    here, there = steps_of(script.where), steps_of(mirror)
     assert set(here) <= set(there)
     assert here[-1] == there[-1] == 24
 
@@ -343,9 +343,9 @@ def test_a_training_with_a_bucket_that_is_killed_at_any_moment(
     for lost in (False, True, True, False):
         script.run(kill_after_s=chance.uniform(1.8, 3.0))
         if lost:
-            shutil.rmtree(script.run_dir, ignore_errors=True)
+            shutil.rmtree(script.where, ignore_errors=True)
     assert differing(script.finish(), wanted) == []
-    here, there = steps_of(script.run_dir), steps_of(s3.address)
+    here, there = steps_of(script.where), steps_of(s3.address)
     assert set(here) <= set(there)
     assert here[-1] == there[-1] == 24
 

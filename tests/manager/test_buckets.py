@@ -13,7 +13,9 @@ import pytest
 import holdfast
 from holdfast.errors import HoldfastError, SaveFailed, StoreUnavailable
 from holdfast.repo import log
+from holdfast.stores import object_clients
 from holdfast.stores.object import ObjectStore
+from tests.kill.driver import wait_until
 from tests.repo.support import check
 from tests.support.hours import Hours
 from tests.support.servers import faults
@@ -245,6 +247,39 @@ def test_any_request_of_the_first_save_may_fail(bucket: Bucket, patient: bool, f
         met = rule.met
         number += 3
     assert number > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waits", [True, False], ids=["landed", "on its way"])
+def test_an_entry_may_land_long_after_it_was_given_up(
+    bucket: Bucket, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next save finds it, or takes its number first; nothing is lost or half there."""
+    monkeypatch.setattr(object_clients, "_SMALL_S", 0.5)
+    with bucket.manager(deadline_s=0, keep=None) as ckpts:
+        for step in (1, 2):
+            assert save(ckpts, step)
+        tries = bucket.proxy.count(method="PUT", target="/log/")
+        late = bucket.proxy.fail(faults.delayed(3), method="PUT", target="/log/", times=4)
+        assert not save(ckpts, 3)
+        assert late.met == 4
+        assert bucket.steps() in ([1, 2], [1, 2, 3])
+
+        def landed() -> bool:
+            sent = bucket.proxy.exchanges(method="PUT", target="/log/")[tries : tries + 4]
+            return all(exchange.server_status is not None for exchange in sent)
+
+        if waits:
+            wait_until(landed)
+            assert bucket.steps() == [1, 2, 3]
+        assert save(ckpts, 4)
+        wait_until(landed)
+        assert bucket.steps() in ([1, 2, 4], [1, 2, 3, 4])
+        assert save(ckpts, 5)
+        assert bucket.steps() in ([1, 2, 4, 5], [1, 2, 3, 4, 5])
+        ckpts.gc()
+    assert leftovers(bucket) == []
+    assert bucket.steps()[-1] == 5
 
 
 @pytest.mark.parametrize("target", ["/packs/", "/manifests/"])

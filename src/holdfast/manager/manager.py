@@ -184,6 +184,7 @@ class CheckpointManager(Mirrored):
                 cutting=self._cutting,
                 base=self._dedup_base,
                 codec=self._codec,
+                mirrored=bool(self.mirror),
                 distrusted=self._distrusted,
                 unsteady=self._unsteady,
                 spared=self._spared,

@@ -33,6 +33,8 @@ from holdfast.repo.writer import Writer
 # One pack per save for most states; above, several files of a size that copies
 # and uploads well. Object stores take 5 GiB in one PUT.
 PACK_BYTES = GiB
+# Of a run with a mirror: a bucket takes a pack in one request, from memory.
+MIRRORED_PACK_BYTES = 64 * MiB
 # A stored chunk is referred to where it lies if its pack is needed for at least a half;
 # else the chunk is written again. Otherwise one buffer that never changes would keep the
 # gigabyte of weights that it was first saved with for ever. So a checkpoint never keeps
@@ -102,9 +104,11 @@ class Packer:
         work: Work,
         cutting: Cutting,
         codec: str = RAW,
+        mirrored: bool = False,
     ) -> None:
         """`low`: whether nobody waits for this save. `work`: where it says how far it is.
-        `codec`: how new chunks are stored where that saves something."""
+        `codec`: how new chunks are stored where that saves something. `mirrored`: the packs
+        are going to be copied to another store."""
         self._writer = writer
         self._save = save
         self._work = work
@@ -116,7 +120,7 @@ class Packer:
         self._encoding = EncodingRoom(staging)
         whole = min(writer.whole_bytes, staging.whole_bytes)
         self._whole = whole > 0
-        self._pack_bytes = whole or PACK_BYTES
+        self._pack_bytes = whole or (MIRRORED_PACK_BYTES if mirrored else PACK_BYTES)
         self._threads = WriteThreads(low=low, count=writer.parallel if whole else WRITERS)
         self._packs: list[Pack] = []
         self._index: dict[str, int] = {}

@@ -107,6 +107,7 @@ class Saver:
         cutting: Cutting,
         base: Callable[[], Manifest | None],
         codec: str,
+        mirrored: bool,
         distrusted: set[str],
         unsteady: set[str],
         spared: Callable[[], str],
@@ -127,6 +128,7 @@ class Saver:
         self._cutting = cutting
         self._base = base
         self._codec = codec
+        self._mirrored = mirrored
         self._distrusted = distrusted
         self._unsteady = unsteady
         self._spared = spared
@@ -352,6 +354,7 @@ class Saver:
                 work=order.work,
                 cutting=self._cutting,
                 codec=self._codec,
+                mirrored=self._mirrored,
             )
             leaves, packs = yield from packer.write(snapshot)
             yield

@@ -43,8 +43,9 @@ _LARGE_BYTES = 1 * MiB
 _LARGE_GET_BYTES = 256 * MiB
 # No object is larger anywhere (S3: 50 TB), and clients count in 64 bits.
 _LARGEST_BYTES = 1 << 62
-# Objects that come in blocks lie in memory up to this size, and then in a temporary file.
-_IN_MEMORY_BYTES = 64 * MiB
+# Objects that come in blocks lie in memory up to this size (a mirrored run's packs are smaller),
+# and then in a temporary file.
+_IN_MEMORY_BYTES = 80 * MiB
 # How often what was appended is sent, all of it each time: it is read by people.
 _APPENDS_S = 300.0
 # A checkpoint is committed before what it retires is deleted, and reported after that; what

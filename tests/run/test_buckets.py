@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import obstore
 import pytest
+import torch
 
 import holdfast
 from holdfast.cli import main
@@ -251,12 +252,14 @@ def test_training_goes_on_through_an_hour_of_outage(
     down: list[float] = []
     lost: list[int] = []
     memory: set[int] = set()
+    memory_before: list[int] = []
 
     def at_step(step: int) -> None:
         run.manager.wait()
         assert blocks_are_back(run)
         memory.add(run.manager._staging.nbytes)
         if step == 4:
+            memory_before.append(run.manager._staging.nbytes)
             down.append(hours.now)
             proxy.go_down()
         elif not proxy.is_up:
@@ -268,8 +271,7 @@ def test_training_goes_on_through_an_hour_of_outage(
         assert train(run, steps, at_step=at_step) == whole
     assert hours.now - down[0] > 3600
     assert 15 < len(lost) < 35
-    assert max(memory) == run.manager._staging.nbytes  # as before the outage
-    assert len(memory - {0}) == 1
+    assert max(memory) <= memory_before[0] + staging.BLOCK_BYTES
     with holdfast.CheckpointManager(place.address) as ckpts:
         found = [info.step for info in ckpts.checkpoints()]
         assert found == [step for step in range(1, steps + 1) if step not in lost]
@@ -390,7 +392,6 @@ def test_children_that_only_end_harm_nobody(s3: Place) -> None:
 
 def test_loader_workers_disturb_nothing(s3: Place) -> None:
     """They are forked in the middle of a save, epoch after epoch."""
-    import torch
 
     def job(address: str) -> list[float]:
         torch.manual_seed(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +147,22 @@ def test_the_tree_imports_no_framework() -> None:
         "sys.exit('torch' in sys.modules or 'holdfast.torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_framework_that_is_being_imported_is_not_loaded_yet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A loop may end in a garbage collection in the middle of the import."""
+    (tmp_path / "slowtoy.py").write_text(
+        "from holdfast.core.frameworks import loaded_adapters\nseen = loaded_adapters()\n"
+    )
+    (tmp_path / "slowtoy_adapter.py").write_text("import slowtoy\nadapter = slowtoy.seen\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(frameworks, "ADAPTERS", {"slowtoy": "slowtoy_adapter"})
+    slowtoy = importlib.import_module("slowtoy")
+    try:
+        assert slowtoy.seen == []
+        assert frameworks.loaded_adapters() == [slowtoy.seen]
+    finally:
+        for name in ("slowtoy", "slowtoy_adapter"):
+            sys.modules.pop(name, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -15,6 +15,7 @@ from holdfast.repo.layout import SEGMENT_RECORDS, TAIL_RECORDS
 from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, PRUNED_TOGETHER, Draft, Head, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
+from holdfast.stores.base import ObjectInfo
 from holdfast.stores.faulty import Call, Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.support import check, dead, keep_last, process, save
@@ -311,3 +312,27 @@ def test_a_change_that_is_given_up_protects_nothing() -> None:
     with pytest.raises(ValueError, match="no"):
         writer.amend("tag", give_up)
     assert not writer._in_flight
+
+
+def test_two_processes_begin_a_run_at_once() -> None:
+    """The first one's log appears between two looks of the second: it is held, not lost."""
+    alive = lambda holder: True  # noqa: E731
+    first: list[Writer] = []
+
+    class Between(MemoryStore):
+        looks = 0
+
+        def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+            found = [*super().list(prefix, after=after)]
+            self.looks += prefix == keys.MANIFESTS
+            if prefix == keys.MANIFESTS and self.looks == 2 and not first:
+                first.append(Writer.open(Repo(plain), holder=process(), alive=alive))
+                save(first[0], 1)
+            return iter(found)
+
+    store, plain = Between("begin"), MemoryStore("begin")
+    plain.__dict__.update(store.__dict__)
+    with pytest.raises(RunHeld):
+        Writer.open(Repo(store), holder=process(), alive=alive)
+    save(first[0], 2)
+    assert check(store) == [1, 2]

@@ -38,7 +38,16 @@ def adapter_for_tag(tag: str) -> Adapter | None:
 
 def loaded_adapters() -> list[Adapter]:
     """The adapters of the frameworks that this process has imported."""
-    return [_load(root) for root in ADAPTERS if root in sys.modules]
+    return [_load(root) for root in ADAPTERS if _is_imported(root)]
+
+
+def _is_imported(root: str) -> bool:
+    """Not while it is being imported: a garbage collection can end a loop in the middle of
+    that, and what is imported into half a torch crashes."""
+    module = sys.modules.get(root)
+    if module is None or ADAPTERS[root] in sys.modules:
+        return module is not None
+    return not getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
 def _load(root: str) -> Adapter:

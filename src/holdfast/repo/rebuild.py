@@ -46,14 +46,17 @@ def rebuild(repo: Repo) -> Rebuilt:
             head = repo.head()
             if head is not None and not head.damage:
                 return Rebuilt(None, head, 0, 0)
+            no_log = head is None
         except CorruptionError as error:
-            head, problem = None, error.message
+            head, no_log, problem = None, False, error.message
         # Numbers before manifests: whatever these entries list has its manifest by now,
         # and an entry that comes later takes the number that the repair wants.
         numbers = _numbers(repo)
         found = _whole_manifests(repo)
         if head is None and not numbers and not found:
             return Rebuilt(None, None, 1, 0)
+        if no_log and numbers:
+            continue  # another process began the run between our looks
         if _numbers(repo) == numbers and (numbers or head is None):
             break
         # Another process opened the run or saved between our looks: look again.

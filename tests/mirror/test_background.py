@@ -10,13 +10,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from holdfast import CheckpointManager
 from holdfast.core.retention import parse_keep
 from holdfast.errors import UsageError
-from holdfast.manager import mirror, packer
+from holdfast.manager import mirror
 from holdfast.manager.mirror import Mirror
 from holdfast.manager.mirror_options import mirror_options
 from holdfast.repo import keys, pack_copy
@@ -493,17 +492,3 @@ def test_settings_are_checked_at_once(
     with pytest.raises(UsageError) as refused:
         CheckpointManager("run", **settings)  # pyright: ignore[reportArgumentType]
     assert words in str(refused.value)
-
-
-def test_packs_of_a_mirrored_run_are_small(there: str, tmp_path: Path, monkeypatch) -> None:
-    """A bucket takes each in one request, from memory."""
-    monkeypatch.setattr(packer, "MIRRORED_PACK_BYTES", 100_000)
-    values = {str(n): np.full(5000, n) for n in range(20)}
-    with CheckpointManager(tmp_path / "run", mirror=there) as ckpts:
-        ckpts.save(1, values, block=True)
-        assert ckpts.wait_mirrored(WAIT_S)
-        largest = max(info.size_bytes for info in ckpts._repo.store.list(keys.PACKS))
-        assert 40_000 < largest < 100_000 + 8192
-    with CheckpointManager(tmp_path / "alone") as ckpts:
-        ckpts.save(1, values, block=True)
-        assert len(list(ckpts._repo.store.list(keys.PACKS))) == 1

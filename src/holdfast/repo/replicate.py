@@ -91,8 +91,7 @@ class Replicator:
         self.writer = writer
         self.pace = pace or Pace()
         self._on_bytes = on_bytes
-        found = {info.key: info.size_bytes for info in target.store.list(keys.PACKS)}
-        self._sizes = {keys.pack_of(key): size for key, size in found.items()}
+        self._sizes = target.pack_sizes()
         """Packs that are in the target, or were: name -> bytes."""
         ids = (keys.manifest_id(info.key) for info in target.store.list(keys.MANIFESTS))
         self._manifests = {id for id in ids if id}

@@ -141,10 +141,10 @@ def plant_in_buckets(kinds: dict[str, str]) -> None:
 
     put, delete = ObjectStore._put, ObjectStore.delete
 
-    def put_object(self: ObjectStore, key: str, *args: Any) -> Any:
+    def put_object(self: ObjectStore, key: str, *args: Any, **named: Any) -> Any:
         point = kinds.get(key.split("/")[0], "other")
         points.at(point)
-        reply = put(self, key, *args)
+        reply = put(self, key, *args, **named)
         points.at(point)
         return reply
 

@@ -60,6 +60,9 @@ class Settings:
     """Whether `read_newest` is one step."""
     mixed_lists: bool = False
     """Whether listings of the log are no snapshots."""
+    one_listing: bool = False
+    """Whether listings say what is in an entry, so that one tells of an entry that was
+    just created whether it is the newest."""
     tidy: bool = False
     """Whether a save that is fenced deletes its packs. Allowed, as its entry is then
     surely lost; a wrong verdict shows at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from .entries import Entry
+from .entries import Entry, NumberAndId
 
 Program = Generator[Any, Any, Any]
 """Yields operations, is sent their results."""
@@ -32,6 +32,16 @@ class Highest(NamedTuple):
     """
 
     run: str
+
+
+class Shown(NamedTuple):
+    """The highest number that a listing of the log shows; 0 if it does not show `entry`.
+
+    After a `ListBegin` the listing is no snapshot.
+    """
+
+    run: str
+    entry: NumberAndId
 
 
 class ListBegin(NamedTuple):

@@ -11,7 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from .entries import NOTHING, PARENT, Bug, Entry, Result, Settings, Transaction, next_entry
+from .entries import (
+    NOTHING,
+    PARENT,
+    Bug,
+    Entry,
+    Result,
+    Settings,
+    Transaction,
+    next_entry,
+)
 from .operations import (
     Acknowledge,
     DeleteOldest,
@@ -25,6 +34,7 @@ from .operations import (
     Program,
     Put,
     ReadNewest,
+    Shown,
     Sync,
 )
 
@@ -69,6 +79,11 @@ class Process:
 
     def _search(self, run: str, created: Entry | None, may_be_new: bool) -> Program:
         number = created.number if created else (yield from self._highest(run))
+        if created and created.parent and self.settings.one_listing:
+            if self.settings.mixed_lists:
+                yield ListBegin(run)
+            if (yield Shown(run, created.parent)) == number:
+                return created
         for _ in range(self.settings.read_attempts):
             if number == 0 and may_be_new:
                 return NOTHING

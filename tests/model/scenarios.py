@@ -287,6 +287,19 @@ SCENARIOS = (
 )
 
 
+def _told_by_one_listing(scenario: Scenario) -> Scenario:
+    settings = dataclasses.replace(scenario.settings, one_listing=True)
+    name = f"{scenario.name}, told by one listing"
+    return dataclasses.replace(scenario, name=name, settings=settings)
+
+
+SCENARIOS += tuple(
+    _told_by_one_listing(scenario)
+    for scenario in SCENARIOS
+    if not scenario.settings.atomic_reads and scenario.log
+)
+
+
 def _larger(name: str, **changes: Any) -> Scenario:
     scenario = next(scenario for scenario in SCENARIOS if scenario.name == name)
     return dataclasses.replace(scenario, name=f"{name}, larger", **changes)

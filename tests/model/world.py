@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from . import operations as op
-from .entries import CHILD, PARENT, Touch, next_entry
+from .entries import CHILD, PARENT, NumberAndId, Touch, next_entry
 from .explore import FINISHED, Locals, Model, State, Violation
 from .invariants import check_next, check_usable
 from .programs import Start
@@ -211,6 +211,8 @@ class World(Model):
                 return lambda state, at: self._list_begin(state, at, RUNS[run])
             case op.Highest(run):
                 return lambda state, at: self._highest(state, at, RUNS[run])
+            case op.Shown(run, entry):
+                return lambda state, at: self._shown(state, at, RUNS[run], entry)
             case op.ReadNewest(run):
                 return lambda state, at: self._read_newest(state, RUNS[run])
             case op.DeleteOldest(run, first, last):
@@ -262,10 +264,8 @@ class World(Model):
     def _get(self, state: State, run: int, number: int) -> list[Effect]:
         found = self._find(state[LOGS][run], number)
         if found is None:
-            effects: list[Effect] = [(None, {}, "absent")]
-        else:
-            effects = [(("entry", found), {}, self.entries[found].id)]
-        return effects + self._failed_read(state)
+            return [(None, {}, "absent"), *self._failed_read(state)]
+        return [(("entry", found), {}, self.entries[found].id), *self._failed_read(state)]
 
     def _failed_read(self, state: State) -> list[Effect]:
         if self.scenario.unreadable and state[FAULTS]:
@@ -274,13 +274,10 @@ class World(Model):
 
     def _read_newest(self, state: State, run: int) -> list[Effect]:
         log = state[LOGS][run]
-        effects: list[Effect] = [(("entry", log[-1]) if log else None, {}, "read")]
-        return effects + self._failed_read(state)
+        return [(("entry", log[-1]) if log else None, {}, "read"), *self._failed_read(state)]
 
     def _list_begin(self, state: State, at: int, run: int) -> list[Effect]:
-        numbers = frozenset(self.entries[eid].number for eid in state[LOGS][run])
-        lists = state[LISTS]
-        shown = tuple(sorted(numbers))
+        lists, shown = state[LISTS], tuple(self.entries[eid].number for eid in state[LOGS][run])
         begun: Listing = (run, shown, shown, 0)
         return [(None, {LISTS: (*lists[:at], begun, *lists[at + 1 :])}, "begun")]
 
@@ -293,8 +290,18 @@ class World(Model):
         _, certain, possible, _ = lists[at]
         floor = max(certain, default=0)
         ended = {LISTS: (*lists[:at], None, *lists[at + 1 :])}
-        answers = {floor} | {number for number in possible if number >= floor}
+        answers = {floor, *(number for number in possible if number >= floor)}
         return [(number, ended, str(number)) for number in sorted(answers, reverse=True)]
+
+    def _shown(self, state: State, at: int, run: int, entry: NumberAndId) -> list[Effect]:
+        highest, begun = self._highest(state, at, run), state[LISTS][at]
+        if begun is None:
+            found = self._find(state[LOGS][run], entry[0])
+            shows = found is not None and self.entries[found].id == entry[1]
+            return highest if shows else [(0, {}, f"no {entry}")]
+        # What may be shown at its number may be it: that is more than can be.
+        absent: Effect = (0, highest[0][1], f"no {entry}")
+        return [*(highest if entry[0] in begun[2] else []), absent]
 
     def _listings_hold(self, state: State, run: int) -> bool:
         """Whether a listing has to end before one more entry is created."""
@@ -384,8 +391,7 @@ class World(Model):
         """Check what a reader would choose now; extend the history (I1 to I4, I7, I8)."""
         if not log:
             raise Violation("I3", "the log is empty")
-        history, entries = state[HISTORY][run], self.entries
-        newest = entries[log[-1]]
+        history, entries, newest = state[HISTORY][run], self.entries, self.entries[log[-1]]
         under = self._find(log, newest.parent[0]) if newest.parent else None
         check_usable(newest, None if under is None else entries[under])
         if history and log[-1] == history[-1]:
@@ -406,8 +412,7 @@ class World(Model):
 
     def _acknowledge(self, state: State, run: int, eid: int) -> list[Effect]:
         if eid not in state[HISTORY][run]:
-            entry = self.entries[eid]
-            raise Violation("I3", f"{entry} is acknowledged, and not in the history")
+            raise Violation("I3", f"{self.entries[eid]} is acknowledged, and not in the history")
         if not self.scenario.disk:
             return [(None, {}, "done")]
         if (run, eid) in state[VOLATILE]:

@@ -5,12 +5,14 @@ Hours of waiting pass at once (`Hours`); the servers and the connections are rea
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from holdfast.core.types import MiB
 from holdfast.errors import HoldfastError, StoreUnavailable
 from holdfast.stores import object_clients
 from holdfast.stores.base import Store
@@ -20,7 +22,7 @@ from tests.stores.contract import ANY, listed
 from tests.support.hours import Hours
 from tests.support.servers import faults
 from tests.support.servers.faults import Fault
-from tests.support.servers.proxy import FaultProxy
+from tests.support.servers.proxy import Exchange, FaultProxy
 from tests.support.servers.service import Place
 
 OLD = bytes(range(256)) * 4
@@ -324,23 +326,51 @@ def test_what_was_stored_is_compared_without_a_request(network: Network) -> None
     assert network.proxy.count() == (2 if network.place.service.scheme == "az" else 1)
 
 
-def test_tags_that_are_no_digests_are_found_out(s3: Place) -> None:
+@pytest.mark.parametrize("tag", [f'"{7:032x}"', '"7-1"', None])
+def test_tags_that_are_no_digests_are_found_out(s3: Place, faulty: Faulty, tag: str | None) -> None:
     """Of what S3 encrypts with a user's key: the first is read back, and then they count
     for nothing."""
+    place, proxy = faulty(s3)
 
     class Encrypting:
         def __getattr__(self, name: str) -> Any:
             return getattr(clients.api, name)
 
         def put(self, *args: Any, **named: Any) -> dict[str, Any]:
-            return {**clients.api.put(*args, **named), "e_tag": f'"{7:032x}"'}
+            return {**clients.api.put(*args, **named), "e_tag": tag}
 
-    clients = ObjectStore(s3.address)._connect()
-    store = ObjectStore(s3.address, clients=clients._replace(api=Encrypting()))
-    assert store.put_new("a", [OLD[:100], OLD[100:]])
-    assert store._md5 is False
-    assert store.put_new("b", [OLD])
-    assert store.get("b", max_bytes=ANY) == OLD
+    clients = ObjectStore(place.address)._connect()
+    store = ObjectStore(place.address, clients=clients._replace(api=Encrypting()))
+    large = bytes(MiB)
+    assert store.put_new("a", [large[:100], large[100:]])
+    assert [e.method for e in proxy.exchanges(target="/a$")] == ["PUT", "HEAD", "GET", "GET"]
+    assert store.put_new("b", [large])
+    assert [e.method for e in proxy.exchanges(target="/b$")] == ["PUT", "HEAD"]
+    assert store.put_new("c", [OLD])
+    assert store.get("c", max_bytes=ANY) == OLD
+    # What the tag does not say, the server finds with the signature.
+    assert [signed(e) for e in proxy.exchanges(method="PUT")] == [
+        "UNSIGNED-PAYLOAD",
+        hashlib.sha256(large).hexdigest(),
+        hashlib.sha256(OLD).hexdigest(),
+    ]
+
+
+def signed(exchange: Exchange) -> str:
+    """The digest of the request's bytes that the signature covers, or that there is none."""
+    return exchange.headers["x-amz-content-sha256"]
+
+
+@pytest.mark.parametrize("chosen", ["true", "false"])
+def test_what_is_signed_can_be_chosen(
+    s3: Place, faulty: Faulty, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    """A bucket may refuse what is not signed."""
+    monkeypatch.setenv("AWS_UNSIGNED_PAYLOAD", chosen)
+    place, proxy = faulty(s3)
+    assert ObjectStore(place.address).put_new("a", [bytes(MiB)])
+    (exchange,) = proxy.exchanges(method="PUT")
+    assert (signed(exchange) == "UNSIGNED-PAYLOAD") is (chosen == "true")
 
 
 def test_wrong_bytes_in_a_reply_are_left_to_the_digests(network: Network) -> None:

@@ -22,8 +22,9 @@ from holdfast.manager.info import info_of
 from holdfast.manager.reader import ChunkReader
 from holdfast.manager.verify import verify
 from holdfast.repo import keys
+from holdfast.repo.holding import Alive, refuse_if_held
 from holdfast.repo.log import Head
-from holdfast.repo.orphans import Alive, find_orphans, refuse_if_held
+from holdfast.repo.orphans import find_orphans
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.abilities import Abilities, probe
@@ -104,7 +105,8 @@ def repair(repo: Repo, *, take_over: bool = False, alive: Alive = is_alive) -> N
         head = repo.head()
     except CorruptionError:
         head = None  # no entry says who holds it
-    refuse_if_held(repo, head, take_over=take_over, alive=alive)
+    entry = head.entry if head else None
+    refuse_if_held(entry, repo.address, take_over=take_over, alive=alive)
     Writer.open(repo, take_over=take_over, alive=lambda holder: alive(holder) is not False).close()
 
 

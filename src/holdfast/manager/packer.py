@@ -90,7 +90,8 @@ class _OpenPack:
 
 
 class Packer:
-    """Writes one snapshot's new chunks; use once, from one thread at a time."""
+    """Writes one snapshot's new chunks; use once, from one thread at a time. `close` must
+    follow."""
 
     def __init__(
         self,
@@ -134,6 +135,8 @@ class Packer:
         """Seconds for bringing bytes into blocks, and below for their digests."""
         self.digest_s = 0.0
         self.compress_s = 0.0
+        self.finish_s = 0.0
+        """Seconds that `finish` has waited."""
         self.packed_nbytes = 0
         """Bytes of the chunks that were put in packs, before they were compressed."""
         self._metadata = {"holdfast.checkpoint": str(save.ordinal)}
@@ -141,23 +144,31 @@ class Packer:
     def write(
         self, snapshot: Snapshot
     ) -> Generator[None, None, tuple[tuple[Leaf, ...], tuple[Pack, ...]]]:
-        """(leaves, packs) for the manifest; every pack is durable when this returns.
+        """(leaves, packs) for the manifest; every pack is durable once `finish` has returned.
 
         Yields after each chunk: another thread may go on there. Raises
         StoreError; SaveFailed if a file could not be copied; TornRead; DamagedObject.
         """
-        try:
-            yield from self._write(snapshot)
-        finally:
-            if self._open is not None:
-                self._open.stream.close()
-            self._encoding.close()
-            self._threads.stop()
+        yield from self._write(snapshot)
         leaves = tuple(
             Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(filter(None, chunks)))
             for leaf, chunks in zip(snapshot.leaves, self._chunks, strict=True)
         )
         return leaves, tuple(self._packs)
+
+    def finish(self) -> None:
+        """Wait for the packs that are still on their way. Raises StoreError."""
+        start = time.perf_counter()
+        self._threads.wait()
+        self.finish_s = time.perf_counter() - start
+        self._threads.check()
+
+    def close(self) -> None:
+        """Let go of memory and threads, whatever became of the save."""
+        if self._open is not None:
+            self._open.stream.close()
+        self._encoding.close()
+        self._threads.stop()
 
     def _write(self, snapshot: Snapshot) -> Generator[None, None, None]:
         snapshot.overlap.reach()
@@ -194,8 +205,6 @@ class Packer:
             yield
         yield from self._reuse(snapshot)
         self._finish_pack()
-        self._threads.wait()
-        self._threads.check()
 
     @property
     def write_s(self) -> float:

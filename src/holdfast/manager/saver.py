@@ -240,6 +240,7 @@ class Saver:
             self._on_commit(record, manifest, order)
             self.failures, self.last_error = 0, None
             self._history.add(event)
+            self._writer.delete_retired()
         except GeneratorExit:
             raise  # given up with the process
         except BaseException as error:  # noqa: BLE001 - reported in Pending and counted
@@ -343,19 +344,19 @@ class Saver:
         if base is not None:
             oldest = save.ordinal - self._rewrite_every if self._rewrite_every else 0
             stored = Stored(base, distrusted=self._distrusted, born_after=max(0, oldest))
+        packer = self._packer = Packer(
+            self._writer,
+            save,
+            stored,
+            self._digests,
+            self._staging,
+            low=self._unhurried,
+            work=order.work,
+            cutting=self._cutting,
+            codec=self._codec,
+            mirrored=self._mirrored,
+        )
         try:
-            packer = self._packer = Packer(
-                self._writer,
-                save,
-                stored,
-                self._digests,
-                self._staging,
-                low=self._unhurried,
-                work=order.work,
-                cutting=self._cutting,
-                codec=self._codec,
-                mirrored=self._mirrored,
-            )
             leaves, packs = yield from packer.write(snapshot)
             yield
             manifest = Manifest(
@@ -377,6 +378,7 @@ class Saver:
             record = self._writer.commit(
                 save,
                 manifest,
+                packs_durable=packer.finish,
                 metrics=order.metrics,
                 odd_metrics=order.odd_metrics,
                 tags=order.tags,
@@ -384,14 +386,18 @@ class Saver:
                 finished=order.finished,
                 keep=str(self.policy),
                 retire=self._retire,
+                # A request that whoever waits for the save need not wait for.
+                delete=not self._writer.whole_bytes,
             )
-            self._commit_s = time.perf_counter() - start
+            self._commit_s = time.perf_counter() - start - packer.finish_s
             return record, manifest
         except (CommitUnknown, Fenced, GeneratorExit):
             raise  # its packs may be needed
         except BaseException:
             self._writer.abandon(save)
             raise
+        finally:
+            packer.close()
 
 
 def _failure(what: str, cause: BaseException) -> SaveFailed:

@@ -7,6 +7,7 @@ them exhaustively.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -114,6 +115,10 @@ class Log:
         self._oldest_known = 1
         self._durable = ""
         """Id of the newest entry that is known to be synced."""
+        self._sent: dict[str, str] = {}
+        """Of the entry that was sent last, and its parent: id -> MD5 digest."""
+        self._lists_md5 = False
+        """The store's listings say the MD5 digests of entries."""
 
     # -- reading ---------------------------------------------------------------
 
@@ -153,9 +158,18 @@ class Log:
 
     def _newer_than(self, number: int) -> list[int]:
         """The numbers of entries above it, highest first."""
+        return sorted(self._listed(number), reverse=True)
+
+    def _listed(self, number: int) -> dict[int, str]:
+        """Entries above it: number -> MD5 digest, "" where the store does not say it."""
         after = keys.entry_key(number) if number else ""
-        found = (keys.entry_number(info.key) for info in self._store.list(keys.LOG, after=after))
-        return sorted((n for n in found if n is not None), reverse=True)
+        found = {
+            above: info.md5
+            for info in self._store.list(keys.LOG, after=after)
+            if (above := keys.entry_number(info.key)) is not None
+        }
+        self._lists_md5 = bool(found) and all(found.values())
+        return found
 
     def _newest_of(self, numbers: list[int], damage: dict[int, str]) -> tuple[Entry, str] | None:
         """The first usable entry of `numbers` (descending); None to list again."""
@@ -358,6 +372,11 @@ class Log:
         """Create the entry, or find out what is there instead."""
         id, data = seal(entry)
         key = keys.entry_key(entry.number)
+        parent = entry.parent[1] if entry.parent else ""
+        self._sent = {
+            parent: self._sent.get(parent, ""),
+            id: hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        }
         for attempt in range(_CREATE_ATTEMPTS):
             cause: BaseException | None = None
             try:
@@ -409,11 +428,7 @@ class Log:
         ours was pruned.
         """
         try:
-            if (
-                outcome is _Outcome.CREATED
-                and self._continues(entry)
-                and self._newer_than(entry.number - 1)[:1] == [entry.number]
-            ):
+            if outcome is _Outcome.CREATED and self._is_newest(entry):
                 return Head(entry, id)
         except StoreUnavailable as error:
             raise self._unknown(entry, error) from error
@@ -421,6 +436,15 @@ class Log:
         if newest is None:
             raise CommitUnknown(f"the log of {self._store.address} has vanished")
         return newest
+
+    def _is_newest(self, entry: Entry) -> bool:
+        """Whether the entry's parent is in its place, and nothing is above the entry."""
+        if entry.parent and self._lists_md5 and (md5 := self._sent.get(entry.parent[1])):
+            # A listing says both in one request.
+            listed = self._listed(entry.parent[0] - 1)
+            if listed.get(entry.parent[0]) == md5:
+                return max(listed) == entry.number
+        return self._continues(entry) and self._newer_than(entry.number - 1)[:1] == [entry.number]
 
     def _continues(self, entry: Entry) -> bool:
         try:

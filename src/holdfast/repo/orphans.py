@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from holdfast.core.process import current, is_alive
-from holdfast.core.records import Holder, Record
-from holdfast.errors import DamagedObject, NoStore, RunHeld
+from holdfast.core.process import is_alive
+from holdfast.core.records import Record
+from holdfast.errors import DamagedObject, NoStore
 from holdfast.repo import keys
+from holdfast.repo.holding import Alive, refuse_if_held
 from holdfast.repo.log import Head, packs_of
 from holdfast.repo.repo import Repo
-from holdfast.repo.writer import Writer, is_held
+from holdfast.repo.writer import Writer
 from holdfast.stores.base import ObjectInfo
 
 _FOLDERS = (keys.PACKS, keys.SEGMENTS, keys.FRAGMENTS, keys.MANIFESTS)
-
-Alive = Callable[[Holder], bool | None]
 
 
 def find_orphans(repo: Repo) -> list[ObjectInfo]:
@@ -44,7 +43,7 @@ def collect_orphans(
     Raises RunHeld; NoStore; CorruptionError where the log must be repaired first;
     StoreReadOnly, StoreUnavailable.
     """
-    refuse_if_held(repo, _whole_head(repo), take_over=take_over, alive=alive)
+    refuse_if_held(_whole_head(repo).entry, repo.address, take_over=take_over, alive=alive)
     if dry_run:
         return find_orphans(repo)
     writer = Writer.open(repo, take_over=take_over, alive=lambda holder: alive(holder) is not False)
@@ -53,21 +52,6 @@ def collect_orphans(
         return [sizes[key] for key in writer.collect() if key in sizes]
     finally:
         writer.close()
-
-
-def refuse_if_held(repo: Repo, head: Head | None, *, take_over: bool, alive: Alive) -> None:
-    """Raise RunHeld if a process writes the run, or may do so on another machine."""
-    holder = head.entry.holder if head else None
-    if head is None or holder is None or take_over:
-        return
-    if not is_held(head.entry, repo.address, current(), lambda other: alive(other) is not False):
-        return
-    doubt = ", and whether it still runs cannot be known from here" if alive(holder) is None else ""
-    raise RunHeld(
-        f"{repo.address} is held by process {holder.pid} on {holder.host}{doubt}",
-        hint="Wait for it or stop it. --take-over goes on without asking: that process can "
-        "then save no more.",
-    )
 
 
 def _whole_head(repo: Repo) -> Head:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from holdfast.core.process import is_alive
-from holdfast.core.records import Holder, Manifest, Pack, Record
+from holdfast.core.records import Entry, Holder, Manifest, Pack, Record
 from holdfast.errors import (
     BaseLost,
     CheckpointRemoved,
@@ -34,8 +34,8 @@ from holdfast.repo.copies import (
     updated,
     with_copy,
 )
+from holdfast.repo.holding import refuse_if_held
 from holdfast.repo.log import Draft, Head
-from holdfast.repo.orphans import refuse_if_held
 from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import PackJob, copy_packs, size_problem
 from holdfast.repo.ranges import Check, Proven, Range, ranges_of
@@ -120,7 +120,7 @@ class Replicator:
         """
         of = look_at(source)
         check_target(source, target, of)
-        refuse_if_held(target, _readable_head(target), take_over=take_over, alive=alive)
+        refuse_if_held(_readable(target), target.address, take_over=take_over, alive=alive)
         info = source.info()
         parent = ""
         if info.parent:
@@ -428,8 +428,9 @@ def _subtract(open_: dict[str, set[Range]], proven: Mapping[str, Collection[Prov
             del open_[name]
 
 
-def _readable_head(target: Repo) -> Head | None:
+def _readable(target: Repo) -> Entry | None:
     try:
-        return target.head()
+        head = target.head()
     except CorruptionError:
         return None  # no entry says who holds it
+    return head.entry if head else None

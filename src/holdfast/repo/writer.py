@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
 
 from holdfast.core.digest import digest
 from holdfast.core.process import current, is_alive
@@ -26,17 +25,16 @@ from holdfast.errors import (
     NoStore,
     OtherRun,
     RunClosed,
-    RunHeld,
     StoreUnavailable,
 )
 from holdfast.repo import keys
+from holdfast.repo.holding import is_held, note_open, run_held
 from holdfast.repo.lending import release
 from holdfast.repo.log import Draft, Head, Transaction, logger, packs_of
 from holdfast.repo.rebuild import rebuild
 from holdfast.repo.record import not_held, record_of, untag
-from holdfast.repo.repo import Repo
+from holdfast.repo.repo import Removal, Repo
 from holdfast.repo.saves import NewPack, Save
-from holdfast.stores.addresses import real_address
 
 Retire = Callable[[tuple[Record, ...]], Collection[str]]
 """Ids to retire, given the list with the new checkpoint last."""
@@ -50,6 +48,8 @@ class Writer:
         self.epoch = epoch
         self._head = head
         self._in_flight: dict[str, Save] = {}
+        self._retired: list[Removal] = []
+        """What is listed no longer, and still to be deleted."""
         self._closed = False
 
     @classmethod
@@ -85,7 +85,7 @@ class Writer:
                     and not take_over
                     and is_held(head.entry, repo.address, me, alive)
                 ):
-                    raise _held(repo.address, other, me)
+                    raise run_held(repo.address, other, me)
                 changes: dict[str, Any] = {
                     "epoch": max(head.entry.epoch, rebuilt.epoch_floor, above) + 1,
                     "holder": me,
@@ -104,7 +104,7 @@ class Writer:
 
             head, _ = repo.log.commit(transaction, base=rebuilt.base, run=run)
             writer = cls(repo, head.entry.epoch, head)
-            _open_here[run, writer.epoch, real_address(repo.address)] = writer
+            note_open(writer, run, repo.address)
         return writer
 
     # -- saving ----------------------------------------------------------------
@@ -210,6 +210,7 @@ class Writer:
         save: Save,
         manifest: Manifest,
         *,
+        packs_durable: Callable[[], None] = lambda: None,
         metrics: Mapping[str, float] | None = None,
         odd_metrics: Mapping[str, str] | None = None,
         tags: tuple[str, ...] = (),
@@ -218,10 +219,14 @@ class Writer:
         keep: str | None = None,
         retire: Retire = lambda records: (),
         borrowing: frozenset[str] = frozenset(),
+        delete: bool = True,
     ) -> Record:
-        """Make the checkpoint visible, retire others in the same entry, delete those.
+        """Make the checkpoint visible, retire others in the same entry, delete those (or, if
+        `delete` is false, leave that to `delete_retired`).
 
-        `keep` is the retention rule to record (None: the one recorded before stays);
+        `packs_durable` waits until all packs are: on a remote store they and the manifest
+        are under way together. `keep` is the retention rule to record (None: the one recorded
+        before stays);
         `borrowing`: parent runs that were pinned for this very commit.
         Returns once it is durable. Raises Fenced; BaseLost if packs that it reuses
         are gone (write them anew, in a new save); CommitUnknown; StoreUnavailable.
@@ -235,6 +240,7 @@ class Writer:
             )
         save.manifest = id
         self._put_own(keys.manifest_key(id), [data], len(data))
+        packs_durable()
         record = record_of(
             id,
             manifest,
@@ -267,7 +273,7 @@ class Writer:
             )
 
         with self._repo.lock:
-            head = self._commit(transaction, save)
+            head = self._commit(transaction, save, delete=delete)
             listed = self._repo.log.newest_first(head.entry)
             return next((r for r in listed if r.id == id), record)
 
@@ -296,7 +302,16 @@ class Writer:
             self._check_open()
             return self._commit(transaction, save)
 
-    def _commit(self, transaction: Transaction, save: Save | None) -> Head:
+    def delete_retired(self) -> None:
+        """Delete what commits have left to be deleted. A failure leaves it to gc."""
+        with self._repo.lock:
+            retired, self._retired = self._retired, []
+        for removal in retired:
+            self._repo.delete(removal)
+            if removal.borrowed:
+                release(self._repo, removal.borrowed)
+
+    def _commit(self, transaction: Transaction, save: Save | None, *, delete: bool = True) -> Head:
         # What is no save may write segments, too, and they must outlast a doubt about its
         # entry just the same: it can still land.
         work = save or Save(keys.new_nonce(), self._head.entry.ordinal)
@@ -328,10 +343,9 @@ class Writer:
             raise
         self._head = head
         self._settle(head.number)
-        removal = self._repo.removed(before, head)
-        self._repo.delete(removal)
-        if removal.borrowed:
-            release(self._repo, removal.borrowed)
+        self._retired.append(self._repo.removed(before, head))
+        if delete:
+            self.delete_retired()
         return head
 
     def _settle(self, number: int) -> None:
@@ -435,21 +449,6 @@ class Writer:
         )
 
 
-_open_here: WeakValueDictionary[tuple[str, int, str], Writer] = WeakValueDictionary()
-"""Writers of this process: (run id, epoch, where) -> writer. A run and its copies share the id."""
-
-
-def is_held(entry: Entry, address: str, me: Holder, alive: Callable[[Holder], bool | None]) -> bool:
-    """Whether a live process other than `me` writes the run, or a writer of `me` that is open."""
-    if entry.holder is None:
-        return False
-    if entry.holder != me:
-        return bool(alive(entry.holder))
-    # Ours, unless an opening of ours failed after its entry had landed.
-    writer = _open_here.get((entry.run, entry.epoch, real_address(address)))
-    return writer is not None and not writer.closed
-
-
 def _ensure_info(repo: Repo, parent: str, copy_of: RunInfo | None) -> str:
     """The run's id. Makes `holdfast.json` where it is missing, and never replaces one: what
     is not readable may be of a later format."""
@@ -478,15 +477,3 @@ def check_run(run: str, copy_of: RunInfo | None, address: str) -> None:
             f"{address} holds another run ({run}, not {copy_of.run})",
             hint="A copy goes to an address of its own: name one where there is no run yet.",
         )
-
-
-def _held(address: str, other: Holder, me: Holder) -> RunHeld:
-    if other == me:
-        return RunHeld(
-            f"{address} is already open for writing in this process",
-            hint="Close the other Run or CheckpointManager first (`with` does it for you).",
-        )
-    return RunHeld(
-        f"{address} is held by process {other.pid} on {other.host}",
-        hint=f"Wait for it, stop it (kill {other.pid}), or pass take_over=True.",
-    )

@@ -42,6 +42,8 @@ class ObjectInfo(NamedTuple):
 
     key: str
     size_bytes: int
+    md5: str = ""
+    """The MD5 digest of its bytes in hexadecimal, if the store says it."""
 
 
 class NewObject(Protocol):

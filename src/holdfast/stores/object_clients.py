@@ -23,10 +23,12 @@ _process: int | None = None
 
 
 class Clients(NamedTuple):
-    """Two of one store: they differ in how long a request may take."""
+    """Those of one store: they differ in how long a request may take, and in what is signed."""
 
     small: Any
     large: Any
+    unsigned: Any
+    """As `large`; on S3 the signature does not cover the bytes that are sent."""
     api: Any
     """The functions that take them: the module obstore."""
     errors: tuple[type[Exception], ...]
@@ -51,8 +53,9 @@ def connect(address: ObjectAddress) -> Clients:
     _process = os.getpid()
     make = {"s3": _s3, "gs": _gcs, "az": _azure}[address.scheme]
     build = make(stores, address)
-    small, large = (
-        build(
+
+    def client(timeout_s: int, **config: Any) -> Any:
+        return build(
             client_options={
                 "timeout": timedelta(seconds=timeout_s),
                 "connect_timeout": timedelta(seconds=10),
@@ -61,10 +64,15 @@ def connect(address: ObjectAddress) -> Clients:
             # We ask again ourselves: see `retrying`.
             retry_config={"max_retries": 0},
             prefix=address.prefix or None,
+            **config,
         )
-        for timeout_s in (_SMALL_S, _LARGE_S)
-    )
-    return Clients(small, large, obstore, (exceptions.BaseError, OSError, ValueError))
+
+    small, large = client(_SMALL_S), client(_LARGE_S)
+    # Who set it, either way, gets what he wants.
+    choose = address.scheme == "s3" and "AWS_UNSIGNED_PAYLOAD" not in os.environ
+    unsigned = client(_LARGE_S, unsigned_payload=True) if choose else large
+    errors = (exceptions.BaseError, OSError, ValueError)
+    return Clients(small, large, unsigned, obstore, errors)
 
 
 def check_not_forked(address: ObjectAddress) -> None:

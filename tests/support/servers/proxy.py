@@ -16,7 +16,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
@@ -40,6 +40,8 @@ class Exchange:
     method: str
     target: str
     """Path and query, percent-decoded."""
+    headers: Mapping[str, str]
+    """Of the request, by names in lower case."""
     fault: Fault = _FAULTLESS
     server_status: int | None = None
     """What the server answered; None if it was never asked or did not answer."""
@@ -210,9 +212,10 @@ class FaultProxy:
         with self._lock:
             self._exchanges.clear()
 
-    def begin(self, method: str, target: str) -> Exchange:
+    def begin(self, method: str, target: str, headers: Iterable[tuple[str, str]]) -> Exchange:
         """Record a request, with the fault that meets it."""
-        exchange = Exchange(method, unquote(target))
+        named = {name.lower(): value for name, value in headers}
+        exchange = Exchange(method, unquote(target), named)
         with self._lock:
             if not self._listens.is_set():
                 raise ConnectionAbortedError("down: what was still in the pipe is not heard")
@@ -280,7 +283,7 @@ class _Connection(BaseHTTPRequestHandler):
         pass
 
     def exchange(self) -> None:
-        exchange = self.server.begin(self.command, self.path)
+        exchange = self.server.begin(self.command, self.path, self.headers.items())
         fault = exchange.fault
         if fault.delay_s:
             self.server.closing.wait(fault.delay_s)

@@ -8,7 +8,7 @@ from holdfast.core.process import current, is_alive
 from holdfast.core.records import Holder, Record
 from holdfast.errors import DamagedObject, NoStore, RunHeld
 from holdfast.repo import keys
-from holdfast.repo.log import Head, packs_of
+from holdfast.repo.head import Head, packs_of
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer, is_held
 from holdfast.stores.base import ObjectInfo

@@ -34,7 +34,7 @@ from holdfast.repo.copies import (
     updated,
     with_copy,
 )
-from holdfast.repo.log import Draft, Head
+from holdfast.repo.head import Draft, Head
 from holdfast.repo.orphans import refuse_if_held
 from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import PackJob, copy_packs, size_problem

@@ -24,6 +24,7 @@ from holdfast.errors import (
     DamagedObject,
     HoldfastError,
     ObjectNotFound,
+    StoredWrong,
     StoreUnavailable,
     StoreUnfit,
 )
@@ -134,7 +135,7 @@ class ObjectStore:
     def _verify(
         self, key: str, views: Sequence[memoryview], nbytes: int, reply: dict[str, Any]
     ) -> None:
-        """Compare what the server says that it stored with what was sent."""
+        """Compare what the server says that it stored with what was sent. Raises StoredWrong."""
         tag = str(reply.get("e_tag") or "").strip('"').lower()
         if self._md5 and len(tag) == 32 and set(tag) <= set("0123456789abcdef"):
             digest = hashlib.md5(usedforsecurity=False)
@@ -146,7 +147,7 @@ class ObjectStore:
             if self._holds(key, views, nbytes):
                 self._md5 = False
                 return
-            raise StoreUnavailable(
+            raise StoredWrong(
                 f"{key!r} in {self.address} is not what was sent: the server reports {tag}",
                 hint="It was not used, and is left to gc. The next save writes it anew.",
             )
@@ -158,7 +159,7 @@ class ObjectStore:
         except DamagedObject:
             same = False  # it is larger
         if not same:
-            raise StoreUnavailable(
+            raise StoredWrong(
                 f"{key!r} in {self.address} is not what was sent",
                 hint="It was not used, and is left to gc. The next save writes it anew.",
             )

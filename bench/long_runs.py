@@ -31,7 +31,7 @@ from holdfast.core.records import Record
 from holdfast.core.sealed import seal
 from holdfast.manager.listing import Listing
 from holdfast.repo import keys
-from holdfast.repo.log import Draft
+from holdfast.repo.head import Draft
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.local import LocalStore

@@ -109,6 +109,11 @@ class StoreUnavailable(StoreError):
     """
 
 
+class StoredWrong(StoreUnavailable):
+    """The store created the object and holds other bytes than it was given: at this key, for
+    ever. Nobody else's object is there."""
+
+
 class StoreFull(StoreUnavailable):
     """No space is left (ENOSPC, EDQUOT, EFBIG)."""
 

@@ -45,6 +45,11 @@ class Bug(Enum):
     REFER_BEFORE_PIN = "R13: refer to the parent's packs before they are pinned"
     FAILED_FORK_UNPINS = "R13: a fork that fails takes its pin away"
     UNPIN_BEFORE_CHILD = "R14: unpin before the child's log has let go"
+    LEAVE_OUT_WHAT_IS_THERE = "R15: leave a number out where another's entry is"
+    LEAVE_OUT_UNKNOWN = "R15: leave a number out where the put failed"
+    PRUNE_BY_NUMBER = "R15: prune the log as if no number was left out"
+    LEFT_OUT_MEANS_LOST = "R15: what was sent before a number was left out is lost with the last"
+    DELETE_SPOILED = "R15: delete an entry that arrived wrong, and send it again"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class Entry(NamedTuple):
     author: str
     action: str
     records: tuple[Record, ...]
+    spoiled: bool = False
+    """Whether the store holds other bytes than were sent: nobody can read it."""
 
     def lineage(self) -> dict[int, str]:
         parent = (self.parent,) if self.parent else ()
@@ -110,7 +117,17 @@ class Entry(NamedTuple):
 
     def __repr__(self) -> str:
         listed = " ".join("+".join((r.name, *r.pins)) for r in self.records)
-        return f"<{self.number} {self.id}: {self.action}, epoch {self.epoch}, lists {listed}>"
+        wrong = ", spoiled" if self.spoiled else ""
+        return (
+            f"<{self.number} {self.id}: {self.action}, epoch {self.epoch}, lists {listed}{wrong}>"
+        )
+
+
+class Damaged(NamedTuple):
+    """The newest entry that can be used, where there are higher ones that cannot."""
+
+    entry: Entry
+    highest: int
 
 
 class Result(Enum):
@@ -137,11 +154,14 @@ NOTHING = Entry(0, "", None, (), 0, "", "", "", ())
 """The base of a run's first entry."""
 
 
-def next_entry(draft: Draft, base: Entry, id: str, author: str, settings: Settings) -> Entry:
-    """The entry that follows `base` and says what `draft` wants (R2)."""
+def next_entry(
+    draft: Draft, base: Entry, id: str, author: str, settings: Settings, number: int = 0
+) -> Entry:
+    """The entry that follows `base` and says what `draft` wants (R2). `number`: if not the
+    next one."""
     lineage = sorted(base.lineage().items(), reverse=True) if base.number else []
     return Entry(
-        number=base.number + 1,
+        number=number or base.number + 1,
         id=id,
         parent=lineage[0] if lineage else None,
         ancestors=tuple(lineage[1 : 1 + settings.ancestors]),

@@ -12,14 +12,15 @@ Program = Generator[Any, Any, Any]
 
 
 class Put(NamedTuple):
-    """Create log entry `entry.number` unless there is one: "ok", "exists", "error"."""
+    """Create log entry `entry.number` unless there is one: "ok", "exists", "error"; "wrong" if
+    this created it, and other bytes are there."""
 
     run: str
     entry: Entry
 
 
 class Get(NamedTuple):
-    """Log entry `number`: an Entry, None (absent) or "error"."""
+    """Log entry `number`: an Entry, None (absent), "damaged" or "error"."""
 
     run: str
     number: int

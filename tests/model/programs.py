@@ -9,6 +9,7 @@ from .entries import (
     NOTHING,
     PARENT,
     Bug,
+    Damaged,
     Entry,
     Open,
     Pin,
@@ -52,6 +53,8 @@ def writer(
         while serial <= saves and outcome is not Result.FENCED:
             if outcome is Result.UNKNOWN:  # the old base may be gone (R5)
                 known = yield from process.read_newest(PARENT)
+                if isinstance(known, Damaged):
+                    known = known.entry
                 if not isinstance(known, Entry):
                     return "log unreadable"
             again = outcome is Result.UNKNOWN and process.has(Bug.RETRY_REUSES_PACKS)
@@ -73,7 +76,11 @@ def open_run(process: Process, run: str, serial: int) -> Program:
     base = yield from process.read_newest(run, may_be_new=True)
     if base == "error":
         return "log unreadable", 0
-    result, newest, own, _ = yield from process.commit(run, base, Open(process.name), serial)
+    number = 0
+    if isinstance(base, Damaged):  # whoever opens the run repairs its log (R15)
+        number, base = base.highest + 1, base.entry
+    change = Open(process.name)
+    result, newest, own, _ = yield from process.commit(run, base, change, serial, number)
     if result is not Result.COMMITTED:
         return result, 0
     return newest, (newest if process.has(Bug.EPOCH_OF_NEWEST) else own).epoch

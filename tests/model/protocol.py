@@ -15,6 +15,7 @@ from .entries import (
     NOTHING,
     PARENT,
     Bug,
+    Damaged,
     Entry,
     Result,
     Settings,
@@ -63,7 +64,8 @@ class Process:
     def read_newest(
         self, run: str, created: Entry | None = None, *, may_be_new: bool = False
     ) -> Program:
-        """The newest entry, or "error" if it cannot be read.
+        """The newest entry, or "error" if it cannot be read; `Damaged` if entries above it
+        are damaged.
 
         `created`: an entry that this process has just created; where to look first.
         `may_be_new`: NOTHING for an empty log. To others than the process that opens the
@@ -73,8 +75,9 @@ class Process:
             entry = (yield ReadNewest(run)) or NOTHING
         else:
             entry = yield from self._search(run, created, may_be_new)
-        if isinstance(entry, Entry):
-            yield Observe(run, entry)
+        newest = entry.entry if isinstance(entry, Damaged) else entry
+        if isinstance(newest, Entry):
+            yield Observe(run, newest)
         return entry
 
     def _search(self, run: str, created: Entry | None, may_be_new: bool) -> Program:
@@ -87,7 +90,14 @@ class Process:
         for _ in range(self.settings.read_attempts):
             if number == 0 and may_be_new:
                 return NOTHING
-            entry = (yield from self._usable(run, number, created)) if number else None
+            entry, at = None, number
+            while at:
+                entry = yield from self._usable(run, at, created)
+                if entry != "damaged":
+                    break
+                entry, at = None, at - 1  # R15: nobody can have built on it
+            if entry is None and number and at == 0 and may_be_new:
+                entry = NOTHING  # damaged ones only
             if entry == "error":
                 return "error"
             if entry is not None and self.has(Bug.READS_AFTER_LISTING):
@@ -97,23 +107,25 @@ class Process:
             # again by a late request. Never a lower number, for the same reason.
             above = yield from self._highest(run)
             if entry is not None and above == number:
-                return entry
+                return entry if at == number else Damaged(entry, number)
             number = above
         return "error"
 
     def _usable(self, run: str, number: int, created: Entry | None) -> Program:
-        """Entry `number` if its parent is there and matches, else None."""
+        """Entry `number` if its parent is there and matches, else None; or "damaged"."""
         entry = created
         if created is None or created.number != number:
             entry = yield Get(run, number)
-        if entry is None or entry == "error" or entry.parent is None:
+        if entry is None or entry in ("error", "damaged") or entry.parent is None:
             return entry
         if self.has(Bug.NO_PARENT_CHECK):
             return entry
         parent = yield Get(run, entry.parent[0])
         if parent == "error":
             return "error"
-        return entry if parent is not None and parent.id == entry.parent[1] else None
+        if parent is None or parent == "damaged" or parent.id != entry.parent[1]:
+            return None
+        return entry
 
     def _highest(self, run: str) -> Program:
         if self.settings.mixed_lists:
@@ -122,18 +134,22 @@ class Process:
 
     # -- R2 to R5: adding an entry ----------------------------------------------------
 
-    def commit(self, run: str, base: Entry, change: Transaction, serial: int) -> Program:
+    def commit(
+        self, run: str, base: Entry, change: Transaction, serial: int, number: int = 0
+    ) -> Program:
         """(Result, the newest entry known, the committed entry, the base it was made from).
 
-        `serial` tells this process's commits apart.
+        `serial` tells this process's commits apart. `number`: of the entry, if it is not the
+        one after `base`, for entries between them are damaged.
         """
         first = base
         while True:
             draft = change.draft(base, first, self.settings.bugs)  # decided on each base
             if isinstance(draft, Result):
                 return draft, base, None, None
-            id = f"{self.name}{serial}.{base.number + 1}"
-            entry = next_entry(draft, base, id, self.name, self.settings)
+            number = number or base.number + 1
+            id = f"{self.name}{serial}.{number}"
+            entry = next_entry(draft, base, id, self.name, self.settings, number)
             if base.author != self.name and not self.has(Bug.BUILD_WITHOUT_SYNC):
                 yield Sync(run)  # R12
             if self.has(Bug.DELETE_BEFORE_ENTRY):
@@ -144,33 +160,56 @@ class Process:
                 verdict, newest, entry = yield from self._send(run, entry)
             if verdict is Verdict.COMMITTED:
                 yield Acknowledge(run, entry)
-                yield from self.prune_log(run, entry.number)
+                gap = bool(base.number) and base.number < entry.number - 1
+                parent = base.number if gap and not self.has(Bug.PRUNE_BY_NUMBER) else 0
+                yield from self.prune_log(run, entry.number, parent)
                 return Result.COMMITTED, newest, entry, base
             if verdict is not Verdict.LOST:
                 return Result.UNKNOWN, base, None, None
-            base = newest  # rebase
+            base, number = newest, 0  # rebase
 
     def _send(self, run: str, entry: Entry) -> Program:
         """(Verdict, newest entry, `entry`): put, then see what is newest, whatever the reply."""
+        number = entry.number
         for attempt in range(1 + self.settings.retries):
             if attempt and self.has(Bug.RETRY_WITH_NEW_ID):
                 entry = entry._replace(id=f"{entry.id}'")
             reply = yield Put(run, entry)
+            while self._leaves_out(reply):  # R15
+                if self.has(Bug.DELETE_SPOILED):
+                    yield DeleteOldest(run, entry.number, entry.number)
+                else:
+                    entry = entry._replace(number=entry.number + 1, id=f"{entry.id}+")
+                reply = yield Put(run, entry)
             if reply == "ok":
                 yield Sync(run)  # a part of put-if-absent on a file system
                 if self.has(Bug.NO_CHECK_AFTER_CREATE):
                     return Verdict.COMMITTED, entry, entry
             wrong = yield from self._jump_to_conclusion(run, entry, reply)
             newest = yield from self.read_newest(run, entry if reply == "ok" else None)
+            if isinstance(newest, Damaged):
+                newest = newest.entry
             if not isinstance(newest, Entry):
                 return Verdict.UNKNOWN, None, entry
             verdict = wrong or self._judge(newest, entry)
+            left_out = entry.number > number and not self.has(Bug.LEFT_OUT_MEANS_LOST)
+            if verdict is Verdict.LOST and left_out:
+                # R15: an earlier try of what we sent first may have landed, and be pruned.
+                verdict = Verdict.UNKNOWN
             if verdict is Verdict.COMMITTED and reply != "ok":
                 yield Sync(run)  # R12: it is there, and perhaps not durable
             if verdict is not Verdict.ABSENT:
                 return verdict, newest, entry
-            del reply, newest, verdict
+            del reply, newest, verdict, left_out
         return Verdict.UNKNOWN, None, entry
+
+    def _leaves_out(self, reply: str) -> bool:
+        """Whether the entry's number is left out, and the next one taken on the same parent."""
+        return (
+            reply == "wrong"
+            or (reply == "exists" and self.has(Bug.LEAVE_OUT_WHAT_IS_THERE))
+            or (reply == "error" and self.has(Bug.LEAVE_OUT_UNKNOWN))
+        )
 
     def _judge(self, newest: Entry, entry: Entry) -> Verdict:
         """What the newest entry says about `entry` (R4)."""
@@ -221,9 +260,11 @@ class Process:
         for pack in dead:
             yield DeletePack(pack)
 
-    def prune_log(self, run: str, newest: int) -> Program:
-        """Ascending, one by one; the newest entries stay, two at least."""
+    def prune_log(self, run: str, newest: int, parent: int = 0) -> Program:
+        """Ascending, one by one; the newest entries stay, two at least. `parent`: number of the
+        newest one's parent, where damaged entries lie between the two."""
         last = newest - (1 if self.has(Bug.PRUNE_PARENT) else self.settings.keep_entries)
+        last = min(last, parent - 1) if parent else last
         while (yield DeleteOldest(run, self.settings.oldest_prunable(), last)):
             pass
 

@@ -52,6 +52,9 @@ class Scenario:
     duplicates: bool = False
     """Whether a fault may also be a put that arrives once more, later (its reply is
     right): HTTP clients and proxies repeat requests."""
+    spoils: bool = False
+    """Whether a fault may also be a put that creates its entry with other bytes, or lands so
+    later."""
     unreadable: bool = False
     """Whether a fault may also be a read that fails."""
     listing_spans: int = 99
@@ -188,6 +191,44 @@ SCENARIOS = (
         catches=[Bug.PARENT_CHECK_AFTER_CREATE],
     ),
     Scenario(
+        "an entry arrives wrong",
+        [_a(2), _writer("B", 1)],
+        faults=2,
+        spoils=True,
+        settings=Settings(tidy=True),
+        sees=[("A", COMMITTED), ("A", FENCED), ("A", UNKNOWN), ("B", COMMITTED)],
+        catches=[
+            Bug.LEAVE_OUT_WHAT_IS_THERE,
+            Bug.LEAVE_OUT_UNKNOWN,
+            Bug.DELETE_SPOILED,
+            Bug.PRUNE_BY_NUMBER,
+            Bug.LEFT_OUT_MEANS_LOST,
+        ],
+    ),
+    Scenario(
+        "an entry arrives wrong beside a guest",
+        [_a(1), _guest("tagger", Pin("c0", "tag")), _writer("B", 0)],
+        faults=1,
+        spoils=True,
+        sees=[
+            ("A", COMMITTED),
+            ("A", UNKNOWN),
+            ("tagger", COMMITTED),
+            ("tagger", "log unreadable"),
+        ],
+        catches=[Bug.LEAVE_OUT_WHAT_IS_THERE, Bug.LEAVE_OUT_UNKNOWN, Bug.DELETE_SPOILED],
+    ),
+    Scenario(
+        "the first entry arrives wrong",
+        [_writer("A", 1), _writer("B", 1)],
+        faults=2,
+        spoils=True,
+        log=(),
+        packs=(),
+        sees=[("A", COMMITTED), ("A", FENCED), ("B", COMMITTED), ("B", FENCED)],
+        catches=[Bug.LEAVE_OUT_WHAT_IS_THERE, Bug.DELETE_SPOILED],
+    ),
+    Scenario(
         "retention beside a save",
         [_a(2), _guest("pruner", Prune(1)), _guest("tagger", Pin("c0", "tag"))],
         faults=2,
@@ -322,6 +363,8 @@ LARGE_SCENARIOS = (
         faults=1,
     ),
     _larger("take over, twice", faults=2),
+    _larger("an entry arrives wrong", faults=3),
+    _larger("an entry arrives wrong beside a guest", duplicates=True),
     _larger("collecting orphans", faults=2),
     _larger("fork, twice", faults=1),
     _larger("power loss", settings=Settings()),

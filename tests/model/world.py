@@ -246,10 +246,19 @@ class World(Model):
         effects: list[Effect] = []
         if self._listings_hold(state, run):
             return []
-        if self._find(state[LOGS][run], self.entries[eid].number) is None:
+        free = self._find(state[LOGS][run], self.entries[eid].number) is None
+        if free:
             effects.append(("ok", self._created(state, run, eid), "ok"))
         else:
             effects.append(("exists", {}, "exists"))
+        if self.scenario.spoils and state[FAULTS]:
+            spoiled = self._small.entry(self.entries[eid]._replace(spoiled=True))
+            fewer = {FAULTS: state[FAULTS] - 1}
+            if free:
+                there = self._created(state, run, spoiled) | fewer
+                effects.append(("wrong", there, "created, with other bytes"))
+            late = {PENDING: tuple(sorted((*state[PENDING], (run, spoiled)))), **fewer}
+            effects.append(("error", late, "error, other bytes are on their way"))
         if state[FAULTS]:
             later = {
                 FAULTS: state[FAULTS] - 1,
@@ -265,6 +274,8 @@ class World(Model):
         found = self._find(state[LOGS][run], number)
         if found is None:
             return [(None, {}, "absent"), *self._failed_read(state)]
+        if self.entries[found].spoiled:
+            return [("damaged", {}, "damaged"), *self._failed_read(state)]
         return [(("entry", found), {}, self.entries[found].id), *self._failed_read(state)]
 
     def _failed_read(self, state: State) -> list[Effect]:
@@ -322,6 +333,8 @@ class World(Model):
             return []
         settings = self.scenario.settings
         base = self.entries[state[LOGS][run][-1]]
+        if base.spoiled:
+            return []  # guests refuse a damaged log
         touch = Touch().draft(base, base, frozenset())
         entry = next_entry(touch, base, f"t{base.number + 1}", "churn", settings)
         changes = self._created(state, run, self._small.entry(entry))
@@ -391,7 +404,13 @@ class World(Model):
         """Check what a reader would choose now; extend the history (I1 to I4, I7, I8)."""
         if not log:
             raise Violation("I3", "the log is empty")
-        history, entries, newest = state[HISTORY][run], self.entries, self.entries[log[-1]]
+        history, entries = state[HISTORY][run], self.entries
+        log = tuple(eid for eid in log if not entries[eid].spoiled)
+        if not log and not history:
+            return {}  # a new run: damaged entries only
+        if not log:
+            raise Violation("I3", "no entry of the log can be used")
+        newest = entries[log[-1]]
         under = self._find(log, newest.parent[0]) if newest.parent else None
         check_usable(newest, None if under is None else entries[under])
         if history and log[-1] == history[-1]:

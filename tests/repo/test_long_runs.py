@@ -21,8 +21,9 @@ from holdfast.core.retiring import Retiring
 from holdfast.core.types import Buffer
 from holdfast.manager.listing import Listing
 from holdfast.repo import keys
+from holdfast.repo.head import Draft
 from holdfast.repo.layout import SEGMENT_RECORDS
-from holdfast.repo.log import KEEP_ENTRIES, Draft
+from holdfast.repo.log import KEEP_ENTRIES
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Retire, Writer
 from holdfast.stores.base import ObjectInfo

@@ -7,18 +7,26 @@ fail. A bug that nothing catches means that the suite proves nothing about that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
 from holdfast.core.records import Entry
 from holdfast.errors import HoldfastError
 from holdfast.repo import keys
-from holdfast.repo.log import Draft, Head, Log, Transaction, _Outcome
+from holdfast.repo.head import Draft, Head, Transaction
+from holdfast.repo.log import Log, _Outcome
 from holdfast.repo.repo import Removal, Repo
 from holdfast.repo.saves import Save
 from holdfast.repo.writer import Writer
 from holdfast.stores.faulty import Effect
-from tests.repo import test_damage, test_every_call, test_power_loss, test_races
+from tests.repo import (
+    test_damage,
+    test_every_call,
+    test_power_loss,
+    test_races,
+    test_spoiled_entries,
+)
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -92,6 +100,24 @@ def the_parent_alone_is_believed(patch: pytest.MonkeyPatch) -> None:
         return Head(entry, id) if believed else whole(self, entry, id, outcome)
 
     patch.setattr(Log, "_newest_after", newest_after)
+
+
+def any_damaged_entry_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    class Every(set[int]):
+        def __contains__(self, number: object) -> bool:
+            return True
+
+    whole = Log.__init__
+
+    def init(self: Log, *about: Any, **named: Any) -> None:
+        whole(self, *about, **named)
+        self._spoiled = Every()
+
+    patch.setattr(Log, "__init__", init)
+
+
+def what_is_read_wrong_once_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Log, "_stays", lambda self, key: True)
 
 
 def gc_forgets_saves_in_flight(patch: pytest.MonkeyPatch) -> None:
@@ -266,6 +292,12 @@ BUGS: dict[Plant, Iterable[Callable[[], None]]] = {
     ],
     no_ancestry_check: [test_races.test_a_number_that_was_used_and_pruned_is_not_believed],
     the_parent_alone_is_believed: [test_races.test_a_parent_that_came_back_late_is_not_believed],
+    any_damaged_entry_is_left_out: [
+        test_spoiled_entries.test_an_entry_of_another_is_never_left_out
+    ],
+    what_is_read_wrong_once_is_left_out: [
+        test_spoiled_entries.test_what_only_reads_show_is_no_reason_to_leave_a_number_out
+    ],
     gc_forgets_saves_in_flight: [unknown_commits],
     the_entry_before_its_manifest: [dying("save and retire")],
     a_failed_commit_deletes_its_packs: [unknown_commits],

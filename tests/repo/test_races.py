@@ -11,8 +11,9 @@ import pytest
 from holdfast.core.records import Record
 from holdfast.errors import BaseLost, CommitUnknown, DamagedObject, Fenced, RunHeld
 from holdfast.repo import keys
+from holdfast.repo.head import Draft, Head
 from holdfast.repo.layout import SEGMENT_RECORDS, TAIL_RECORDS
-from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, PRUNED_TOGETHER, Draft, Head, Log
+from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, PRUNED_TOGETHER, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.base import ObjectInfo

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from holdfast.core.types import MiB
-from holdfast.errors import HoldfastError, StoreUnavailable
+from holdfast.errors import HoldfastError, StoredWrong, StoreUnavailable
 from holdfast.stores import object_clients
 from holdfast.stores.base import Store
 from holdfast.stores.object import ObjectStore
@@ -21,7 +21,7 @@ from holdfast.stores.object_clients import Clients
 from tests.stores.contract import ANY, listed
 from tests.support.hours import Hours
 from tests.support.servers import faults
-from tests.support.servers.faults import Fault
+from tests.support.servers.faults import Drop, Fault
 from tests.support.servers.proxy import Exchange, FaultProxy
 from tests.support.servers.service import Place
 
@@ -307,16 +307,26 @@ def test_an_upload_that_arrives_changed_is_noticed(
     place = request.getfixturevalue(kind)
     network = Network(place, *faulty(place))
     network.proxy.fail(faults.wrong_upload(at), method="PUT", target="new")
-    with pytest.raises(StoreUnavailable, match="is not what was sent") as caught:
+    with pytest.raises(StoredWrong, match="is not what was sent") as caught:
         OPERATIONS[put].call(network.store)
     assert "next save" in caught.value.hint
     # And so is the next, by its tag alone.
     network.proxy.forget()
     network.proxy.fail(faults.wrong_upload(at), method="PUT", target="other")
-    with pytest.raises(StoreUnavailable, match="is not what was sent"):
+    with pytest.raises(StoredWrong, match="is not what was sent"):
         network.store.put_new("other", [NEW])
     assert network.store.put_new("third", [NEW])
     assert network.proxy.count(target="third") == 1
+
+
+def test_whose_wrong_upload_it_is_must_be_known(network: Network) -> None:
+    """Where the reply was lost it may be another's: unknown, and not ours that arrived wrong."""
+    wrong = faults.wrong_upload(9)
+    network.proxy.fail(replace(wrong, drop=Drop.AFTER), method="PUT", target="new")
+    with pytest.raises(StoreUnavailable, match="is there with other bytes") as caught:
+        network.store.put_new("new", [NEW])
+    assert not isinstance(caught.value, StoredWrong)
+    assert network.direct.get("new", max_bytes=ANY) != NEW
 
 
 def test_what_was_stored_is_compared_without_a_request(network: Network) -> None:

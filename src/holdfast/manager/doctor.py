@@ -22,8 +22,8 @@ from holdfast.manager.info import info_of
 from holdfast.manager.reader import ChunkReader
 from holdfast.manager.verify import verify
 from holdfast.repo import keys
+from holdfast.repo.head import Head
 from holdfast.repo.holding import Alive, refuse_if_held
-from holdfast.repo.log import Head
 from holdfast.repo.orphans import find_orphans
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer

@@ -10,7 +10,7 @@ from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Record
 from holdfast.core.retention import Best, parse_keep, ranking
 from holdfast.errors import BadPolicy
-from holdfast.repo.log import packs_of
+from holdfast.repo.head import packs_of
 
 
 @dataclass(frozen=True)

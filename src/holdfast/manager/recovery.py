@@ -25,7 +25,7 @@ from holdfast.errors import (
 )
 from holdfast.manager.mirror import seen_alive
 from holdfast.repo.copies import Source, look_at
-from holdfast.repo.log import Draft, Head
+from holdfast.repo.head import Draft, Head
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer

@@ -11,8 +11,8 @@ import msgspec
 from holdfast.core.records import Manifest, Record
 from holdfast.errors import CorruptionError, DamagedObject, NoStore, OtherRun, UsageError
 from holdfast.repo import keys
+from holdfast.repo.head import REBUILT, Head
 from holdfast.repo.lending import is_fork_pin
-from holdfast.repo.log import REBUILT, Head
 from holdfast.repo.record import untag
 from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo, manifest_of
 from holdfast.repo.writer import check_run

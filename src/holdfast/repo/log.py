@@ -12,9 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import msgspec
 
@@ -28,9 +26,11 @@ from holdfast.errors import (
     DamagedObject,
     HoldfastError,
     ObjectNotFound,
+    StoredWrong,
     StoreUnavailable,
 )
 from holdfast.repo import keys
+from holdfast.repo.head import REBUILT, Draft, Head, Transaction
 from holdfast.repo.layout import Layout, Part, lay_out, problem_with, read_parts
 from holdfast.stores.base import Store
 
@@ -50,52 +50,11 @@ _CREATE_ATTEMPTS = 4
 _CREATE_BACKOFF_S = 0.05
 
 
-@dataclass(frozen=True)
-class Head:
-    """The newest entry, as a reader chose it."""
-
-    entry: Entry
-    id: str
-    damage: tuple[str, ...] = ()
-    """What was wrong with newer entries; a writer must repair before it prunes."""
-
-    @property
-    def number(self) -> int:
-        return self.entry.number
-
-    def names(self, number: int) -> str | None:
-        """The id of entry `number` as this entry's ancestry lists it, else None."""
-        lineage = [(self.number, self.id)]
-        if self.entry.parent:
-            lineage.append(self.entry.parent)
-        lineage.extend(self.entry.ancestors)
-        return next((id for n, id in lineage if n == number), None)
-
-
-@dataclass
-class Draft:
-    """What a transaction wants the next entry to say."""
-
-    records: tuple[Record, ...]
-    action: str
-    changes: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Other fields of `Entry` to replace (epoch, holder, finished, …)."""
-
-
-REBUILT = (
-    "Start the run's job again (in code: CheckpointManager.acquire()), or run "
-    "`holdfast doctor RUN --repair`: the list is rebuilt from the checkpoints that are whole."
-)
-"""What to do about a log that cannot be read or changed."""
-
-Transaction = Callable[[Head, tuple[Record, ...]], Draft]
-"""Makes the next entry from the newest one. Called again after each rebase; raises
-to give up (Fenced, BaseLost, CheckpointNotFound, …)."""
-
-
 class _Outcome(Enum):
     CREATED = 1
     TAKEN = 2
+    SPOILED = 3
+    """Ours is there, and holds other bytes than were sent."""
 
 
 class Log:
@@ -119,6 +78,8 @@ class Log:
         """Of the entry that was sent last, and its parent: id -> MD5 digest."""
         self._lists_md5 = False
         """The store's listings say the MD5 digests of entries."""
+        self._spoiled: set[int] = set()
+        """Numbers of entries that the store created for us with other bytes."""
 
     # -- reading ---------------------------------------------------------------
 
@@ -205,8 +166,7 @@ class Log:
 
     def _get(self, number: int) -> tuple[str, Entry]:
         key = keys.entry_key(number)
-        data = self._store.get(key, max_bytes=ENTRY_MAX_BYTES)
-        id = unseal_id(data, key)
+        id, data = self._sealed(key)
         if self._decoded is None or self._decoded[0] != id:
             self._decoded = unseal(data, Entry, key)
         entry = self._decoded[1]
@@ -216,11 +176,20 @@ class Log:
 
     def _is_at(self, number: int, id: str) -> bool:
         """Whether the entry at `number` is the one with this id: then it is not decoded."""
-        key = keys.entry_key(number)
-        if unseal_id(self._store.get(key, max_bytes=ENTRY_MAX_BYTES), key) == id:
+        if self._sealed(keys.entry_key(number))[0] == id:
             return True
         self._get(number)  # raises if it is no entry of this number
         return False
+
+    def _sealed(self, key: str) -> tuple[str, bytes]:
+        """(id, bytes) of an entry; read again once before it counts as damaged, for bytes can
+        change on their way."""
+        data = self._store.get(key, max_bytes=ENTRY_MAX_BYTES)
+        try:
+            return unseal_id(data, key), data
+        except DamagedObject:
+            data = self._store.get(key, max_bytes=ENTRY_MAX_BYTES)
+            return unseal_id(data, key), data
 
     def records(self, entry: Entry) -> tuple[Record, ...]:
         """Every live checkpoint, oldest first. Reads segments not seen before.
@@ -278,7 +247,8 @@ class Log:
         gives names for new segments; without it (a guest, whose segments the
         writer's gc could take for orphans) all changed records stay in the entry.
         `on_send` is told each entry before it is sent, so that the caller can
-        protect what it refers to while its fate is unknown.
+        protect what it refers to while its fate is unknown. Where the store creates an
+        entry with other bytes, the same change goes to the next number.
 
         Raises what `transaction` raises; CommitUnknown if the entry may or may not
         be there; CorruptionError.
@@ -300,12 +270,13 @@ class Log:
                 with suppress(ObjectNotFound):  # pruned: the log has moved on, as we shall see
                     self._store.settle(keys.entry_key(base.number))
                 self._durable = base.id
-            if on_send:
-                on_send(entry.number, entry)
-            id, outcome = self._create(entry, base)
+            number = entry.number
+            id, entry, outcome = self._send(entry, base, on_send)
             newest = self._newest_after(entry, id, outcome)
             named = newest.names(entry.number)
-            if named is None:
+            # Where a number was left out, an earlier try of what was sent for it may have
+            # landed, committed and been pruned: another's entry here says nothing about that.
+            if named is None or (named != id and entry.number != number):
                 raise CommitUnknown(
                     f"entry {entry.number} of {self._store.address} was sent, and the log has "
                     "moved too far to tell whether it counts",
@@ -368,6 +339,35 @@ class Log:
         self._segments[name] = records
         return SegmentRef(name=name, id=id, count=len(records))
 
+    def _send(
+        self, entry: Entry, base: Head | None, on_send: Callable[[int, Entry], None] | None
+    ) -> tuple[str, Entry, _Outcome]:
+        """(id, the entry as it was sent last, what became of that): `entry`, or the same with
+        the next number where the store holds other bytes than ours at this one.
+
+        Both follow the same parent, and that is safe only because nobody can have built on
+        what no reader can use, or been told that it counts: it is our own (R15).
+        """
+        for _ in range(len(self._spoiled) + _CREATE_ATTEMPTS):
+            if on_send:
+                on_send(entry.number, entry)
+            known = entry.number in self._spoiled
+            id, outcome = self._create(entry, base)
+            if outcome is not _Outcome.SPOILED:
+                return id, entry, outcome
+            if not known:
+                logger.warning(
+                    "entry %d of the log of %s did not arrive as it was sent: it is left out",
+                    entry.number,
+                    self._store.address,
+                )
+            entry = msgspec.structs.replace(entry, number=entry.number + 1, commit=keys.new_nonce())
+        raise CommitUnknown(
+            f"{_CREATE_ATTEMPTS} entries in a row of the log of {self._store.address} did not "
+            "arrive as they were sent",
+            hint="Something between here and the server changes what is sent; see its log.",
+        )
+
     def _create(self, entry: Entry, base: Head | None) -> tuple[str, _Outcome]:
         """Create the entry, or find out what is there instead."""
         id, data = seal(entry)
@@ -384,6 +384,8 @@ class Log:
                     return id, _Outcome.CREATED
             except StoreUnavailable as error:
                 cause = error
+                if isinstance(error, StoredWrong):
+                    self._spoiled.add(entry.number)
             # Whatever the store said, only what is there now counts: a reply can be
             # lost, and a conflict can be our own first try.
             try:
@@ -395,6 +397,12 @@ class Log:
             except ObjectNotFound:
                 pass
             except (DamagedObject, StoreUnavailable) as error:
+                if (
+                    isinstance(error, DamagedObject)
+                    and entry.number in self._spoiled
+                    and self._stays(key)
+                ):
+                    return id, _Outcome.SPOILED
                 raise CommitUnknown(
                     f"entry {entry.number} of {self._store.address} was sent, and cannot be "
                     f"read back: {error.message}",
@@ -413,6 +421,20 @@ class Log:
                     hint="It is not reported as saved; the next save settles it.",
                 ) from cause
         raise AssertionError("unreachable")
+
+    def _stays(self, key: str) -> bool:
+        """Whether two reads of what is damaged give the same bytes: it is so in the store, and
+        not only on its way here."""
+        try:
+            first, second = (self._store.get(key, max_bytes=ENTRY_MAX_BYTES) for _ in range(2))
+            if first != second:
+                return False
+            unseal_id(first, key)
+        except DamagedObject:
+            return True
+        except (ObjectNotFound, StoreUnavailable):
+            return False
+        return False
 
     def _read_or_unknown(self, entry: Entry) -> Head | None:
         try:
@@ -481,11 +503,3 @@ class Log:
 def _nothing(run: str) -> Entry:
     """What a run's first transaction starts from."""
     return Entry(run=run, number=0, commit="", parent=None, epoch=0, time_s=0.0, action="")
-
-
-def packs_of(records: Iterable[Record]) -> dict[str, int]:
-    """Every pack that `records` need -> its size."""
-    union: dict[str, int] = {}
-    for record in records:
-        union.update(record.packs)
-    return union

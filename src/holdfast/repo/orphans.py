@@ -8,8 +8,8 @@ from holdfast.core.process import is_alive
 from holdfast.core.records import Record
 from holdfast.errors import DamagedObject, NoStore
 from holdfast.repo import keys
+from holdfast.repo.head import Head, packs_of
 from holdfast.repo.holding import Alive, refuse_if_held
-from holdfast.repo.log import Head, packs_of
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.base import ObjectInfo

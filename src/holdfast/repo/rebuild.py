@@ -15,7 +15,8 @@ from holdfast.core.types import GiB
 from holdfast.errors import CorruptionError, DamagedObject, ObjectNotFound, StoreUnavailable
 from holdfast.repo import keys
 from holdfast.repo.check import check_manifest
-from holdfast.repo.log import Head, logger
+from holdfast.repo.head import Head
+from holdfast.repo.log import logger
 from holdfast.repo.record import localized, record_of
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from holdfast.repo.copies import (
     updated,
     with_copy,
 )
+from holdfast.repo.head import Draft, Head
 from holdfast.repo.holding import refuse_if_held
-from holdfast.repo.log import Draft, Head
 from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import PackJob, copy_packs, size_problem
 from holdfast.repo.ranges import Check, Proven, Range, ranges_of

@@ -32,8 +32,9 @@ from holdfast.errors import (
 )
 from holdfast.repo import keys
 from holdfast.repo.check import check_manifest
+from holdfast.repo.head import REBUILT, Draft, Head
 from holdfast.repo.layout import difference
-from holdfast.repo.log import REBUILT, Draft, Head, Log, logger
+from holdfast.repo.log import Log, logger
 from holdfast.repo.record import localized
 from holdfast.stores.addresses import join_address
 from holdfast.stores.base import Store

@@ -28,9 +28,10 @@ from holdfast.errors import (
     StoreUnavailable,
 )
 from holdfast.repo import keys
+from holdfast.repo.head import Draft, Head, Transaction, packs_of
 from holdfast.repo.holding import is_held, note_open, run_held
 from holdfast.repo.lending import release
-from holdfast.repo.log import Draft, Head, Transaction, logger, packs_of
+from holdfast.repo.log import logger
 from holdfast.repo.rebuild import rebuild
 from holdfast.repo.record import not_held, record_of, untag
 from holdfast.repo.repo import Removal, Repo

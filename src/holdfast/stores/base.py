@@ -114,7 +114,9 @@ class Store(Protocol):
         may be this very content after a lost reply. Atomic against other
         writers and against a crash: no reader ever sees part of it. Does not
         keep `parts` after returning. After `StoreUnavailable` the outcome is
-        unknown. Raises `StoreFull`, `StoreReadOnly`, `StoreUnfit`.
+        unknown; after `StoredWrong`, which is one, this call created the object,
+        and the store holds it with other bytes. Raises `StoreFull`, `StoreReadOnly`,
+        `StoreUnfit`.
         """
         ...
 

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from holdfast.core.types import Buffer
-from holdfast.errors import ObjectNotFound, StoreError, StoreUnavailable
+from holdfast.errors import ObjectNotFound, StoredWrong, StoreError, StoreUnavailable
 from holdfast.stores.base import NewObject, ObjectInfo, Store, check_key
 
 _T = TypeVar("_T")
@@ -45,6 +45,9 @@ class Effect(Enum):
     """The call has its effect, and raises as if it had none."""
     DELAY = "delay"
     """A write raises now and has its effect at `release()`. Other calls: as FAIL."""
+    SPOIL = "spoil"
+    """A put creates its object with one flipped bit, and raises StoredWrong. Other calls:
+    nothing."""
     DAMAGE = "damage"
     """A read returns one flipped bit. Other calls: nothing."""
     STALE = "stale"
@@ -81,7 +84,7 @@ class Fault:
     error: type[StoreError] = StoreUnavailable
     """What FAIL, LOSE_REPLY and DELAY raise."""
     bit: int = 0
-    """DAMAGE: which bit of the bytes read, modulo their number."""
+    """DAMAGE, SPOIL: which bit of the bytes, modulo their number."""
     age: int = 1
     """STALE: how many creations and deletions the listing does not know of."""
 
@@ -198,7 +201,12 @@ class FaultyStore:
             copy = b"".join(parts)  # the caller may change its buffers
             return lambda: self._inner.put_new(key, [copy])
 
-        return self._run("put_new", key, put, late)
+        def spoiled(bit: int) -> Callable[[], bool]:
+            wrong = bytearray(b"".join(parts))
+            _flip(memoryview(wrong), bit)
+            return lambda: self._inner.put_new(key, [wrong])
+
+        return self._run("put_new", key, put, late, spoiled)
 
     def create(self, key: str, *, at_most_bytes: int) -> NewObject:
         inner = self._run(
@@ -269,8 +277,9 @@ class FaultyStore:
         key: str,
         effect: Callable[[], _T],
         late: Callable[[], Callable[[], object]] | None = None,
+        spoiled: Callable[[int], Callable[[], bool]] | None = None,
     ) -> _T:
-        return self._call(operation, key, effect, late)[1]
+        return self._call(operation, key, effect, late, spoiled)[1]
 
     def _call(
         self,
@@ -278,6 +287,7 @@ class FaultyStore:
         key: str,
         effect: Callable[[], _T],
         late: Callable[[], Callable[[], object]] | None = None,
+        spoiled: Callable[[int], Callable[[], bool]] | None = None,
     ) -> tuple[Fault | None, _T]:
         """(the fault that the caller has to act on, if any; the result of `effect`)."""
         call, fault = self._next(operation, key)
@@ -302,7 +312,9 @@ class FaultyStore:
                 raise self._error(fault, call)
             case Effect.FAIL | Effect.DELAY:
                 raise self._error(fault, call)
-            case Effect.DAMAGE | Effect.STALE:
+            case Effect.SPOIL if spoiled is not None and spoiled(fault.bit)():
+                raise StoredWrong(f"injected at call {call.number}: {call.operation} {key!r}")
+            case Effect.SPOIL | Effect.DAMAGE | Effect.STALE:
                 return fault, effect()
 
     def _next(self, operation: str, key: str) -> tuple[Call, Fault | None]:

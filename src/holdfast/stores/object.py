@@ -24,6 +24,7 @@ from holdfast.errors import (
     DamagedObject,
     HoldfastError,
     ObjectNotFound,
+    StoredWrong,
     StoreUnavailable,
     StoreUnfit,
 )
@@ -148,7 +149,7 @@ class ObjectStore:
         *,
         md5: bool,
     ) -> None:
-        """Compare what the server says that it stored with what was sent."""
+        """Compare what the server says that it stored with what was sent. Raises StoredWrong."""
         if md5 and _md5_in(reply) == _md5_of(views):
             return
         # Commits hang on small objects, and to read one costs no more than to ask for its size.
@@ -157,7 +158,7 @@ class ObjectStore:
         else:
             same = self.size(key) == nbytes
         if not same:
-            raise StoreUnavailable(
+            raise StoredWrong(
                 f"{key!r} in {self.address} is not what was sent",
                 hint="It was not used, and is left to gc. The next save writes it anew.",
             )

@@ -79,6 +79,7 @@ def copy_packs(
                 on_bytes(nbytes)
                 if pack.is_complete():
                     pack.publish()
+                    pack.discard()  # now: what it takes must not add up over all packs
                     on_pack(pack.job)
         except BaseException:
             with turn:  # whoever waits for this block would wait for ever

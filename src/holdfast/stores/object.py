@@ -9,9 +9,7 @@ Why so, and what was measured: docs/design/object-stores.md.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import secrets
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -29,6 +27,7 @@ from holdfast.errors import (
 )
 from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.object_address import parse_object_address
+from holdfast.stores.object_blocks import IN_MEMORY_BYTES, blocks
 from holdfast.stores.object_clients import Clients, check_not_forked, connect
 from holdfast.stores.object_errors import Meaning, meaning_of, refusal, status_of, words_of
 from holdfast.stores.retrying import Passing, Retry
@@ -43,9 +42,6 @@ _LARGE_BYTES = 1 * MiB
 _LARGE_GET_BYTES = 256 * MiB
 # No object is larger anywhere (S3: 50 TB), and clients count in 64 bits.
 _LARGEST_BYTES = 1 << 62
-# Objects that come in blocks lie in memory up to this size (a mirrored run's packs are smaller),
-# and then in a temporary file.
-_IN_MEMORY_BYTES = 80 * MiB
 # How often what was appended is sent, all of it each time: it is read by people.
 _APPENDS_S = 300.0
 # A checkpoint is committed before what it retires is deleted, and reported after that; what
@@ -123,6 +119,7 @@ class ObjectStore:
         """The server's reply; None if something is there."""
         clients = self._connect()
         client = clients.large if nbytes >= _LARGE_BYTES else clients.small
+        client = clients.whole() if nbytes > IN_MEMORY_BYTES else client
         data = views if nbytes else b""
         try:
             return dict(clients.api.put(client, key, data, mode=mode, use_multipart=False))
@@ -176,7 +173,8 @@ class ObjectStore:
         return True
 
     def create(self, key: str, *, at_most_bytes: int) -> NewObject:
-        return _Blocks(self, check_key(key), at_most_bytes)
+        check_key(key)
+        return blocks(lambda parts: self.put_new(key, parts), self.address, at_most_bytes)
 
     def append(self, key: str, data: Buffer) -> None:
         """Kept here, and sent now and then: each time all of it, since objects do not grow."""
@@ -433,31 +431,3 @@ class _Appended:
         self.dirty = False
         self.sent = sent
         self.lock = threading.Lock()
-
-
-class _Blocks:
-    """An object that comes in blocks and is then put whole; implements base.NewObject."""
-
-    def __init__(self, store: ObjectStore, key: str, at_most_bytes: int) -> None:
-        self._store = store
-        self._key = key
-        self._memory: mmap.mmap | None
-        if at_most_bytes <= _IN_MEMORY_BYTES:
-            self._memory = mmap.mmap(-1, max(1, at_most_bytes))
-        else:
-            with tempfile.TemporaryFile(prefix="holdfast-") as file:
-                file.truncate(at_most_bytes)
-                self._memory = mmap.mmap(file.fileno(), at_most_bytes)
-
-    def write(self, offset: int, data: memoryview) -> None:
-        assert self._memory is not None
-        with memoryview(self._memory) as memory:
-            copy_bytes(memory[offset : offset + data.nbytes], data.cast("B"))
-
-    def publish(self, nbytes: int) -> bool:
-        assert self._memory is not None
-        with memoryview(self._memory) as memory, memory[:nbytes] as view:
-            return self._store.put_new(self._key, [view])
-
-    def discard(self) -> None:
-        self._memory = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from holdfast.stores.object_address import ObjectAddress
 # 0.1 MB/s. What takes longer has failed, and is tried again.
 _SMALL_S = 30
 _LARGE_S = 300
+# For a pack of up to a GiB, which was made for a folder and is copied: at the same 0.1 MB/s.
+_WHOLE_S = 3 * 3600
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 
 _process: int | None = None
@@ -23,10 +25,12 @@ _process: int | None = None
 
 
 class Clients(NamedTuple):
-    """Two of one store: they differ in how long a request may take."""
+    """Three of one store: they differ in how long a request may take."""
 
     small: Any
     large: Any
+    whole: Callable[[], Any]
+    """For what is larger still; made when it is first asked for."""
     api: Any
     """The functions that take them: the module obstore."""
     errors: tuple[type[Exception], ...]
@@ -51,8 +55,9 @@ def connect(address: ObjectAddress) -> Clients:
     _process = os.getpid()
     make = {"s3": _s3, "gs": _gcs, "az": _azure}[address.scheme]
     build = make(stores, address)
-    small, large = (
-        build(
+
+    def client(timeout_s: int) -> Any:
+        return build(
             client_options={
                 "timeout": timedelta(seconds=timeout_s),
                 "connect_timeout": timedelta(seconds=10),
@@ -62,9 +67,14 @@ def connect(address: ObjectAddress) -> Clients:
             retry_config={"max_retries": 0},
             prefix=address.prefix or None,
         )
-        for timeout_s in (_SMALL_S, _LARGE_S)
+
+    return Clients(
+        client(_SMALL_S),
+        client(_LARGE_S),
+        cache(partial(client, _WHOLE_S)),
+        obstore,
+        (exceptions.BaseError, OSError, ValueError),
     )
-    return Clients(small, large, obstore, (exceptions.BaseError, OSError, ValueError))
 
 
 def check_not_forked(address: ObjectAddress) -> None:

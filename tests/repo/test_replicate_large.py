@@ -196,3 +196,29 @@ def test_of_many_packs_few_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(there) == [job.name for job in jobs]
     assert 1 <= store.most <= pack_copy.THREADS
     assert not store.held
+
+
+class Requests(MemoryStore):
+    """Takes objects whole, as a bucket does."""
+
+    @property
+    def whole_bytes(self) -> int:
+        return 1 << 20
+
+
+def test_what_goes_in_one_request_counts_when_that_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pack_copy, "BLOCK_BYTES", 4096)
+    store, counted = Requests("requests"), list[int]()
+
+    def read(offset: int, into: memoryview) -> None:
+        into[:] = bytes(into.nbytes)
+
+    def count(nbytes: int) -> None:
+        assert len(list(store.list(keys.PACKS))) > len(counted)
+        counted.append(nbytes)
+
+    jobs = [PackJob(f"{n:032x}", nbytes, read, []) for n, nbytes in enumerate((10_000, 17, 4097))]
+    copy_packs(jobs, store, pace=Pace(), on_bytes=count, threads=1)
+    assert counted == [10_000, 17, 4097]

@@ -156,6 +156,13 @@ class Mirrored(Listing):
         if self._mirror is not None:
             self._mirror.hurry()
 
+    def finish_mirror(self, timeout_s: float) -> None:
+        """No save follows: what is copied from now on has no limit. Returns when all is there,
+        or after `timeout_s`; `close` waits for the rest."""
+        if self._mirror is not None:
+            self._mirror.finish()
+            self._mirror.wait(timeout_s)
+
     def _close_mirror(self) -> None:
         if self._mirror is not None:
             self._mirror.close()

@@ -8,6 +8,7 @@ manifests, every byte verified on the way. It goes on from there as the run that
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence, Set
 from contextlib import closing
 
@@ -27,6 +28,7 @@ from holdfast.errors import (
 )
 from holdfast.manager.mirror import seen_alive
 from holdfast.manager.mirror_status import listed_in
+from holdfast.manager.progress import current_work
 from holdfast.repo.copies import Source, look_at
 from holdfast.repo.log import Draft, Head
 from holdfast.repo.mirrors import expect, expect_no_more, expected
@@ -80,12 +82,22 @@ def bring_back(
                     local, take_over=take_over, copy_of=info, above=above, alive=seen_alive
                 ).close()
                 return frozenset()
-            copies = Replicator.open(other, local, take_over=take_over, alive=seen_alive)
+            copies = _copies(other, local, take_over)
         except OtherRun as error:
             logger.error("%s is not brought back: %s", printable(local.address), error.message)
             return frozenset()
         with copies:
             return _bring(copies, Source(head, records), keep)
+
+
+def _copies(mirror: Repo, local: Repo, take_over: bool) -> Replicator:
+    work, counting = current_work(), threading.Lock()
+
+    def count(nbytes: int) -> None:
+        with counting:
+            work.done_nbytes += nbytes
+
+    return Replicator.open(mirror, local, take_over=take_over, alive=seen_alive, on_bytes=count)
 
 
 def _bring(copies: Replicator, of: Source, keep: KeepPolicy) -> frozenset[str]:
@@ -157,7 +169,7 @@ def go_on(local: Repo, mirror: str, keep: KeepPolicy, *, take_over: bool = False
         if missing:
             with (
                 closing(Repo(open_store(mirror), clock=local.clock)) as other,
-                Replicator.open(other, local, take_over=take_over, alive=seen_alive) as copies,
+                _copies(other, local, take_over) as copies,
             ):
                 brought = _bring_those(copies, look_at(other), missing, keep)
         expect_no_more(local)
@@ -174,6 +186,8 @@ def go_on(local: Repo, mirror: str, keep: KeepPolicy, *, take_over: bool = False
 
 
 def _copy(copies: Replicator, record: Record, keep: KeepPolicy, damaged: list[str]) -> bool:
+    there = copies.sizes()
+    current_work().extend(sum(n for name, n in record.packs.items() if there.get(name) != n))
     try:
         copies.copy(record.id, keep=str(keep))
     except CheckpointRemoved:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import holdfast
+from holdfast.stores import object_blocks
+from holdfast.stores.filesystem import OsFileSystem
+from holdfast.stores.open import open_store
 from tests.cli.conftest import Command, failed
 from tests.support.servers.service import Place
 
@@ -66,3 +71,24 @@ def test_a_bucket_that_is_not_there(s3: Place, holdfast_cli: Command) -> None:
     address = s3.address.replace("s3://bucket/", "s3://nobucket/")
     for command in ("ls", "verify", "doctor"):
         assert "does not exist" in failed(holdfast_cli(command, address), 1)
+
+
+def test_a_copy_that_has_no_room_for_its_packs_changes_nothing(
+    s3: Place, holdfast_cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packs of a run in a folder can be large: each is put together in TMPDIR first."""
+    monkeypatch.setattr(object_blocks, "IN_MEMORY_BYTES", 1000)
+    save(str(tmp_path / "run"), 1, 2)
+    room = OsFileSystem.allocate
+
+    def full(fs: OsFileSystem, fd: int, nbytes: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(OsFileSystem, "allocate", full)
+    done = holdfast_cli("cp", tmp_path / "run", s3.address)
+    assert f"written in {tempfile.gettempdir()}: No space left on device" in failed(done, 1)
+    assert "Hint: Set TMPDIR to a folder with room for several files of" in done.err
+    assert list(open_store(s3.address).list("")) == []
+    monkeypatch.setattr(OsFileSystem, "allocate", room)
+    assert holdfast_cli("cp", tmp_path / "run", s3.address).status == 0
+    assert holdfast_cli("verify", s3.address).status == 0

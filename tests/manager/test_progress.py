@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from holdfast.manager import progress
 from holdfast.manager.progress import Meter, Work, current_work, working
 from holdfast.run.console import Console
 from holdfast.stores.memory import MemoryStore
+from tests.support.terminal import on_a_terminal
 
 
 class Clock:
@@ -243,21 +242,7 @@ def trained(folder: Any, *words: str, terminal: bool = False) -> str:
     if not terminal:
         done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
         return done.stderr
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, cwd=folder, stderr=theirs) as job:
-        os.close(theirs)
-        said = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # how Linux says that the other end was closed
-                break
-            if not part:
-                break
-            said += part
-    os.close(ours)
-    assert job.returncode == 0, said
-    return said.decode()
+    return on_a_terminal(command, cwd=folder)
 
 
 def test_a_run_in_a_log(tmp_path: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from holdfast.core.digest import digest
@@ -14,6 +16,7 @@ from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import PackJob, copy_packs
 from holdfast.repo.ranges import Check, Range
 from holdfast.repo.repo import Repo
+from holdfast.stores.base import NewObject
 from holdfast.stores.faulty import Died, Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.copies import (
@@ -152,3 +155,70 @@ def test_a_copy_that_is_told_to_stop_goes_on_later(large: MemoryStore) -> None:
     copies.close()
     copy_all(large, target)
     assert check_manager(target, large)
+
+
+class Counting(MemoryStore):
+    """Knows how many of its new objects hold something at a time."""
+
+    def __init__(self) -> None:
+        super().__init__("counting")
+        self.held: set[object] = set()
+        self.most = 0
+        self._counting = threading.Lock()
+
+    def create(self, key: str, *, at_most_bytes: int) -> NewObject:
+        new = super().create(key, at_most_bytes=at_most_bytes)
+        discard = new.discard
+        with self._counting:
+            self.held.add(new)
+            self.most = max(self.most, len(self.held))
+
+        def release() -> None:
+            with self._counting:
+                self.held.discard(new)
+            discard()
+
+        new.discard = release
+        return new
+
+
+def test_of_many_packs_few_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory, or in temporary files, where the target is a bucket."""
+    monkeypatch.setattr(pack_copy, "BLOCK_BYTES", 4096)
+    data = bytes(10_000)
+
+    def read(offset: int, into: memoryview) -> None:
+        into[:] = data[offset : offset + into.nbytes]
+
+    store, there = Counting(), list[str]()
+    jobs = [PackJob(f"{n:032x}", len(data), read, []) for n in range(40)]
+    copy_packs(jobs, store, pace=Pace(), on_pack=lambda job: there.append(job.name))
+    assert sorted(there) == [job.name for job in jobs]
+    assert 1 <= store.most <= pack_copy.THREADS
+    assert not store.held
+
+
+class Requests(MemoryStore):
+    """Takes objects whole, as a bucket does."""
+
+    @property
+    def whole_bytes(self) -> int:
+        return 1 << 20
+
+
+def test_what_goes_in_one_request_counts_when_that_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pack_copy, "BLOCK_BYTES", 4096)
+    store, counted = Requests("requests"), list[int]()
+
+    def read(offset: int, into: memoryview) -> None:
+        into[:] = bytes(into.nbytes)
+
+    def count(nbytes: int) -> None:
+        assert len(list(store.list(keys.PACKS))) > len(counted)
+        counted.append(nbytes)
+
+    jobs = [PackJob(f"{n:032x}", nbytes, read, []) for n, nbytes in enumerate((10_000, 17, 4097))]
+    copy_packs(jobs, store, pace=Pace(), on_bytes=count, threads=1)
+    assert counted == [10_000, 17, 4097]

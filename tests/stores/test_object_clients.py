@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from holdfast.errors import UsageError
+from holdfast.core.types import MiB
+from holdfast.errors import StoreUnavailable, UsageError
+from holdfast.stores import object, object_clients
 from holdfast.stores.object_address import parse_object_address
 from holdfast.stores.object_clients import connect
 from holdfast.stores.open import open_store
+from holdfast.stores.retrying import Retry
+from tests.support.servers.faults import delayed
+from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place
 
 
@@ -68,3 +74,20 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, scheme: str, extra
     with pytest.raises(UsageError, match="needs the package obstore") as caught:
         store.size("a")
     assert f"pip install 'holdfast[{extra}]'" in caught.value.hint
+
+
+def test_a_pack_of_a_folder_has_the_time_that_its_size_needs(
+    s3: Place,
+    faulty: Callable[[Place], tuple[Place, FaultProxy]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GiB in one request takes longer than what a bucket's own packs get, if the link is slow."""
+    monkeypatch.setattr(object_clients, "_LARGE_S", 1)
+    monkeypatch.setattr(object_clients, "IN_MEMORY_BYTES", 2 * MiB)
+    place, proxy = faulty(s3)
+    store = object.ObjectStore(place.address, retry=Retry(deadline_s=0))
+    rule = proxy.fail(delayed(2), method="PUT", times=None)
+    with pytest.raises(StoreUnavailable):
+        store.put_new("own", [bytes(2 * MiB)])
+    assert store.put_new("copied", [bytes(2 * MiB + 1)])
+    assert rule.met == 2

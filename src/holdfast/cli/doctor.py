@@ -11,6 +11,7 @@ from holdfast.cli.options import json_option, opened, whole_run
 from holdfast.cli.render import (
     Column,
     error_json,
+    findings_json,
     plural,
     print_json,
     shown,
@@ -110,7 +111,5 @@ def _damage(address: str, health: Health) -> CorruptionError | None:
 
 
 def _json(health: Health, asked: bool, repaired: bool) -> dict[str, Any]:
-    rows = [
-        {"check": f.check, "state": f.state, "what": f.what, "do": f.do} for f in health.findings
-    ]
+    rows = findings_json(health.findings)
     return {"repaired": repaired if asked else None, "findings": rows}

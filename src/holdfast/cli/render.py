@@ -22,6 +22,7 @@ from holdfast.core.units import format_ago
 
 if TYPE_CHECKING:
     from holdfast.errors import HoldfastError
+    from holdfast.manager.doctor import Finding
     from holdfast.manager.info import CheckpointInfo
 
 WIDTH = 80
@@ -255,6 +256,11 @@ def error_json(error: HoldfastError | None) -> dict[str, Any]:
     if error is None:
         return {}
     return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+
+
+def findings_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """What `doctor` and `verify` found out, as JSON has it."""
+    return [{"check": f.check, "state": f.state, "what": f.what, "do": f.do} for f in findings]
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from holdfast.cli.render import (
     Column,
     checkpoint_json,
     error_json,
+    findings_json,
     plural,
     print_json,
     shown,
@@ -22,6 +23,7 @@ from holdfast.core.units import format_size
 from holdfast.errors import CorruptionError
 
 if TYPE_CHECKING:
+    from holdfast.manager.doctor import Finding
     from holdfast.manager.info import Verification
 
 
@@ -35,7 +37,8 @@ Examples:
   holdfast verify runs/mnist --json
 
 \b
-Exit status: 0 all intact, 4 damage found, 10 nothing there.""",
+Exit status: 0 all intact, 4 damage found (also of the run's log), 10 nothing
+there.""",
 )
 @click.argument("reference", metavar="RUN|REF")
 @click.option(
@@ -50,17 +53,19 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
 
     Damage is reported with the leaf or the file that has it. Nothing is changed, unless
     with --repair-from: then damaged and missing objects are replaced, where OTHER has
-    them and every byte there is right.
+    them and every byte there is right. The log, which lists the checkpoints, is looked
+    at, too. OTHER has one of its own, so nothing of it is replaced: doctor --repair
+    makes it anew.
     """
     wanted = parse_reference(reference)
     source = None if other is None else whole_run(other)
     with opened(wanted.address) as run, watched(f"verifying {wanted.address}"):
         ref = selector_of(wanted) if wanted.explicit else None
         results = run.verify(ref, repair_from=source)
-    if not results:
+        findings = run.examine(checkpoints=False).damage
+    if not results and not findings:
         raise no_checkpoint(wanted.address)
-    damaged = [result for result in results if not result.ok]
-    error = _damage(wanted.address, results) if damaged else None
+    error = _damage(wanted.address, results, findings)
     repairs = [key for result in results for key in result.repaired]
     if as_json:
         rows = [
@@ -74,11 +79,14 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
             }
             for result in results
         ]
-        print_json(
-            {"ok": error is None, **error_json(error), "run": wanted.address, "checkpoints": rows}
-        )
+        value = {"run": wanted.address, "checkpoints": rows, "findings": findings_json(findings)}
+        print_json({"ok": error is None, **error_json(error), **value})
         return 4 if error else 0
     print(results_text(results))
+    for finding in findings:
+        print(shown(f"{finding.check} DAMAGED: {finding.what}"))
+        if source is not None:
+            print(shown(f"    not replaced by that of {source}, which is another: {finding.do}"))
     if source is not None and repairs:
         print(shown(f"Replaced {plural(len(repairs), 'object')} by those of {source}:"))
         print("\n".join(f"  {shown(key)}" for key in repairs))
@@ -115,16 +123,31 @@ def results_text(results: Sequence[Verification], width: int | None = None) -> s
     return "\n".join(text)
 
 
-def _damage(address: str, results: Sequence[Verification]) -> CorruptionError:
+def _damage(
+    address: str, results: Sequence[Verification], findings: Sequence[Finding]
+) -> CorruptionError | None:
+    """What to end with: of the checkpoints, and of what lists them."""
+    run = printable(address)
     intact = [result.info for result in results if result.ok]
     bad = len(results) - len(intact)
-    verb = "is" if bad == 1 else "are"
-    counts = f"{bad} of {plural(len(results), 'checkpoint')}"
-    hint = (
-        "None of these is intact. Look for other checkpoints, or a copy of the run: "
-        f"holdfast verify {printable(address)} --repair-from COPY"
-    )
-    if intact:
-        ref = printable(intact[-1].ref)
-        hint = f"The newest intact one of these is {ref}: holdfast restore {ref} DIR"
-    return CorruptionError(f"{counts} in {printable(address)} {verb} damaged", hint=hint)
+    what: list[str] = []
+    hint = ""
+    if bad:
+        verb = "is" if bad == 1 else "are"
+        what.append(f"{bad} of {plural(len(results), 'checkpoint')} in {run} {verb} damaged")
+        hint = (
+            "None of these is intact. Look for other checkpoints, or a copy of the run: "
+            f"holdfast verify {run} --repair-from COPY"
+        )
+        if intact:
+            ref = printable(intact[-1].ref)
+            hint = f"The newest intact one of these is {ref}: holdfast restore {ref} DIR"
+    if findings:
+        what.append(
+            f"the list of checkpoints of {run} is damaged" if not bad else "so is their list"
+        )
+        hint = hint or (
+            "The run's job rebuilds it from the checkpoints that are whole when it starts, or: "
+            f"holdfast doctor {run} --repair"
+        )
+    return CorruptionError(", and ".join(what), hint=hint) if what else None

@@ -223,3 +223,11 @@ class MirrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     run: str
     address: str
+
+
+class Coming(msgspec.Struct, frozen=True, kw_only=True):
+    """`mirrors/<epoch>-coming.json`: what a run that was lost is to have of its mirror."""
+
+    format: int = FORMAT
+    run: str
+    ids: tuple[str, ...]

@@ -42,7 +42,9 @@ def share_out(
     try:
         with suppress(RuntimeError):  # the interpreter ends, or there are too many
             for _ in range(min(threads, len(items)) - 1):
-                helper = threading.Thread(target=work, name=name)
+                # A daemon, whoever the caller is: one that waits for a dead server must not
+                # keep the process from its end.
+                helper = threading.Thread(target=work, name=name, daemon=True)
                 helper.start()
                 helpers.append(helper)
         work()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast import __version__
 from holdfast.core.process import is_alive
 from holdfast.core.records import FORMAT, Manifest, Record, RunInfo
 from holdfast.core.sealed import unseal
@@ -63,12 +64,12 @@ def examine(
     address: str,
     *,
     full: bool = False,
+    checkpoints: bool = True,
     alive: Alive = is_alive,
     clock: Callable[[], float] = time.time,
-    version: str = "",
 ) -> Health:
     """Look at all of a run, without changing it: the packs by their size, or, if `full`,
-    every byte by its digest.
+    every byte by its digest. Without `checkpoints` only at what lists them.
 
     Raises NoStore where there is no trace of a run; StoreUnavailable.
     """
@@ -83,6 +84,9 @@ def examine(
             do = f"holdfast doctor {address} --repair"
             log = Finding("log", "damage", f"a part of its list is damaged: {error.message}", do)
             findings[1] = log
+    repairable = "damage" in (run.state, log.state)
+    if not checkpoints:
+        return Health(tuple(findings), repairable)
     newest: Manifest | None = None
     if records:
         found, newest = _checkpoints(repo, records, address, full=full)
@@ -91,8 +95,8 @@ def examine(
         findings += _leftovers(repo, address, head, alive)
     findings.append(_writer(head, alive, clock))
     findings += _file_system(repo)
-    findings.append(_versions(newest, version))
-    return Health(tuple(findings), repairable="damage" in (run.state, log.state))
+    findings.append(_versions(newest))
+    return Health(tuple(findings), repairable)
 
 
 def repair(repo: Repo, *, take_over: bool = False, alive: Alive = is_alive) -> None:
@@ -244,8 +248,8 @@ def _abilities_text(found: Abilities) -> str:
     )
 
 
-def _versions(newest: Manifest | None, version: str) -> Finding:
-    here = f"Holdfast {version} here reads formats up to {FORMAT}"
+def _versions(newest: Manifest | None) -> Finding:
+    here = f"Holdfast {__version__} here reads formats up to {FORMAT}"
     packages = newest.environment.get("packages") if newest else None
     wrote = packages.get("holdfast") if isinstance(packages, dict) else None
     by = f"; {wrote} wrote the newest checkpoint" if wrote else ""

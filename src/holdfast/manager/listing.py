@@ -179,6 +179,7 @@ class Listing:
 
         Packs and manifests that are damaged or missing are replaced by those of the same
         names in the run at `repair_from`, if they are whole there. Safe beside a live writer.
+        Of the run's log nothing is said (`examine`) and nothing replaced (`repair`).
         """
         from holdfast.manager.verify import verify_all
 
@@ -456,16 +457,14 @@ class Listing:
         self._check_usable()
         return collect_orphans(self._repo, dry_run=dry_run, take_over=take_over)
 
-    def examine(self, *, full: bool = False) -> Health:
-        """The health of the run, by sizes or, with `full`, by every digest; changes nothing.
-
-        Raises NoStore where there is no trace of a run.
-        """
-        from holdfast import __version__
-        from holdfast.manager.doctor import examine
+    def examine(self, *, full: bool = False, checkpoints: bool = True) -> Health:
+        """The health of the run, by sizes or, with `full`, by every digest; without
+        `checkpoints` only of what lists them. Changes nothing. Raises NoStore."""
+        from holdfast.manager import doctor
 
         self._check_usable()
-        return examine(self._repo, self.address, full=full, clock=self._clock, version=__version__)
+        repo, address, clock = self._repo, self.address, self._clock
+        return doctor.examine(repo, address, full=full, checkpoints=checkpoints, clock=clock)
 
     def repair(self, *, take_over: bool = False) -> None:
         """Rebuild a damaged list of checkpoints from those that are whole, and commit it.

@@ -19,7 +19,7 @@ from holdfast.core.address import printable
 from holdfast.core.process import is_alive
 from holdfast.core.records import Holder, Record
 from holdfast.core.retention import KeepPolicy, decide
-from holdfast.core.units import format_duration, format_list
+from holdfast.core.units import format_duration
 from holdfast.errors import (
     CheckpointRemoved,
     CommitUnknown,
@@ -34,10 +34,13 @@ from holdfast.errors import (
     StoreUnfit,
     UsageError,
 )
+from holdfast.manager.mirror_lines import given_up, only_here
 from holdfast.manager.mirror_options import MirrorOptions
+from holdfast.manager.progress import Work, current_work
 from holdfast.manager.staging import yield_to_others
 from holdfast.repo import keys
 from holdfast.repo.copies import Source, look_at, updated
+from holdfast.repo.head import packs_of
 from holdfast.repo.mend import Mended, mend_manifest, mend_packs
 from holdfast.repo.mirrors import remember
 from holdfast.repo.pace import Pace
@@ -116,6 +119,9 @@ class Mirror:
         self._broken: set[str] = set()
         """Keys of objects of the run that are damaged or missing, and were read in the mirror."""
         self._tidied = False
+        self._progress = Work()
+        """Of whoever waits in `close`."""
+        self._counting = threading.Lock()
         self._trouble_since: float | None = None
         self._retry_s = FIRST_RETRY_S
         self._next_try_s = 0.0
@@ -190,12 +196,11 @@ class Mirror:
     def _is_idle(self) -> bool:
         return not self._dirty and not self._busy
 
-    def close(self) -> None:
-        """Copy what is not there yet, newest first, for `wait_s` at most; then end the thread,
-        and say what is in the run only."""
+    def finish(self) -> None:
+        """Nothing more will come: what is not there yet is copied newest first and as fast as
+        it goes; then the thread ends. Returns at once."""
         self.hurry()
-        thread = self._thread
-        if thread is None or self._pid != os.getpid():
+        if self._thread is None or self._pid != os.getpid() or self._closing:
             return
         with self._changed:
             self._closing = True
@@ -204,6 +209,15 @@ class Mirror:
             if self._current and self._current != self._newest != "":
                 self._stop_copy()  # the newest matters most
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """`finish`, and wait for it, for `wait_s` at most; then say what is in the run only."""
+        if self._thread is None or self._pid != os.getpid():
+            return
+        self._progress = current_work()
+        self._measure()
+        self.finish()
+        thread = self._thread
         try:
             thread.join(self.options.wait_s)
         finally:
@@ -212,6 +226,7 @@ class Mirror:
                 self._pace.stop()
                 self._changed.notify_all()
             thread.join(GRACE_S)
+            self._measure()
             self._say_what_is_missing()
             self._thread = None
 
@@ -222,27 +237,33 @@ class Mirror:
             return []
         return self._missing(look_at(self._local), self._there or ())
 
+    def _count(self, nbytes: int) -> None:
+        """So much was read, to be sent. From any thread."""
+        with self._counting:
+            self._progress.done_nbytes += nbytes
+
+    def _measure(self) -> None:
+        """Tell whoever waits how much is left."""
+        try:
+            packs = packs_of(self.missing())
+        except HoldfastError:
+            return  # how long it will take is not known
+        copies = self._copies
+        there = copies.sizes() if copies else packs_of(self._there or ())
+        left = sum(size for name, size in packs.items() if there.get(name) != size)
+        with self._counting:
+            self._progress.total_nbytes = self._progress.done_nbytes + left
+
     def _say_what_is_missing(self) -> None:
         try:
             missing = self.missing()
         except HoldfastError as error:
             logger.error("%s: its list cannot be read: %s", self._name, error.message)
             return
-        if not missing:
-            return
-        steps = ", ".join(f"{record.step:,}" for record in reversed(missing[-4:]))
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        known = "not in" if self._there is not None else "perhaps not in"
-        logger.error(
-            "%s: step %s%s: only here, %s %s; start again, or: holdfast sync %s %s",
-            self._name,
-            steps,
-            more,
-            known,
-            printable(self.address),
-            self._name,
-            printable(self.address),
-        )
+        if missing:
+            steps = [record.step for record in reversed(missing)]
+            known = self._there is not None
+            logger.error("%s", only_here(self._name, printable(self.address), steps, known=known))
 
     @property
     def _name(self) -> str:
@@ -320,6 +341,8 @@ class Mirror:
                 if self._ended:
                     return
                 self._current = record.id
+            if self._closing:
+                self._measure()  # it may have turned out otherwise than it looked
             try:
                 copies.copy(record.id, keep=str(self.options.keep), retire=self._retire)
                 logger.info("step %d is in %s", record.step, printable(self.address))
@@ -374,6 +397,7 @@ class Mirror:
                 take_over=self._take_over,
                 alive=seen_alive,
                 pace=self._pace,
+                on_bytes=self._count,
             )
         except BaseException:
             target.close()
@@ -456,18 +480,7 @@ class Mirror:
             )
 
     def _give_up(self, error: HoldfastError) -> None:
-        hint = error.hint
-        if isinstance(error, OtherRun):
-            hint = (
-                f"Training goes on without it. To go on from what is in {self.address}, start "
-                f"again without {self.local_address}; else name another mirror."
-            )
-        logger.error(
-            "%s: nothing is copied to its mirror any more: %s%s",
-            self._name,
-            error.message,
-            format_list([hint]) if hint else "",
-        )
+        logger.error("%s", given_up(self._name, self.local_address, self.address, error))
 
     def _let_go(self, *, politely: bool) -> None:
         """Close the connection; politely: tell others that the mirror is free."""

@@ -30,8 +30,11 @@ def mirror_status(repo: Repo) -> MirrorStatus | None:
     Asks it for a few seconds at most, and raises nothing that it raises.
     """
     address = remembered(repo)
-    if not address:
-        return None
+    return MirrorStatus(address, listed_in(address)) if address else None
+
+
+def listed_in(address: str) -> frozenset[str] | None:
+    """Ids of the checkpoints there; None if it does not answer within a few seconds."""
     answer: list[frozenset[str]] = []
 
     def ask() -> None:
@@ -47,4 +50,4 @@ def mirror_status(repo: Repo) -> MirrorStatus | None:
     asking = threading.Thread(target=ask, name="holdfast-ask", daemon=True)
     asking.start()
     asking.join(ANSWER_S)
-    return MirrorStatus(address, answer[0] if answer else None)
+    return answer[0] if answer else None

@@ -104,21 +104,19 @@ class Mirrored(Listing):
             self._check_usable()
             if self._looked or self._mirror is None:
                 return
-            from holdfast.manager.recovery import bring_back, lists_nothing
+            from holdfast.manager.recovery import bring_back, go_on, lists_nothing
 
-            if lists_nothing(self._repo):
-                start = time.perf_counter()
-                self._brought = bring_back(
-                    self._repo, self.mirror, self.policy, take_over=self._take_over
+            start = time.perf_counter()
+            bring = bring_back if lists_nothing(self._repo) else go_on
+            self._brought = bring(self._repo, self.mirror, self.policy, take_over=self._take_over)
+            if self._brought:
+                logger.info(
+                    "%s: %d checkpoint(s) brought back from %s in %.1f s",
+                    printable(self.address),
+                    len(self._brought),
+                    printable(self.mirror),
+                    time.perf_counter() - start,
                 )
-                if self._brought:
-                    logger.info(
-                        "%s: %d checkpoint(s) brought back from %s in %.1f s",
-                        printable(self.address),
-                        len(self._brought),
-                        printable(self.mirror),
-                        time.perf_counter() - start,
-                    )
             self._looked = True
 
     def _nearest(self, distrusted: set[str]) -> Repo:
@@ -157,6 +155,13 @@ class Mirrored(Listing):
         """The program is about to end: what is copied from now on is not put behind others."""
         if self._mirror is not None:
             self._mirror.hurry()
+
+    def finish_mirror(self, timeout_s: float) -> None:
+        """No save follows: what is copied from now on has no limit. Returns when all is there,
+        or after `timeout_s`; `close` waits for the rest."""
+        if self._mirror is not None:
+            self._mirror.finish()
+            self._mirror.wait(timeout_s)
 
     def _close_mirror(self) -> None:
         if self._mirror is not None:

@@ -61,11 +61,12 @@ def working(
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Generator[Work, None, None]:
-    """Show how far the saves and restores are that are begun in the block.
+    """Show how far the saves, restores and copies are that are begun in the block.
 
     On a terminal (`stream`, stderr unless it is given) a bar named `doing`, once it has
     lasted for a second. Elsewhere nothing, and one line at the end through `say` if it took
-    more than 5 seconds: `done`, how many bytes, how long. After an error, no line.
+    more than 5 seconds: `done`, how many bytes, how long. After an error, or where there was
+    nothing to do, no line.
     """
     stream = sys.stderr if stream is None else stream  # None, too, where a program has none
     work = Work()
@@ -78,7 +79,7 @@ def working(
         else:
             yield work
             seconds = clock() - start
-            if seconds > _LINE_AFTER_S:
+            if seconds > _LINE_AFTER_S and work.done_nbytes:
                 say(done_line(done, work.done_nbytes, seconds))
     finally:
         _current.reset(token)

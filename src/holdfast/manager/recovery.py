@@ -8,6 +8,8 @@ manifests, every byte verified on the way. It goes on from there as the run that
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Sequence, Set
 from contextlib import closing
 
 from holdfast.core.address import printable
@@ -17,6 +19,7 @@ from holdfast.core.units import format_list
 from holdfast.errors import (
     CheckpointRemoved,
     CorruptionError,
+    HoldfastError,
     NoIntactCheckpoint,
     NoStore,
     OtherRun,
@@ -24,8 +27,11 @@ from holdfast.errors import (
     StoreUnavailable,
 )
 from holdfast.manager.mirror import seen_alive
+from holdfast.manager.mirror_status import listed_in
+from holdfast.manager.progress import current_work
 from holdfast.repo.copies import Source, look_at
 from holdfast.repo.head import Draft, Head
+from holdfast.repo.mirrors import expect, expect_no_more, expected
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
@@ -76,12 +82,22 @@ def bring_back(
                     local, take_over=take_over, copy_of=info, above=above, alive=seen_alive
                 ).close()
                 return frozenset()
-            copies = Replicator.open(other, local, take_over=take_over, alive=seen_alive)
+            copies = _copies(other, local, take_over)
         except OtherRun as error:
             logger.error("%s is not brought back: %s", printable(local.address), error.message)
             return frozenset()
         with copies:
             return _bring(copies, Source(head, records), keep)
+
+
+def _copies(mirror: Repo, local: Repo, take_over: bool) -> Replicator:
+    work, counting = current_work(), threading.Lock()
+
+    def count(nbytes: int) -> None:
+        with counting:
+            work.done_nbytes += nbytes
+
+    return Replicator.open(mirror, local, take_over=take_over, alive=seen_alive, on_bytes=count)
 
 
 def _bring(copies: Replicator, of: Source, keep: KeepPolicy) -> frozenset[str]:
@@ -92,6 +108,8 @@ def _bring(copies: Replicator, of: Source, keep: KeepPolicy) -> frozenset[str]:
         return Draft(records, "sync", {"ordinal": newest})
 
     copies.writer.transact(after_all)
+    # As soon as one is listed, the run counts as being here: the rest must not be forgotten.
+    expect(copies.target, copies.writer.epoch, sorted(_besides(of.records, keep)))
     brought: set[str] = set()
     damaged: list[str] = []
     tried: set[str] = set()
@@ -110,15 +128,66 @@ def _bring(copies: Replicator, of: Source, keep: KeepPolicy) -> frozenset[str]:
             brought.add(record.id)
         else:
             of = look_at(copies.source)
-    others = KeepPolicy(last=1, best=keep.best)
-    for decision in reversed(decide(of.records, others)):
-        record = decision.record
-        if decision.keep and record.id not in tried and _copy(copies, record, keep, damaged):
-            brought.add(record.id)
+    brought |= _bring_those(copies, of, _besides(of.records, keep) - tried, keep)
+    expect_no_more(copies.target)
+    return frozenset(brought)
+
+
+def _besides(records: Sequence[Record], keep: KeepPolicy) -> set[str]:
+    """Ids of those that are wanted for another reason than their age."""
+    return {d.record.id for d in decide(records, KeepPolicy(last=1, best=keep.best)) if d.keep}
+
+
+def _bring_those(copies: Replicator, of: Source, ids: Set[str], keep: KeepPolicy) -> set[str]:
+    """Those of `ids` that are here now, newest first; damaged ones stay away."""
+    wanted = [record for record in reversed(of.records) if record.id in ids]
+    return {record.id for record in wanted if _copy(copies, record, keep, [])}
+
+
+def go_on(local: Repo, mirror: str, keep: KeepPolicy, *, take_over: bool = False) -> frozenset[str]:
+    """Bring back what an earlier process did not, since it was stopped in between; the ids.
+
+    Raises nothing that the mirror raises: with what is here training can go on, and the next
+    start tries again.
+    """
+    ids = set(expected(local))
+    if not ids:
+        return frozenset()
+    there = listed_in(mirror)  # quickly, or not now
+    if there is None:
+        logger.warning(
+            "%s: %d checkpoint(s) are still to be brought back from %s, which does not answer; "
+            "the next start tries again",
+            printable(local.address),
+            len(ids),
+            printable(mirror),
+        )
+        return frozenset()
+    try:
+        brought: set[str] = set()
+        missing = (ids & there) - {record.id for record in local.records()}
+        if missing:
+            with (
+                closing(Repo(open_store(mirror), clock=local.clock)) as other,
+                _copies(other, local, take_over) as copies,
+            ):
+                brought = _bring_those(copies, look_at(other), missing, keep)
+        expect_no_more(local)
+    except (HoldfastError, OSError) as error:
+        why = error.message if isinstance(error, HoldfastError) else str(error)
+        logger.warning(
+            "%s: not all is brought back from %s, the next start tries again: %s",
+            printable(local.address),
+            printable(mirror),
+            why,
+        )
+        return frozenset()
     return frozenset(brought)
 
 
 def _copy(copies: Replicator, record: Record, keep: KeepPolicy, damaged: list[str]) -> bool:
+    there = copies.sizes()
+    current_work().extend(sum(n for name, n in record.packs.items() if there.get(name) != n))
     try:
         copies.copy(record.id, keep=str(keep))
     except CheckpointRemoved:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, closing
 
 from holdfast.core.records import Record
 from holdfast.errors import CheckpointRemoved, CorruptionError, NoStore, UsageError
@@ -15,6 +15,7 @@ from holdfast.manager.transfers import Planned, Wish, plan
 from holdfast.repo import keys
 from holdfast.repo.copies import Source, check_target, look_at
 from holdfast.repo.pace import Pace
+from holdfast.repo.pack_copy import THREADS
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
 from holdfast.stores.open import open_store
@@ -49,7 +50,7 @@ def _replicate(
             hint="Remove the copy's folder if that is what you want.",
         )
     listed = check_target(source, target, of)
-    planned = _plan(source, target, of, listed, wish)
+    planned, missing = _plan(source, target, of, listed, wish)
     results = [_transfer(address, step) for step in planned]
     if wish.dry_run or (
         all(step.action == "keep" for step in planned)
@@ -57,6 +58,7 @@ def _replicate(
         and (wish.ids is not None or not _flags_differ(of, target))
     ):
         return results
+    _check_room(target, missing)
     work = current_work()
     work.begin(sum(step.nbytes for step in planned if step.action != "remove"))
     lock = threading.Lock()
@@ -82,9 +84,21 @@ def _replicate(
     return results
 
 
+def _check_room(target: Repo, packs: Collection[int]) -> None:
+    """Raise StoreFull where packs of these sizes are collected before they go to the target,
+    and there is no room for as many as are on their way at once."""
+    if not target.store.whole_bytes:
+        return  # they are written where they stay
+    with ExitStack() as stack:
+        for nbytes in sorted(packs, reverse=True)[:THREADS]:
+            new = target.store.create(keys.pack_key("room"), at_most_bytes=nbytes)
+            stack.callback(new.discard)
+
+
 def _plan(
     source: Repo, target: Repo, of: Source, listed: Sequence[Record], wish: Wish
-) -> list[Planned]:
+) -> tuple[list[Planned], list[int]]:
+    """What is to be done, and the sizes of the packs that are to be brought."""
     there = {
         info.key: info.size_bytes
         for folder in (keys.PACKS, keys.MANIFESTS)
@@ -92,7 +106,11 @@ def _plan(
     }
     known = {record.id: record.packs for record in listed}
     needs = {r.id: known.get(r.id) or _needs(source, r) for r in of.records}
-    return plan(of.records, listed, wish, needs=needs, there=there)
+    planned = plan(of.records, listed, wish, needs=needs, there=there)
+    coming = {step.record.id for step in planned if step.action in ("copy", "repair")}
+    packs = {name: size for id in coming for name, size in needs[id].items()}
+    missing = [size for name, size in packs.items() if there.get(keys.pack_key(name)) != size]
+    return planned, missing
 
 
 def _needs(source: Repo, record: Record) -> dict[str, int]:

@@ -18,6 +18,7 @@ _ENTRY = re.compile(r"log/(\d{12})\.json")
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.json")
 _OWNED = re.compile(r"(?:packs|segments|fragments)/((\d{6,})-[0-9a-f]{16}-\d+(?:-\d+)?)\.\w+")
 _MIRROR = re.compile(r"mirrors/(\d{6,})\.json")
+_COMING = re.compile(r"mirrors/(\d{6,})-coming\.json")
 _EVENTS = re.compile(r"events/(\d{6,})\.jsonl")
 _NAME = re.compile(r"\d{6,}-[0-9a-f]{16}-\d+(?:-\d+)?")
 
@@ -88,6 +89,17 @@ def mirror_key(epoch: int) -> str:
 def mirror_epoch(key: str) -> int | None:
     """The epoch of a mirror's key, or None for any other key."""
     match = _MIRROR.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def coming_key(epoch: int) -> str:
+    """What the writer of this epoch was to bring back from the mirror."""
+    return f"{MIRRORS}{epoch:06}-coming.json"
+
+
+def coming_epoch(key: str) -> int | None:
+    """The epoch of such a key, or None for any other key."""
+    match = _COMING.fullmatch(key)
     return int(match[1]) if match else None
 
 

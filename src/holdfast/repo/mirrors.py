@@ -1,16 +1,19 @@
-"""Where a run's mirror is, as its writers wrote it down for whoever looks at the run.
+"""What a run's writers write down about its mirror.
 
-Nothing else goes by it: a writer copies to the mirror that its program names.
+Where it is, is for whoever looks at the run: a writer copies to the mirror that its program
+names. What is still to come from it is for the next start, if this process is killed.
 """
 
 from __future__ import annotations
 
-from holdfast.core.records import MirrorInfo
+from collections.abc import Iterable
+
+from holdfast.core.records import Coming, MirrorInfo
 from holdfast.core.sealed import seal, unseal
 from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject, ObjectNotFound
 from holdfast.repo import keys
-from holdfast.repo.repo import Repo
+from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo
 
 
 def remember(repo: Repo, epoch: int, address: str) -> None:
@@ -41,3 +44,33 @@ def _address(repo: Repo, epoch: int) -> str:
         return unseal(repo.store.get(key, max_bytes=MiB), MirrorInfo, key)[1].address
     except (ObjectNotFound, DamagedObject):
         return ""
+
+
+def expect(repo: Repo, epoch: int, ids: Iterable[str]) -> None:
+    """Write down, as the writer of `epoch`, that these checkpoints are to be brought back from
+    the mirror. Raises what stores raise."""
+    _, data = seal(Coming(run=repo.info().run, ids=tuple(ids)))
+    repo.store.put_new(keys.coming_key(epoch), [data])
+
+
+def expected(repo: Repo) -> tuple[str, ...]:
+    """Those that the last one who brought any was to bring; none if that is done. What cannot
+    be read says nothing."""
+    noted = _coming(repo)
+    if not noted:
+        return ()
+    key = keys.coming_key(noted[-1])
+    try:
+        return unseal(repo.store.get(key, max_bytes=MANIFEST_MAX_BYTES), Coming, key)[1].ids
+    except (ObjectNotFound, DamagedObject):
+        return ()
+
+
+def expect_no_more(repo: Repo) -> None:
+    """All that was to come is here."""
+    repo.store.delete(map(keys.coming_key, _coming(repo)))
+
+
+def _coming(repo: Repo) -> list[int]:
+    found = (keys.coming_epoch(info.key) for info in repo.store.list(keys.MIRRORS))
+    return sorted(epoch for epoch in found if epoch is not None)

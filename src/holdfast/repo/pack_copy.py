@@ -56,15 +56,16 @@ def copy_packs(
     """Bring every pack into `target`, whole, verified and durable; without one, only verify.
 
     Uses a block of memory per thread, however large the packs are. `on_pack` is told of each
-    that is there, `on_bytes` of each block that was read, from any thread. The first error
-    stops it: DamagedObject, CopyStopped, and what the stores raise. Packs that were
-    published by then stay.
+    that is there, `on_bytes` of each block that was moved, or of all of a pack where the target
+    takes it in one request; both from any thread. The first error stops it: DamagedObject,
+    CopyStopped, and what the stores raise. Packs that were published by then stay.
     """
     if not jobs:
         return
     turn = threading.Condition()
     packs = [_Copy(job, target, turn) for job in jobs]
     blocks = [(pack, number) for pack in packs for number in range(pack.blocks)]
+    by_block = target is None or not target.whole_bytes
     largest = min(BLOCK_BYTES, max(job.nbytes for job in jobs))
 
     def work(mine: Iterator[tuple[_Copy, int]]) -> None:
@@ -76,10 +77,15 @@ def copy_packs(
                 pace.take(nbytes)
                 if not pack.copy(number, memory[:nbytes]):
                     return  # another thread has failed, and its error will be raised
-                on_bytes(nbytes)
-                if pack.is_complete():
+                complete = pack.is_complete()
+                if complete:
                     pack.publish()
+                    pack.discard()  # now: what it takes must not add up over all packs
                     on_pack(pack.job)
+                if by_block:
+                    on_bytes(nbytes)
+                elif complete:  # only now it is sent
+                    on_bytes(pack.job.nbytes)
         except BaseException:
             with turn:  # whoever waits for this block would wait for ever
                 for pack in packs:

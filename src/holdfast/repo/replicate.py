@@ -162,6 +162,10 @@ class Replicator:
         with self.target.lock:
             return self.target.log.records(self.writer.head.entry)
 
+    def sizes(self) -> dict[str, int]:
+        """Packs that are in the target, for all that is known: name -> bytes. From any thread."""
+        return self._sizes.copy()
+
     # -- one checkpoint --------------------------------------------------------
 
     def copy(

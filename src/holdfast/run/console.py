@@ -37,6 +37,16 @@ class Console:
             with working(_safe(doing), done, self.say):
                 yield
 
+    def bringing_back(self, address: str, mirror: str) -> contextlib.AbstractContextManager[None]:
+        """As `working`, of what a start finds in the mirror only."""
+        doing = f"{address}: coming from its mirror"
+        return self.working(doing, f"{address}: brought back from {mirror}")
+
+    def copying(self, address: str, mirror: str) -> contextlib.AbstractContextManager[None]:
+        """As `working`, of what the mirror lacks at the end."""
+        doing = f"{address}: copying to its mirror"
+        return self.working(doing, f"{address}: copied to {mirror}")
+
     def notice(self, line: str) -> None:
         """As `say`, from a signal handler: past Python's buffers, which may be in use."""
         if not self.quiet:

@@ -60,6 +60,8 @@ from holdfast.run.unsaved import Unsaved
 
 logger = logging.getLogger("holdfast")
 
+_BRIEFLY_S = 1.0  # what is in the mirror by then needs no line
+
 
 class Session:
     """One process's part of a run."""
@@ -111,7 +113,8 @@ class Session:
     def start(self) -> Replay | None:
         manager = self.manager
         finished = False  # also if the log cannot be read at all: its writer rebuilds it
-        with contextlib.suppress(CorruptionError):
+        bringing = self.console.bringing_back(self._address, manager.mirror)
+        with bringing, contextlib.suppress(CorruptionError):
             finished = manager.finished
         if not finished or manager.mirror:
             # Before reading: what is restored must be the newest when we start to write. And a
@@ -488,7 +491,9 @@ class Session:
         try:
             self.feeds.close()
             self.saves.close()
+            self.manager.finish_mirror(_BRIEFLY_S)
             if steps := self.manager.not_mirrored():
                 self.console.say(copying_line(self._address, self.manager.mirror, steps))
         finally:
-            self.manager.close()
+            with self.console.copying(self._address, self.manager.mirror):
+                self.manager.close()

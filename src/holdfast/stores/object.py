@@ -9,9 +9,7 @@ Why so, and what was measured: docs/design/object-stores.md.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import secrets
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +28,8 @@ from holdfast.errors import (
 )
 from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.object_address import parse_object_address
-from holdfast.stores.object_clients import Clients, check_not_forked, connect
+from holdfast.stores.object_blocks import blocks
+from holdfast.stores.object_clients import LARGE_BYTES, Clients, check_not_forked, connect
 from holdfast.stores.object_errors import Meaning, meaning_of, refusal, status_of, words_of
 from holdfast.stores.retrying import Passing, Retry
 
@@ -38,15 +37,10 @@ from holdfast.stores.retrying import Passing, Retry
 # large as two or three parts of a multipart upload, and each costs one request.
 WHOLE_BYTES = 32 * MiB
 PARALLEL = 8
-# From so many bytes on a request may take long.
-_LARGE_BYTES = 1 * MiB
 # Entries of a log may be as large, and are a few kB; manifests may be larger.
 _LARGE_GET_BYTES = 256 * MiB
 # No object is larger anywhere (S3: 50 TB), and clients count in 64 bits.
 _LARGEST_BYTES = 1 << 62
-# Objects that come in blocks lie in memory up to this size (a mirrored run's packs are smaller),
-# and then in a temporary file.
-_IN_MEMORY_BYTES = 80 * MiB
 # How often what was appended is sent, all of it each time: it is read by people.
 _APPENDS_S = 300.0
 # A checkpoint is committed before what it retires is deleted, and reported after that; what
@@ -127,11 +121,8 @@ class ObjectStore:
         """The server's reply; None if something is there. `md5`: its entity tag will say
         whether all arrived."""
         clients = self._connect()
-        if nbytes < _LARGE_BYTES:
-            client = clients.small
-        else:
-            # The signature's digest costs as much as all else, and says what the tag says.
-            client = clients.unsigned if md5 else clients.large
+        # The signature's digest costs as much as all else, and says what the tag says.
+        client = clients.upload(nbytes, not md5)
         data = views if nbytes else b""
         try:
             return dict(clients.api.put(client, key, data, mode=mode, use_multipart=False))
@@ -153,7 +144,7 @@ class ObjectStore:
         if md5 and _md5_in(reply) == _md5_of(views):
             return
         # Commits hang on small objects, and to read one costs no more than to ask for its size.
-        if md5 or nbytes < _LARGE_BYTES:
+        if md5 or nbytes < LARGE_BYTES:
             same = self._holds(key, views, nbytes)
         else:
             same = self.size(key) == nbytes
@@ -166,7 +157,7 @@ class ObjectStore:
         self._md5 = False
 
     def _holds(self, key: str, views: Sequence[memoryview], nbytes: int) -> bool:
-        if nbytes < _LARGE_BYTES:
+        if nbytes < LARGE_BYTES:
             try:
                 return self.get(key, max_bytes=nbytes) == b"".join(views)
             except DamagedObject:
@@ -183,7 +174,8 @@ class ObjectStore:
         return True
 
     def create(self, key: str, *, at_most_bytes: int) -> NewObject:
-        return _Blocks(self, check_key(key), at_most_bytes)
+        check_key(key)
+        return blocks(lambda parts: self.put_new(key, parts), self.address, at_most_bytes)
 
     def append(self, key: str, data: Buffer) -> None:
         """Kept here, and sent now and then: each time all of it, since objects do not grow."""
@@ -281,7 +273,7 @@ class ObjectStore:
             self._check_end(key, end)
             return
         clients = self._connect()
-        client = clients.large if into.nbytes >= _LARGE_BYTES else clients.small
+        client = clients.large if into.nbytes >= LARGE_BYTES else clients.small
 
         def read() -> None:
             try:
@@ -457,31 +449,3 @@ class _Appended:
         self.dirty = False
         self.sent = sent
         self.lock = threading.Lock()
-
-
-class _Blocks:
-    """An object that comes in blocks and is then put whole; implements base.NewObject."""
-
-    def __init__(self, store: ObjectStore, key: str, at_most_bytes: int) -> None:
-        self._store = store
-        self._key = key
-        self._memory: mmap.mmap | None
-        if at_most_bytes <= _IN_MEMORY_BYTES:
-            self._memory = mmap.mmap(-1, max(1, at_most_bytes))
-        else:
-            with tempfile.TemporaryFile(prefix="holdfast-") as file:
-                file.truncate(at_most_bytes)
-                self._memory = mmap.mmap(file.fileno(), at_most_bytes)
-
-    def write(self, offset: int, data: memoryview) -> None:
-        assert self._memory is not None
-        with memoryview(self._memory) as memory:
-            copy_bytes(memory[offset : offset + data.nbytes], data.cast("B"))
-
-    def publish(self, nbytes: int) -> bool:
-        assert self._memory is not None
-        with memoryview(self._memory) as memory, memory[:nbytes] as view:
-            return self._store.put_new(self._key, [view])
-
-    def discard(self) -> None:
-        self._memory = None

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from holdfast.core.types import MiB
 from holdfast.errors import StoreUnavailable, UsageError
 from holdfast.stores.object_address import ObjectAddress
+from holdfast.stores.object_blocks import IN_MEMORY_BYTES
 
+# From so many bytes on a request may take long.
+LARGE_BYTES = 1 * MiB
 # For a request that moves little, and for one that moves up to a pack: 32 MiB take 300 s at
 # 0.1 MB/s. What takes longer has failed, and is tried again.
 _SMALL_S = 30
 _LARGE_S = 300
+# For a pack of up to a GiB, which was made for a folder and is copied: at the same 0.1 MB/s.
+_WHOLE_S = 3 * 3600
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 
 _process: int | None = None
@@ -27,8 +33,9 @@ class Clients(NamedTuple):
 
     small: Any
     large: Any
-    unsigned: Any
-    """As `large`; on S3 the signature does not cover the bytes that are sent."""
+    upload: Callable[[int, bool], Any]
+    """For an object of so many bytes; whether S3's signature has to cover them if they are
+    many."""
     api: Any
     """The functions that take them: the module obstore."""
     errors: tuple[type[Exception], ...]
@@ -69,10 +76,17 @@ def connect(address: ObjectAddress) -> Clients:
 
     small, large = client(_SMALL_S), client(_LARGE_S)
     # Who set it, either way, gets what he wants.
-    choose = address.scheme == "s3" and "AWS_UNSIGNED_PAYLOAD" not in os.environ
-    unsigned = client(_LARGE_S, unsigned_payload=True) if choose else large
+    chosen = address.scheme != "s3" or "AWS_UNSIGNED_PAYLOAD" in os.environ
+    made = cache(client)  # a client reads every certificate of the machine: when it is needed
+
+    def upload(nbytes: int, signed: bool) -> Any:
+        if nbytes < LARGE_BYTES:
+            return small
+        config = {} if chosen or signed else {"unsigned_payload": True}
+        return made(_WHOLE_S if nbytes > IN_MEMORY_BYTES else _LARGE_S, **config)
+
     errors = (exceptions.BaseError, OSError, ValueError)
-    return Clients(small, large, unsigned, obstore, errors)
+    return Clients(small, large, upload, obstore, errors)
 
 
 def check_not_forked(address: ObjectAddress) -> None:

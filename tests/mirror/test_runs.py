@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +16,10 @@ import pytest
 
 import holdfast
 from holdfast import CheckpointManager
-from holdfast.manager import packer
+from holdfast.manager import mirror, packer
 from holdfast.repo import keys
 from tests.mirror.support import WAIT_S, Line, state, steps
+from tests.support.servers.faults import delayed
 from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place
 
@@ -141,3 +144,65 @@ def test_packs_of_a_mirrored_run_are_small(tmp_path: Path, monkeypatch: pytest.M
     with CheckpointManager(tmp_path / "alone") as ckpts:
         ckpts.save(1, values, block=True)
         assert len(list(ckpts._repo.store.list(keys.PACKS))) == 1
+
+
+PREEMPTED = """
+import sys, time
+import holdfast
+
+settings = {"keep": None, "mirror": sys.argv[2], "mirror_wait": float(sys.argv[3])}
+with holdfast.Run(sys.argv[1], every=1, **settings) as run:
+    box = run.box(data=b"")
+    for step in run.range(100_000):
+        box.data = bytes([step % 256]) * 10_000
+        if step == 20:
+            print("under way", flush=True)
+        time.sleep(0.01)
+"""
+
+
+def test_a_notice_is_used_for_the_newest_first(
+    tmp_path: Path, s3: Place, faulty: Callable[[Place], tuple[Place, FaultProxy]]
+) -> None:
+    """A slow server, and a long backlog: what the notice is enough for is the newest."""
+    place, proxy = faulty(s3)
+    run, wait_s = tmp_path / "run", 3.0
+    proxy.fail(delayed(0.4), method="PUT", target="packs/", times=None)
+    with subprocess.Popen(
+        [sys.executable, "-c", PREEMPTED, run, place.address, str(wait_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n"
+        before = len(copied_there(proxy))
+        process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        _, said = process.communicate(timeout=WAIT_S)
+        took_s = time.monotonic() - begun
+    assert process.returncode == 75, said
+    assert took_s < wait_s + mirror.GRACE_S, said
+    with CheckpointManager(run) as here, CheckpointManager(s3.address) as there:
+        listed = {info.id: info for info in here.checkpoints()}
+        mirrored = {info.id for info in there.checkpoints()}
+        assert all(found.ok for found in there.verify())
+    newest = max(listed.values(), key=lambda info: info.ordinal)
+    assert newest.note == "preempted"
+    assert newest.id in mirrored
+    assert len(mirrored) < len(listed), "the backlog was too short"
+    order = [listed[id].ordinal for id in copied_there(proxy)]
+    # One may have been begun just before the signal was seen, or the last save was over.
+    last = order.index(newest.ordinal)
+    assert last <= before + 2, order
+    assert order[last:] == sorted(order[last:], reverse=True)
+    assert len(order) > last + 1, "and then the others"
+    assert f" more to {place.address} before this process ends" in said
+    assert f"only here, not in {place.address}" in said
+
+
+def copied_there(proxy: FaultProxy) -> list[str]:
+    """Ids of the checkpoints of which a copy was begun, in this order."""
+    puts = proxy.exchanges(method="PUT", target="manifests/")
+    found = (re.search(r"manifests/([0-9a-f]{64})\.json", put.target) for put in puts)
+    return [match[1] for match in found if match]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from holdfast.errors import StoreUnavailable, UsageError
 from holdfast.stores.object_address import ObjectAddress
+from holdfast.stores.object_errors import words_of
 
 # For a request that moves little, and for one that moves up to a pack: 32 MiB take 300 s at
 # 0.1 MB/s. What takes longer has failed, and is tried again.
@@ -50,21 +51,46 @@ def connect(address: ObjectAddress) -> Clients:
     check_not_forked(address)
     _process = os.getpid()
     make = {"s3": _s3, "gs": _gcs, "az": _azure}[address.scheme]
-    build = make(stores, address)
-    small, large = (
-        build(
-            client_options={
-                "timeout": timedelta(seconds=timeout_s),
-                "connect_timeout": timedelta(seconds=10),
-                "allow_http": True,  # where the endpoint says http://
-            },
-            # We ask again ourselves: see `retrying`.
-            retry_config={"max_retries": 0},
-            prefix=address.prefix or None,
+    errors = (exceptions.BaseError, OSError, ValueError)
+    options = {
+        "connect_timeout": timedelta(seconds=10),
+        "allow_http": True,  # where the endpoint says http://
+        **_certificates(address.scheme),
+    }
+    try:
+        build = make(stores, address)
+        small, large = (
+            build(
+                client_options={"timeout": timedelta(seconds=timeout_s), **options},
+                # We ask again ourselves: see `retrying`.
+                retry_config={"max_retries": 0},
+                prefix=address.prefix or None,
+            )
+            for timeout_s in (_SMALL_S, _LARGE_S)
         )
-        for timeout_s in (_SMALL_S, _LARGE_S)
-    )
-    return Clients(small, large, obstore, (exceptions.BaseError, OSError, ValueError))
+    except errors as error:
+        raise UsageError(
+            f"{address.text} cannot be used as the environment says: {words_of(error)}",
+            hint="Mend the variables of that cloud and the files that they name, or the address.",
+        ) from None
+    return Clients(small, large, obstore, errors)
+
+
+def _certificates(scheme: str) -> dict[str, bytes]:
+    """What is trusted besides the system's certificates and SSL_CERT_FILE, which obstore reads:
+    the file that each cloud's own tools are told of."""
+    variable = "AWS_CA_BUNDLE" if scheme == "s3" else "REQUESTS_CA_BUNDLE"
+    if not (name := os.environ.get(variable)):
+        return {}
+    path = Path(name).expanduser()
+    try:
+        files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
+        return {"root_certificate": b"\n".join(file.read_bytes() for file in files)}
+    except OSError as error:
+        raise UsageError(
+            f"{variable} names {name!r}, which cannot be read: {error.strerror}",
+            hint="It is a file of certificates that are trusted, in PEM form, or a folder of such.",
+        ) from None
 
 
 def check_not_forked(address: ObjectAddress) -> None:

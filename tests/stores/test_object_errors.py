@@ -55,6 +55,38 @@ def test_words() -> None:
     assert status_of(OSError("status code: none")) is None
 
 
+def unanswered(inner: str) -> Exception:
+    """As obstore words a request that no server has answered."""
+    return exceptions.GenericError(
+        "Generic S3 error: Error performing PUT https://host/b/a?sig=abc in 2ms - HTTP error: "
+        "error sending request\n\nDebug source:\nuri: Some(https://host/b/a?sig=abc),\n"
+        f"inner: {inner}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inner", "words", "meaning"),
+    [
+        ('Os { code: 111, message: "Connection refused" }', "Connection refused", Meaning.PASSING),
+        ('Custom { error: "failed to lookup" }', "failed to lookup", Meaning.PASSING),
+        ("InvalidCertificate(\n    UnknownIssuer,\n)", "UnknownIssuer", Meaning.REFUSED),
+        ("InvalidCertificate(Other(OtherError(CaUsed)))", "CaUsed", Meaning.REFUSED),
+        ("InvalidMessage(InvalidContentType)", "error sending request", Meaning.REFUSED),
+        ('message: "see https://host/b?sig=abc now"', "see (address)", Meaning.PASSING),
+    ],
+)
+def test_why_there_was_no_answer(inner: str, words: str, meaning: Meaning) -> None:
+    error = unanswered(inner)
+    assert meaning_of(error) is meaning
+    assert words in words_of(error)
+    assert "sig=" not in words_of(error)
+
+
+def test_what_a_server_says_is_not_taken_for_the_clients_own_words() -> None:
+    error = exceptions.GenericError(said(503, "Odd", "InvalidCertificate(UnknownIssuer)"))
+    assert meaning_of(error) is Meaning.PASSING
+
+
 @pytest.mark.parametrize(
     ("code", "writing", "kind", "hint"),
     [

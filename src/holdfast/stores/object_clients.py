@@ -13,6 +13,7 @@ from holdfast.core.types import MiB
 from holdfast.errors import StoreUnavailable, UsageError
 from holdfast.stores.object_address import ObjectAddress
 from holdfast.stores.object_blocks import IN_MEMORY_BYTES
+from holdfast.stores.object_errors import words_of
 
 # From so many bytes on a request may take long.
 LARGE_BYTES = 1 * MiB
@@ -59,34 +60,57 @@ def connect(address: ObjectAddress) -> Clients:
     check_not_forked(address)
     _process = os.getpid()
     make = {"s3": _s3, "gs": _gcs, "az": _azure}[address.scheme]
-    build = make(stores, address)
+    errors = (exceptions.BaseError, OSError, ValueError)
+    options = {
+        "connect_timeout": timedelta(seconds=10),
+        "allow_http": True,  # where the endpoint says http://
+        **_certificates(address.scheme),
+    }
 
+    @cache  # a client reads every certificate of the machine: each when it is needed
     def client(timeout_s: int, **config: Any) -> Any:
         return build(
-            client_options={
-                "timeout": timedelta(seconds=timeout_s),
-                "connect_timeout": timedelta(seconds=10),
-                "allow_http": True,  # where the endpoint says http://
-            },
+            client_options={"timeout": timedelta(seconds=timeout_s), **options},
             # We ask again ourselves: see `retrying`.
             retry_config={"max_retries": 0},
             prefix=address.prefix or None,
             **config,
         )
 
-    small, large = client(_SMALL_S), client(_LARGE_S)
     # Who set it, either way, gets what he wants.
     chosen = address.scheme != "s3" or "AWS_UNSIGNED_PAYLOAD" in os.environ
-    made = cache(client)  # a client reads every certificate of the machine: when it is needed
 
     def upload(nbytes: int, signed: bool) -> Any:
         if nbytes < LARGE_BYTES:
-            return small
+            return client(_SMALL_S)
         config = {} if chosen or signed else {"unsigned_payload": True}
-        return made(_WHOLE_S if nbytes > IN_MEMORY_BYTES else _LARGE_S, **config)
+        return client(_WHOLE_S if nbytes > IN_MEMORY_BYTES else _LARGE_S, **config)
 
-    errors = (exceptions.BaseError, OSError, ValueError)
-    return Clients(small, large, upload, obstore, errors)
+    try:
+        build = make(stores, address)
+        return Clients(client(_SMALL_S), client(_LARGE_S), upload, obstore, errors)
+    except errors as error:
+        raise UsageError(
+            f"{address.text} cannot be used as the environment says: {words_of(error)}",
+            hint="Mend the variables of that cloud and the files that they name, or the address.",
+        ) from None
+
+
+def _certificates(scheme: str) -> dict[str, bytes]:
+    """What is trusted besides the system's certificates and SSL_CERT_FILE, which obstore reads:
+    the file that each cloud's own tools are told of."""
+    variable = "AWS_CA_BUNDLE" if scheme == "s3" else "REQUESTS_CA_BUNDLE"
+    if not (name := os.environ.get(variable)):
+        return {}
+    path = Path(name).expanduser()
+    try:
+        files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
+        return {"root_certificate": b"\n".join(file.read_bytes() for file in files)}
+    except OSError as error:
+        raise UsageError(
+            f"{variable} names {name!r}, which cannot be read: {error.strerror}",
+            hint="It is a file of certificates that are trusted, in PEM form, or a folder of such.",
+        ) from None
 
 
 def check_not_forked(address: ObjectAddress) -> None:

@@ -19,11 +19,28 @@ _CODE = re.compile(
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})|\"message\":\s*\"([^\"]{1,300})")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s<\"]+", re.IGNORECASE)
 _DOING = re.compile(r"Error performing \w+(?: request)? .*? in [\d.]+\S+ - ")
+# Why there was no answer: the client's own words stand at the bottom of what it tells.
+_WHY = re.compile(
+    r"(?:message|error): \"([^\"]{1,120})\""
+    r"|InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w{1,60})"
+)
 _LONGEST = 300
 
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "AuthenticationFailed")
 _CLOCK = ("RequestTimeTooSkewed",)
+# A handshake that failed will fail again.
+_UNTRUSTED = "InvalidCertificate("
+_NOT_TLS = "InvalidContentType"
+_CERTIFICATES = {
+    "UnknownIssuer": "If its authority is your own, let SSL_CERT_FILE, or for S3 AWS_CA_BUNDLE, "
+    "name the file with that authority's certificate.",
+    "CaUsedAsEndEntity": "It is an authority's own certificate: make one that it has signed, "
+    "with `CA:FALSE`, for the server.",
+    "NotValidForName": "Use a name in the endpoint that the certificate has, or one that has it.",
+    "Expired": "Renew it on the server, or set this machine's clock.",
+    "NotValidYet": "Set this machine's clock.",
+}
 # What obstore says of a server that leaves out of its answers what it needs.
 _STRANGE = ("Header missing", "non-partial response", "Unable to parse")
 # Turned away for the moment, under statuses that otherwise mean a mistake.
@@ -51,6 +68,8 @@ def meaning_of(error: BaseException) -> Meaning:
         return Meaning.PASSING
     if any(word in text for word in (*_NO_BUCKET, *_EXPIRED, *_CLOCK, *_STRANGE)):
         return Meaning.REFUSED
+    if _unanswered(error) and (_UNTRUSTED in text or _NOT_TLS in text):
+        return Meaning.REFUSED
     if isinstance(error, FileNotFoundError):
         return Meaning.ABSENT
     if kind in ("AlreadyExistsError", "PreconditionError"):
@@ -69,6 +88,17 @@ def status_of(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
+def _unanswered(error: BaseException) -> bool:
+    """Whether what the error tells is the client's own, since no server has said a word."""
+    return status_of(error) is None
+
+
+def _why(error: BaseException) -> str:
+    """Why there was no answer; "" if that is not known."""
+    found = _WHY.findall(_URL.sub("(address)", str(error))) if _unanswered(error) else []
+    return next(filter(None, found[-1])) if found else ""
+
+
 def words_of(error: BaseException) -> str:
     """What is told of an error: what the server said, or why there was no answer.
 
@@ -82,7 +112,7 @@ def words_of(error: BaseException) -> str:
     parts += [next(filter(None, found.groups())) for found in (code, message) if found]
     if not parts:
         line = _DOING.sub("", text.partition("\n")[0])
-        parts = [line or type(error).__name__]
+        parts = [part for part in (line or type(error).__name__, _why(error)) if part]
     return ", ".join(parts)[:_LONGEST]
 
 
@@ -99,6 +129,17 @@ def refusal(error: BaseException, what: str, address: str, *, writing: bool) -> 
         return StoreUnfit(
             f"{said}: its server does not answer as the cloud does",
             hint="Use another server, or a local folder.",
+        )
+    if _unanswered(error) and _UNTRUSTED in text:
+        hints = (hint for kind, hint in _CERTIFICATES.items() if _why(error).startswith(kind))
+        return StoreUnavailable(
+            f"cannot {what} in {address}: its server's certificate is not trusted ({_why(error)})",
+            hint=next(hints, "Mend the certificate on the server."),
+        )
+    if _unanswered(error) and _NOT_TLS in text:
+        return StoreUnavailable(
+            f"cannot {what} in {address}: its server does not speak TLS",
+            hint="Write http:// in the endpoint if the server has no certificate.",
         )
     if any(word in text for word in _CLOCK):
         return StoreUnavailable(said, hint="Set this machine's clock: the server's is another.")

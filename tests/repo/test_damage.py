@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pytest
 
 from holdfast.errors import CorruptionError, DamagedObject, HoldfastError
 from holdfast.repo import keys
-from holdfast.repo.log import KEEP_ENTRIES, PRUNED_TOGETHER
+from holdfast.repo.log import KEEP_ENTRIES, PRUNED_TOGETHER, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
+from holdfast.stores.faulty import FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.support import check, dead, keep_last, live_packs, packs, process, save
 
@@ -174,6 +176,20 @@ def test_damage_of_the_log_is_told_once_and_briefly(caplog: pytest.LogCaptureFix
         "  log/000000000002.json: its digest does not match its content",
         "  The run's job rebuilds the list of checkpoints when it starts.",
     ]
+
+
+def test_a_log_that_cannot_be_used_is_given_up_at_once() -> None:
+    """Looking again helps where others commit meanwhile; here it is the same twice."""
+    store = three_saves()
+    count = len([*store.list(keys.LOG)])
+    for info in list(store.list(keys.LOG)):
+        damage(store, info.key, 100)
+    counted = FaultyStore(store)
+    with pytest.raises(CorruptionError, match="no entry of the log"):
+        Log(counted).read()
+    asked = Counter(call.operation for call in counted.calls)
+    # Twice each entry, and what is damaged once more, for it may be so only on its way.
+    assert asked == {"list": 3, "get": 4 * count}
 
 
 def test_an_error_about_the_log_names_a_few_entries() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 import pytest
 
-from holdfast.core.records import Record
+from holdfast.core.records import Record, RunInfo
 from holdfast.errors import BaseLost, CommitUnknown, DamagedObject, Fenced, RunHeld
 from holdfast.repo import keys
 from holdfast.repo.head import Draft, Head
@@ -16,7 +17,7 @@ from holdfast.repo.layout import SEGMENT_RECORDS, TAIL_RECORDS
 from holdfast.repo.log import ANCESTORS, KEEP_ENTRIES, PRUNED_TOGETHER, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
-from holdfast.stores.base import ObjectInfo
+from holdfast.stores.base import Store
 from holdfast.stores.faulty import Call, Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.support import check, dead, keep_last, process, save
@@ -315,25 +316,32 @@ def test_a_change_that_is_given_up_protects_nothing() -> None:
     assert not writer._in_flight
 
 
-def test_two_processes_begin_a_run_at_once() -> None:
-    """The first one's log appears between two looks of the second: it is held, not lost."""
-    alive = lambda holder: True  # noqa: E731
-    first: list[Writer] = []
+@pytest.mark.parametrize("made", [False, True], ids=["nothing is there", "its first file is"])
+def test_two_processes_begin_a_run_at_once(made: bool) -> None:
+    """One begins between two calls of the other, any two: one has the run, the other one is
+    told that it is held, and nothing is lost."""
+    number, calls = 0, 1
+    while number < calls:
+        number += 1
+        inner = MemoryStore("begin")
+        if made:
+            Repo(inner).put_info(RunInfo(run="0123456789abcdef", created_s=1.0))
+        writers: list[Writer] = []
 
-    class Between(MemoryStore):
-        looks = 0
+        def begin(store: Store, writers: list[Writer] = writers) -> None:
+            writers.append(Writer.open(Repo(store), holder=process(), alive=lambda holder: True))
+            save(writers[0], 1)
 
-        def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
-            found = [*super().list(prefix, after=after)]
-            self.looks += prefix == keys.MANIFESTS
-            if prefix == keys.MANIFESTS and self.looks == 2 and not first:
-                first.append(Writer.open(Repo(plain), holder=process(), alive=alive))
-                save(first[0], 1)
-            return iter(found)
+        def on_call(call: Call, at: int = number, inner: Store = inner) -> None:
+            if call.number == at:
+                with suppress(RunHeld):
+                    begin(inner)
 
-    store, plain = Between("begin"), MemoryStore("begin")
-    plain.__dict__.update(store.__dict__)
-    with pytest.raises(RunHeld):
-        Writer.open(Repo(store), holder=process(), alive=alive)
-    save(first[0], 2)
-    assert check(store) == [1, 2]
+        store = FaultyStore(inner, on_call=on_call)
+        with suppress(RunHeld):
+            begin(store)
+        (writer,) = writers
+        save(writer, 2)
+        assert check(inner) == [1, 2], f"before call {number}: {store.calls[number - 1]}"
+        calls = len(store.calls)
+    assert number > 10

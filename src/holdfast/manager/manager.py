@@ -158,7 +158,7 @@ class CheckpointManager(Mirrored):
                 return
             writer = self._open_writer()
             try:
-                orphans = writer.collect()
+                orphans = [] if writer.is_new else writer.collect()
                 if orphans:
                     logger.info("removed %d leftover object(s) of unfinished saves", len(orphans))
             except HoldfastError as error:
@@ -317,9 +317,11 @@ class CheckpointManager(Mirrored):
         """The newest checkpoint's manifest; read once, then kept from save to save."""
         # Without the manager's lock: only the saver comes here, and `save` may
         # hold the lock while it waits for a save to give the copy memory back.
-        if self._base is None and (newest := self._repo.newest(1)):
+        if self._base is None and self._writer is not None:
             try:
-                self._base = self._repo.manifest(newest[0])
+                # As the writer knows it: the commit asks whether what is reused is still there.
+                if (newest := self._writer.newest()) is not None:
+                    self._base = self._repo.manifest(newest)
             except HoldfastError as error:
                 logger.warning("nothing is reused from the newest checkpoint: %s", error)
         return self._base

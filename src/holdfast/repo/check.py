@@ -14,9 +14,12 @@ from itertools import pairwise
 from holdfast.core.codecs import CODECS, MAX_RATIO, RAW
 from holdfast.core.plan import box_offset, itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack
+from holdfast.core.types import GiB
 from holdfast.errors import DamagedObject, FormatTooNew, HoldfastError
 from holdfast.repo import keys
 
+MANIFEST_MAX_BYTES = 2 * GiB
+"""Of a manifest as it is stored; a larger object is none."""
 _DIMENSIONS = 64
 
 

@@ -11,11 +11,12 @@ import msgspec
 from holdfast.core.records import Manifest, Record
 from holdfast.errors import CorruptionError, DamagedObject, NoStore, OtherRun, UsageError
 from holdfast.repo import keys
+from holdfast.repo.check import MANIFEST_MAX_BYTES
 from holdfast.repo.head import REBUILT, Head
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.record import untag
-from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo, manifest_of
-from holdfast.repo.writer import check_run
+from holdfast.repo.repo import Repo, manifest_of
+from holdfast.repo.run_info import check_run
 from holdfast.stores.addresses import real_address
 
 

@@ -78,6 +78,8 @@ class Log:
         """Of the entry that was sent last, and its parent: id -> MD5 digest."""
         self._lists_md5 = False
         """The store's listings say the MD5 digests of entries."""
+        self._last = 0
+        """Number of the newest entry that was read or committed; 0 for none."""
         self._spoiled: set[int] = set()
         """Numbers of entries that the store created for us with other bytes."""
 
@@ -89,18 +91,26 @@ class Log:
         Damaged entries are passed over and named in `Head.damage`. Raises
         CorruptionError if there are entries and none can be used.
         """
+        # Mostly nobody has committed since: then no listing is needed to find where to look.
+        numbers = [self._last] if self._last else self._list()
+        seen: list[int] = []
         damage: dict[int, str] = {}
         for attempt in range(_READ_ATTEMPTS):
             time.sleep(_READ_BACKOFF_S * attempt)
-            numbers = self._list()
             if not numbers:
                 return None
-            damage = {}
+            before, damage = damage, {}
             found = self._newest_of(numbers, damage)
             # What was read counts only if nothing is above it now: since the listing the
             # number may have been pruned, and taken again by a late request.
-            if found is not None and self._list()[:1] == numbers[:1]:
+            listed = self._list()
+            if found is not None and listed[:1] == numbers[:1]:
+                self._last = found[0].number
                 return Head(*found, damage=tuple(damage.values()))
+            # Looking again helps where others go on; what is twice the same stays so.
+            if numbers == seen == listed and damage == before and len(damage) >= len(numbers):
+                break
+            seen, numbers = numbers, listed
         if not damage:
             raise StoreUnavailable(
                 f"the log of {self._store.address} changes faster than it can be read",
@@ -264,12 +274,11 @@ class Log:
                 continue
             draft = transaction(base or Head(_nothing(run), ""), records)
             entry = self._entry(draft, base, records, run, segment_name)
-            if base is not None and base.id != self._durable:
+            if base is not None:
                 # Another process made it visible and may not have synced it yet: a power
                 # loss must not leave our entry without its parent.
                 with suppress(ObjectNotFound):  # pruned: the log has moved on, as we shall see
-                    self._store.settle(keys.entry_key(base.number))
-                self._durable = base.id
+                    self.settle(base)
             number = entry.number
             id, entry, outcome = self._send(entry, base, on_send)
             newest = self._newest_after(entry, id, outcome)
@@ -284,12 +293,19 @@ class Log:
                 )
             if named == id:
                 self._durable = id
+                self._last = entry.number
                 self._lists = ((entry, draft.records),)
                 if base is not None:
                     self._lists += ((base.entry, records),)
                 self._prune(entry)
                 return Head(entry, id), base
             base = newest
+
+    def settle(self, head: Head) -> None:
+        """Make the entry durable, whoever wrote it. Raises ObjectNotFound if it is pruned."""
+        if head.id != self._durable:
+            self._store.settle(keys.entry_key(head.number))
+            self._durable = head.id
 
     def _entry(
         self,

@@ -20,11 +20,12 @@ from holdfast.errors import (
     StateError,
 )
 from holdfast.repo import keys
+from holdfast.repo.check import MANIFEST_MAX_BYTES
 from holdfast.repo.copies import put_manifest
 from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import PackJob, copy_packs
 from holdfast.repo.ranges import Check, Range, ranges_of, united
-from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo, manifest_of
+from holdfast.repo.repo import Repo, manifest_of
 
 
 class Mended(NamedTuple):

@@ -14,9 +14,10 @@ from holdfast.core.address import printable
 from holdfast.core.records import Manifest, Pack, Record
 from holdfast.errors import CorruptionError, DamagedObject, HoldfastError, ObjectNotFound
 from holdfast.repo import keys
+from holdfast.repo.check import MANIFEST_MAX_BYTES
 from holdfast.repo.log import logger
 from holdfast.repo.record import localized
-from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo, manifest_of
+from holdfast.repo.repo import Repo, manifest_of
 from holdfast.stores.base import Store
 
 _T = TypeVar("_T")

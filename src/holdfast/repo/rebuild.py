@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.core.records import Manifest, Record
 from holdfast.core.sealed import unseal
-from holdfast.core.types import GiB
 from holdfast.errors import CorruptionError, DamagedObject, ObjectNotFound, StoreUnavailable
 from holdfast.repo import keys
-from holdfast.repo.check import check_manifest
+from holdfast.repo.check import MANIFEST_MAX_BYTES, check_manifest
 from holdfast.repo.head import Head
 from holdfast.repo.log import logger
 from holdfast.repo.record import localized, record_of
@@ -22,7 +21,6 @@ from holdfast.repo.record import localized, record_of
 if TYPE_CHECKING:
     from holdfast.repo.repo import Repo
 
-MANIFEST_MAX_BYTES = 2 * GiB
 _ATTEMPTS = 5
 
 
@@ -37,6 +35,10 @@ class Rebuilt(NamedTuple):
     """The number of the repairing entry: above all that are there, damaged ones too."""
     epoch_floor: int
     """No epoch that a damaged entry may have used is above this."""
+
+
+NOTHING_THERE = Rebuilt(None, None, 1, 0)
+"""Where the first writer of a run starts from."""
 
 
 def rebuild(repo: Repo) -> Rebuilt:
@@ -55,7 +57,7 @@ def rebuild(repo: Repo) -> Rebuilt:
         numbers = _numbers(repo)
         found = _whole_manifests(repo)
         if head is None and not numbers and not found:
-            return Rebuilt(None, None, 1, 0)
+            return NOTHING_THERE
         if no_log and numbers:
             continue  # another process began the run between our looks
         if _numbers(repo) == numbers and (numbers or head is None):

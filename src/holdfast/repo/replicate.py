@@ -23,6 +23,7 @@ from holdfast.errors import (
     ObjectNotFound,
 )
 from holdfast.repo import keys
+from holdfast.repo.check import MANIFEST_MAX_BYTES
 from holdfast.repo.copies import (
     Source,
     as_copied,
@@ -40,7 +41,7 @@ from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import PackJob, copy_packs, size_problem
 from holdfast.repo.ranges import Check, Proven, Range, ranges_of
 from holdfast.repo.record import not_held
-from holdfast.repo.repo import MANIFEST_MAX_BYTES, Repo
+from holdfast.repo.repo import Repo
 from holdfast.repo.saves import Save
 from holdfast.repo.writer import Retire, Writer
 from holdfast.stores.addresses import join_address, relative_address

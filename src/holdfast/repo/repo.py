@@ -18,8 +18,8 @@ import msgspec
 
 from holdfast.core.address import printable
 from holdfast.core.records import Entry, Manifest, Pack, Record, RunInfo
-from holdfast.core.sealed import unseal
-from holdfast.core.types import GiB, MiB
+from holdfast.core.sealed import seal, unseal
+from holdfast.core.types import MiB
 from holdfast.core.units import format_list
 from holdfast.errors import (
     CheckpointNotFound,
@@ -31,7 +31,7 @@ from holdfast.errors import (
     StoreError,
 )
 from holdfast.repo import keys
-from holdfast.repo.check import check_manifest
+from holdfast.repo.check import MANIFEST_MAX_BYTES, check_manifest
 from holdfast.repo.head import REBUILT, Draft, Head
 from holdfast.repo.layout import difference
 from holdfast.repo.log import Log, logger
@@ -40,7 +40,6 @@ from holdfast.stores.addresses import join_address
 from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
 
-MANIFEST_MAX_BYTES = 2 * GiB
 # A reader that is overtaken between an entry and its segments looks again. Each time some
 # commits must have come between, so one that loses so often is slower than all writers.
 _LIST_ATTEMPTS = 10
@@ -122,11 +121,24 @@ class Repo:
             logger.error("%s: %s; going by its log", printable(self.address), problem)
             return RunInfo(run=head.entry.run, created_s=0.0)  # it does not know when
         if isinstance(cause, DamagedObject):
-            raise cause
+            raise DamagedObject(
+                keys.RUN_INFO,
+                cause.reason,
+                hint="It is all that there is of this run, which has no log and no checkpoints. "
+                f"Unless a process is just beginning it, delete {keys.RUN_INFO} in "
+                f"{printable(self.address)} and start again.",
+            ) from None
         raise NoStore(
             f"there is no run in {printable(self.address)}",
             hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
         ) from None
+
+    def put_info(self, info: RunInfo) -> bool:
+        """Create `holdfast.json`; False if there is one. Raises as `Store.put_new`."""
+        created = self.store.put_new(keys.RUN_INFO, [seal(info)[1]])
+        if created:
+            self._info = info
+        return created
 
     def head(self) -> Head | None:
         """The newest entry, read anew; None for a run that has none yet.

@@ -7,7 +7,6 @@ entry that adds it and retires others; only then is anything deleted.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,9 @@ from holdfast.core.types import Buffer
 from holdfast.errors import (
     BaseLost,
     CommitUnknown,
-    CorruptionError,
     Fenced,
     HoldfastError,
     NoStore,
-    OtherRun,
     RunClosed,
     StoreUnavailable,
 )
@@ -32,9 +29,10 @@ from holdfast.repo.head import Draft, Head, Transaction, packs_of
 from holdfast.repo.holding import is_held, note_open, run_held
 from holdfast.repo.lending import release
 from holdfast.repo.log import logger
-from holdfast.repo.rebuild import rebuild
+from holdfast.repo.rebuild import NOTHING_THERE, rebuild
 from holdfast.repo.record import not_held, record_of, untag
 from holdfast.repo.repo import Removal, Repo
+from holdfast.repo.run_info import ensure_info, mend_info
 from holdfast.repo.saves import NewPack, Save
 
 Retire = Callable[[tuple[Record, ...]], Collection[str]]
@@ -44,9 +42,11 @@ Retire = Callable[[tuple[Record, ...]], Collection[str]]
 class Writer:
     """Holds a run's epoch until it is closed. Methods may be called from any thread."""
 
-    def __init__(self, repo: Repo, epoch: int, head: Head) -> None:
+    def __init__(self, repo: Repo, epoch: int, head: Head, *, is_new: bool = False) -> None:
         self._repo = repo
         self.epoch = epoch
+        self.is_new = is_new
+        """Whether it has begun the run: nobody can have left anything there."""
         self._head = head
         self._in_flight: dict[str, Save] = {}
         self._retired: list[Removal] = []
@@ -75,8 +75,8 @@ class Writer:
         me = holder or current()
         repo.store.prepare_writing()
         with repo.lock:
-            run = _ensure_info(repo, parent, copy_of)
-            rebuilt = rebuild(repo)
+            run, is_new, spoiled_info = ensure_info(repo, parent, copy_of)
+            rebuilt = NOTHING_THERE if is_new else rebuild(repo)
             base_number = rebuilt.base.number if rebuilt.base else 0
 
             def transaction(head: Head, live: tuple[Record, ...]) -> Draft:
@@ -104,8 +104,10 @@ class Writer:
                 return Draft(rebuilt.records, "repair", changes)
 
             head, _ = repo.log.commit(transaction, base=rebuilt.base, run=run)
-            writer = cls(repo, head.entry.epoch, head)
+            writer = cls(repo, head.entry.epoch, head, is_new=is_new)
             note_open(writer, run, repo.address)
+            if spoiled_info is not None:
+                mend_info(repo, spoiled_info)
         return writer
 
     # -- saving ----------------------------------------------------------------
@@ -124,6 +126,11 @@ class Writer:
     def head(self) -> Head:
         """The newest entry this writer knows."""
         return self._head
+
+    def newest(self) -> Record | None:
+        """The newest checkpoint of `head`. Raises DamagedObject."""
+        with self._repo.lock:
+            return next(self._repo.log.newest_first(self._head.entry), None)
 
     def begin(self) -> Save:
         """Start a save. Its packs stay protected from gc until its fate is settled."""
@@ -388,7 +395,7 @@ class Writer:
             self._repo.check_log(head)
             # A guest's entry can be visible and not yet synced; without this a power
             # loss could undo the entry and leave the deletions.
-            store.settle(keys.entry_key(head.number))
+            self._repo.log.settle(head)
             records = self._repo.log.records(head.entry)
             live = {keys.pack_key(name) for name in packs_of(records)}
             live |= {keys.segment_key(ref.name) for ref in head.entry.segments}
@@ -447,34 +454,4 @@ class Writer:
         raise Fenced(
             f"{self._repo.address} was taken over by {who}; this process can no longer save",
             hint="Stop this process. Only one may write a run; give each its own address.",
-        )
-
-
-def _ensure_info(repo: Repo, parent: str, copy_of: RunInfo | None) -> str:
-    """The run's id. Makes `holdfast.json` where it is missing, and never replaces one: what
-    is not readable may be of a later format."""
-    run = copy_of.run if copy_of else secrets.token_hex(8)
-    created_s = (copy_of.created_s if copy_of else 0.0) or repo.clock()
-    try:
-        info = repo.info()
-        check_run(info.run, copy_of, repo.address)
-        if info.created_s:
-            return info.run
-        run = info.run  # as the log has it
-    except (NoStore, CorruptionError):
-        pass  # a new run, or one of which only checkpoints are left
-    _, data = seal(RunInfo(run=run, created_s=created_s, parent=parent))
-    repo.store.put_new(keys.RUN_INFO, [data])
-    repo.store.settle(keys.RUN_INFO)
-    run = repo.info().run
-    check_run(run, copy_of, repo.address)  # another process may have been first
-    return run
-
-
-def check_run(run: str, copy_of: RunInfo | None, address: str) -> None:
-    """Raise OtherRun unless the run with this id is a copy of `copy_of`, if one is wanted."""
-    if copy_of is not None and run != copy_of.run:
-        raise OtherRun(
-            f"{address} holds another run ({run}, not {copy_of.run})",
-            hint="A copy goes to an address of its own: name one where there is no run yet.",
         )

@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
 
 import msgspec
 
-from holdfast.core.records import Entry, Record, Segment, SegmentRef
+from holdfast.core.records import Entry, Record
 from holdfast.core.sealed import seal, unseal, unseal_id
-from holdfast.core.types import MiB
 from holdfast.core.units import format_list
 from holdfast.errors import (
     CommitUnknown,
@@ -31,7 +30,8 @@ from holdfast.errors import (
 )
 from holdfast.repo import keys
 from holdfast.repo.head import REBUILT, Draft, Head, Transaction
-from holdfast.repo.layout import Layout, Part, lay_out, problem_with, read_parts
+from holdfast.repo.layout import lay_out, read_parts
+from holdfast.repo.segments import ENTRY_MAX_BYTES, Segments
 from holdfast.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ ANCESTORS = 64
 KEEP_ENTRIES = 32
 # Above it, as many are removed at a time: a request for each commit would cost more.
 PRUNED_TOGETHER = 16
-ENTRY_MAX_BYTES = 256 * MiB
 # A reader must see no newer entry after it read one: beside a busy writer it tries again.
 _READ_ATTEMPTS = 25
 _READ_BACKOFF_S = 0.001
@@ -63,8 +62,7 @@ class Log:
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._segments: dict[str, tuple[Record, ...]] = {}
-        """As they are stored, by name."""
+        self.segments = Segments(store)
         self._decoded: tuple[str, Entry] | None = None
         """The entry read last, by its id: who asks again for the newest decodes nothing."""
         self._lists: tuple[tuple[Entry, tuple[Record, ...]], ...] = ()
@@ -209,7 +207,7 @@ class Log:
         """
         if (known := self._known(entry)) is not None:
             return known
-        parts = list(read_parts(entry, self._segment))
+        parts = list(read_parts(entry, self.segments.read))
         records = tuple(record for part in reversed(parts) for record in part)
         self._lists = ((entry, records), *self._lists[:1])
         return records
@@ -217,28 +215,11 @@ class Log:
     def newest_first(self, entry: Entry) -> Iterator[Record]:
         """Every live checkpoint, newest first. Reads segments only as far as it is asked."""
         known = self._known(entry)
-        for part in read_parts(entry, self._segment) if known is None else (known,):
+        for part in read_parts(entry, self.segments.read) if known is None else (known,):
             yield from reversed(part)
 
     def _known(self, entry: Entry) -> tuple[Record, ...] | None:
         return next((records for of, records in self._lists if of is entry), None)
-
-    def _segment(self, ref: SegmentRef) -> tuple[Record, ...]:
-        if (cached := self._segments.get(ref.name)) is not None:
-            return cached
-        key = keys.segment_key(ref.name)
-        if not keys.is_name(ref.name):
-            raise DamagedObject(key, "it has an unsafe name")
-        try:
-            id, segment = unseal(self._store.get(key, max_bytes=ENTRY_MAX_BYTES), Segment, key)
-        except ObjectNotFound:
-            raise DamagedObject(key, "it is missing") from None
-        if id != ref.id:
-            raise DamagedObject(key, "it is not the segment that the log names")
-        if problem := problem_with(ref, segment.records):
-            raise DamagedObject(key, problem)
-        self._segments[ref.name] = segment.records
-        return segment.records
 
     # -- committing ------------------------------------------------------------
 
@@ -317,7 +298,7 @@ class Log:
     ) -> Entry:
         before = base.entry if base else _nothing(run)
         layout = lay_out(
-            before, records, draft.records, self._segment, writes=segment_name is not None
+            before, records, draft.records, self.segments.read, writes=segment_name is not None
         )
         entry = msgspec.structs.replace(
             before,
@@ -328,32 +309,12 @@ class Log:
             ancestors=(((before.parent,) if before.parent else ()) + before.ancestors)[:ANCESTORS],
             time_s=self._clock(),
             action=draft.action,
-            segments=self._put_segments(layout, segment_name, run),
+            segments=self.segments.put(layout, segment_name, run),
             edited=layout.edited,
             records=layout.tail,
             rebuilt=False,
         )
         return msgspec.structs.replace(entry, **draft.changes)
-
-    def _put_segments(
-        self, layout: Layout, segment_name: Callable[[], str] | None, run: str
-    ) -> tuple[SegmentRef, ...]:
-        """References to all parts of the list, once those that are new are written."""
-
-        def put(part: Part) -> SegmentRef:
-            if part.ref is not None:
-                return part.ref
-            assert segment_name is not None  # a guest's layout has none
-            return self._put_segment(segment_name(), part.records, run)
-
-        return tuple(map(put, layout.parts))
-
-    def _put_segment(self, name: str, records: tuple[Record, ...], run: str) -> SegmentRef:
-        id, data = seal(Segment(run=run, records=records))
-        if not self._store.put_new(keys.segment_key(name), [data]):
-            self._store.settle(keys.segment_key(name))
-        self._segments[name] = records
-        return SegmentRef(name=name, id=id, count=len(records))
 
     def _send(
         self, entry: Entry, base: Head | None, on_send: Callable[[int, Entry], None] | None
@@ -509,11 +470,6 @@ class Log:
             self._oldest_known = last + 1
         except StoreUnavailable as error:
             logger.warning("could not remove old log entries: %s", error)
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Drop cached segments that are no longer listed."""
-        for name in names:
-            self._segments.pop(name, None)
 
 
 def _nothing(run: str) -> Entry:

@@ -329,7 +329,7 @@ class Repo:
 
     def delete(self, removal: Removal) -> None:
         """Delete objects that no entry lists. A failure leaves them to gc."""
-        self.log.forget(removal.segments)
+        self.log.segments.forget(removal.segments)
         if not removal.keys:
             return
         try:

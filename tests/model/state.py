@@ -5,12 +5,16 @@ Small, since there are hundreds of thousands: entries and packs are numbers and 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from .entries import Entry
 from .explore import State
 
 LOGS, PACKS, FLIGHT, PENDING, LISTS, FAULTS, CRASHES, HISTORY, VOLATILE, ACKED, LOCALS = range(11)
+
+Effect = tuple[Hashable, dict[int, Any], str]
+"""The result that the thread gets, what changes in the state, how to tell it."""
 
 Listing = tuple[int, tuple[int, ...], tuple[int, ...], int]
 """A listing that was begun: the run, what it certainly shows, what it may show, and how

@@ -9,10 +9,10 @@ Why so, and what was measured: docs/design/object-stores.md.
 from __future__ import annotations
 
 import hashlib
-import mmap
+import re
 import secrets
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +30,7 @@ from holdfast.errors import (
 )
 from holdfast.stores.base import NewObject, ObjectInfo, check_key, check_prefix
 from holdfast.stores.object_address import parse_object_address
+from holdfast.stores.object_blocks import Blocks
 from holdfast.stores.object_clients import Clients, check_not_forked, connect
 from holdfast.stores.object_errors import Meaning, meaning_of, refusal, status_of, words_of
 from holdfast.stores.retrying import Passing, Retry
@@ -44,14 +45,14 @@ _LARGE_BYTES = 1 * MiB
 _LARGE_GET_BYTES = 256 * MiB
 # No object is larger anywhere (S3: 50 TB), and clients count in 64 bits.
 _LARGEST_BYTES = 1 << 62
-# Objects that come in blocks lie in memory up to this size (a mirrored run's packs are smaller),
-# and then in a temporary file.
-_IN_MEMORY_BYTES = 80 * MiB
 # How often what was appended is sent, all of it each time: it is read by people.
 _APPENDS_S = 300.0
 # A checkpoint is committed before what it retires is deleted, and reported after that; what
 # stays is found by gc.
 _DELETE_S = 10.0
+# A scratch object is of use during four requests, each tried for two minutes at most.
+_PROBE = "probe-"
+_PROBE_S = 3600.0
 
 _T = TypeVar("_T")
 
@@ -64,13 +65,19 @@ class ObjectStore:
     """
 
     def __init__(
-        self, address: str, *, retry: Retry | None = None, clients: Clients | None = None
+        self,
+        address: str,
+        *,
+        retry: Retry | None = None,
+        clients: Clients | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Asks no server. Raises BadAddress. `clients`: for tests."""
         self._parsed = parse_object_address(address)
         self._retry = retry or Retry()
         self._brief = replace(self._retry, deadline_s=min(_DELETE_S, self._retry.deadline_s))
         self._clients = clients
+        self._clock = clock
         self._lock = threading.Lock()
         self._md5 = True
         """Entity tags are MD5 digests, for all we know."""
@@ -109,7 +116,7 @@ class ObjectStore:
                 return True
             if first or self.size(key) != nbytes:
                 return False
-            if self._holds(key, views, nbytes):
+            if self._reads_as(key, views):
                 return True  # an earlier try has landed; what we write has our name in it
             raise StoreUnavailable(
                 f"{key!r} in {self.address} was sent several times, and is there with other bytes",
@@ -165,8 +172,10 @@ class ObjectStore:
             )
 
     def _holds(self, key: str, views: Sequence[memoryview], nbytes: int) -> bool:
-        if self.size(key) != nbytes:
-            return False
+        return self.size(key) == nbytes and self._reads_as(key, views)
+
+    def _reads_as(self, key: str, views: Sequence[memoryview]) -> bool:
+        """Whether the object begins with these bytes."""
         at = 0
         for view in views:
             found = memoryview(bytearray(view.nbytes))
@@ -177,7 +186,8 @@ class ObjectStore:
         return True
 
     def create(self, key: str, *, at_most_bytes: int) -> NewObject:
-        return _Blocks(self, check_key(key), at_most_bytes)
+        check_key(key)
+        return Blocks(lambda parts: self.put_new(key, parts), at_most_bytes)
 
     def append(self, key: str, data: Buffer) -> None:
         """Kept here, and sent now and then: each time all of it, since objects do not grow."""
@@ -357,14 +367,19 @@ class ObjectStore:
     # -- the rest ------------------------------------------------------------------------
 
     def prepare_writing(self) -> None:
-        """Three requests on a scratch key."""
-        key = f"probe-{secrets.token_hex(8)}"
+        """Three requests on a scratch key, one more where the second one is not refused: the
+        key may have been free, since another process took it for a leftover (`remove_debris`)."""
+        key = f"{_PROBE}{secrets.token_hex(8)}"
+
+        def is_refused(content: bytes) -> bool:
+            view = memoryview(content)
+            put = lambda: self._put(key, [view], view.nbytes, "create")  # noqa: E731
+            return self._ask(put, f"write {key!r}") is None
+
         try:
-            self.put_new(key, [b"first"])
-            second = self._ask(
-                lambda: self._put(key, [memoryview(b"second")], 6, "create"), f"write {key!r}"
-            )
-            if second is not None:
+            with suppress(ObjectNotFound):  # where what was put is read: gone already
+                self.put_new(key, [b"first"])
+            if not is_refused(b"second") and not is_refused(b"third"):
                 raise StoreUnfit(
                     f"{self.address} cannot hold a run: its server replaces an object that was to "
                     "be created only if there is none, so that two writers could overwrite each "
@@ -376,9 +391,31 @@ class ObjectStore:
             with suppress(HoldfastError):  # what was found out matters more
                 self.delete([key])
 
-    def remove_debris(self) -> int:
-        """Nothing half is ever there."""
-        return 0
+    def remove_debris(self, *, thorough: bool = False) -> int:
+        """Scratch objects of `prepare_writing` whose deletion failed; nothing half is ever there.
+
+        Their age is what the server and this machine's clock say, and may be wrong: to a process
+        that has just made one it does no harm.
+        """
+        if not thorough:
+            return 0
+        clients = self._connect()
+
+        def found() -> list[str]:
+            try:
+                reply = clients.api.list_with_delimiter(clients.small, None)
+            except clients.errors as error:
+                raise self._translated(error, "list ''") from None
+            latest = self._clock() - _PROBE_S
+            return [
+                str(item["path"])
+                for item in reply["objects"]
+                if is_probe(item["path"]) and item["last_modified"].timestamp() < latest
+            ]
+
+        left = self._ask(found, "list ''")
+        self.delete(left)
+        return len(left)
 
     def close(self) -> None:
         for key in list(self._appended):
@@ -426,6 +463,11 @@ def is_key(key: str) -> bool:
     return True
 
 
+def is_probe(key: str) -> bool:
+    """Whether it is the key of a scratch object of `ObjectStore.prepare_writing`."""
+    return re.fullmatch(rf"{_PROBE}[0-9a-f]{{16}}", key) is not None
+
+
 class _Appended:
     """An object that grows, as this process knows it."""
 
@@ -434,31 +476,3 @@ class _Appended:
         self.dirty = False
         self.sent = sent
         self.lock = threading.Lock()
-
-
-class _Blocks:
-    """An object that comes in blocks and is then put whole; implements base.NewObject."""
-
-    def __init__(self, store: ObjectStore, key: str, at_most_bytes: int) -> None:
-        self._store = store
-        self._key = key
-        self._memory: mmap.mmap | None
-        if at_most_bytes <= _IN_MEMORY_BYTES:
-            self._memory = mmap.mmap(-1, max(1, at_most_bytes))
-        else:
-            with tempfile.TemporaryFile(prefix="holdfast-") as file:
-                file.truncate(at_most_bytes)
-                self._memory = mmap.mmap(file.fileno(), at_most_bytes)
-
-    def write(self, offset: int, data: memoryview) -> None:
-        assert self._memory is not None
-        with memoryview(self._memory) as memory:
-            copy_bytes(memory[offset : offset + data.nbytes], data.cast("B"))
-
-    def publish(self, nbytes: int) -> bool:
-        assert self._memory is not None
-        with memoryview(self._memory) as memory, memory[:nbytes] as view:
-            return self._store.put_new(self._key, [view])
-
-    def discard(self) -> None:
-        self._memory = None

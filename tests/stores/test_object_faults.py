@@ -336,6 +336,15 @@ def test_what_was_stored_is_compared_without_a_request(network: Network) -> None
     assert network.proxy.count() == (2 if network.place.service.scheme == "az" else 1)
 
 
+def test_a_lost_reply_costs_three_requests(network: Network) -> None:
+    """Sent again it is there, and it has the same bytes."""
+    network.proxy.forget()
+    network.proxy.fail(faults.lost_reply(), method="PUT", target="new")
+    assert network.store.put_new("new", [NEW])
+    methods = [exchange.method for exchange in network.proxy.exchanges()]
+    assert methods == ["PUT", "PUT", "GET"]
+
+
 @pytest.mark.parametrize("tag", [f'"{7:032x}"', '"7-1"', None])
 def test_tags_that_are_no_digests_are_found_out(s3: Place, faulty: Faulty, tag: str | None) -> None:
     """Of what S3 encrypts with a user's key: the first is read back, and then they count

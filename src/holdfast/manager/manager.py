@@ -481,7 +481,7 @@ class CheckpointManager(Mirrored):
 
         With `dry_run` nothing is deleted.
         """
-        return self._open_writer().collect(dry_run=dry_run)
+        return self._open_writer().collect(dry_run=dry_run, thorough=True)
 
     def fork(self, ref: Ref, address: str | os.PathLike[str]) -> CheckpointInfo:
         """Start a new run at `address` from a checkpoint, sharing its data.

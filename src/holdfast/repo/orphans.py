@@ -33,7 +33,8 @@ def find_orphans(repo: Repo) -> list[ObjectInfo]:
 def collect_orphans(
     repo: Repo, *, dry_run: bool = False, take_over: bool = False, alive: Alive = is_alive
 ) -> list[ObjectInfo]:
-    """Delete what nothing lists, and unfinished files of dead processes; what it was.
+    """Delete what nothing lists, unfinished files and scratch objects of dead processes; what
+    it was that nothing lists.
 
     Becomes the run's writer for as long as that takes: what is found is then no save of
     another process, and one that comes back is refused its next commit. So a run with a
@@ -49,7 +50,7 @@ def collect_orphans(
     writer = Writer.open(repo, take_over=take_over, alive=lambda holder: alive(holder) is not False)
     try:
         sizes = {info.key: info for folder in _FOLDERS for info in repo.store.list(folder)}
-        return [sizes[key] for key in writer.collect() if key in sizes]
+        return [sizes[key] for key in writer.collect(thorough=True) if key in sizes]
     finally:
         writer.close()
 

@@ -373,10 +373,11 @@ class Writer:
 
     # -- collecting ------------------------------------------------------------
 
-    def collect(self, *, dry_run: bool = False) -> list[str]:
+    def collect(self, *, dry_run: bool = False, thorough: bool = False) -> list[str]:
         """Delete orphans: objects that no entry lists and no save in flight wrote.
 
-        Only this epoch's creator may call it. Returns the keys.
+        Only this epoch's creator may call it. Returns the keys. `thorough`: see
+        `Store.remove_debris`.
         """
         store = self._repo.store
         with self._repo.lock:
@@ -403,7 +404,7 @@ class Writer:
             orphans = [key for key in found if key not in live and self._may_collect(key)]
         if not dry_run:
             store.delete(orphans)
-            store.remove_debris()
+            store.remove_debris(thorough=thorough)
         return orphans
 
     def _may_collect(self, key: str) -> bool:

@@ -187,10 +187,10 @@ class Store(Protocol):
         """
         ...
 
-    def remove_debris(self) -> int:
+    def remove_debris(self, *, thorough: bool = False) -> int:
         """Remove what dead writers left unfinished; how many things were removed.
 
-        Never touches a live writer's unfinished objects.
+        Does no harm to a live writer. `thorough`: also what costs a request to look for.
         """
         ...
 

@@ -263,8 +263,8 @@ class FaultyStore:
     def prepare_writing(self) -> None:
         self._run("prepare_writing", "", self._inner.prepare_writing)
 
-    def remove_debris(self) -> int:
-        return self._run("remove_debris", "", self._inner.remove_debris)
+    def remove_debris(self, *, thorough: bool = False) -> int:
+        return self._run("remove_debris", "", lambda: self._inner.remove_debris(thorough=thorough))
 
     def close(self) -> None:
         self._run("close", "", self._inner.close)

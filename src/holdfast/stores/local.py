@@ -244,7 +244,7 @@ class LocalStore:
                 hint="Put the run on a local disk, NFS or Lustre, or into an object store.",
             )
 
-    def remove_debris(self) -> int:
+    def remove_debris(self, *, thorough: bool = False) -> int:
         removed = 0
         try:
             with self._folders.open([TEMPORARIES]) as scratch:

@@ -110,7 +110,7 @@ class MemoryStore:
     def prepare_writing(self) -> None:
         """A dict needs no preparation."""
 
-    def remove_debris(self) -> int:
+    def remove_debris(self, *, thorough: bool = False) -> int:
         return 0
 
     def close(self) -> None:

@@ -9,8 +9,10 @@ Why so, and what was measured: docs/design/object-stores.md.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -46,6 +48,9 @@ _APPENDS_S = 300.0
 # A checkpoint is committed before what it retires is deleted, and reported after that; what
 # stays is found by gc.
 _DELETE_S = 10.0
+# A scratch object is of use during four requests, each tried for two minutes at most.
+_PROBE = "probe-"
+_PROBE_S = 3600.0
 
 _T = TypeVar("_T")
 
@@ -58,13 +63,19 @@ class ObjectStore:
     """
 
     def __init__(
-        self, address: str, *, retry: Retry | None = None, clients: Clients | None = None
+        self,
+        address: str,
+        *,
+        retry: Retry | None = None,
+        clients: Clients | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Asks no server. Raises BadAddress. `clients`: for tests."""
         self._parsed = parse_object_address(address)
         self._retry = retry or Retry()
         self._brief = replace(self._retry, deadline_s=min(_DELETE_S, self._retry.deadline_s))
         self._clients = clients
+        self._clock = clock
         self._lock = threading.Lock()
         self._md5 = True
         """Entity tags are MD5 digests, for all we know."""
@@ -358,15 +369,19 @@ class ObjectStore:
     # -- the rest ------------------------------------------------------------------------
 
     def prepare_writing(self) -> None:
-        """Three requests on a scratch key."""
-        key = f"probe-{secrets.token_hex(8)}"
+        """Three requests on a scratch key, one more where the second one is not refused: the
+        key may have been free, since another process took it for a leftover (`remove_debris`)."""
+        key = f"{_PROBE}{secrets.token_hex(8)}"
+
+        def is_refused(content: bytes) -> bool:
+            view = memoryview(content)
+            put = lambda: self._put(key, [view], view.nbytes, "create", md5=False)  # noqa: E731
+            return self._ask(put, f"write {key!r}") is None
+
         try:
-            self.put_new(key, [b"first"])
-            second = self._ask(
-                lambda: self._put(key, [memoryview(b"second")], 6, "create", md5=False),
-                f"write {key!r}",
-            )
-            if second is not None:
+            with suppress(ObjectNotFound):  # where what was put is read: gone already
+                self.put_new(key, [b"first"])
+            if not is_refused(b"second") and not is_refused(b"third"):
                 raise StoreUnfit(
                     f"{self.address} cannot hold a run: its server replaces an object that was to "
                     "be created only if there is none, so that two writers could overwrite each "
@@ -378,9 +393,31 @@ class ObjectStore:
             with suppress(HoldfastError):  # what was found out matters more
                 self.delete([key])
 
-    def remove_debris(self) -> int:
-        """Nothing half is ever there."""
-        return 0
+    def remove_debris(self, *, thorough: bool = False) -> int:
+        """Scratch objects of `prepare_writing` whose deletion failed; nothing half is ever there.
+
+        Their age is what the server and this machine's clock say, and may be wrong: to a process
+        that has just made one it does no harm.
+        """
+        if not thorough:
+            return 0
+        clients = self._connect()
+
+        def found() -> list[str]:
+            try:
+                reply = clients.api.list_with_delimiter(clients.small, None)
+            except clients.errors as error:
+                raise self._translated(error, "list ''") from None
+            latest = self._clock() - _PROBE_S
+            return [
+                str(item["path"])
+                for item in reply["objects"]
+                if is_probe(item["path"]) and item["last_modified"].timestamp() < latest
+            ]
+
+        left = self._ask(found, "list ''")
+        self.delete(left)
+        return len(left)
 
     def close(self) -> None:
         for key in list(self._appended):
@@ -439,6 +476,11 @@ def is_key(key: str) -> bool:
     except HoldfastError:
         return False
     return True
+
+
+def is_probe(key: str) -> bool:
+    """Whether it is the key of a scratch object of `ObjectStore.prepare_writing`."""
+    return re.fullmatch(rf"{_PROBE}[0-9a-f]{{16}}", key) is not None
 
 
 class _Appended:

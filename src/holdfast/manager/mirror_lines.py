@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from holdfast.core.units import format_list
@@ -20,7 +21,7 @@ def only_here(run: str, mirror: str, steps: Sequence[int], *, known: bool) -> st
     where = "not in" if known else "perhaps not in"
     return (
         f"{run}: step {some}{more}: only here, {where} {mirror}; start again, or: "
-        f"holdfast sync {run} {mirror}"
+        f"holdfast sync {shlex.quote(run)} {shlex.quote(mirror)}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from holdfast.core.address import shell_word
 from holdfast.core.process import current, is_alive
 from holdfast.core.records import Holder, Record
 from holdfast.errors import DamagedObject, NoStore, RunHeld
@@ -79,7 +80,7 @@ def _whole_head(repo: Repo) -> Head:
         raise DamagedObject(
             f"{repo.address}/log",
             "; ".join(head.damage),
-            hint=f"Rebuild its list first: holdfast doctor {repo.address} --repair",
+            hint=f"Rebuild its list first: holdfast doctor {shell_word(repo.address)} --repair",
         )
     return head
 

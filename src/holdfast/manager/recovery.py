@@ -73,7 +73,7 @@ def bring_back(
                 f"cannot be known: {error.message}",
                 hint="Start again when it can be reached. To begin at step 0 whatever is there, "
                 "leave mirror= out.",
-            ) from error
+            ) from None
         try:
             if head is None or not records:
                 # A mirror that was made for a run of which nothing is left: this is that run.

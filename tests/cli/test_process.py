@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from holdfast.cli.interrupts import GRACE_S
 
 HOLDFAST = [sys.executable, "-m", "holdfast"]
 
@@ -150,6 +154,38 @@ def test_ctrl_c(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err == "Error: interrupted\n"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_a_server_does_not_answer(times: int) -> None:
+    """A request may wait for minutes, and Python hears of a signal only after it."""
+    code = (
+        "import signal, sys\nfrom holdfast.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.argv[:1] = ['holdfast', 'ls']\nsys.exit(main())"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"s3://bucket/run?endpoint=http://127.0.0.1:{server.getsockname()[1]}"
+        keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **keys},
+        )
+        server.settimeout(30)
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1)  # it waits for the answer now
+            begun = time.monotonic()
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.2)  # two that come together are one
+            _, err = process.communicate(timeout=30)
+            took_s = time.monotonic() - begun
+    assert (process.returncode, err) == (130, "Error: interrupted\n")
+    assert took_s < (GRACE_S + 3 if times == 1 else GRACE_S)
 
 
 def test_a_terminal_without_unicode(run: Path) -> None:

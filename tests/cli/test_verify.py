@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_an_altered_entry_is_damage(address: str, holdfast_cli: Command, at: int
     damage(address, newest, at)
     done = holdfast_cli("verify", address)
     assert f"the list of checkpoints of {address} is damaged\n" in failed_loudly(done, 4)
-    assert f"holdfast doctor {address} --repair" in done.err
+    assert f"holdfast doctor {shlex.quote(address)} --repair" in done.err
     assert done.out.count(" intact\n") == 3
     assert f"log DAMAGED: readers fall back to entry 4 (save): {newest}: " in done.out
     assert holdfast_cli("doctor", address).status == 4
@@ -82,6 +83,17 @@ def test_a_commit_that_only_the_damaged_entry_knew(address: str, holdfast_cli: C
     assert states(holdfast_cli, address) == [True, True]
     assert holdfast_cli("doctor", address, "--repair").status == 0
     assert states(holdfast_cli, address) == [True, True, True]
+
+
+def test_the_only_commits_are_damaged(tmp_path: Path, holdfast_cli: Command) -> None:
+    """No checkpoint is listed then, and that is not all there is to say."""
+    run = tmp_path / "run"
+    with holdfast.CheckpointManager(run) as ckpts:
+        ckpts.save(1, {"x": 1}, block=True)
+    for entry in entries(open_store(run))[:2]:
+        damage(run, entry)
+    done = holdfast_cli("verify", run)
+    assert f"the list of checkpoints of {run} is damaged" in failed_loudly(done, 4)
 
 
 def test_no_entry_is_left(address: str, holdfast_cli: Command) -> None:
@@ -128,3 +140,20 @@ def test_repair_from_a_copy_says_that_the_log_is_not_among_it(
         2,
         1,
     ]
+
+
+def test_a_mirror_is_where_to_repair_from(tmp_path: Path, s3: Place, holdfast_cli: Command) -> None:
+    run = tmp_path / "run"
+    with holdfast.CheckpointManager(run, mirror=s3.address) as ckpts:
+        ckpts.save(1, {"x": np.arange(2000)}, block=True)
+        assert ckpts.wait_mirrored(60)
+    store = open_store(run)
+    store.delete([next(iter(store.list(keys.PACKS))).key])
+    words = f"holdfast verify {run} --repair-from {shlex.quote(s3.address)}"
+    for command in ("verify", "doctor"):
+        done = holdfast_cli(command, run)
+        assert done.status == 4
+        assert words in done.err
+    # As it is printed it can be pasted, whatever the address has in it.
+    assert holdfast_cli(*shlex.split(words)[1:]).status == 0
+    assert holdfast_cli("verify", run).status == 0

@@ -72,6 +72,19 @@ def train(run: Path, there: str, *, upto: int, **settings: object) -> list[int]:
     return done
 
 
+def test_of_a_mirror_that_was_given_up_nothing_is_promised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    there = str(tmp_path / "mirror")
+    with CheckpointManager(there) as other:
+        other.save(7, state(7)).result()
+    train(tmp_path / "first", str(tmp_path / "its-mirror"), upto=3)
+    assert train(tmp_path / "first", there, upto=3) == []
+    assert "copying" not in capsys.readouterr().err
+    assert "start again" not in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("is not used any more")
+
+
 def test_a_finished_run_whose_mirror_lacks_the_end_is_completed_by_the_next_start(
     tmp_path: Path, lines: Lines, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TextIO
@@ -19,6 +20,7 @@ from holdfast.cli.diff import diff
 from holdfast.cli.doctor import doctor
 from holdfast.cli.export import export
 from holdfast.cli.gc import gc
+from holdfast.cli.interrupts import ends_when_interrupted
 from holdfast.cli.ls import ls
 from holdfast.cli.pin import pin
 from holdfast.cli.prune import prune
@@ -83,6 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What follows "--" is the command line of another program.
     as_json = "--json" in takewhile(lambda word: word != "--", words)
     _prepare_streams()
+    as_program = argv is None and threading.current_thread() is threading.main_thread()
+    if not as_program:
+        return _run(words, as_json)
+    with ends_when_interrupted(lambda: _fail(as_json, "interrupted", "", INTERRUPTED)):
+        return _run(words, as_json)
+
+
+def _run(words: list[str], as_json: bool) -> int:
     try:
         # Not `cli.main`: that makes status 1 of a closed pipe.
         with _escaped_warnings(), cli.make_context("holdfast", words) as context:

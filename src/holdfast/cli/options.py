@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from holdfast.cli.render import shown
-from holdfast.core.address import Reference, parse_reference, printable
+from holdfast.core.address import Reference, parse_reference, printable, shell_word
 from holdfast.errors import BadAddress, DamagedObject, HoldfastError
 from holdfast.manager.progress import working
 
@@ -47,7 +47,7 @@ def opened(address: str) -> Iterator[Listing]:
             yield run
     except HoldfastError as error:
         if isinstance(error, DamagedObject) and not error.hint:
-            error.hint = f"See which checkpoints are intact: holdfast verify {address}"
+            error.hint = f"See which checkpoints are intact: holdfast verify {shell_word(address)}"
         # Messages may have several lines; an address must not add one.
         error.message = error.message.replace(address, printable(address))
         error.hint = error.hint.replace(address, printable(address))

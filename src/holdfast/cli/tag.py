@@ -6,7 +6,7 @@ import click
 
 from holdfast.cli.options import json_option, opened, selector_of
 from holdfast.cli.render import checkpoint_json, kept_by, print_json, shown
-from holdfast.core.address import parse_reference, validate_tag
+from holdfast.core.address import parse_reference, shell_word, validate_tag
 from holdfast.errors import CheckpointNotFound
 
 
@@ -41,7 +41,8 @@ def tag(reference: str, name: str, delete: bool, as_json: bool) -> None:
             if before is not None and wanted.explicit and before.id != chosen.id:
                 raise CheckpointNotFound(
                     f"{chosen.ref} has no tag {name!r}",
-                    hint=f"It is at {before.ref}: holdfast tag {wanted.address} {name} --delete",
+                    hint=f"It is at {before.ref}: "
+                    f"holdfast tag {shell_word(wanted.address)} {name} --delete",
                 )
             run.untag(name)
             info = run.info(before.id if before else None)

@@ -20,7 +20,7 @@ from holdfast.cli.render import (
     terminal_width,
     wrapped,
 )
-from holdfast.core.address import printable, short_ids
+from holdfast.core.address import printable, shell_word, short_ids
 from holdfast.core.units import format_size, parse_rate
 from holdfast.errors import CorruptionError, HoldfastError
 
@@ -196,10 +196,12 @@ def _error(target: str, results: Sequence[Transfer]) -> HoldfastError | None:
     counts = f"{len(failed):,} of {plural(len(results), 'checkpoint')}"
     verb = "was" if len(failed) == 1 else "were"
     message = f"{counts} {verb} not copied to {printable(target)}"
-    address = printable(failed[0].info.address)
+    source = failed[0].info.address
+    address = printable(source)
     if any(result.damaged for result in failed):
         return CorruptionError(
             f"{message}: damage was found in {address}",
-            hint=f"See what is damaged: holdfast verify {address}. The others are there.",
+            hint=f"See what is damaged: holdfast verify {shell_word(source)}. "
+            "The others are there.",
         )
     return Incomplete(message, hint="Give the same command again.")

@@ -18,9 +18,9 @@ from holdfast.cli.render import (
     shown,
     table,
 )
-from holdfast.core.address import no_checkpoint, parse_reference, printable, short_ids
+from holdfast.core.address import no_checkpoint, parse_reference, printable, shell_word, short_ids
 from holdfast.core.units import format_size
-from holdfast.errors import CorruptionError
+from holdfast.errors import CorruptionError, NoStore
 
 if TYPE_CHECKING:
     from holdfast.manager.doctor import Finding
@@ -62,10 +62,14 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
     with opened(wanted.address) as run, watched(f"verifying {wanted.address}"):
         ref = selector_of(wanted) if wanted.explicit else None
         results = run.verify(ref, repair_from=source)
-        findings = run.examine(checkpoints=False).damage
+        try:
+            lists = run.examine(checkpoints=False)
+        except NoStore:
+            raise no_checkpoint(wanted.address) from None
+    findings = lists.damage
     if not results and not findings:
         raise no_checkpoint(wanted.address)
-    error = _damage(wanted.address, results, findings)
+    error = _damage(wanted.address, results, findings, lists.mirror if source is None else "")
     repairs = [key for result in results for key in result.repaired]
     if as_json:
         rows = [
@@ -124,10 +128,11 @@ def results_text(results: Sequence[Verification], width: int | None = None) -> s
 
 
 def _damage(
-    address: str, results: Sequence[Verification], findings: Sequence[Finding]
+    address: str, results: Sequence[Verification], findings: Sequence[Finding], mirror: str
 ) -> CorruptionError | None:
-    """What to end with: of the checkpoints, and of what lists them."""
-    run = printable(address)
+    """What to end with: of the checkpoints, and of what lists them. `mirror` is where to repair
+    from; "" if there is none, or something was repaired from already."""
+    run, word = printable(address), shell_word(address)
     intact = [result.info for result in results if result.ok]
     bad = len(results) - len(intact)
     what: list[str] = []
@@ -137,17 +142,25 @@ def _damage(
         what.append(f"{bad} of {plural(len(results), 'checkpoint')} in {run} {verb} damaged")
         hint = (
             "None of these is intact. Look for other checkpoints, or a copy of the run: "
-            f"holdfast verify {run} --repair-from COPY"
+            f"holdfast verify {word} --repair-from COPY"
         )
         if intact:
-            ref = printable(intact[-1].ref)
-            hint = f"The newest intact one of these is {ref}: holdfast restore {ref} DIR"
+            ref = intact[-1].ref
+            hint = (
+                f"The newest intact one of these is {printable(ref)}: "
+                f"holdfast restore {shell_word(ref)} DIR"
+            )
+        if mirror:
+            hint = (
+                "The run's mirror may have what is damaged: "
+                f"holdfast verify {word} --repair-from {shell_word(mirror)}"
+            )
     if findings:
         what.append(
             f"the list of checkpoints of {run} is damaged" if not bad else "so is their list"
         )
         hint = hint or (
             "The run's job rebuilds it from the checkpoints that are whole when it starts, or: "
-            f"holdfast doctor {run} --repair"
+            f"holdfast doctor {word} --repair"
         )
     return CorruptionError(", and ".join(what), hint=hint) if what else None

@@ -20,6 +20,7 @@ not another checkpoint whose id starts so. `short_ids` gives ids that are no num
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -347,6 +348,15 @@ def some_of(words: Sequence[str], *, newest: bool = False) -> str:
 def printable(text: str) -> str:
     """A name or an address, which anyone may have chosen, for one line of a message."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def shell_word(text: str) -> str:
+    """An address or a reference in a command that is printed to be pasted.
+
+    >>> shell_word("runs/mnist@best"), shell_word("s3://b/x?region=r&endpoint=e")
+    ('runs/mnist@best', "'s3://b/x?region=r&endpoint=e'")
+    """
+    return shlex.quote(printable(text))
 
 
 def _brief(word: str) -> str:

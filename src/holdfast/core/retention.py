@@ -328,6 +328,11 @@ def decide(
     return decisions
 
 
+def not_wanted(records: Sequence[Record], keep: KeepPolicy) -> list[str]:
+    """Ids of those that `keep` gives up; none where it says nothing."""
+    return [] if keep.empty else [d.record.id for d in decide(records, keep) if not d.keep]
+
+
 def protected(
     records: Iterable[Record], rules: Iterable[Best] = (), *, damaged: Collection[str] = ()
 ) -> dict[str, tuple[str, ...]]:

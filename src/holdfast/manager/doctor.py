@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from holdfast import __version__
+from holdfast.core.address import shell_word
 from holdfast.core.process import is_alive
 from holdfast.core.records import FORMAT, Manifest, Record, RunInfo
 from holdfast.core.sealed import unseal
@@ -25,6 +26,7 @@ from holdfast.manager.verify import verify
 from holdfast.repo import keys
 from holdfast.repo.head import Head
 from holdfast.repo.holding import Alive, refuse_if_held
+from holdfast.repo.mirrors import remembered
 from holdfast.repo.orphans import find_orphans
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
@@ -53,6 +55,8 @@ class Health:
     findings: tuple[Finding, ...]
     repairable: bool = False
     """Whether `repair` would help: the list of checkpoints, or `holdfast.json`, is damaged."""
+    mirror: str = ""
+    """The run's mirror, where its last writer had one."""
 
     @property
     def damage(self) -> tuple[Finding, ...]:
@@ -81,12 +85,12 @@ def examine(
         try:
             records = repo.log.records(head.entry)
         except DamagedObject as error:
-            do = f"holdfast doctor {address} --repair"
+            do = f"holdfast doctor {shell_word(address)} --repair"
             log = Finding("log", "damage", f"a part of its list is damaged: {error.message}", do)
             findings[1] = log
     repairable = "damage" in (run.state, log.state)
     if not checkpoints:
-        return Health(tuple(findings), repairable)
+        return Health(tuple(findings), repairable, remembered(repo))
     newest: Manifest | None = None
     if records:
         found, newest = _checkpoints(repo, records, address, full=full)
@@ -126,7 +130,7 @@ def _run(repo: Repo, clock: Callable[[], float]) -> Finding:
             "run",
             "damage",
             f"{keys.RUN_INFO} is missing, so that no program finds the run",
-            f"holdfast doctor {repo.address} --repair",
+            f"holdfast doctor {shell_word(repo.address)} --repair",
         )
     except DamagedObject as error:
         what = f"{error.message}; the log has all that it said"
@@ -137,7 +141,7 @@ def _run(repo: Repo, clock: Callable[[], float]) -> Finding:
 
 
 def _log(repo: Repo, address: str) -> tuple[Finding, Head | None]:
-    do = f"holdfast doctor {address} --repair"
+    do = f"holdfast doctor {shell_word(address)} --repair"
     try:
         head = repo.log.read()
     except CorruptionError as error:
@@ -160,6 +164,7 @@ def _checkpoints(
     damage: list[Finding] = []
     newest: Manifest | None = None
     whole = 0
+    mend = ""
     for record in records:
         info = info_of(address, record)
         try:
@@ -175,15 +180,23 @@ def _checkpoints(
             whole += 1
             continue
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        do = f"holdfast rm {info.address}@{record.id[:12]}"
+        do = f"holdfast rm {shell_word(f'{info.address}@{record.id[:12]}')}"
+        mend = mend or _from_mirror(repo, address)
         what = f"step {record.step:,}: {problems[0]}{more}"
-        damage.append(Finding("checkpoint", "damage", what, do))
+        damage.append(Finding("checkpoint", "damage", what, mend or do))
     how = "every byte read" if full else "their packs compared by size; --full reads every byte"
     # The listed ones that nobody removed while they were looked at.
     total = whole + len(damage)
     state: State = "ok" if whole else "damage"
-    do = "" if whole else "None is whole. Look for a copy of the run."
+    do = "" if whole else mend or "None is whole. Look for a copy of the run."
     return [Finding("checkpoints", state, f"{whole} of {total} whole ({how})", do), *damage], newest
+
+
+def _from_mirror(repo: Repo, address: str) -> str:
+    """The command that repairs a run from its mirror; "" if it has none."""
+    if not (mirror := remembered(repo)):
+        return ""
+    return f"holdfast verify {shell_word(address)} --repair-from {shell_word(mirror)}"
 
 
 def _leftovers(repo: Repo, address: str, head: Head | None, alive: Alive) -> list[Finding]:
@@ -197,7 +210,7 @@ def _leftovers(repo: Repo, address: str, head: Head | None, alive: Alive) -> lis
     what = f"{objects}, {size}, that no checkpoint needs"
     if head.entry.holder is not None and alive(head.entry.holder) is not False:
         return [Finding("leftovers", "ok", f"{what}: of a save that is under way, perhaps")]
-    return [Finding("leftovers", "note", what, f"holdfast gc {address}")]
+    return [Finding("leftovers", "note", what, f"holdfast gc {shell_word(address)}")]
 
 
 def _writer(head: Head | None, alive: Alive, clock: Callable[[], float]) -> Finding:

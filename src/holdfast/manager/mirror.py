@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from holdfast.core.address import printable
 from holdfast.core.process import is_alive
 from holdfast.core.records import Holder, Record
-from holdfast.core.retention import KeepPolicy, decide
+from holdfast.core.retention import not_wanted
 from holdfast.core.units import format_duration
 from holdfast.errors import (
     CheckpointRemoved,
@@ -65,11 +65,6 @@ _FINAL = (Fenced, OtherRun, UsageError, FormatTooNew, StoreUnfit)
 _PASSING = (StoreUnavailable, CommitUnknown)
 
 
-def not_wanted(records: Sequence[Record], keep: KeepPolicy) -> list[str]:
-    """Ids of those that `keep` gives up."""
-    return [] if keep.empty else [d.record.id for d in decide(records, keep) if not d.keep]
-
-
 class Mirror:
     """Copies a run's checkpoints to its mirror, from `start` to `close`.
 
@@ -107,7 +102,7 @@ class Mirror:
         """A pass is in progress."""
         self._turn = threading.Lock()
         """Held by the thread that works: the second one follows the first."""
-        self._closing = self._ended = self._over = self._hurried = False
+        self._closing = self._ended = self._over = self._hurried = self._given_up = False
         self._newest = ""
         """Id of the newest checkpoint that `changed` was told of."""
         self._current = ""
@@ -142,8 +137,7 @@ class Mirror:
         """The end is near: from now on a thread of the caller's priority does the work."""
         if self._thread is None or self._pid != os.getpid() or self._hurried:
             return
-        # It waits for its turn. Where no thread can be started, the other one goes on.
-        second = self._start(low=False)
+        second = self._start(low=False)  # it waits for its turn; without it the first goes on
         if second is not None:
             with self._changed:
                 self._thread, self._hurried = second, True
@@ -192,6 +186,11 @@ class Mirror:
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._is_idle(), timeout_s)
             return not self._over and self._is_idle()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will be copied any more."""
+        return self._over
 
     def _is_idle(self) -> bool:
         return not self._dirty and not self._busy
@@ -262,7 +261,7 @@ class Mirror:
             return
         if missing:
             steps = [record.step for record in reversed(missing)]
-            known = self._there is not None
+            known = None if self._given_up else self._there is not None
             logger.error("%s", only_here(self._name, printable(self.address), steps, known=known))
 
     @property
@@ -480,6 +479,7 @@ class Mirror:
             )
 
     def _give_up(self, error: HoldfastError) -> None:
+        self._given_up = True
         logger.error("%s", given_up(self._name, self.local_address, self.address, error))
 
     def _let_go(self, *, politely: bool) -> None:

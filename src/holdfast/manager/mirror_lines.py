@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from holdfast.core.units import format_list
@@ -10,17 +11,20 @@ from holdfast.errors import HoldfastError, OtherRun
 _MOST_STEPS = 4  # in one line
 
 
-def only_here(run: str, mirror: str, steps: Sequence[int], *, known: bool) -> str:
-    """
+def only_here(run: str, mirror: str, steps: Sequence[int], *, known: bool | None) -> str:
+    """`known`: whether they are known not to be there; None if the mirror was given up.
+
     >>> only_here("runs/x", "s3://b/x", [300, 200], known=True)
     'runs/x: step 300, 200: only here, not in s3://b/x; start again, or: holdfast sync runs/x s3://b/x'
     """
     some = ", ".join(f"{step:,}" for step in steps[:_MOST_STEPS])
     more = f" and {len(steps) - _MOST_STEPS} more" if len(steps) > _MOST_STEPS else ""
+    if known is None:  # a line has said why, and what to do
+        return f"{run}: step {some}{more}: only here, {mirror} is not used any more"
     where = "not in" if known else "perhaps not in"
     return (
         f"{run}: step {some}{more}: only here, {where} {mirror}; start again, or: "
-        f"holdfast sync {run} {mirror}"
+        f"holdfast sync {shlex.quote(run)} {shlex.quote(mirror)}"
     )
 
 

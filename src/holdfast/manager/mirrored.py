@@ -156,12 +156,15 @@ class Mirrored(Listing):
         if self._mirror is not None:
             self._mirror.hurry()
 
-    def finish_mirror(self, timeout_s: float) -> None:
+    def finish_mirror(self, timeout_s: float) -> list[int]:
         """No save follows: what is copied from now on has no limit. Returns when all is there,
-        or after `timeout_s`; `close` waits for the rest."""
-        if self._mirror is not None:
-            self._mirror.finish()
-            self._mirror.wait(timeout_s)
+        or after `timeout_s`: steps that are still to be copied, newest first, for which `close`
+        waits; none if the mirror is not used any more."""
+        if self._mirror is None:
+            return []
+        self._mirror.finish()
+        self._mirror.wait(timeout_s)
+        return [] if self._mirror.is_over else self.not_mirrored()
 
     def _close_mirror(self) -> None:
         if self._mirror is not None:

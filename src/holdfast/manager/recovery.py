@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence, Set
 from contextlib import closing
 
-from holdfast.core.address import printable
+from holdfast.core.address import printable, shell_word
 from holdfast.core.records import Record
 from holdfast.core.retention import KeepPolicy, decide
 from holdfast.core.units import format_list
@@ -73,7 +73,7 @@ def bring_back(
                 f"cannot be known: {error.message}",
                 hint="Start again when it can be reached. To begin at step 0 whatever is there, "
                 "leave mirror= out.",
-            ) from error
+            ) from None
         try:
             if head is None or not records:
                 # A mirror that was made for a run of which nothing is left: this is that run.
@@ -121,7 +121,7 @@ def _bring(copies: Replicator, of: Source, keep: KeepPolicy) -> frozenset[str]:
             raise NoIntactCheckpoint(
                 f"none of the {len(damaged)} checkpoint(s) of {copies.source.address} is intact, "
                 f"and {copies.target.address} has none:" + format_list(damaged),
-                hint=f"Look at the damage: holdfast verify {copies.source.address}.",
+                hint=f"Look at the damage: holdfast verify {shell_word(copies.source.address)}.",
             )
         tried.add(record.id)
         if _copy(copies, record, keep, damaged):

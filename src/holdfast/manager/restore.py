@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, MutableMapping, Seque
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.core.address import shell_word
 from holdfast.core.records import Manifest, Record
 from holdfast.core.rng import apply_rng
 from holdfast.core.tree import TreeDecoder
@@ -125,8 +126,8 @@ class Restorer:
         raise NoIntactCheckpoint(
             f"none of the {len(skipped)} checkpoint(s) of {self._address} is intact:"
             + format_list(skipped),
-            hint=f"Look at the damage: holdfast verify {self._address}. To start over, choose "
-            "another address; nothing here was changed.",
+            hint=f"Look at the damage: holdfast verify {shell_word(self._address)}. "
+            "To start over, choose another address; nothing here was changed.",
         )
 
     def _restore(self, record: Record, wish: Wish) -> Restored:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 
+from holdfast.core.address import shell_word
 from holdfast.core.records import Record
 from holdfast.core.retention import ordered
 from holdfast.core.units import format_list
@@ -155,8 +156,8 @@ def newest_intact(
     raise NoIntactCheckpoint(
         f"none of the {len(damaged)} checkpoint(s) of {address} is intact, so none was removed:"
         + format_list(list(damaged.values())),
-        hint=f"Look at the damage: holdfast verify {address}. What is whole in one of them "
-        "may be all that is left.",
+        hint=f"Look at the damage: holdfast verify {shell_word(address)}. "
+        "What is whole in one of them may be all that is left.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from holdfast.core.address import shell_word
 from holdfast.core.process import is_alive
 from holdfast.core.records import Record
 from holdfast.errors import DamagedObject, NoStore
@@ -64,7 +65,7 @@ def _whole_head(repo: Repo) -> Head:
         raise DamagedObject(
             f"{repo.address}/log",
             "; ".join(head.damage),
-            hint=f"Rebuild its list first: holdfast doctor {repo.address} --repair",
+            hint=f"Rebuild its list first: holdfast doctor {shell_word(repo.address)} --repair",
         )
     return head
 

@@ -491,8 +491,7 @@ class Session:
         try:
             self.feeds.close()
             self.saves.close()
-            self.manager.finish_mirror(_BRIEFLY_S)
-            if steps := self.manager.not_mirrored():
+            if steps := self.manager.finish_mirror(_BRIEFLY_S):
                 self.console.say(copying_line(self._address, self.manager.mirror, steps))
         finally:
             with self.console.copying(self._address, self.manager.mirror):

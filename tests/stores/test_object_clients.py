@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from holdfast.errors import UsageError
+from holdfast.stores import object_clients
 from holdfast.stores.object_address import parse_object_address
-from holdfast.stores.object_clients import connect
 from holdfast.stores.open import open_store
 from tests.support.servers.service import Place
 
@@ -32,35 +33,6 @@ def test_the_environment_says_what_the_address_does_not(
     assert open_store(s3.address).get("a", max_bytes=1) == b"x"
 
 
-@pytest.fixture
-def profile(s3: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials in a shared file alone, instead of those that `s3` has set."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    path = tmp_path / "credentials"
-    path.write_text("[training]\naws_access_key_id = AKIA\naws_secret_access_key = hidden\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_PROFILE", "training")
-
-
-@pytest.mark.usefixtures("profile")
-def test_credentials_of_a_profile(s3: Place) -> None:
-    clients = connect(parse_object_address(s3.address))
-    found = clients.small.credential_provider()
-    assert (found["access_key_id"], found["secret_access_key"]) == ("AKIA", "hidden")
-    assert open_store(s3.address).put_new("a", [b"x"])
-
-
-@pytest.mark.usefixtures("profile")
-def test_a_profile_without_what_reads_it(s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("boto3", "botocore", "obstore.auth.boto3"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match="boto3, which reads those, is not installed") as caught:
-        open_store(s3.address).size("a")
-    assert "pip install boto3" in caught.value.hint
-
-
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("az", "azure")])
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
@@ -68,3 +40,86 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, scheme: str, extra
     with pytest.raises(UsageError, match="needs the package obstore") as caught:
         store.size("a")
     assert f"pip install 'holdfast[{extra}]'" in caught.value.hint
+
+
+# -- Azure's connection string -----------------------------------------------------------
+
+STRING = "DefaultEndpointsProtocol=https;AccountName=lab;AccountKey=c2VzYW1lcw==;EndpointSuffix={}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        (
+            STRING.format("core.windows.net"),
+            {
+                "account_name": "lab",
+                "account_key": "c2VzYW1lcw==",
+                "endpoint": "https://lab.blob.core.windows.net",
+            },
+        ),
+        (
+            "BlobEndpoint=http://127.0.0.1:1/lab;AccountName=lab;SharedAccessSignature=sv=1&sig=a=;",
+            {
+                "account_name": "lab",
+                "sas_key": "sv=1&sig=a=",
+                "endpoint": "http://127.0.0.1:1/lab",
+            },
+        ),
+    ],
+)
+def test_what_a_connection_string_says(text: str, expected: dict[str, str]) -> None:
+    assert object_clients._connection_string(text) == expected
+
+
+def azure_config(monkeypatch: pytest.MonkeyPatch, address: str) -> dict[str, str]:
+    for name in list(os.environ):
+        if name.startswith("AZURE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", STRING.format("core.chinacloudapi.cn"))
+    return object_clients.connect(parse_object_address(address)).small.config
+
+
+def test_a_connection_string_opens_its_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = azure_config(monkeypatch, "az://container/run")
+    assert (config["account_name"], config["account_key"]) == ("lab", "c2VzYW1lcw==")
+    config = azure_config(monkeypatch, "az://container/run?account=lab")
+    assert config["endpoint"] == "https://lab.blob.core.chinacloudapi.cn"
+
+
+def test_a_connection_string_opens_no_other_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = azure_config(monkeypatch, "az://container/run?account=other")
+    assert config["account_name"] == "other"
+    assert "account_key" not in config
+
+
+def test_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AZURE_"):
+            monkeypatch.delenv(name)
+    with pytest.raises(UsageError, match="Account must be specified"):
+        open_store("az://container/run").size("a")
+
+
+def test_a_service_account_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "account.json"
+    path.write_text('{"type": "service_account", "private_key": "SESAME"}')
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    with pytest.raises(UsageError, match="private_key_id") as caught:
+        open_store("gs://bucket/run").size("a")
+    assert "SESAME" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_azure_by_connection_string(azure: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = os.environ["AZURE_STORAGE_ACCOUNT_KEY"]
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY")
+    account = azure.service.parameters["account"]
+    monkeypatch.setenv(
+        "AZURE_STORAGE_CONNECTION_STRING",
+        f"AccountName={account};AccountKey={key};BlobEndpoint={azure.endpoint};",
+    )
+    assert open_store(f"az://{azure.service.bucket}/{azure.prefix}").put_new("a", [b"x"])

@@ -35,6 +35,8 @@ def said(status: int, code: str, message: str = "Text.") -> str:
         (exceptions.GenericError(said(500, "InternalError")), Meaning.PASSING),
         (exceptions.GenericError(said(429, "TooManyRequests")), Meaning.PASSING),
         (exceptions.GenericError(said(400, "RequestTimeout")), Meaning.PASSING),
+        (exceptions.GenericError(said(400, "XAmzContentSHA256Mismatch")), Meaning.PASSING),
+        (exceptions.GenericError(said(400, "BadDigest")), Meaning.PASSING),
         (exceptions.GenericError(said(400, "InvalidArgument")), Meaning.REFUSED),
         (exceptions.GenericError("error sending request: connection closed"), Meaning.PASSING),
         (exceptions.PermissionDeniedError(said(403, "AccessDenied")), Meaning.REFUSED),
@@ -59,7 +61,8 @@ def unanswered(inner: str) -> Exception:
     """As obstore words a request that no server has answered."""
     return exceptions.GenericError(
         "Generic S3 error: Error performing PUT https://host/b/a?sig=abc in 2ms - HTTP error: "
-        f"error sending request\n\nDebug source:\nuri: Some(https://host/b/a?sig=abc),\ninner: {inner}"
+        "error sending request\n\nDebug source:\n"
+        f"uri: Some(https://host/b/a?sig=abc),\ninner: {inner}"
     )
 
 

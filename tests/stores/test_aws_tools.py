@@ -21,7 +21,7 @@ from tests.kill.driver import wait_until
 from tests.stores.contract import ANY
 from tests.support.hours import Hours
 from tests.support.servers import faults
-from tests.support.servers.keys import AUTHORIZATION, SECRET, SESSION, Keys, keys_for_containers
+from tests.support.servers.keys import AUTHORIZATION, SECRET, SESSION, Keys, keys_on_loopback
 from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place
 
@@ -136,6 +136,43 @@ def test_the_region_of_a_profile_goes_with_keys_in_the_environment(
     assert "region" not in connect(parse_object_address("s3://bucket/run")).small.config
 
 
+def test_a_role_by_web_identity(
+    s3: Place, home: Home, tmp_path: Path, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on EKS; moto serves STS, too."""
+    token = tmp_path / "token"
+    token.write_text("a.web.token")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/training")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", s3.endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    assert signer(s3, faulty).startswith("ASIA")
+
+
+def test_a_role_of_a_profile(
+    s3: Place, home: Home, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.profile("person", aws_access_key_id="A1", aws_secret_access_key="b")
+    home.profile(
+        "training",
+        role_arn="arn:aws:iam::123456789012:role/training",
+        source_profile="person",
+        region="us-east-1",
+    )
+    monkeypatch.setenv("AWS_PROFILE", "training")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", s3.endpoint)
+    assert signer(s3, faulty).startswith("ASIA")
+
+
+def test_the_role_of_the_machine(
+    s3: Place, home: Home, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with keys_on_loopback() as keys:
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"{keys.url}/")
+        assert signer(s3, faulty) == "KEY1"
+
+
 # -- what is missing or wrong ------------------------------------------------------------
 
 
@@ -202,8 +239,8 @@ def test_without_what_reads_profiles_the_environment_is_enough(
 
 @pytest.fixture
 def keys(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
-    with keys_for_containers() as keys:
-        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", keys.url)
+    with keys_on_loopback() as keys:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{keys.url}/container")
         monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", AUTHORIZATION)
         yield keys
 

@@ -1,4 +1,4 @@
-"""Keys for S3 that do not last, from where a container asks for them."""
+"""Keys for S3 that do not last, from where a container and a machine ask for them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 AUTHORIZATION = "the token of a container"
 SECRET = "wJalrXUtnFEMI-secret"
 SESSION = "IQoJb3JpZ2luX2VjE-session"
+_ROLES = "/latest/meta-data/iam/security-credentials/"
 
 
 class Keys:
@@ -29,42 +30,57 @@ class Keys:
     def is_over(self, key_id: str) -> bool:
         return datetime.now(UTC) >= self.ends[key_id]
 
+    def give(self) -> dict[str, str]:
+        self.given += 1
+        self.ends[self.newest] = datetime.now(UTC) + timedelta(seconds=self.lasting_s)
+        return {
+            "Code": "Success",
+            "AccessKeyId": self.newest,
+            "SecretAccessKey": SECRET,
+            "Token": SESSION,
+            "Expiration": self.ends[self.newest].isoformat(),
+        }
+
     @property
     def newest(self) -> str:
         return f"KEY{self.given}"
 
 
 @contextmanager
-def keys_for_containers() -> Iterator[Keys]:
-    """Runs while the `with` lasts; `AWS_CONTAINER_CREDENTIALS_FULL_URI` names its `url`."""
+def keys_on_loopback() -> Iterator[Keys]:
+    """Runs while the `with` lasts. `AWS_CONTAINER_CREDENTIALS_FULL_URI` names its `url` with
+    `/container`, `AWS_EC2_METADATA_SERVICE_ENDPOINT` its `url`: it serves a machine's role, too.
+    """
     keys = Keys()
 
     class Giver(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self._answer("a token" if self.path == "/latest/api/token" else "")
+
         def do_GET(self) -> None:
-            if not keys.answers or self.headers["Authorization"] != AUTHORIZATION:
-                return self.send_error(500 if not keys.answers else 403)
-            keys.given += 1
-            until = datetime.now(UTC) + timedelta(seconds=keys.lasting_s)
-            keys.ends[keys.newest] = until
-            body = json.dumps(
-                {
-                    "AccessKeyId": keys.newest,
-                    "SecretAccessKey": SECRET,
-                    "Token": SESSION,
-                    "Expiration": until.isoformat(),
-                }
-            ).encode()
+            allowed = {"/container": self.headers["Authorization"] == AUTHORIZATION}
+            role = self.headers["x-aws-ec2-metadata-token"] == "a token"
+            if not keys.answers:
+                self.send_error(500)
+            elif not allowed.get(self.path, role):
+                self.send_error(403)
+            elif self.path == _ROLES:
+                self._answer("role")
+            else:
+                self._answer(json.dumps(keys.give()))
+
+        def _answer(self, text: str) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(text.encode())
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Giver) as server:
-        keys.url = f"http://127.0.0.1:{server.server_port}/keys"
+        keys.url = f"http://127.0.0.1:{server.server_port}"
         serving = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         serving.start()
         try:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import os
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
-from holdfast.errors import UsageError
+from holdfast.errors import StoreUnavailable, UsageError
 from holdfast.stores import object_clients
 from holdfast.stores.object_address import parse_object_address
 from holdfast.stores.open import open_store
@@ -123,3 +129,50 @@ def test_azure_by_connection_string(azure: Place, monkeypatch: pytest.MonkeyPatc
         f"AccountName={account};AccountKey={key};BlobEndpoint={azure.endpoint};",
     )
     assert open_store(f"az://{azure.service.bucket}/{azure.prefix}").put_new("a", [b"x"])
+
+
+# -- a service account, a shared access signature ------------------------------------------
+
+
+def test_a_service_account_of_google(
+    gcs: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It signs its own tokens, and nobody is asked for one."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path = tmp_path / "account.json"
+    account = {
+        "type": "service_account",
+        "private_key": key.decode(),
+        "private_key_id": "1",
+        "client_email": "training@lab.iam.gserviceaccount.com",
+        "client_id": "1",
+    }
+    path.write_text(json.dumps(account))
+    monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    assert open_store(gcs.address).put_new("a", [b"x"])
+
+
+@pytest.mark.slow
+def test_azure_by_shared_access_signature(azure: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = os.environ["AZURE_STORAGE_ACCOUNT_KEY"]
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY")
+    words = {"sp": "rwdlc", "ss": "b", "srt": "sco", "se": "2100-01-01T00:00:00Z"}
+    words["sv"] = "2021-12-02"
+    # In Azure's order, with what is left out: begin, addresses, protocols, encryption scope.
+    signed = [azure.service.parameters["account"], words["sp"], words["ss"], words["srt"]]
+    to_sign = "\n".join([*signed, "", words["se"], "", "", words["sv"], "", ""])
+    signature = base64.b64encode(hmac.digest(base64.b64decode(key), to_sign.encode(), "sha256"))
+    token = urlencode({**words, "sig": signature.decode()})
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", token)
+    assert open_store(azure.address).put_new("a", [b"x"])
+    spoiled = token.replace("sig=", "sig=SESAME")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", spoiled)
+    with pytest.raises(StoreUnavailable, match="status 403") as caught:
+        open_store(azure.address).get("a", max_bytes=9)
+    assert "SESAME" not in str(caught.value)
+    assert signature.decode()[:12] not in str(caught.value)

@@ -18,7 +18,10 @@ from holdfast.errors import UsageError
 # good for ten minutes more, or as long as its giver would have it: so it is asked each time.
 _GOOD_FOR = timedelta(seconds=60)
 # Their messages repeat what a server or a program has said.
-_NOT_REPEATED = ("CredentialRetrievalError", "MetadataRetrievalError", "ClientError")
+_NOT_REPEATED = (
+    *("CredentialRetrievalError", "MetadataRetrievalError", "TokenRetrievalError"),
+    "ClientError",
+)
 _STATIC = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _PROFILES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 

@@ -35,6 +35,8 @@ _CLOCK = ("RequestTimeTooSkewed",)
 # A handshake that failed will fail again.
 _UNTRUSTED = "InvalidCertificate("
 _NOT_TLS = "InvalidContentType"
+# What Go's servers, MinIO for one, and nginx say to plain HTTP.
+_TLS_ONLY = ("HTTP request to an HTTPS server", "plain HTTP request was sent to HTTPS port")
 _CERTIFICATES = {
     "UnknownIssuer": "If its authority is your own, let SSL_CERT_FILE, or for S3 AWS_CA_BUNDLE, "
     "name the file with that authority's certificate.",
@@ -157,6 +159,8 @@ def refusal(error: BaseException, what: str, address: str, *, writing: bool) -> 
             f"cannot {what} in {address}: its server does not speak TLS",
             hint="Write http:// in the endpoint if the server has no certificate.",
         )
+    if any(word in text for word in _TLS_ONLY):
+        return StoreUnavailable(said, hint="Write https:// in the endpoint.")
     if any(word in text for word in _CLOCK):
         return StoreUnavailable(said, hint="Set this machine's clock: the server's is another.")
     if any(word in text for word in _EXPIRED):

@@ -10,8 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format types layers pytest pytest-slow node-servers soak \
-	bench clean
+.PHONY: help demo test test-full lint format types layers pytest pytest-slow node-servers ceph \
+	soak bench clean
 .NOTPARALLEL:  # two pip processes must not write one environment
 
 help:  ## list the targets
@@ -39,10 +39,14 @@ layers: $(VENV)/.dev  ## import-linter: imports go down only
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.dev  ## the quick tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ceph"
 
 pytest-slow: $(VENV)/.dev node-servers  ## the slow tests, the built wheel among them
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# It takes some ten minutes, root for the packages, and 300 MB. --no-install-recommends: no manager.
+ceph: $(VENV)/.dev  ## tests against a real Ceph: needs radosgw ceph-mon ceph-osd ceph-common
+	$(BIN)/python -m pytest -m ceph tests
 
 node-servers: build/node/.installed  ## Azurite and s3rver, which the slow tests start
 

@@ -10,6 +10,8 @@ from tests.support.servers.fixtures import careless_gcs as careless_gcs
 from tests.support.servers.fixtures import careless_gcs_server as careless_gcs_server
 from tests.support.servers.fixtures import careless_s3 as careless_s3
 from tests.support.servers.fixtures import careless_s3_server as careless_s3_server
+from tests.support.servers.fixtures import ceph as ceph
+from tests.support.servers.fixtures import ceph_server as ceph_server
 from tests.support.servers.fixtures import faulty as faulty
 from tests.support.servers.fixtures import gcp_emulator as gcp_emulator
 from tests.support.servers.fixtures import gcp_emulator_server as gcp_emulator_server

@@ -76,16 +76,23 @@ def test_a_job_on_s3_killed_in_every_phase(tmp_path: Path, s3: Place) -> None:
     check_leftovers(script)
 
 
-@pytest.mark.slow
+SLOW = pytest.mark.slow
+CEPH = pytest.mark.ceph
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("server", "name", "args", "points", "total"),
     [
-        ("s3", "generic", (), (*SAVING, *SAVING, "body", "after"), 84),
-        ("s3", "torch_train", ("0",), ("log", "restore", *OVERLAP, *PLACES), 9),
-        ("gcs", "generic", (), (*SAVING, "body"), 20),
+        pytest.param("s3", "generic", (), (*SAVING, *SAVING, "body", "after"), 84, marks=SLOW),
+        pytest.param(
+            "s3", "torch_train", ("0",), ("log", "restore", *OVERLAP, *PLACES), 9, marks=SLOW
+        ),
+        pytest.param("gcs", "generic", (), (*SAVING, "body"), 20, marks=SLOW),
+        pytest.param("azure", "generic", (), (*SAVING, "body"), 20, marks=SLOW),
+        pytest.param("ceph", "generic", (), (*SAVING, "body"), 20, marks=CEPH),
     ],
-    ids=["s3", "s3, torch", "gcs"],
+    ids=["s3", "s3, torch", "gcs", "azure", "ceph"],
 )
 def test_a_hundred_kills_on_buckets(
     request: pytest.FixtureRequest,

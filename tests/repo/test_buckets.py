@@ -25,7 +25,11 @@ from tests.support.servers.service import Place
 ROUNDS = 20
 
 
-@pytest.fixture(params=["s3", "gcs", pytest.param("azure", marks=pytest.mark.slow)])
+AZURE = pytest.param("azure", marks=pytest.mark.slow)
+CEPH = pytest.param("ceph", marks=pytest.mark.ceph)
+
+
+@pytest.fixture(params=["s3", "gcs", AZURE, CEPH])
 def place(request: pytest.FixtureRequest) -> Place:
     return request.getfixturevalue(request.param)
 

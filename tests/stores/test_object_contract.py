@@ -69,6 +69,13 @@ class TestAzure(BucketContract):
         return azure
 
 
+@pytest.mark.ceph
+class TestCeph(BucketContract):
+    @pytest.fixture
+    def place(self, ceph: Place) -> Place:
+        return ceph
+
+
 # -- servers that cannot keep the promise ------------------------------------------------
 
 

@@ -35,6 +35,8 @@ def said(status: int, code: str, message: str = "Text.") -> str:
         (exceptions.GenericError(said(500, "InternalError")), Meaning.PASSING),
         (exceptions.GenericError(said(429, "TooManyRequests")), Meaning.PASSING),
         (exceptions.GenericError(said(400, "RequestTimeout")), Meaning.PASSING),
+        (exceptions.GenericError(said(400, "XAmzContentSHA256Mismatch")), Meaning.PASSING),
+        (exceptions.GenericError(said(400, "BadDigest")), Meaning.PASSING),
         (exceptions.GenericError(said(400, "InvalidArgument")), Meaning.REFUSED),
         (exceptions.GenericError("error sending request: connection closed"), Meaning.PASSING),
         (exceptions.PermissionDeniedError(said(403, "AccessDenied")), Meaning.REFUSED),
@@ -59,8 +61,8 @@ def unanswered(inner: str) -> Exception:
     """As obstore words a request that no server has answered."""
     return exceptions.GenericError(
         "Generic S3 error: Error performing PUT https://host/b/a?sig=abc in 2ms - HTTP error: "
-        "error sending request\n\nDebug source:\nuri: Some(https://host/b/a?sig=abc),\n"
-        f"inner: {inner}"
+        "error sending request\n\nDebug source:\n"
+        f"uri: Some(https://host/b/a?sig=abc),\ninner: {inner}"
     )
 
 
@@ -80,6 +82,52 @@ def test_why_there_was_no_answer(inner: str, words: str, meaning: Meaning) -> No
     assert meaning_of(error) is meaning
     assert words in words_of(error)
     assert "sig=" not in words_of(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "Client sent an HTTP request to an HTTPS server.\n",
+        "<title>400 The plain HTTP request was sent to HTTPS port</title>",
+    ],
+)
+def test_a_server_that_wants_tls(body: str) -> None:
+    error = exceptions.GenericError(f"Server returned non-2xx status code: 400 Bad Request: {body}")
+    assert meaning_of(error) is Meaning.REFUSED
+    assert "https://" in refusal(error, "write 'a'", "s3://b/r", writing=True).hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/api/token",
+        "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/token?a=b",
+        "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2019-08-01",
+    ],
+)
+def test_the_role_of_a_machine_that_has_none(url: str) -> None:
+    """Asked again all the same: it is not there yet when a container has just started."""
+    error = exceptions.GenericError(
+        f"Error performing token request: Error performing GET {url} in 1ms - HTTP error: odd"
+    )
+    assert meaning_of(error) is Meaning.PASSING
+    assert words_of(error).startswith("no credentials: none are in the environment")
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [("CredentialsRefused", Meaning.REFUSED), ("CredentialsUnreachable", Meaning.PASSING)],
+)
+def test_what_our_own_provider_raised(name: str, meaning: Meaning) -> None:
+    error = exceptions.UnauthenticatedError(
+        "The operation lacked valid authentication credentials for path External AWS credential "
+        f"provider: {name}: SSOTokenLoadError, it is over\n\nDebug source: SESAME"
+    )
+    assert meaning_of(error) is meaning
+    assert words_of(error) == "no credentials: SSOTokenLoadError, it is over"
+    found = refusal(error, "write 'a'", "s3://b/r", writing=True)
+    assert isinstance(found, StoreUnavailable)
+    assert "aws s3 ls" in found.hint
 
 
 def test_what_a_server_says_is_not_taken_for_the_clients_own_words() -> None:

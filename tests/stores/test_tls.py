@@ -142,4 +142,4 @@ def test_a_bundle_that_is_none(
     monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
     with pytest.raises(UsageError) as caught:
         open_store(s3.address).size("a")
-    assert "certificates" in caught.value.hint or "the files that they name" in caught.value.hint
+    assert "AWS_CA_BUNDLE" in caught.value.hint or "the files that they name" in caught.value.hint

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from holdfast.core.types import MiB
 from holdfast.errors import StoreUnavailable, UsageError
+from holdfast.stores.aws_tools import ask_aws_tools
 from holdfast.stores.object_address import ObjectAddress
 from holdfast.stores.object_blocks import IN_MEMORY_BYTES
 from holdfast.stores.object_errors import words_of
@@ -44,8 +45,9 @@ class Clients(NamedTuple):
 
 
 def connect(address: ObjectAddress) -> Clients:
-    """Asks no server. Raises UsageError if a package is missing; StoreUnavailable in a forked
-    child whose parent used one of these stores."""
+    """Asks the store nothing; where credentials are to be had may be asked for. Raises UsageError
+    if a package or a credential is missing; StoreUnavailable in a forked child whose parent used
+    one of these stores."""
     global _process
     try:
         import obstore
@@ -61,33 +63,33 @@ def connect(address: ObjectAddress) -> Clients:
     _process = os.getpid()
     make = {"s3": _s3, "gs": _gcs, "az": _azure}[address.scheme]
     errors = (exceptions.BaseError, OSError, ValueError)
-    options = {
-        "connect_timeout": timedelta(seconds=10),
-        "allow_http": True,  # where the endpoint says http://
-        **_certificates(address.scheme),
-    }
-
-    @cache  # a client reads every certificate of the machine: each when it is needed
-    def client(timeout_s: int, **config: Any) -> Any:
-        return build(
-            client_options={"timeout": timedelta(seconds=timeout_s), **options},
-            # We ask again ourselves: see `retrying`.
-            retry_config={"max_retries": 0},
-            prefix=address.prefix or None,
-            **config,
-        )
 
     # Who set it, either way, gets what he wants.
     chosen = address.scheme != "s3" or "AWS_UNSIGNED_PAYLOAD" in os.environ
-
-    def upload(nbytes: int, signed: bool) -> Any:
-        if nbytes < LARGE_BYTES:
-            return client(_SMALL_S)
-        config = {} if chosen or signed else {"unsigned_payload": True}
-        return client(_WHOLE_S if nbytes > IN_MEMORY_BYTES else _LARGE_S, **config)
-
     try:
-        build = make(stores, address)
+        build, bundle = make(stores, address)
+        options = {
+            "connect_timeout": timedelta(seconds=10),
+            "allow_http": True,  # where the endpoint says http://
+            **_certificates(bundle),
+        }
+
+        @cache  # a client reads every certificate of the machine: each when it is needed
+        def client(timeout_s: int, **config: Any) -> Any:
+            return build(
+                client_options={"timeout": timedelta(seconds=timeout_s), **options},
+                # We ask again ourselves: see `retrying`.
+                retry_config={"max_retries": 0},
+                prefix=address.prefix or None,
+                **config,
+            )
+
+        def upload(nbytes: int, signed: bool) -> Any:
+            if nbytes < LARGE_BYTES:
+                return client(_SMALL_S)
+            config = {} if chosen or signed else {"unsigned_payload": True}
+            return client(_WHOLE_S if nbytes > IN_MEMORY_BYTES else _LARGE_S, **config)
+
         return Clients(client(_SMALL_S), client(_LARGE_S), upload, obstore, errors)
     except errors as error:
         raise UsageError(
@@ -96,20 +98,21 @@ def connect(address: ObjectAddress) -> Clients:
         ) from None
 
 
-def _certificates(scheme: str) -> dict[str, bytes]:
+def _certificates(bundle: str) -> dict[str, bytes]:
     """What is trusted besides the system's certificates and SSL_CERT_FILE, which obstore reads:
-    the file that each cloud's own tools are told of."""
-    variable = "AWS_CA_BUNDLE" if scheme == "s3" else "REQUESTS_CA_BUNDLE"
-    if not (name := os.environ.get(variable)):
+    the file that a cloud's own tools were told of, if any."""
+    if not bundle:
         return {}
-    path = Path(name).expanduser()
+    path = Path(bundle).expanduser()
     try:
         files = sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]
         return {"root_certificate": b"\n".join(file.read_bytes() for file in files)}
     except OSError as error:
         raise UsageError(
-            f"{variable} names {name!r}, which cannot be read: {error.strerror}",
-            hint="It is a file of certificates that are trusted, in PEM form, or a folder of such.",
+            f"the certificates that are to be trusted, in {bundle!r}, cannot be read: "
+            f"{error.strerror}",
+            hint="AWS_CA_BUNDLE, or REQUESTS_CA_BUNDLE for GCS and Azure, names a PEM file or a "
+            "folder of such.",
         ) from None
 
 
@@ -124,50 +127,59 @@ def check_not_forked(address: ObjectAddress) -> None:
         )
 
 
-def _s3(stores: Any, address: ObjectAddress) -> Callable[..., Any]:
+# What each cloud takes: how to make its client, and the certificates that its tools trust.
+_Made = tuple[Callable[..., Any], str]
+
+
+def _s3(stores: Any, address: ObjectAddress) -> _Made:
     names = {"virtual_hosted": "virtual_hosted_style_request"}
     config: dict[str, Any] = {
         names.get(name, name): value for name, value in address.options.items()
     }
-    if endpoint := config.get("endpoint"):
-        config["aws_endpoint_url_s3"] = endpoint  # else the variable of that name would win
-    if provider := _aws_profile():
-        config["credential_provider"] = provider
-    return partial(stores.S3Store, address.bucket, **config)
+    tools = ask_aws_tools()
+    given = "region" in config or "AWS_REGION" in os.environ or "AWS_DEFAULT_REGION" in os.environ
+    if tools.region and not given:
+        config["region"] = tools.region
+    if endpoint := config.get("endpoint") or tools.endpoint:
+        # Both: else the variable AWS_ENDPOINT_URL_S3 would win.
+        config["endpoint"] = config["aws_endpoint_url_s3"] = endpoint
+    if tools.credentials:
+        config["credential_provider"] = tools.credentials
+    bundle = tools.ca_bundle or os.environ.get("AWS_CA_BUNDLE", "")
+    return partial(stores.S3Store, address.bucket, **config), bundle
 
 
-def _aws_profile() -> Any:
-    """Credentials of a profile or of a shared file, which obstore does not read itself."""
-    environ = os.environ
-    if "AWS_ACCESS_KEY_ID" in environ or "AWS_WEB_IDENTITY_TOKEN_FILE" in environ:
-        return None
-    shared = Path(environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
-    config = Path(environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
-    if "AWS_PROFILE" not in environ and not shared.exists() and not config.exists():
-        return None
-    try:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        if "AWS_PROFILE" not in environ and not shared.exists():
-            return None  # a config file alone may hold a region, and the machine has a role
-        raise UsageError(
-            "the credentials are in a profile, and boto3, which reads those, is not installed",
-            hint="pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
-        ) from None
-    return Boto3CredentialProvider()
-
-
-def _gcs(stores: Any, address: ObjectAddress) -> Callable[..., Any]:
+def _gcs(stores: Any, address: ObjectAddress) -> _Made:
     config: dict[str, Any] = {}
     if endpoint := address.options.get("endpoint"):
         config["base_url"] = endpoint
-    return partial(stores.GCSStore, address.bucket, **config)
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE", "")
+    return partial(stores.GCSStore, address.bucket, **config), bundle
 
 
-def _azure(stores: Any, address: ObjectAddress) -> Callable[..., Any]:
-    config: dict[str, Any] = {}
-    if account := address.options.get("account"):
-        config["account_name"] = account
+def _azure(stores: Any, address: ObjectAddress) -> _Made:
+    config = _connection_string(os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
+    account = address.options.get("account")
+    if account and account != config.get("account_name"):
+        config = {"account_name": account}  # the string is another's
     if endpoint := address.options.get("endpoint"):
         config["endpoint"] = endpoint
-    return partial(stores.AzureStore, address.bucket, **config)
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE", "")
+    return partial(stores.AzureStore, address.bucket, **config), bundle
+
+
+def _connection_string(text: str) -> dict[str, str]:
+    """What Azure's portal shows and its tools take, and obstore does not."""
+    pairs = (part.partition("=") for part in text.split(";"))
+    parts = {name: value for name, _, value in pairs}
+    account, endpoint = parts.get("AccountName", ""), parts.get("BlobEndpoint", "")
+    if suffix := parts.get("EndpointSuffix"):
+        protocol = parts.get("DefaultEndpointsProtocol", "https")
+        endpoint = endpoint or f"{protocol}://{account}.blob.{suffix}"
+    config = {
+        "account_name": account,
+        "account_key": parts.get("AccountKey", ""),
+        "sas_key": parts.get("SharedAccessSignature", ""),
+        "endpoint": endpoint,
+    }
+    return {name: value for name, value in config.items() if value}

@@ -18,6 +18,9 @@ _CODE = re.compile(
 )
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})|\"message\":\s*\"([^\"]{1,300})")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s<\"]+", re.IGNORECASE)
+_OURS = re.compile(r"External AWS credential provider: Credentials(?:Refused|Unreachable): (.*)")
+# Where the machine's role is asked for when nothing else is given.
+_ROLE = re.compile(r"https?://\S+(/latest/api/token|/computeMetadata/|/metadata/identity/)")
 _DOING = re.compile(r"Error performing \w+(?: request)? .*? in [\d.]+\S+ - ")
 # Why there was no answer: the client's own words stand at the bottom of what it tells.
 _WHY = re.compile(
@@ -32,6 +35,8 @@ _CLOCK = ("RequestTimeTooSkewed",)
 # A handshake that failed will fail again.
 _UNTRUSTED = "InvalidCertificate("
 _NOT_TLS = "InvalidContentType"
+# What Go's servers, MinIO for one, and nginx say to plain HTTP.
+_TLS_ONLY = ("HTTP request to an HTTPS server", "plain HTTP request was sent to HTTPS port")
 _CERTIFICATES = {
     "UnknownIssuer": "If its authority is your own, let SSL_CERT_FILE, or for S3 AWS_CA_BUNDLE, "
     "name the file with that authority's certificate.",
@@ -41,10 +46,15 @@ _CERTIFICATES = {
     "Expired": "Renew it on the server, or set this machine's clock.",
     "NotValidYet": "Set this machine's clock.",
 }
+# What our own providers of credentials raised.
+_PROVIDER = "External AWS credential provider: "
 # What obstore says of a server that leaves out of its answers what it needs.
 _STRANGE = ("Header missing", "non-partial response", "Unable to parse")
 # Turned away for the moment, under statuses that otherwise mean a mistake.
-_PASSING_CODES = ("SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted")
+_PASSING_CODES = (
+    *("SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"),
+    *("XAmzContentSHA256Mismatch", "BadDigest"),  # it arrived changed, and was not stored
+)
 _PASSING_STATUSES = {408, 409, 425, 429}
 
 
@@ -68,6 +78,8 @@ def meaning_of(error: BaseException) -> Meaning:
         return Meaning.PASSING
     if any(word in text for word in (*_NO_BUCKET, *_EXPIRED, *_CLOCK, *_STRANGE)):
         return Meaning.REFUSED
+    if _PROVIDER in text:
+        return Meaning.REFUSED if "CredentialsRefused" in text else Meaning.PASSING
     if _unanswered(error) and (_UNTRUSTED in text or _NOT_TLS in text):
         return Meaning.REFUSED
     if isinstance(error, FileNotFoundError):
@@ -106,6 +118,8 @@ def words_of(error: BaseException) -> str:
     ...                  "Server returned non-2xx status code: 503 Slow: <Code>SlowDown</Code>"))
     'status 503, SlowDown'
     """
+    if found := _OURS.search(str(error)):
+        return f"no credentials: {_URL.sub('(address)', found[1])}"[:_LONGEST]
     text = _URL.sub("(address)", str(error))
     status, code, message = status_of(error), _CODE.search(text), _MESSAGE.search(text)
     parts: list[str] = [] if status is None else [f"status {status}"]
@@ -113,6 +127,8 @@ def words_of(error: BaseException) -> str:
     if not parts:
         line = _DOING.sub("", text.partition("\n")[0])
         parts = [part for part in (line or type(error).__name__, _why(error)) if part]
+    if _ROLE.search(str(error).partition("\n")[0]):
+        parts.insert(0, "no credentials: none are in the environment, and the machine gave none")
     return ", ".join(parts)[:_LONGEST]
 
 
@@ -130,6 +146,8 @@ def refusal(error: BaseException, what: str, address: str, *, writing: bool) -> 
             f"{said}: its server does not answer as the cloud does",
             hint="Use another server, or a local folder.",
         )
+    if _PROVIDER in text:
+        return StoreUnavailable(said, hint="Renew the credentials: try `aws s3 ls`.")
     if _unanswered(error) and _UNTRUSTED in text:
         hints = (hint for kind, hint in _CERTIFICATES.items() if _why(error).startswith(kind))
         return StoreUnavailable(
@@ -141,6 +159,8 @@ def refusal(error: BaseException, what: str, address: str, *, writing: bool) -> 
             f"cannot {what} in {address}: its server does not speak TLS",
             hint="Write http:// in the endpoint if the server has no certificate.",
         )
+    if any(word in text for word in _TLS_ONLY):
+        return StoreUnavailable(said, hint="Write https:// in the endpoint.")
     if any(word in text for word in _CLOCK):
         return StoreUnavailable(said, hint="Set this machine's clock: the server's is another.")
     if any(word in text for word in _EXPIRED):

@@ -1,8 +1,9 @@
 """The servers as fixtures. One of each runs per test process, from the first test that asks.
 
-A test asks for a place (`s3`, `gcs`, `azure`, `careless_s3`, `careless_gcs`, `gcp_emulator`): a
-prefix of its own, with the credentials in the environment while the test runs, for the
-processes that it starts too. `azure` and `careless_s3` come from npm: slow tests only.
+A test asks for a place (`s3`, `gcs`, `azure`, `ceph`, `careless_s3`, `careless_gcs`,
+`gcp_emulator`): a prefix of its own, with the credentials in the environment while the test
+runs, for the processes that it starts too. `azure` and `careless_s3` come from npm: slow tests
+only. `ceph` needs Debian's packages: tests marked `ceph` only, which `make ceph` runs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ def azure_server() -> Iterator[Service]:
     from tests.support.servers.azure import azurite
 
     with azurite() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def ceph_server() -> Iterator[Service]:
+    from tests.support.servers.ceph import ceph
+
+    with ceph() as service:
         yield service
 
 
@@ -83,6 +92,12 @@ def gcs(gcs_server: Service, opened: Opened) -> Place:
 def azure(azure_server: Service, opened: Opened) -> Place:
     """Azure: Azurite. Slow tests only."""
     return opened(azure_server)
+
+
+@pytest.fixture
+def ceph(ceph_server: Service, opened: Opened) -> Place:
+    """S3: a real Ceph. Tests marked `ceph` only."""
+    return opened(ceph_server)
 
 
 @pytest.fixture

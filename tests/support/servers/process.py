@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 # A test process that is killed takes its servers along: the kernel sees to it. A server whose
 # starter died before that was asked for leaves by itself.
-_DIES_WITH_ITS_STARTER = """
+DIES_WITH_ITS_STARTER = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -47,7 +47,7 @@ def running(
     """
     words = [str(word) for word in command]
     process = subprocess.Popen(
-        [sys.executable, "-c", _DIES_WITH_ITS_STARTER, str(os.getpid()), *words],
+        [sys.executable, "-c", DIES_WITH_ITS_STARTER, str(os.getpid()), *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

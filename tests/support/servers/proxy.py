@@ -16,7 +16,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
@@ -29,6 +29,7 @@ from tests.support.servers.faults import Drop, Fault, first, flip
 
 _PIECE = 1 << 16
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect"})
+_SIGNER = re.compile(r"Credential=([^/]+)/")
 _FAULTLESS = Fault()
 _SERVER_TIMEOUT_S = 60
 
@@ -52,6 +53,12 @@ class Exchange:
     reply_bytes: int = 0
     """Of the reply's body, as far as they were sent on."""
 
+    @property
+    def signer(self) -> str:
+        """The id of the key that signed it, in S3."""
+        found = _SIGNER.search(self.headers.get("authorization", ""))
+        return found[1] if found else ""
+
 
 class Rule:
     """A fault, and which requests it meets. Made by `FaultProxy.fail`."""
@@ -64,6 +71,7 @@ class Rule:
         skip: int,
         times: int | None,
         for_s: float | None,
+        when: Callable[[Exchange], bool],
     ) -> None:
         self.fault = fault
         self.met = 0
@@ -72,6 +80,7 @@ class Rule:
         self._target = re.compile(target)
         self._skip = skip
         self._left = times
+        self._when = when
         self._met_one = threading.Event()
         self._until = None if for_s is None else monotonic() + for_s
 
@@ -82,6 +91,8 @@ class Rule:
     def meets(self, exchange: Exchange) -> bool:
         """Whether it is this request's turn; counts it if so."""
         if self._left == 0 or not matches(exchange, self._method, self._target):
+            return False
+        if not self._when(exchange):
             return False
         if self._until is not None and monotonic() >= self._until:
             return False
@@ -152,14 +163,16 @@ class FaultProxy:
         skip: int = 0,
         times: int | None = 1,
         for_s: float | None = None,
+        when: Callable[[Exchange], bool] = lambda exchange: True,
     ) -> Rule:
-        """Let `fault` meet the requests with `method` whose target has a match of `target`.
+        """Let `fault` meet the requests with `method` whose target has a match of `target`,
+        and for which `when` is true.
 
         `target` is a regular expression for path and query, percent-decoded. The first `skip`
         of these pass, the next `times` (None: all) are met, within `for_s` seconds if given.
         Of several rules that meet a request, the oldest has it.
         """
-        rule = Rule(fault, method, target, skip, times, for_s)
+        rule = Rule(fault, method, target, skip, times, for_s, when)
         with self._lock:
             self._rules.append(rule)
         return rule

@@ -32,6 +32,8 @@ class Service:
     bucket: str = "bucket"
     parameters: Mapping[str, str] = field(default_factory=dict)
     """What an address says besides the endpoint: `region`, `account`."""
+    checks_digests: bool = False
+    """It refuses what arrives changed, as S3 does."""
 
     def environment(self) -> dict[str, str | None]:
         """Changes to the environment of a process that uses it; None: to be removed."""

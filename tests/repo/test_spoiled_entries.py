@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from holdfast.core.types import Buffer
 from holdfast.errors import CommitUnknown, CorruptionError, DamagedObject, Fenced, StoredWrong
 from holdfast.repo import keys, log
 from holdfast.repo.head import Draft
@@ -14,7 +15,7 @@ from holdfast.repo.log import KEEP_ENTRIES, PRUNED_TOGETHER, Log
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.base import Store
-from holdfast.stores.faulty import Call, Effect, Fault, FaultPlan, FaultyStore
+from holdfast.stores.faulty import Call, Died, Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.memory import MemoryStore
 from tests.repo.support import check, dead, keep_last, live_packs, packs, process, save
 
@@ -137,39 +138,26 @@ def test_of_two_that_leave_a_number_out_one_gets_the_next(
 
 
 def test_a_repair_that_comes_late_continues_what_was_committed() -> None:
-    """It has seen the wrong entry and wants the number that the writer has taken meanwhile."""
+    """It has seen the wrong entry, and wants the number that the writer takes before it."""
     inner = MemoryStore("late repair")
-    store = FaultyStore(inner, spoil(nth=3))
-    writer = open_writer(store)
+    sent: list[bytes] = []
+
+    class Stops(FaultyStore):
+        """Its process is gone when entry 4 is on its way."""
+
+        def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
+            if key == keys.entry_key(4):
+                sent.append(b"".join(parts))
+                raise Died
+            return super().put_new(key, parts)
+
+    writer = open_writer(Stops(inner, spoil(nth=3)))
     save(writer, 1)
-
-    class Stopped(Exception):
-        pass
-
-    def repair() -> None:
-        # It is about to put entry 4 as its repair; the writer is first.
-        late = beside(inner, FaultPlan(), 4, go_on)
-        others.append(open_writer(late))
-        raise Stopped
-
-    def go_on() -> None:
-        writer_store.put_new(keys.entry_key(4), writer_sends)
-
-    others: list[Writer] = []
-    writer_sends: list[bytes] = []
-    writer_store = inner
-    whole = store.put_new
-
-    def put_new(key: str, parts: list[bytes]) -> bool:
-        if key == keys.entry_key(4):
-            writer_sends.extend(parts)
-            repair()
-        return whole(key, parts)
-
-    store.put_new = put_new  # type: ignore[method-assign]
-    with pytest.raises(Stopped):
+    with pytest.raises(Died):
         save(writer, 2)
-    (other,) = others
+    late = beside(inner, FaultPlan(), 4, lambda: inner.put_new(keys.entry_key(4), sent))
+    other = open_writer(late)
+    assert len(sent) == 1
     assert check(inner) == [1, 2]
     found = Repo(inner).head()
     assert found is not None
@@ -248,8 +236,8 @@ def test_what_only_reads_show_is_no_reason_to_leave_a_number_out() -> None:
                 data[100 + self.reads] ^= 1
             return bytes(data)
 
-        def put_new(self, key: str, parts: object) -> bool:
-            created = super().put_new(key, parts)  # type: ignore[arg-type]
+        def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
+            created = super().put_new(key, parts)
             if key == keys.entry_key(3) and created:
                 raise StoredWrong("so it seems")
             return created
@@ -270,8 +258,8 @@ def test_what_only_reads_show_is_no_reason_to_leave_a_number_out() -> None:
 
 def test_an_entry_that_is_whole_after_all_counts() -> None:
     class Doubtful(FaultyStore):
-        def put_new(self, key: str, parts: object) -> bool:
-            created = super().put_new(key, parts)  # type: ignore[arg-type]
+        def put_new(self, key: str, parts: Sequence[Buffer]) -> bool:
+            created = super().put_new(key, parts)
             if key.startswith(keys.LOG):
                 raise StoredWrong("so it seems")
             return created

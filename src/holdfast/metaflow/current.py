@@ -1,0 +1,184 @@
+"""`current.checkpoint`: what a step's code sees."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import CorruptionError, ObjectNotFound, StoreUnavailable, UsageError
+from holdfast.metaflow.checkpoints import Checkpoints
+from holdfast.metaflow.reference import DEFAULT_NAME, Reference
+
+POLICIES = ("fresh", "eager", "none")
+_FORMATS = ("files", "tar")
+
+
+class CurrentCheckpoint:
+    """The checkpoints of the task that runs.
+
+        @checkpoint
+        @step
+        def fit(self):
+            if current.checkpoint.is_loaded:
+                model = load(os.path.join(current.checkpoint.directory, "model"))
+            ...
+            save(model, os.path.join(current.checkpoint.directory, "model"))
+            current.checkpoint.save(metadata={"epoch": epoch})
+
+    From any thread of the task's process.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        *,
+        temp_dir_root: str | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Asks nothing of the datastore and makes no folder."""
+        self._checkpoints = checkpoints
+        self._temp_dir_root = temp_dir_root
+        self._tell = tell
+        self._directory: str | None = None
+        self._info: Reference | None = None
+
+    # -- what was loaded -----------------------------------------------------------------
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `directory` holds a checkpoint that was saved before."""
+        return self._info is not None
+
+    @property
+    def info(self) -> Reference | None:
+        """Which one that is; `info.metadata` is what it was saved with."""
+        return self._info
+
+    @property
+    def task_identifier(self) -> str:
+        """What names this task in every run of its flow: `fit/task-3`."""
+        place = self._checkpoints.place
+        return f"{place.step}/{place.task}"
+
+    def go_on(self, policy: str) -> None:
+        """Load what the task goes on from, if there is something; a damaged checkpoint is
+        told, and passed over for the one before it."""
+        for reference in self._checkpoints.to_go_on_from(policy):
+            try:
+                self.load(reference)
+            except (CorruptionError, ObjectNotFound) as error:
+                self._tell(f"{reference.url} is damaged and was passed over: {error.message}")
+                self.cleanup()
+                continue
+            self._tell(f"goes on from {reference.url} (of {reference.pathspec})")
+            return
+
+    # -- the folder ----------------------------------------------------------------------
+
+    @property
+    def directory(self) -> str:
+        """A folder of this task's own: what was loaded is in it, and `save` saves it. It is
+        removed when the task ends."""
+        if self._directory is None or not os.path.isdir(self._directory):
+            if self._temp_dir_root:
+                os.makedirs(self._temp_dir_root, exist_ok=True)
+            self._directory = tempfile.mkdtemp(prefix="checkpoint-", dir=self._temp_dir_root)
+        return self._directory
+
+    def cleanup(self) -> None:
+        """Remove the folder; the next use of `directory` makes another."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory, self._info = None, None
+
+    def refresh_directory(self) -> None:
+        """Make `directory` an empty folder."""
+        self.cleanup()
+
+    # -- saving and loading --------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        name: str = DEFAULT_NAME,
+        metadata: Mapping[str, Any] | None = None,
+        latest: bool = True,
+        storage_format: str = "files",
+        block: bool = True,
+    ) -> dict[str, Any]:
+        """Save a file or a folder, by default `directory`; what names it, as plain values.
+
+        With `latest` false it is never loaded by itself. `storage_format` may be "files" or
+        "tar", which changes nothing. With `block` false it becomes durable in the background,
+        at the latest when the task ends; the files may be changed at once in any case.
+
+        Raises UsageError, StoreError, Fenced.
+        """
+        if storage_format not in _FORMATS:
+            raise UsageError(
+                f"storage_format must be one of {', '.join(_FORMATS)}, not {storage_format!r}"
+            )
+        reference = self._checkpoints.save(
+            self.directory if path is None else path,
+            name=name,
+            metadata=metadata,
+            latest=latest,
+            block=block,
+        )
+        return reference.to_dict()
+
+    def load(
+        self, reference: Reference | Mapping[str, Any], path: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Load a checkpoint, every byte verified, into the folder `path`; without one, into a
+        new `directory`.
+
+        Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
+        """
+        wanted = Reference.of(reference)
+        if path is not None:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            self._checkpoints.load(wanted, path)
+            return
+        self.refresh_directory()
+        self._checkpoints.load(wanted, self.directory)
+        self._info = wanted
+
+    def list(
+        self,
+        name: str | None = None,
+        task: object = None,
+        attempt: int | None = None,
+        full_namespace: bool = False,
+    ) -> builtins.list[dict[str, Any]]:
+        """Those of this task, newest first; with `full_namespace` those of its step in every
+        run. `task` is a task, or the pathspec of one; `name` and `attempt` choose among them.
+        """
+        pathspec = None if task is None else str(getattr(task, "pathspec", task))
+        found = self._checkpoints.list(every_run=full_namespace or task is not None)
+        return [
+            each.to_dict()
+            for each in found
+            if (name is None or each.name == name)
+            and (attempt is None or each.attempt == attempt)
+            and (pathspec is None or each.pathspec == pathspec)
+        ]
+
+    # -- the end -------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Wait until all is durable, and remove the folder. May be called again; raises what
+        made a save fail."""
+        try:
+            self._checkpoints.flush()
+            self._checkpoints.close()
+        except StoreUnavailable:
+            self._checkpoints.close()
+            raise
+        finally:
+            self.cleanup()

@@ -1,0 +1,145 @@
+"""What a save returns and what a load takes: one checkpoint, as plain values.
+
+The keys of the dictionary are those of `metaflow-checkpoint`, so that code and artifacts that
+use them go on working.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from holdfast.errors import UsageError
+from holdfast.manager.info import CheckpointInfo
+
+# It is part of the log entry that lists the checkpoint, which every save writes.
+_METADATA_BYTES = 16 * 1024
+DEFAULT_NAME = "mfchckpt"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One checkpoint of a task.
+
+    >>> reference = Reference(key="mf.holdfast/F/fit/task/7/main@3", url="/ds/mf.holdfast/…@3",
+    ...     name="model", size=10, attempt=0, version_id=3, pathspec="F/7/fit/2",
+    ...     created_on="2026-11-26T15:00:00+00:00", metadata={"epoch": 3})
+    >>> Reference.of(reference.to_dict()) == reference
+    True
+    """
+
+    key: str
+    """Below the root of the datastore: a Holdfast run, and in it the version."""
+    url: str
+    """The same as a reference that `holdfast show` takes."""
+    name: str
+    size: int
+    attempt: int
+    version_id: int
+    pathspec: str
+    """The task that saved it."""
+    created_on: str
+    """ISO 8601, in UTC."""
+    metadata: Mapping[str, Any]
+    latest: bool = True
+    """Whether a task goes on from it by itself."""
+    file: str = ""
+    """The name of the one file that it is; "" for a folder."""
+    rank: int | None = None
+    """The node that saved it, of a step that runs on several."""
+    namespace: str = ""
+    """Metaflow's, of the task that saved it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, fit for an artifact."""
+        return {
+            **asdict(self),
+            "metadata": dict(self.metadata),
+            "pathspec_hash": hashlib.sha256(self.pathspec.encode()).hexdigest()[:8],
+            "type": "checkpoint",
+            "storage_format": "files",
+            "creation_context": "task",
+        }
+
+    @classmethod
+    def of(cls, value: object) -> Reference:
+        """From a dictionary that `to_dict` made, or itself. Raises UsageError."""
+        if isinstance(value, Reference):
+            return value
+        if isinstance(value, Mapping) and str(value.get("key", "")).startswith("mf.holdfast/"):
+            fields = cls.__dataclass_fields__
+            try:
+                return cls(**{name: value[name] for name in fields if name in value})
+            except TypeError:
+                pass  # some are missing
+        raise UsageError(
+            f"this is no checkpoint: {str(value)[:200]!r}",
+            hint="Give what `save` returned or `list` shows.",
+        )
+
+
+def note_of(reference: Mapping[str, Any]) -> str:
+    """What is recorded with a checkpoint in its run's list, so that a listing needs no more."""
+    return json.dumps(reference, separators=(",", ":"))
+
+
+def read_note(info: CheckpointInfo, key: str) -> Reference | None:
+    """The reference of a listed checkpoint; None if none of ours is recorded with it."""
+    try:
+        noted = json.loads(info.note)
+        return Reference(
+            key=f"{key}@{info.step}",
+            url=info.ref,
+            size=info.nbytes,
+            version_id=info.step,
+            created_on=datetime.fromtimestamp(info.time_s, UTC).isoformat(),
+            **noted,
+        )
+    except (ValueError, TypeError):
+        return None
+
+
+def plain_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`metadata` as JSON can hold it; NumPy's and PyTorch's numbers and arrays become Python's.
+
+    Raises UsageError for what cannot be, and for more than 16 KiB.
+    """
+    if metadata is None:
+        return {}
+    try:
+        text = json.dumps(dict(metadata), default=_plain)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the metadata of a checkpoint must be plain values: {error}",
+            hint="Numbers, texts, lists and dictionaries; put the rest in a file.",
+        ) from None
+    if len(text) > _METADATA_BYTES:
+        raise UsageError(
+            f"the metadata of a checkpoint takes {len(text):,} bytes; {_METADATA_BYTES:,} can be",
+            hint="Put it in a file of the checkpoint.",
+        )
+    return json.loads(text)
+
+
+def _plain(value: object) -> object:
+    for name in ("tolist", "item"):  # of arrays and tensors, and of their scalars
+        if callable(convert := getattr(value, name, None)):
+            return convert()
+    raise TypeError(f"{type(value).__name__} {str(value)[:80]!r}")
+
+
+def metrics_of(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Its finite numbers: what `keep="best=2:val_loss"` ranks by."""
+    return {
+        name: float(value)
+        for name, value in metadata.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and name.isidentifier()
+    }

@@ -1,0 +1,113 @@
+"""From Metaflow's task to its checkpoints. Called by the decorator; imports Metaflow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from holdfast.metaflow.checkpoints import Checkpoints, new_writer
+from holdfast.metaflow.current import CurrentCheckpoint
+from holdfast.metaflow.places import MAIN, Place, Root, RunName, root_of
+
+# What a process that the task starts needs to find its checkpoints.
+VARIABLE = "HOLDFAST_METAFLOW_TASK"
+
+
+@dataclass(frozen=True)
+class Node:
+    """Which node of a step that runs on several, or the only one (rank None)."""
+
+    rank: int | None = None
+
+    @property
+    def writer(self) -> str:
+        return f"rank-{self.rank}" if self.rank else MAIN
+
+
+def datastore_root(flow_datastore: Any) -> Root:
+    """The root of the datastore that the flow runs with."""
+    from metaflow import metaflow_config as config
+
+    kind = flow_datastore.TYPE
+    settings: dict[str, str] = {}
+    if kind == "s3":
+        settings["endpoint"] = str(config.S3_ENDPOINT_URL or "")
+    elif kind == "azure":
+        settings["endpoint"] = str(config.AZURE_STORAGE_BLOB_SERVICE_ENDPOINT or "")
+    return root_of(kind, flow_datastore.datastore_root, **settings)
+
+
+def place_of(flow: Any, step: str, run: str, origin: str, node: Node) -> Place:
+    """The task of `flow` that runs now."""
+    frames = getattr(flow, "_foreach_stack", None) or []
+    foreach = tuple(int(frame.index) for frame in frames)
+    if node.rank is not None:
+        foreach = foreach[:-1]  # the last one is the node's
+    iterations = tuple(int(n) for n in getattr(flow, "_iteration_stack", None) or [])
+    return Place(flow.name, step, RunName(run, origin), foreach, iterations)
+
+
+def node_of(flow: Any, graph: Any, step: str) -> Node:
+    """Which node this is, if the step runs on several."""
+    if not getattr(graph[step], "parallel_step", False):
+        return Node()
+    return Node(int(flow._foreach_stack[-1].index))
+
+
+def begin(
+    *,
+    flow_datastore: Any,
+    flow: Any,
+    graph: Any,
+    step: str,
+    run: str,
+    task: str,
+    attempt: int,
+    origin: str,
+    namespace: str,
+    policy: str,
+    keep: str | None,
+    temp_dir_root: str | None,
+    tell: Callable[[str], None],
+) -> CurrentCheckpoint:
+    """What `current.checkpoint` is for this task; what it goes on from is loaded."""
+    node = node_of(flow, graph, step)
+    root = datastore_root(flow_datastore)
+    place = place_of(flow, step, run, origin, node)
+    about: dict[str, Any] = {
+        "pathspec": f"{flow.name}/{run}/{step}/{task}",
+        "attempt": attempt,
+        "namespace": namespace,
+        "rank": node.rank,
+        "keep": keep,
+    }
+    os.environ[VARIABLE] = json.dumps({"root": asdict(root), "place": asdict(place), **about})
+    current = CurrentCheckpoint(
+        Checkpoints(root, place, writer=node.writer, **about),
+        temp_dir_root=temp_dir_root,
+        tell=tell,
+    )
+    current.go_on(policy)
+    return current
+
+
+def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
+    """For a process that a task has started: the task's checkpoints; None outside of one."""
+    if not (told := os.environ.get(VARIABLE)):
+        return None
+    about = json.loads(told)
+    root = Root(**about.pop("root"))
+    place = about.pop("place")
+    place = Place(
+        place["flow"],
+        place["step"],
+        RunName(*place["run"]),
+        tuple(place["foreach"]),
+        tuple(place["iterations"]),
+    )
+    return CurrentCheckpoint(
+        Checkpoints(root, place, writer=new_writer(), **about), temp_dir_root=temp_dir_root
+    )

@@ -1,0 +1,157 @@
+"""`@checkpoint`. Imported with Metaflow itself, in every process: what it needs is imported by
+the tasks that use it."""
+
+import os
+from functools import wraps
+
+from metaflow.decorators import StepDecorator
+from metaflow.exception import MetaflowException
+from metaflow.metaflow_current import current
+
+
+class CheckpointException(MetaflowException):
+    headline = "Checkpoint error"
+
+
+_POLICIES = ("fresh", "eager", "none")
+
+
+class CheckpointDecorator(StepDecorator):
+    """
+    Gives a step `current.checkpoint`: what it saves there survives retries, `resume` and
+    machines that go away, in the flow's own datastore.
+
+    Parameters
+    ----------
+    load_policy : str, default "fresh"
+        What is in `current.checkpoint.directory` when the step begins. "fresh": what an earlier
+        attempt of the task has saved last, or the task of the run that is resumed. "eager": or
+        else what this task of any run of the flow, in the same namespace, has saved last.
+        "none", None: nothing.
+    keep : str, optional
+        Which checkpoints stay: "last=3 best=2:val_loss". Without it all do.
+    temp_dir_root : str, optional
+        Where `current.checkpoint.directory` is made.
+    show_card : bool, default False
+        Taken for compatibility.
+    """
+
+    name = "checkpoint"
+    defaults = {  # noqa: RUF012 - Metaflow copies it
+        "load_policy": "fresh",
+        "keep": None,
+        "temp_dir_root": None,
+        "show_card": False,
+    }
+
+    _current = None
+
+    def init(self):
+        # `--with checkpoint:…`, and the runtime to the task, give everything as text.
+        for name, value in self.attributes.items():
+            if isinstance(value, str) and value.lower() in ("none", "null", ""):
+                self.attributes[name] = None
+        if self.attributes["load_policy"] is None:
+            self.attributes["load_policy"] = "none"
+        card = self.attributes["show_card"]
+        if isinstance(card, str):
+            self.attributes["show_card"] = card.lower() in ("true", "1", "yes")
+
+    def step_init(self, flow, graph, step_name, decorators, environment, flow_datastore, logger):
+        self._flow_datastore = flow_datastore
+        self._logger = logger
+        policy = self.attributes["load_policy"]
+        if policy not in _POLICIES:
+            raise CheckpointException(
+                f"load_policy of @checkpoint on step *{step_name}* must be one of "
+                f"{', '.join(map(repr, _POLICIES))}, not {policy!r}."
+            )
+
+    def task_pre_step(
+        self,
+        step_name,
+        task_datastore,
+        metadata,
+        run_id,
+        task_id,
+        flow,
+        graph,
+        retry_count,
+        max_user_code_retries,
+        ubf_context,
+        inputs,
+    ):
+        if retry_count > max_user_code_retries:
+            return  # @catch runs its fallback instead of the step
+        from holdfast.metaflow.task import begin
+
+        self._current = begin(
+            flow_datastore=self._flow_datastore,
+            flow=flow,
+            graph=graph,
+            step=step_name,
+            run=str(run_id),
+            task=str(task_id),
+            attempt=retry_count,
+            origin=str(current.origin_run_id or ""),
+            namespace=str(current.namespace or ""),
+            policy=self.attributes["load_policy"],
+            keep=self.attributes["keep"],
+            temp_dir_root=self.attributes["temp_dir_root"],
+            tell=self._tell,
+        )
+        current._update_env({"checkpoint": self._current})
+
+    def task_decorate(
+        self, step_func, flow, graph, retry_count, max_user_code_retries, ubf_context
+    ):
+        if self._current is None:
+            return step_func
+
+        @wraps(step_func)
+        def step(*args, **kwargs):
+            try:
+                return step_func(*args, **kwargs)
+            except BaseException:  # also SystemExit, which no hook is told of
+                self._finish(failing=True)
+                raise
+
+        return step
+
+    def task_post_step(self, step_name, flow, graph, retry_count, max_user_code_retries):
+        self._finish(failing=False)
+
+    def task_exception(self, exception, step_name, flow, graph, retry_count, max_user_code_retries):
+        self._finish(failing=True)
+
+    def _finish(self, failing):
+        if self._current is None:
+            return
+        from holdfast.errors import HoldfastError
+
+        try:
+            self._current.finish()
+        except HoldfastError as error:
+            if not failing:
+                raise
+            self._tell(f"the last save failed: {error}")
+
+    def _tell(self, text):
+        self._logger(text, head="[@checkpoint] ", timestamp=False)
+
+    def add_to_package(self):
+        return _package()
+
+
+def _package():
+    """Every file of Holdfast, for tasks on other machines."""
+    import holdfast
+
+    root = os.path.dirname(holdfast.__file__)
+    files = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.endswith((".py", ".typed"))
+    ]
+    return [(file, os.path.join("holdfast", os.path.relpath(file, root))) for file in files]

@@ -1,0 +1,3 @@
+"""What this extension adds to Metaflow. Read by every process that imports Metaflow."""
+
+STEP_DECORATORS_DESC = [("checkpoint", ".decorator.CheckpointDecorator")]

@@ -1,0 +1,3 @@
+"""Names that `from metaflow import …` finds."""
+
+toplevel = "toplevel"

@@ -1,0 +1,50 @@
+"""A step goes on where it was: in the next attempt, and in a run that resumes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.metaflow.support import Metaflow
+
+
+@pytest.fixture(params=["folder", "s3"])
+def flows(request: pytest.FixtureRequest) -> Metaflow:
+    return request.getfixturevalue("metaflow" if request.param == "folder" else "metaflow_on_s3")
+
+
+def test_the_next_attempt_goes_on(flows: Metaflow) -> None:
+    flows.run("counting", DIES_AT="4")
+    first, second, end = flows.told
+    assert first == {**first, "attempt": 0, "loaded": 0, "metadata": None, "files": []}
+    assert second == {**second, "attempt": 1, "loaded": 4, "metadata": {"count": 4}}
+    assert second["files"] == ["count"]
+    assert end == {"count": 10}
+
+
+def test_a_run_that_resumes_goes_on_inside_the_step(flows: Metaflow) -> None:
+    flows.run("counting", FAILS_AT="6", status=1)
+    assert [line["loaded"] for line in flows.told] == [0, 5, 5]
+    flows.forget()
+    flows.run("counting", "resume")
+    resumed, end = flows.told
+    assert (resumed["attempt"], resumed["loaded"], resumed["metadata"]) == (0, 5, {"count": 5})
+    assert end == {"count": 10}
+
+
+def test_each_resume_goes_on_from_the_one_before(flows: Metaflow) -> None:
+    """Though all of them name the same origin: `resume` alone means the last `run`."""
+    flows.run("counting", FAILS_AT="3", status=1)
+    flows.run("counting", "resume", FAILS_AT="7", status=1)
+    flows.forget()
+    flows.run("counting", "resume", FAILS_AT="9", status=1)
+    assert [line["loaded"] for line in flows.told] == [6, 8, 8]
+    flows.forget()
+    flows.run("counting", "resume")
+    assert [line.get("loaded") for line in flows.told] == [8, None]
+
+
+def test_a_run_of_its_own_begins_anew(flows: Metaflow) -> None:
+    flows.run("counting")
+    flows.forget()
+    flows.run("counting")
+    assert flows.told[0]["loaded"] == 0

@@ -136,19 +136,16 @@ class Overlap:
         """Whether a barrier, if it came now, would have to copy something."""
         return self._unread > 0 and not self._drained
 
-    def start_again(self) -> None:
-        """All leaves are going to be read once more. Raises SaveFailed after a barrier:
-        what was read before it is gone."""
+    def start_again(self) -> bool:
+        """All leaves are going to be read once more. False after a barrier: what was read
+        before it is gone."""
         with self._lock:
             if self._drained and self._leaves:
-                raise SaveFailed(
-                    "the checkpoint that this save builds on was removed, and what they share "
-                    "can no longer be read: training has gone on",
-                    hint="The next save writes everything.",
-                )
+                return False
             self._unread = len(self._leaves)
             for leaf in self._leaves:
                 leaf.read_nbytes = 0
+            return True
 
     def drain(self) -> None:
         """Return when the calling thread may change the live objects, or ask devices to.

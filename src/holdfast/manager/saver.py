@@ -33,6 +33,7 @@ from holdfast.errors import (
     HoldfastError,
     ObjectNotFound,
     SaveFailed,
+    StoredWrong,
     TornRead,
 )
 from holdfast.manager.cutting import Cutting
@@ -329,8 +330,19 @@ class Saver:
             # Somebody pruned what this save wanted to reuse: write everything anew.
             self._lost_base = True
             logger.info("writing step %d in full: %s", order.pending.step, error.message)
-            order.snapshot.overlap.start_again()
+            if not order.snapshot.overlap.start_again():
+                raise SaveFailed(
+                    "the checkpoint that this save builds on was removed, and what they share "
+                    "can no longer be read: training has gone on",
+                    hint="The next save writes everything.",
+                ) from error
             saved = yield from self._attempt(order, None)
+        except StoredWrong as error:
+            if not order.snapshot.overlap.start_again():
+                raise
+            # What arrived wrong keeps its name: once more, under others.
+            logger.warning("writing step %d once more: %s", order.pending.step, error.message)
+            saved = yield from self._attempt(order, base)
         self._lost_base = False
         self._digests.settle(order.snapshot.marks)
         return saved

@@ -34,10 +34,11 @@ def bucket(request: pytest.FixtureRequest) -> Place:
 
 
 def test_the_runs_below_a_prefix(bucket: Place, holdfast_cli: Command) -> None:
-    for path in ["mnist", "2026/gpt/seed-1", "2026/gpt/seed-2", "too/deep/to/be/found"]:
+    task = "metaflow/mf.holdfast/Train/fit/task-3/7/main"
+    for path in ["mnist", "2026/gpt/seed-1", "2026/gpt/seed-2", "too/deep/to/be/found", task]:
         save(at(bucket, path), 1, 2)
     found = holdfast_cli("ls", bucket.address, "--json").json
-    expected = ["2026/gpt/seed-1", "2026/gpt/seed-2", "mnist"]
+    expected = ["2026/gpt/seed-1", "2026/gpt/seed-2", task, "mnist"]
     assert [run["run"] for run in found["runs"]] == [at(bucket, path) for path in expected]
     lines = holdfast_cli("ls", at(bucket, "2026")).out.splitlines()
     assert len(lines) >= 3

@@ -115,6 +115,13 @@ def test_a_name_of_a_megabyte_floods_no_page() -> None:
     assert available(records).isprintable()
 
 
+def test_of_a_note_the_first_line_is_shown() -> None:
+    """Programs write more behind it, for themselves."""
+    page = checkpoints_text([info(1, note="model, attempt 2\n{1: 2}")], [], 1000.0, 80)
+    assert "(model, attempt 2)" in page
+    assert "{1" not in page
+
+
 @given(st.text())
 def test_what_is_shown_is_printable(text: str) -> None:
     assert shown(text).isprintable()

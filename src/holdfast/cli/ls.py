@@ -180,7 +180,8 @@ def note_text(info: CheckpointInfo, best: Mapping[str, str]) -> str:
     """Tags, "best:metric" and pin, and in brackets what caused the save."""
     wins = [f"best:{metric}" for metric, id in best.items() if id == info.id]
     marks = ", ".join([*info.tags, *wins, *(["pinned"] if info.pinned else [])])
-    note = f"({info.note})" if info.note and not (wins and info.note == "best") else ""
+    said = info.note.partition("\n")[0]  # what follows is for programs
+    note = f"({said})" if said and not (wins and said == "best") else ""
     return f"{marks} {note}".strip()
 
 

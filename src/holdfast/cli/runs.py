@@ -9,6 +9,9 @@ from holdfast.stores.object_address import SCHEMES
 
 _DEPTH = 3
 """Folders between the one that was named and a run: `runs/2026/mnist/seed-1` is found."""
+_METAFLOW = "mf.holdfast"
+"""Below it are folders for flows, steps, tasks, runs and writers (`holdfast.metaflow.places`)."""
+_METAFLOW_DEPTH = 5
 _MOST_FOLDERS = 20_000
 """A slip like `holdfast ls /` answers all the same."""
 RUN_INFO = "holdfast.json"
@@ -18,8 +21,9 @@ def find_runs(folder: str) -> list[str]:
     """Addresses of the runs in and below `folder` or a bucket's prefix, sorted; [] where there
     is none.
 
-    Three levels deep; follows no links and enters no run. What cannot be read in a folder is
-    passed over; raises StoreError for a bucket that cannot be listed.
+    Three levels deep, below a datastore of Metaflow's down to its tasks; follows no links and
+    enters no run. What cannot be read in a folder is passed over; raises StoreError for a
+    bucket that cannot be listed.
     """
     scheme, url, _ = folder.partition("://")
     if not url:
@@ -39,16 +43,21 @@ def _is_run(names: set[str]) -> bool:
 
 def _walk(top: str, look: Callable[[str], tuple[set[str], list[str]]]) -> Iterator[str]:
     """`look` gives the names in a folder, and its folders."""
-    folders = [(top, 0)]
+    folders = [(top, _levels(top, _DEPTH))]
     # By index: the list grows while it is gone through.
-    for seen, (folder, depth) in enumerate(folders):
+    for seen, (folder, levels) in enumerate(folders):
         if seen >= _MOST_FOLDERS:
             return
         names, below = look(folder)
         if _is_run(names):
             yield folder
-        elif depth < _DEPTH:
-            folders += [(name, depth + 1) for name in below]
+        elif levels:
+            folders += [(name, _levels(name, levels - 1)) for name in below]
+
+
+def _levels(folder: str, levels: int) -> int:
+    """How many levels below it are looked at."""
+    return _METAFLOW_DEPTH if folder.rpartition("/")[2] == _METAFLOW else levels
 
 
 def _look_at_folder(folder: str) -> tuple[set[str], list[str]]:

@@ -83,15 +83,17 @@ class Reference:
         )
 
 
-def note_of(reference: Mapping[str, Any]) -> str:
-    """What is recorded with a checkpoint in its run's list, so that a listing needs no more."""
-    return json.dumps(reference, separators=(",", ":"))
+def note_of(noted: Mapping[str, Any]) -> str:
+    """What is recorded with a checkpoint in its run's list, so that a listing needs no more:
+    a line for people, and one for `read_note`."""
+    line = " ".join(str(noted["name"]).split())
+    return f"{line}, attempt {noted['attempt']}\n{json.dumps(noted, separators=(',', ':'))}"
 
 
 def read_note(info: CheckpointInfo, key: str) -> Reference | None:
     """The reference of a listed checkpoint; None if none of ours is recorded with it."""
     try:
-        noted = json.loads(info.note)
+        noted = json.loads(info.note.partition("\n")[2])
         return Reference(
             key=f"{key}@{info.step}",
             url=info.ref,

@@ -27,13 +27,14 @@ def find_runs(folder: str) -> list[str]:
     """
     scheme, url, _ = folder.partition("://")
     if not url:
-        return sorted(_walk(os.path.expanduser(folder), _look_at_folder))
+        return sorted(_walk(os.path.expanduser(folder), _look_at_folder, _levels(folder)))
     if scheme.lower() not in SCHEMES:
         return []
     from holdfast.stores.object import ObjectStore  # slow to import
 
     store = ObjectStore(folder)
-    return sorted(store.below(path) for path in _walk("", store.look))
+    levels = _levels(folder.partition("?")[0])
+    return sorted(store.below(path) for path in _walk("", store.look, levels))
 
 
 def _is_run(names: set[str]) -> bool:
@@ -41,23 +42,31 @@ def _is_run(names: set[str]) -> bool:
     return RUN_INFO in names or names >= {"log", "manifests", "packs"}
 
 
-def _walk(top: str, look: Callable[[str], tuple[set[str], list[str]]]) -> Iterator[str]:
-    """`look` gives the names in a folder, and its folders."""
-    folders = [(top, _levels(top, _DEPTH))]
+def _walk(
+    top: str, look: Callable[[str], tuple[set[str], list[str]]], levels: int
+) -> Iterator[str]:
+    """`look` gives the names in a folder, and its folders; `levels` below it are looked at."""
+    folders = [(top, levels)]
     # By index: the list grows while it is gone through.
-    for seen, (folder, levels) in enumerate(folders):
+    for seen, (folder, left) in enumerate(folders):
         if seen >= _MOST_FOLDERS:
             return
         names, below = look(folder)
         if _is_run(names):
             yield folder
-        elif levels:
-            folders += [(name, _levels(name, levels - 1)) for name in below]
+        elif left:
+            folders += [
+                (name, _METAFLOW_DEPTH if _METAFLOW in name.split("/")[-1:] else left - 1)
+                for name in below
+            ]
 
 
-def _levels(folder: str, levels: int) -> int:
-    """How many levels below it are looked at."""
-    return _METAFLOW_DEPTH if folder.rpartition("/")[2] == _METAFLOW else levels
+def _levels(folder: str) -> int:
+    """How many levels below the folder that was named are looked at."""
+    parts = folder.rstrip("/").split("/")
+    if _METAFLOW not in parts:
+        return _DEPTH
+    return max(0, _METAFLOW_DEPTH - parts[::-1].index(_METAFLOW))
 
 
 def _look_at_folder(folder: str) -> tuple[set[str], list[str]]:

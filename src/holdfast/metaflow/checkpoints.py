@@ -6,18 +6,32 @@ import logging
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from holdfast.core.files import Directory, File
-from holdfast.errors import CorruptionError, NoStore, UsageError
+from holdfast.core.stored import is_safe_name
+from holdfast.errors import (
+    CorruptionError,
+    Fenced,
+    HoldfastError,
+    NoStore,
+    SaveFailed,
+    UsageError,
+)
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
+from holdfast.metaflow.folders import filled
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, lineage
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
+    METADATA_BYTES,
     Reference,
     metrics_of,
     note_of,
@@ -60,11 +74,22 @@ class Checkpoints:
         self._writer = writer
         self._rank = rank
         self._keep = keep
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._begin()
+        _every.add(self)
+
+    def _begin(self) -> None:
+        # Of the handler of a signal that comes in the middle of a save, too.
+        self._lock = threading.RLock()
         self._manager: CheckpointManager | None = None
         self._version = 0
         self._pending: list[Pending] = []
+        """Saves in the background of which nobody has been told how they ended."""
+        self._fenced: Fenced | None = None
+
+    def become_another(self) -> None:
+        """In a forked child: its parent goes on with the run and the locks that it has."""
+        self._writer = new_writer()
+        self._begin()
 
     # -- saving --------------------------------------------------------------------------
 
@@ -80,10 +105,12 @@ class Checkpoints:
         """Save the file or the folder at `path`.
 
         It is read, or copied, before this returns: you may change it at once. With `block` it
-        is durable then; otherwise `flush` waits. Numbers in `metadata` are metrics, too.
-        Raises UsageError before anything is written; StoreError; Fenced if a later attempt of
-        the task has begun.
+        is durable then; otherwise `close` waits. Numbers in `metadata` are metrics, too.
+        Raises UsageError and StateError before anything is saved; StoreError; SaveFailed, also
+        for a file that changes while it is read; Fenced if a later attempt of the task has begun.
         """
+        if not os.fspath(path):
+            raise UsageError("an empty path names nothing to save", hint="Give a file or a folder.")
         source = Path(path)
         if not source.exists():
             raise UsageError(
@@ -91,7 +118,6 @@ class Checkpoints:
                 hint="Write the files first; without a path it is `current.checkpoint.directory`.",
             )
         plain = plain_metadata(metadata)
-        content = Directory(source, follow_links=True) if source.is_dir() else File(source)
         noted = {
             "name": str(name),
             "attempt": self._attempt,
@@ -102,55 +128,89 @@ class Checkpoints:
             "rank": self._rank,
             "namespace": self._namespace,
         }
+        if len(note := note_of(noted)) > 2 * METADATA_BYTES:
+            raise UsageError(
+                f"the name of a checkpoint is too long: {str(name)[:80]!r}…",
+                hint="Put it in a file of the checkpoint.",
+            )
+        content = Directory(source, follow_links=True) if source.is_dir() else File(source)
         with self._lock:
             manager = self._open()
             self._version += 1
             version = self._version
-            pending = manager.save(
-                version,
-                {_CONTENT: content},
-                metrics=metrics_of(plain),
-                note=note_of(noted),
-                block=block,
-            )
-            self._pending = [each for each in self._pending if not each.done()]
+            self._pending = [each for each in self._pending if not _is_saved(each)]
+            try:
+                pending = manager.save(
+                    version, {_CONTENT: content}, metrics=metrics_of(plain), note=note, block=block
+                )
+            except Fenced as error:
+                self._fenced = error
+                raise
             if not block:
                 self._pending.append(pending)
         key = "/".join((*self.place.parts, self._writer))
+        if block and (saved := read_note(pending.result(), key)):
+            return saved
         return Reference(
             key=f"{key}@{version}",
             url=f"{manager.address}@{version}",
-            size=pending.result().nbytes if block else _size(source),
+            size=_size(source),
             version_id=version,
             created_on=datetime.now(UTC).isoformat(),
             **noted,
         )
 
-    def flush(self) -> None:
-        """Wait until every save is durable. Raises what made the last one fail."""
-        for pending in list(self._pending):
-            pending.result()
-
     def close(self) -> None:
-        """Finish, and let others write. Raises as `flush`; may be called twice."""
+        """Wait until every save is durable, and let others write. May be called again.
+
+        Raises, once, what made a save in the background fail. Where a signal's handler raises
+        in the middle of the wait, the saves go on, and the next call waits for them.
+        """
+        failed = self._wait()
         with self._lock:
-            manager, self._manager = self._manager, None
-        if manager is not None and self._pid == os.getpid():
-            manager.close()
+            manager = self._manager
+        if manager is not None:
+            with suppress(SaveFailed):  # that is told by now: by `save`, or below
+                manager.close()
+            self._manager = None
+        if failed is not None:
+            raise failed
+
+    def _wait(self) -> HoldfastError | None:
+        """For the saves in the background; the first error."""
+        failed: HoldfastError | None = None
+        for pending in list(self._pending):
+            try:
+                pending.result()
+            except HoldfastError as error:
+                failed = failed or error
+                if isinstance(error, Fenced):
+                    self._fenced = error
+            with self._lock, suppress(ValueError):  # another thread waits, too
+                self._pending.remove(pending)
+        return failed
 
     def _open(self) -> CheckpointManager:
-        if self._pid != os.getpid():  # forked: its parent goes on with the run that it has
-            self._pid = os.getpid()
-            self._writer, self._manager, self._pending = new_writer(), None, []
+        if self._fenced is not None:
+            raise self._fenced
         if self._manager is None:
-            # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
-            self._manager = CheckpointManager(
+            manager = CheckpointManager(
                 self.root.address(*self.place.parts, self._writer),
                 keep=self._keep,
+                # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
                 take_over=True,
             )
-            newest = self._manager.checkpoints()[-1:]
-            self._version = newest[0].step if newest else 0
+            listed = manager.checkpoints()
+            notes = filter(None, (read_note(info, "") for info in listed))
+            if (newest := max((each.attempt for each in notes), default=0)) > self._attempt:
+                # This one was given up, and lives: it must not take the run back.
+                self._fenced = Fenced(
+                    f"attempt {newest} of {self._pathspec} has begun: attempt {self._attempt} "
+                    "saves no more"
+                )
+                raise self._fenced
+            self._manager = manager
+            self._version = max((info.step for info in listed), default=0)
         return self._manager
 
     # -- finding -------------------------------------------------------------------------
@@ -184,13 +244,18 @@ class Checkpoints:
 
     def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
         """Write its files into the folder `into`, every byte verified; what has the same name
-        there is replaced, other files stay.
+        there is replaced, other files stay. Nothing is changed if it raises.
 
-        Raises CheckpointNotFound, CorruptionError, StoreError.
+        Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
         """
         address, _, version = reference.url.rpartition("@")
-        content = File(Path(into, reference.file)) if reference.file else Directory(into)
-        with CheckpointManager(address, keep=None) as manager:
+        if reference.file and not is_safe_name(reference.file):
+            raise UsageError(f"{reference.file!r} is not the name of a file")
+        with CheckpointManager(address, keep=None) as manager, filled(Path(into)) as new:
+            content: File | Directory = Directory(new)
+            if reference.file:
+                new.mkdir()
+                content = File(new / reference.file)
             manager.restore({_CONTENT: content}, int(version), rng=False)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
@@ -199,7 +264,11 @@ class Checkpoints:
 
     def _runs(self) -> list[RunName]:
         folders = folders_in(self.root.address(*self.place.task_parts))
-        return [RunName.parse(folder) for folder in folders]
+        runs: list[RunName] = []
+        for folder in folders:
+            with suppress(ValueError):  # somebody else's
+                runs.append(RunName.parse(folder))
+        return runs
 
     def _in_run(self, run: RunName) -> Iterator[Reference]:
         place = (*self.place.task_parts, run.part)
@@ -214,7 +283,7 @@ class Checkpoints:
                 logger.error("%s is passed over: %s", address, error.message)
                 continue
             key = "/".join((*place, writer))
-            yield from filter(None, (read_note(info, key) for info in infos))
+            yield from _in_order(filter(None, (read_note(info, key) for info in infos)))
 
 
 def new_writer() -> str:
@@ -222,10 +291,33 @@ def new_writer() -> str:
     return f"at-{secrets.token_hex(4)}"
 
 
+def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
+    """Those of one writer, none older than the one before it: attempts run on machines whose
+    clocks differ."""
+    ordered = sorted(saved, key=lambda each: each.version_id)
+    times = accumulate((each.created_on for each in ordered), max)
+    return (replace(each, created_on=time) for each, time in zip(ordered, times, strict=True))
+
+
 def _newest_first(references: Iterable[Reference]) -> list[Reference]:
     return sorted(references, key=lambda each: (each.created_on, each.version_id), reverse=True)
+
+
+def _is_saved(pending: Pending) -> bool:
+    return pending.done() and pending.exception() is None
 
 
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+_every: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for each in list(_every):
+        each.become_another()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -6,14 +6,23 @@ import builtins
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import CorruptionError, ObjectNotFound, StoreUnavailable, UsageError
+from holdfast.errors import (
+    CheckpointNotFound,
+    CheckpointRemoved,
+    CorruptionError,
+    ObjectNotFound,
+    UsageError,
+)
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.reference import DEFAULT_NAME, Reference
 
+_GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
+"""What a checkpoint is passed over for; an answer that does not come is no such reason."""
 POLICIES = ("fresh", "eager", "none")
 _FORMATS = ("files", "tar")
 
@@ -44,6 +53,8 @@ class CurrentCheckpoint:
         self._checkpoints = checkpoints
         self._temp_dir_root = temp_dir_root
         self._tell = tell
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
         self._directory: str | None = None
         self._info: Reference | None = None
 
@@ -71,9 +82,8 @@ class CurrentCheckpoint:
         for reference in self._checkpoints.to_go_on_from(policy):
             try:
                 self.load(reference)
-            except (CorruptionError, ObjectNotFound) as error:
+            except _GONE as error:
                 self._tell(f"{reference.url} is damaged and was passed over: {error.message}")
-                self.cleanup()
                 continue
             self._tell(f"goes on from {reference.url} (of {reference.pathspec})")
             return
@@ -84,17 +94,28 @@ class CurrentCheckpoint:
     def directory(self) -> str:
         """A folder of this task's own: what was loaded is in it, and `save` saves it. It is
         removed when the task ends."""
-        if self._directory is None or not os.path.isdir(self._directory):
-            if self._temp_dir_root:
-                os.makedirs(self._temp_dir_root, exist_ok=True)
-            self._directory = tempfile.mkdtemp(prefix="checkpoint-", dir=self._temp_dir_root)
-        return self._directory
+        with self._lock:
+            if self._directory is None or not os.path.isdir(self._directory):
+                self._directory = self._new_folder()
+            return self._directory
+
+    def _new_folder(self) -> str:
+        # Absolute: the step may change its working directory.
+        root = os.path.abspath(self._temp_dir_root) if self._temp_dir_root else None
+        if root:
+            os.makedirs(root, exist_ok=True)
+        return tempfile.mkdtemp(prefix="checkpoint-", dir=root)
 
     def cleanup(self) -> None:
         """Remove the folder; the next use of `directory` makes another."""
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory, self._info = None, None
+        self._exchange(None, None)
+
+    def _exchange(self, directory: str | None, info: Reference | None) -> None:
+        with self._lock:
+            old, self._directory, self._info = self._directory, directory, info
+        # What a forked child has is its parent's.
+        if old is not None and self._pid == os.getpid():
+            shutil.rmtree(old, ignore_errors=True)
 
     def refresh_directory(self) -> None:
         """Make `directory` an empty folder."""
@@ -136,7 +157,7 @@ class CurrentCheckpoint:
         self, reference: Reference | Mapping[str, Any], path: str | os.PathLike[str] | None = None
     ) -> None:
         """Load a checkpoint, every byte verified, into the folder `path`; without one, into a
-        new `directory`.
+        new `directory`. If it raises, all stays as it is.
 
         Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
         """
@@ -145,9 +166,13 @@ class CurrentCheckpoint:
             Path(path).mkdir(parents=True, exist_ok=True)
             self._checkpoints.load(wanted, path)
             return
-        self.refresh_directory()
-        self._checkpoints.load(wanted, self.directory)
-        self._info = wanted
+        new = self._new_folder()
+        try:
+            self._checkpoints.load(wanted, new)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        self._exchange(new, wanted)
 
     def list(
         self,
@@ -172,13 +197,10 @@ class CurrentCheckpoint:
     # -- the end -------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Wait until all is durable, and remove the folder. May be called again; raises what
-        made a save fail."""
+        """Wait until all is durable, and remove the folder. May be called again, and must be
+        where a signal's handler has raised in the middle. Raises, once, what made a save in the
+        background fail."""
         try:
-            self._checkpoints.flush()
             self._checkpoints.close()
-        except StoreUnavailable:
-            self._checkpoints.close()
-            raise
         finally:
             self.cleanup()

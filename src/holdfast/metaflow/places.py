@@ -24,21 +24,31 @@ MAIN = "main"
 
 _PLAIN = re.compile(rb"[A-Za-z0-9_-]")
 _ESCAPED = re.compile(rb"\.([0-9a-f]{2})")
+# Stores take no part of a key that begins with a dot or a dash, or is empty.
+_BEGINS = "_="
+"""What no other part begins with: "=" is escaped."""
 
 
 def key_part(text: str) -> str:
-    """`text`, which begins with a letter, a digit or `_`, as one part of a key.
+    """`text` as one part of a key, fit for a folder and for every bucket.
 
     >>> key_part("sfn-12.a/b"), text_of(key_part("sfn-12.a/b"))
     ('sfn-12.2ea.2fb', 'sfn-12.a/b')
+    >>> key_part("Übung"), text_of("_=.c3.9cbung")
+    ('_=.c3.9cbung', 'Übung')
     """
     parts = (bytes([byte]) for byte in text.encode())
-    return "".join(p.decode() if _PLAIN.fullmatch(p) else f".{p.hex()}" for p in parts)
+    part = "".join(p.decode() if _PLAIN.fullmatch(p) else f".{p.hex()}" for p in parts)
+    return part if part and part[0] not in ".-" else _BEGINS + part
 
 
 def text_of(part: str) -> str:
-    """What `key_part` was given."""
-    return _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), part.encode()).decode()
+    """What `key_part` was given. Raises ValueError for what it does not make."""
+    escaped = part.removeprefix(_BEGINS).encode()
+    text = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), escaped).decode()
+    if key_part(text) != part:
+        raise ValueError(f"{part!r} is the name of nothing here")
+    return text
 
 
 class RunName(NamedTuple):
@@ -58,9 +68,9 @@ class RunName(NamedTuple):
 
     @classmethod
     def parse(cls, part: str) -> RunName:
-        """The inverse of `part`."""
-        run, _, origin = part.partition("..")
-        return cls(text_of(run), text_of(origin))
+        """The inverse of `part`. Raises ValueError for what is none."""
+        run, dots, origin = part.partition("..")
+        return cls(text_of(run), text_of(origin) if dots else "")
 
 
 @dataclass(frozen=True)

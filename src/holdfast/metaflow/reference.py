@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from holdfast.errors import UsageError
 from holdfast.manager.info import CheckpointInfo
 
 # It is part of the log entry that lists the checkpoint, which every save writes.
-_METADATA_BYTES = 16 * 1024
+METADATA_BYTES = 16 * 1024
 DEFAULT_NAME = "mfchckpt"
 
 
@@ -83,6 +83,11 @@ class Reference:
         )
 
 
+_NOTED = frozenset(Reference.__dataclass_fields__) - {
+    *("key", "url", "size", "version_id", "created_on")  # what the list itself says
+}
+
+
 def note_of(noted: Mapping[str, Any]) -> str:
     """What is recorded with a checkpoint in its run's list, so that a listing needs no more:
     a line for people, and one for `read_note`."""
@@ -91,9 +96,13 @@ def note_of(noted: Mapping[str, Any]) -> str:
 
 
 def read_note(info: CheckpointInfo, key: str) -> Reference | None:
-    """The reference of a listed checkpoint; None if none of ours is recorded with it."""
+    """The reference of a listed checkpoint; None if none of ours is recorded with it.
+
+    What a newer version records besides is passed over: its checkpoints are not hidden.
+    """
     try:
         noted = json.loads(info.note.partition("\n")[2])
+        noted = {name: value for name, value in noted.items() if name in _NOTED}
         return Reference(
             key=f"{key}@{info.step}",
             url=info.ref,
@@ -102,46 +111,71 @@ def read_note(info: CheckpointInfo, key: str) -> Reference | None:
             created_on=datetime.fromtimestamp(info.time_s, UTC).isoformat(),
             **noted,
         )
-    except (ValueError, TypeError):
-        return None
+    except (ValueError, TypeError, AttributeError):
+        return None  # a note of somebody else's
 
 
 def plain_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`metadata` as JSON can hold it; NumPy's and PyTorch's numbers and arrays become Python's.
+    """`metadata` as JSON can hold it, NaN and infinities too; NumPy's and PyTorch's numbers and
+    arrays become Python's, tuples lists, and keys texts.
 
     Raises UsageError for what cannot be, and for more than 16 KiB.
     """
     if metadata is None:
         return {}
     try:
-        text = json.dumps(dict(metadata), default=_plain)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(_plain(dict(metadata)))
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"the metadata of a checkpoint must be plain values: {error}",
             hint="Numbers, texts, lists and dictionaries; put the rest in a file.",
         ) from None
-    if len(text) > _METADATA_BYTES:
+    if len(text) > METADATA_BYTES:
         raise UsageError(
-            f"the metadata of a checkpoint takes {len(text):,} bytes; {_METADATA_BYTES:,} can be",
+            f"the metadata of a checkpoint takes {len(text):,} bytes; {METADATA_BYTES:,} can be",
             hint="Put it in a file of the checkpoint.",
         )
     return json.loads(text)
 
 
 def _plain(value: object) -> object:
-    for name in ("tolist", "item"):  # of arrays and tensors, and of their scalars
-        if callable(convert := getattr(value, name, None)):
-            return convert()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        items = cast(Mapping[object, object], value).items()
+        plain = {_key(key): _plain(each) for key, each in items}
+        if len(plain) < len(value):
+            raise TypeError(f"two keys of {str(value)[:80]} are the same as text")
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in cast(Sequence[object], value)]
+    convert = getattr(value, "tolist", None)  # of arrays, tensors, and their scalars
+    if callable(convert) and type(converted := convert()) is not type(value):
+        return _plain(converted)
     raise TypeError(f"{type(value).__name__} {str(value)[:80]!r}")
+
+
+def _key(key: object) -> str:
+    plain = _plain(key)
+    if isinstance(plain, str | int | float):
+        return plain if isinstance(plain, str) else json.dumps(plain)
+    raise TypeError(f"the key {str(key)[:80]!r}")
 
 
 def metrics_of(metadata: Mapping[str, Any]) -> dict[str, float]:
     """Its finite numbers: what `keep="best=2:val_loss"` ranks by."""
     return {
-        name: float(value)
+        name: number
         for name, value in metadata.items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and name.isidentifier()
+        if name.isidentifier() and math.isfinite(number := _number(value))
     }
+
+
+def _number(value: object) -> float:
+    """NaN for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

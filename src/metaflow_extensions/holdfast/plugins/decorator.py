@@ -14,6 +14,10 @@ class CheckpointException(MetaflowException):
 
 
 _POLICIES = ("fresh", "eager", "none")
+_SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0", "none"), False),
+}
 
 
 class CheckpointDecorator(StepDecorator):
@@ -48,24 +52,46 @@ class CheckpointDecorator(StepDecorator):
 
     def init(self):
         # `--with checkpoint:…`, and the runtime to the task, give everything as text.
-        for name, value in self.attributes.items():
-            if isinstance(value, str) and value.lower() in ("none", "null", ""):
-                self.attributes[name] = None
-        if self.attributes["load_policy"] is None:
-            self.attributes["load_policy"] = "none"
-        card = self.attributes["show_card"]
-        if isinstance(card, str):
-            self.attributes["show_card"] = card.lower() in ("true", "1", "yes")
+        values = self.attributes
+        for name, value in values.items():
+            if isinstance(value, str) and value.strip().lower() in ("none", "null", ""):
+                values[name] = None
+        if values["load_policy"] is None:
+            values["load_policy"] = "none"
+        if values["temp_dir_root"] is not None:
+            values["temp_dir_root"] = os.fspath(values["temp_dir_root"])
+        values["show_card"] = _SWITCHES.get(str(values["show_card"]).lower(), values["show_card"])
 
     def step_init(self, flow, graph, step_name, decorators, environment, flow_datastore, logger):
         self._flow_datastore = flow_datastore
         self._logger = logger
+        self._step_name = step_name
         policy = self.attributes["load_policy"]
         if policy not in _POLICIES:
-            raise CheckpointException(
-                f"load_policy of @checkpoint on step *{step_name}* must be one of "
-                f"{', '.join(map(repr, _POLICIES))}, not {policy!r}."
-            )
+            raise self._refusal("load_policy", f"be one of {', '.join(map(repr, _POLICIES))}")
+        if not isinstance(self.attributes["show_card"], bool):
+            raise self._refusal("show_card", "be True or False")
+
+    def runtime_init(self, flow, graph, package, run_id):
+        # Not in step_init, which every command of a flow and every task comes through.
+        keep = self.attributes["keep"]
+        if keep is None:
+            return
+        if not isinstance(keep, str):
+            raise self._refusal("keep", "be a rule such as 'last=3 best=2:val_loss'")
+        from holdfast.core.retention import parse_keep
+        from holdfast.errors import HoldfastError
+
+        try:
+            parse_keep(keep)
+        except HoldfastError as error:
+            raise self._refusal("keep", f"be understood: {error}") from None
+
+    def _refusal(self, name, what):
+        return CheckpointException(
+            f"{name} of @checkpoint on step *{self._step_name}* must {what}, "
+            f"not {self.attributes[name]!r}."
+        )
 
     def task_pre_step(
         self,

@@ -1,0 +1,64 @@
+"""What `@checkpoint` is given: in the code, or by `--with checkpoint:…` as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.metaflow.support import Metaflow
+
+_ENDED = 1
+_OLD = {"by": "first", "count": 2}
+
+
+def _run(metaflow: Metaflow, options: str, by: str, **variables: str) -> list[dict[str, Any]]:
+    """What a run of it tells: each attempt what it loaded, then what it can list."""
+    metaflow.forget()
+    metaflow.run(
+        "plain", "run", "--with", "retry", f"--with=checkpoint{options}", BY=by, **variables
+    )
+    return metaflow.told
+
+
+def test_without_options(metaflow: Metaflow) -> None:
+    first, retried, end = _run(metaflow, "", "first", FAILS="1")
+    assert (first["loaded"], retried["loaded"]) == (None, _OLD)
+    assert end["counts"] == [2, 1, 0, 2, 1, 0]
+    assert _run(metaflow, "", "second")[0]["loaded"] is None  # "fresh"
+
+
+@pytest.mark.parametrize("none", ["none", "None", "null"])
+def test_nothing_is_loaded(metaflow: Metaflow, none: str) -> None:
+    options = f":load_policy={none},keep=last=2,show_card=FALSE,temp_dir_root={none}"
+    first, retried, end = _run(metaflow, options, "first", FAILS="1")
+    assert (first["loaded"], retried["loaded"]) == (None, None)
+    assert end["counts"] == [2, 1]
+
+
+def test_eager_loads_what_an_earlier_run_in_the_namespace_has(metaflow: Metaflow) -> None:
+    eager = ":load_policy=eager,show_card=yes"
+    assert _run(metaflow, eager, "first")[0]["loaded"] is None
+    assert _run(metaflow, eager, "other", METAFLOW_USER="somebody")[0]["loaded"] is None
+    first, retried, _ = _run(metaflow, eager, "second", FAILS="1")
+    assert first["loaded"] == _OLD
+    assert retried["loaded"] == {"by": "second", "count": 2}
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("load_policy=newest", "load_policy of @checkpoint on step end must be one of"),
+        ("keep=lots=2", "keep of @checkpoint on step end must be understood"),
+        ("keep=3", "keep of @checkpoint on step end must be a rule"),
+        ("show_card=perhaps", "show_card of @checkpoint on step end must be True or False"),
+        ("every=year", "does not support the attribute 'every'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_run(
+    metaflow: Metaflow, option: str, said: str
+) -> None:
+    output = metaflow.run("plain", "run", f"--with=checkpoint:{option}", status=_ENDED).output
+    assert said in " ".join(output.split())
+    assert not metaflow.told
+    assert "Task is starting" not in output

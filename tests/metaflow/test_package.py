@@ -70,3 +70,17 @@ def test_what_a_task_checks_for_is_what_holdfast_needs(metaflow: Metaflow) -> No
     )
     core = [name_of(requirement) for requirement in REQUIRES if "extra ==" not in requirement]
     assert sorted(told) == sorted(core)  # type: ignore[call-overload]
+
+
+def test_a_task_on_a_bucket_is_told_of_its_client_too(metaflow: Metaflow) -> None:
+    told = python(
+        metaflow,
+        "import metaflow\n"
+        "from metaflow_extensions.holdfast.plugins import decorator\n"
+        "sys.modules['obstore'] = None  # as if it were not installed\n"
+        "decorator._check_installed('fit', 'local')\n"
+        "try: decorator._check_installed('fit', 's3')\n"
+        "except decorator.CheckpointException as error: told = str(error)",
+    )
+    assert "runs: obstore. " in str(told)
+    assert '"obstore": ">=' in str(told)

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import venv
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from tests.support.wheel import build_wheel, copy_of_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -141,16 +141,8 @@ def test_core_needs_no_framework() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Built from a copy: the build writes beside its sources, where other tests look.
-    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    shutil.copytree(ROOT / "src" / "holdfast", copy / "src" / "holdfast")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    [path] = out.glob("*.whl")
-    return path
+    sources = copy_of_sources(tmp_path_factory.mktemp("source"))
+    return build_wheel(sources, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.mark.slow
@@ -158,8 +150,13 @@ def test_wheel_content(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "holdfast/py.typed" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    sources = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src" / "holdfast").rglob("*.py")}
+    sources = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src").rglob("*.py")}
     assert sources <= names
+    assert any(name.startswith("metaflow_extensions/holdfast/") for name in sources)
+    [top_level] = [name for name in names if name.endswith("/top_level.txt")]
+    told = zipfile.ZipFile(wheel).read(top_level).decode().split()
+    # Metaflow looks only into distributions whose list names it.
+    assert told == ["holdfast", "metaflow_extensions"]
     assert not [n for n in names if n.startswith(("tests", "examples", "demo", "docs"))]
 
 

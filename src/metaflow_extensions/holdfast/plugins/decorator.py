@@ -2,7 +2,8 @@
 the tasks that use it."""
 
 import os
-from functools import wraps
+from functools import cache, wraps
+from importlib.util import find_spec
 
 from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
@@ -18,6 +19,10 @@ _SWITCHES = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0", "none"), False),
 }
+
+# Compiled for one Python and one kind of machine, so that a code package cannot bring them.
+_NEEDED = ("numpy", "blake3", "xxhash", "msgspec")
+_NEEDED_FOR = {"s3": ("obstore",), "gs": ("obstore",), "azure": ("obstore",)}
 
 
 class CheckpointDecorator(StepDecorator):
@@ -109,6 +114,7 @@ class CheckpointDecorator(StepDecorator):
     ):
         if retry_count > max_user_code_retries:
             return  # @catch runs its fallback instead of the step
+        _check_installed(step_name, self._flow_datastore.TYPE)
         from holdfast.metaflow.task import begin
 
         self._current = begin(
@@ -169,6 +175,25 @@ class CheckpointDecorator(StepDecorator):
         return _package()
 
 
+def _check_installed(step_name, datastore):
+    """Raise if this task's environment, often another one than that of `run`, lacks something."""
+    needed = _NEEDED + _NEEDED_FOR.get(datastore, ())
+    missing = [name for name in needed if find_spec(name) is None]
+    if not missing:
+        return
+    from holdfast import __version__
+
+    packages = f'"holdfast": "{__version__}"'
+    if "obstore" in needed:
+        packages += ', "obstore": ">=0.12,<0.13"'
+    raise CheckpointException(
+        f"@checkpoint on step *{step_name}* needs what is not installed where the step runs: "
+        f"{', '.join(missing)}. Add it there: @pypi(packages={{{packages}}}) above the step, "
+        "or the same packages in its image."
+    )
+
+
+@cache  # asked for once for each step with the decorator, in every run
 def _package():
     """Every file of Holdfast, for tasks on other machines."""
     import holdfast

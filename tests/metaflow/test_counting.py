@@ -7,7 +7,8 @@ import pytest
 from tests.metaflow.support import Metaflow
 
 
-@pytest.fixture(params=["folder", "s3"])
+# Metaflow itself starts processes for each of its requests to S3.
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def flows(request: pytest.FixtureRequest) -> Metaflow:
     return request.getfixturevalue("metaflow" if request.param == "folder" else "metaflow_on_s3")
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,10 +21,11 @@ from holdfast.errors import (
     CorruptionError,
     Fenced,
     HoldfastError,
-    NoStore,
+    ObjectNotFound,
     SaveFailed,
     UsageError,
 )
+from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.folders import filled
@@ -44,6 +45,8 @@ logger = logging.getLogger("holdfast")
 
 _CONTENT = "files"
 """Where a checkpoint's files are in its state."""
+_ABOUT = "about"
+"""Where its note is once more: a list that was damaged is rebuilt without notes."""
 
 
 class Checkpoints:
@@ -80,7 +83,10 @@ class Checkpoints:
     def _begin(self) -> None:
         # Of the handler of a signal that comes in the middle of a save, too.
         self._lock = threading.RLock()
+        self._managers: dict[str, CheckpointManager] = {}
+        """By address: what is known of a run is not asked for again."""
         self._manager: CheckpointManager | None = None
+        """The one that saves."""
         self._version = 0
         self._pending: list[Pending] = []
         """Saves in the background of which nobody has been told how they ended."""
@@ -141,7 +147,11 @@ class Checkpoints:
             self._pending = [each for each in self._pending if not _is_saved(each)]
             try:
                 pending = manager.save(
-                    version, {_CONTENT: content}, metrics=metrics_of(plain), note=note, block=block
+                    version,
+                    {_CONTENT: content, _ABOUT: note},
+                    metrics=metrics_of(plain),
+                    note=note,
+                    block=block,
                 )
             except Fenced as error:
                 self._fenced = error
@@ -168,10 +178,10 @@ class Checkpoints:
         """
         failed = self._wait()
         with self._lock:
-            manager = self._manager
-        if manager is not None:
-            with suppress(SaveFailed):  # that is told by now: by `save`, or below
-                manager.close()
+            for address, manager in list(self._managers.items()):
+                with suppress(SaveFailed):  # that is told by now: by `save`, or below
+                    manager.close()
+                del self._managers[address]
             self._manager = None
         if failed is not None:
             raise failed
@@ -191,27 +201,53 @@ class Checkpoints:
         return failed
 
     def _open(self) -> CheckpointManager:
+        """Become the writer of a run. What is damaged in its list is mended."""
         if self._fenced is not None:
             raise self._fenced
         if self._manager is None:
-            manager = CheckpointManager(
-                self.root.address(*self.place.parts, self._writer),
-                keep=self._keep,
-                # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
-                take_over=True,
-            )
-            listed = manager.checkpoints()
-            notes = filter(None, (read_note(info, "") for info in listed))
-            if (newest := max((each.attempt for each in notes), default=0)) > self._attempt:
-                # This one was given up, and lives: it must not take the run back.
-                self._fenced = Fenced(
-                    f"attempt {newest} of {self._pathspec} has begun: attempt {self._attempt} "
-                    "saves no more"
-                )
-                raise self._fenced
-            self._manager = manager
-            self._version = max((info.step for info in listed), default=0)
+            try:
+                self._manager = self._acquired()
+            except CorruptionError as error:
+                logger.error("checkpoints are saved beside others: %s", error.message)
+                self._writer = new_writer()
+                self._manager = self._acquired()
         return self._manager
+
+    def _acquired(self) -> CheckpointManager:
+        manager = self._at(self._address)
+        with suppress(CorruptionError):  # it is mended below
+            self._check_newest(manager.checkpoints())
+        manager.acquire()
+        listed = manager.checkpoints()
+        self._check_newest(listed)
+        self._version = max((info.step for info in listed), default=0)
+        return manager
+
+    def _check_newest(self, listed: Sequence[CheckpointInfo]) -> None:
+        """Raises Fenced if a later attempt has saved: this one was given up, and lives. It must
+        not take the run back."""
+        notes = filter(None, (read_note(info, "") for info in listed))
+        newest = max((each.attempt for each in notes), default=0)
+        if newest > self._attempt:
+            self._fenced = Fenced(
+                f"attempt {newest} of {self._pathspec} has begun: attempt {self._attempt} "
+                "saves no more"
+            )
+            raise self._fenced
+
+    @property
+    def _address(self) -> str:
+        return self.root.address(*self.place.parts, self._writer)
+
+    def _at(self, address: str) -> CheckpointManager:
+        with self._lock:
+            if address not in self._managers:
+                own = address == self._address
+                # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
+                self._managers[address] = CheckpointManager(
+                    address, keep=self._keep if own else None, take_over=own
+                )
+            return self._managers[address]
 
     # -- finding -------------------------------------------------------------------------
 
@@ -232,7 +268,7 @@ class Checkpoints:
         if policy == "none":
             return
         if self._attempt > 0:
-            yield from self._good(self._in_run(self.place.run))
+            yield from self._good(self._in_run(self.place.run, mend=True))
         if not self.place.run.origin and policy != "eager":
             return
         runs = self._runs()
@@ -251,12 +287,13 @@ class Checkpoints:
         address, _, version = reference.url.rpartition("@")
         if reference.file and not is_safe_name(reference.file):
             raise UsageError(f"{reference.file!r} is not the name of a file")
-        with CheckpointManager(address, keep=None) as manager, filled(Path(into)) as new:
+        with filled(Path(into)) as new:
             content: File | Directory = Directory(new)
             if reference.file:
                 new.mkdir()
                 content = File(new / reference.file)
-            manager.restore({_CONTENT: content}, int(version), rng=False)
+            manager = self._at(address)
+            manager.restore({_CONTENT: content}, int(version), only=[_CONTENT], rng=False)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.
@@ -270,20 +307,35 @@ class Checkpoints:
                 runs.append(RunName.parse(folder))
         return runs
 
-    def _in_run(self, run: RunName) -> Iterator[Reference]:
+    def _in_run(self, run: RunName, *, mend: bool = False) -> Iterator[Reference]:
+        """`mend`: take this process's run over first, as a save does, for then checkpoints that
+        are whole are listed though the list is damaged."""
         place = (*self.place.task_parts, run.part)
         for writer in folders_in(self.root.address(*place)):
-            address = self.root.address(*place, writer)
-            try:
-                with CheckpointManager(address, keep=None) as manager:
-                    infos = manager.checkpoints()
-            except NoStore:
-                continue
-            except CorruptionError as error:
-                logger.error("%s is passed over: %s", address, error.message)
-                continue
-            key = "/".join((*place, writer))
-            yield from _in_order(filter(None, (read_note(info, key) for info in infos)))
+            if mend and writer == self._writer:
+                with self._lock:
+                    self._open()
+            yield from self._of_writer((*place, writer))
+
+    def _of_writer(self, parts: Sequence[str]) -> Iterator[Reference]:
+        address = self.root.address(*parts)
+        manager = self._at(address)
+        try:
+            infos = manager.checkpoints()
+        except CorruptionError as error:
+            logger.error("%s is passed over: %s", address, error.message)
+            return
+        noted = [info if info.note else _with_note(manager, info) for info in infos]
+        yield from _in_order(filter(None, (read_note(info, "/".join(parts)) for info in noted)))
+
+
+def _with_note(manager: CheckpointManager, info: CheckpointInfo) -> CheckpointInfo:
+    """With the note that is in the checkpoint itself, if there is one."""
+    try:
+        return replace(info, note=str(manager.load(info.id).get(_ABOUT, "")))
+    except (CorruptionError, ObjectNotFound) as error:
+        logger.error("%s is passed over: %s", info.ref, error.message)
+        return info
 
 
 def new_writer() -> str:

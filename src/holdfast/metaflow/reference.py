@@ -159,7 +159,7 @@ def _key(key: object) -> str:
     plain = _plain(key)
     if isinstance(plain, str | int | float):
         return plain if isinstance(plain, str) else json.dumps(plain)
-    raise TypeError(f"the key {str(key)[:80]!r}")
+    raise TypeError(f"the key {str(key)[:80]}")
 
 
 def metrics_of(metadata: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,77 @@
+"""What a task asks a bucket for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from holdfast.metaflow.checkpoints import Checkpoints
+from holdfast.metaflow.current import CurrentCheckpoint
+from tests.manager.test_buckets import asked
+from tests.metaflow.tasks import in_bucket, task, written
+from tests.support.servers.proxy import FaultProxy
+from tests.support.servers.service import Place
+
+Faulty = Callable[[Place], tuple[Place, FaultProxy]]
+
+SAVE = ["GET list log", "PUT log", "PUT manifests", "PUT packs"]
+
+
+def settled(fit: Checkpoints) -> None:
+    """What a save does when it is durable is done, too."""
+    fit._open().wait()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_what_a_task_asks_for(s3: Place, faulty: Faulty, tmp_path: Path) -> None:
+    place, proxy = faulty(s3)
+    root = in_bucket(place)
+
+    def requests() -> list[str]:
+        found = asked(proxy)
+        proxy.forget()
+        return found
+
+    fit = task(root)
+    current = CurrentCheckpoint(fit)
+    current.go_on("fresh")
+    assert requests() == []  # a first attempt of a run that resumes none has nothing to ask
+    for looks in (
+        CurrentCheckpoint(task(root, attempt=1)),
+        CurrentCheckpoint(task(root, run="8", origin="7")),
+    ):
+        looks.go_on("fresh")
+        assert len(requests()) == 1  # one listing says that nothing is there
+        looks.finish()
+        assert requests() == []
+
+    current.save(written(tmp_path / "x", content="0"))
+    settled(fit)
+    assert len(requests()) == 19  # a plain run's first one takes 14
+    for number in range(1, 4):
+        current.save(written(tmp_path / "x", content=str(number)))
+        settled(fit)
+        assert sorted(requests()) == SAVE
+    current.list()
+    assert len(requests()) == 4
+    current.finish()
+    assert len(requests()) == 3
+
+    fit = task(root, run="8", origin="7")
+    current = CurrentCheckpoint(fit)
+    current.go_on("fresh")
+    assert current.is_loaded
+    assert len(requests()) == 13
+    current.finish()
+    assert requests() == []  # it has only read
+
+    fit = task(root, attempt=1)
+    current = CurrentCheckpoint(fit)
+    current.go_on("fresh")  # it becomes the run's writer, which is most of it
+    assert current.is_loaded
+    assert len(requests()) == 36
+    for number in range(4, 6):
+        current.save(written(tmp_path / "x", content=str(number)))
+        settled(fit)
+        base = ["GET manifests"] if number == 4 else []
+        assert sorted(requests()) == sorted([*base, *SAVE])
+    current.finish()

@@ -62,7 +62,8 @@ def name_of(page: Path) -> str:
 
 
 def to_run(page: Path) -> list[Block]:
-    return [b for b in blocks(page) if b.language == "python" and b.word != "fragment"]
+    others = ("fragment", "flow")
+    return [b for b in blocks(page) if b.language == "python" and b.word not in others]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if to_run(p)], ids=name_of)

@@ -1,0 +1,77 @@
+"""The page about Metaflow is true: its flow runs, and its tables name what there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+from holdfast.metaflow.current import CurrentCheckpoint
+from tests.metaflow.support import Metaflow
+from tests.support.wheel import ROOT
+from tests.test_docs import blocks
+
+PAGE = ROOT / "docs" / "metaflow.md"
+
+
+def section(heading: str) -> str:
+    """What is below a heading, up to the next one."""
+    _, _, text = PAGE.read_text().partition(f"\n## {heading}\n")
+    assert text, heading
+    return text.partition("\n## ")[0]
+
+
+def named(table: str) -> set[str]:
+    """What the first column of a table names: `save(path)` as "save"."""
+    cells = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+
+
+def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) -> None:
+    [flow] = [block for block in blocks(PAGE) if block.word == "flow"]
+    (metaflow.folder / flow.about).write_text(flow.text)
+    script = str(metaflow.folder / flow.about.removesuffix(".py"))
+    assert re.search(r"weights \[", metaflow.run(script).output)
+    [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Fit/start/task/*/main")
+
+    def holdfast(*command: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "holdfast", *command], capture_output=True, text=True, check=True
+        ).stdout
+
+    [shown] = [block.text for block in blocks(PAGE) if block.word == "shown"]
+    listed = holdfast("ls", str(run), "--json")
+    steps = [each["step"] for each in json.loads(listed)["checkpoints"]]
+    assert (
+        sorted(steps)
+        == [18, 19, 20]
+        == [int(n) for n in re.findall(r"^  (\d+)  \w{8} ", shown, re.M)]
+    )
+    last = "3 checkpoints verified, all intact."
+    assert last in shown
+    assert last in holdfast("verify", str(run))
+    assert "epoch 20" in holdfast("show", f"{run}@best:loss")
+
+
+def test_every_member_is_in_the_table() -> None:
+    public = {name for name in vars(CurrentCheckpoint) if not name.startswith("_")}
+    of_the_decorator = {"go_on", "finish"}
+    assert named(section("`current.checkpoint`")) == public - of_the_decorator
+
+
+def test_every_option_is_in_the_table(metaflow: Metaflow) -> None:
+    code = (
+        "import json, metaflow\n"
+        "from metaflow_extensions.holdfast.plugins.decorator import CheckpointDecorator\n"
+        "print(json.dumps(CheckpointDecorator.defaults))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=metaflow.folder,
+        env=metaflow.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert named(section("Options of `@checkpoint`")) == set(json.loads(told))

@@ -283,6 +283,13 @@ class Checkpoints:
         "fresh": what an earlier attempt of it has saved, or the task of the run that this one
         resumes; "eager": or else the newest of any run in the same namespace; "none": nothing.
         """
+        tried: set[str] = set()
+        for each in self._candidates(policy):
+            if each.key not in tried:
+                tried.add(each.key)
+                yield each
+
+    def _candidates(self, policy: str) -> Iterator[Reference]:
         if policy == "none":
             return
         if self._attempt > 0:

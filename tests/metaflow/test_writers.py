@@ -115,6 +115,7 @@ def in_child(work: Any) -> dict[str, Any]:
     """What `work` returns in a forked child."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
+        signal.alarm(60)  # ends a child that waits for a lock for ever
         try:
             os.write(writing, json.dumps(work()).encode())
             os._exit(0)

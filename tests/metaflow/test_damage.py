@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def three(folder: Path, **options: str) -> list[set[Path]]:
+def three(folder: Path, **options: Any) -> list[set[Path]]:
     """The run of a task that has saved three times; the files that each save has brought."""
     fit = task(folder / "ds", **options)
     before: set[Path] = set()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
+from holdfast.core import file_copies
 from holdfast.errors import CheckpointNotFound, SaveFailed, StateError, UsageError
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.current import CurrentCheckpoint
+from holdfast.metaflow.reference import Reference
 from tests.metaflow.tasks import contents, in_bucket, task, written
 
 
@@ -152,31 +153,26 @@ def test_what_is_no_file_is_an_error_and_saves_nothing(tmp_path: Path) -> None:
     assert fit.list() == []
 
 
-def test_a_file_that_changes_while_it_is_saved_is_not_saved(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_saved_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit = task(tmp_path / "ds")
     path = tmp_path / "model"
-    path.write_bytes(bytes(8 << 20))
+    path.write_bytes(bytes(3 << 20))
     before = fit.save(path)
-    stop, begun = threading.Event(), threading.Event()
+    read_at, times = file_copies.read_at, itertools.count()
 
-    def change() -> None:
-        with open(path, "r+b", buffering=0) as file:
-            for time_ns in itertools.count():  # a clock of files may stand still for 4 ms
-                os.pwrite(file.fileno(), os.urandom(1000), 0)
-                os.utime(file.fileno(), ns=(time_ns, time_ns))
-                begun.set()
-                if stop.is_set():
-                    return
+    def reading(fd: int, offset: int, into: memoryview) -> int:
+        count = read_at(fd, offset, into)
+        with open(path, "r+b") as file:  # as another program does in between
+            file.write(os.urandom(1000))
+        os.utime(path, ns=(0, next(times)))  # a clock of files may stand still for 4 ms
+        return count
 
-    changing = threading.Thread(target=change)
-    changing.start()
-    try:
-        begun.wait(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(file_copies, "read_at", reading)
         with pytest.raises(SaveFailed, match="changed while it was copied"):
             fit.save(path)
-    finally:
-        stop.set()
-        changing.join()
     assert fit.list() == [before]
     after = fit.save(path)
     fit.close()
@@ -195,6 +191,24 @@ def test_an_unknown_checkpoint_leaves_what_is_there(tmp_path: Path) -> None:
     assert current.directory == before
     assert contents(Path(before)) == {"a": "1"}
     assert not current.is_loaded
+    current.finish()
+
+
+def test_a_key_is_a_reference(fit: Checkpoints, tmp_path: Path) -> None:
+    current = CurrentCheckpoint(fit)
+    for content in ("1", "2"):
+        saved = current.save(written(tmp_path / "x", a=content))
+    written(tmp_path / "x", a="3")
+    current.load(saved["key"])
+    assert current.info == Reference.of(saved)
+    assert contents(Path(current.directory)) == {"a": "2"}
+    run = saved["key"].partition("@")[0]
+    for unknown in (f"{run}@7", f"{run}x@1"):
+        with pytest.raises(CheckpointNotFound):
+            current.load(unknown)
+    for wrong in ("", "x", run, f"{run}@", f"{run}@latest", f"mf.holdfast/../{run}@1", f"/{run}@1"):
+        with pytest.raises(UsageError, match="no checkpoint"):
+            current.load(wrong)
     current.finish()
 
 

@@ -115,6 +115,7 @@ def in_child(work: Any) -> dict[str, Any]:
     """What `work` returns in a forked child."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
+        signal.alarm(60)  # ends a child that waits for a lock for ever
         try:
             os.write(writing, json.dumps(work()).encode())
             os._exit(0)
@@ -201,6 +202,20 @@ def test_a_later_attempt_takes_the_run_over(root: Root, tmp_path: Path) -> None:
     second.close()
     assert second.list() == saved[::-1]
     assert [each.version_id for each in saved] == [1, 2, 3]
+
+
+def test_a_later_attempt_that_goes_on_has_taken_over(root: Root, tmp_path: Path) -> None:
+    folder = written(tmp_path / "x", content="1")
+    first, second = task(root), CurrentCheckpoint(task(root, attempt=1))
+    saved = first.save(folder)
+    second.go_on("fresh")
+    assert second.info == saved
+    with pytest.raises(Fenced):
+        first.save(folder)
+    second.save(folder)
+    second.finish()
+    first.close()
+    assert [each.attempt for each in task(root).list()] == [1, 0]
 
 
 def test_an_earlier_attempt_that_begins_to_save_late_does_not(root: Root, tmp_path: Path) -> None:

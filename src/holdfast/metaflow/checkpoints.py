@@ -18,6 +18,7 @@ from typing import Any
 from holdfast.core.files import Directory, File
 from holdfast.core.stored import is_safe_name
 from holdfast.errors import (
+    CheckpointNotFound,
     CorruptionError,
     Fenced,
     HoldfastError,
@@ -29,7 +30,7 @@ from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.folders import filled
-from holdfast.metaflow.places import MAIN, Place, Root, RunName, lineage
+from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, lineage
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
     METADATA_BYTES,
@@ -259,12 +260,36 @@ class Checkpoints:
         runs = self._runs() if every_run else [self.place.run]
         return _newest_first(each for run in runs for each in self._in_run(run))
 
+    def find(self, key: str) -> Reference:
+        """The checkpoint of any task in this datastore whose `key` that is.
+
+        Raises UsageError, CheckpointNotFound, StoreError.
+        """
+        place, _, version = key.rpartition("@")
+        parts = place.split("/")
+        if parts[0] != FOLDER or not version.isdecimal() or {"", ".", ".."} & set(parts):
+            raise UsageError(
+                f"this is no checkpoint: {key[:200]!r}",
+                hint="Give what `save` returned or `list` shows, or its key.",
+            )
+        for each in self._of_writer(parts):
+            if each.version_id == int(version):
+                return each
+        raise CheckpointNotFound(f"there is no checkpoint {key!r} in {self.root.url}")
+
     def to_go_on_from(self, policy: str) -> Iterator[Reference]:
         """What a starting task may load, the best first.
 
         "fresh": what an earlier attempt of it has saved, or the task of the run that this one
         resumes; "eager": or else the newest of any run in the same namespace; "none": nothing.
         """
+        tried: set[str] = set()
+        for each in self._candidates(policy):
+            if each.key not in tried:
+                tried.add(each.key)
+                yield each
+
+    def _candidates(self, policy: str) -> Iterator[Reference]:
         if policy == "none":
             return
         if self._attempt > 0:

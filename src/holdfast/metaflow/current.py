@@ -154,14 +154,19 @@ class CurrentCheckpoint:
         return reference.to_dict()
 
     def load(
-        self, reference: Reference | Mapping[str, Any], path: str | os.PathLike[str] | None = None
+        self,
+        reference: Reference | Mapping[str, Any] | str,
+        path: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Load a checkpoint, every byte verified, into the folder `path`; without one, into a
-        new `directory`. If it raises, all stays as it is.
+        """Load a checkpoint, or the one with that key, every byte verified, into the folder
+        `path`; without one, into a new `directory`. If it raises, all stays as it is.
 
         Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
         """
-        wanted = Reference.of(reference)
+        if isinstance(reference, str):
+            wanted = self._checkpoints.find(reference)
+        else:
+            wanted = Reference.of(reference)
         if path is not None:
             Path(path).mkdir(parents=True, exist_ok=True)
             self._checkpoints.load(wanted, path)

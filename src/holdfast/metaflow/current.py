@@ -46,6 +46,7 @@ class CurrentCheckpoint:
         self._tell = tell
         self._directory: str | None = None
         self._info: Reference | None = None
+        self._saved: builtins.list[dict[str, Any]] = []
 
     # -- what was loaded -----------------------------------------------------------------
 
@@ -130,7 +131,13 @@ class CurrentCheckpoint:
             latest=latest,
             block=block,
         )
+        self._saved.append(reference.to_dict())
         return reference.to_dict()
+
+    @property
+    def saved(self) -> builtins.list[dict[str, Any]]:
+        """What `save` has returned in this process, in its order."""
+        return builtins.list(self._saved)
 
     def load(
         self, reference: Reference | Mapping[str, Any], path: str | os.PathLike[str] | None = None

@@ -13,7 +13,8 @@ _LOOK = """
 import json
 from metaflow import Flow
 task = Flow("Branches").latest_run["left"].task
-print(json.dumps([task[name].data for name in ("_task_checkpoints", "_task_latest_checkpoint", "of_left")]))
+names = ("_task_checkpoints", "_task_latest_checkpoint", "of_left")
+print(json.dumps([task[name].data for name in names]))
 """
 
 

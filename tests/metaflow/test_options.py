@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -61,3 +63,20 @@ def test_what_cannot_be_is_refused_before_the_run(
     assert said in " ".join(output.split())
     assert not metaflow.told
     assert "Task is starting" not in output
+
+
+def test_a_step_that_is_spun_has_checkpoints(metaflow: Metaflow) -> None:
+    """And what Metaflow allows there by itself is allowed still."""
+    metaflow.run("counting")
+    metaflow.forget()
+    metaflow.run("counting", "spin", "start")
+    assert metaflow.told[0] == {**metaflow.told[0], "attempt": 0, "loaded": 0}
+    asked = "from metaflow import metaflow_config as c; print(*c.SPIN_ALLOWED_DECORATORS)"
+    names = subprocess.run(
+        [sys.executable, "-c", asked],
+        env=metaflow.environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert {"card", "conda", "timeout", "checkpoint"} <= set(names)

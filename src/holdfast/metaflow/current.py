@@ -57,6 +57,7 @@ class CurrentCheckpoint:
         self._pid = os.getpid()
         self._directory: str | None = None
         self._info: Reference | None = None
+        self._saved: builtins.list[dict[str, Any]] = []
 
     # -- what was loaded -----------------------------------------------------------------
 
@@ -151,7 +152,13 @@ class CurrentCheckpoint:
             latest=latest,
             block=block,
         )
+        self._saved.append(reference.to_dict())
         return reference.to_dict()
+
+    @property
+    def saved(self) -> builtins.list[dict[str, Any]]:
+        """What `save` has returned in this process, in its order."""
+        return builtins.list(self._saved)
 
     def load(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast.metaflow.checkpoints import Checkpoints, new_writer
 from holdfast.metaflow.current import CurrentCheckpoint
+from holdfast.metaflow.gang import await_choice, publish
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, root_of
 
 # What a process that the task starts needs to find its checkpoints.
@@ -90,8 +91,22 @@ def begin(
         temp_dir_root=temp_dir_root,
         tell=tell,
     )
-    current.go_on(policy)
+    if node.rank is None:
+        current.go_on(policy)
+    elif node.rank == 0:
+        _choose(current, root, place, attempt, policy)
+    elif policy != "none" and (chosen := await_choice(root, place, attempt)):
+        current.load(chosen)
     return current
+
+
+def _choose(
+    current: CurrentCheckpoint, root: Root, place: Place, attempt: int, policy: str
+) -> None:
+    """What all nodes load is what the control node could."""
+    current.go_on(policy)
+    if policy != "none":
+        publish(root, place, attempt, current.info)
 
 
 def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:

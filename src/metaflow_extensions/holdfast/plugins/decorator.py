@@ -15,6 +15,7 @@ class CheckpointException(MetaflowException):
 
 
 _POLICIES = ("fresh", "eager", "none")
+_ARTIFACTS = ("_task_checkpoints", "_task_latest_checkpoint")
 _SWITCHES = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0", "none"), False),
@@ -71,6 +72,10 @@ class CheckpointDecorator(StepDecorator):
         self._flow_datastore = flow_datastore
         self._logger = logger
         self._step_name = step_name
+        # For joins, whose own step need not have this decorator: each branch has its own.
+        from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
+
+        INTERNAL_ARTIFACTS_SET.update(_ARTIFACTS)
         policy = self.attributes["load_policy"]
         if policy not in _POLICIES:
             raise self._refusal("load_policy", f"be one of {', '.join(map(repr, _POLICIES))}")
@@ -132,6 +137,7 @@ class CheckpointDecorator(StepDecorator):
             temp_dir_root=self.attributes["temp_dir_root"],
             tell=self._tell,
         )
+        self._flow = flow
         current._update_env({"checkpoint": self._current})
 
     def task_decorate(
@@ -161,6 +167,11 @@ class CheckpointDecorator(StepDecorator):
             return
         from holdfast.errors import HoldfastError
 
+        # Before Metaflow persists what the flow has, which it does after every end it sees.
+        saved = self._current.saved
+        self._flow._task_checkpoints = saved
+        latest = [each for each in saved if each["latest"]]
+        self._flow._task_latest_checkpoint = latest[-1] if latest else None
         try:
             self._current.finish()
         except HoldfastError as error:

@@ -1,0 +1,54 @@
+"""Three nodes of one step. `SAVE` is which of them save: "control" or "all". The control node
+fails once, and the others save on after they began, as an attempt that was given up would."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from metaflow import FlowSpec, checkpoint, current, parallel, retry, step
+from telling import tell
+
+
+class Gang(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.fit, num_parallel=3)
+
+    @retry(times=1, minutes_between_retries=0)
+    @checkpoint
+    @parallel
+    @step
+    def fit(self):
+        rank = current.parallel.node_index
+        file = Path(current.checkpoint.directory, "who")
+        tell(
+            rank=rank,
+            attempt=current.retry_count,
+            loaded=file.read_text() if current.checkpoint.is_loaded else None,
+            key=current.checkpoint.info.key if current.checkpoint.is_loaded else None,
+            identifier=current.checkpoint.task_identifier,
+        )
+        self.saved = []
+        if rank == 0 or os.environ["SAVE"] == "all":
+            for count in range(3):
+                file.write_text(f"{rank}: {count}")
+                self.saved.append(current.checkpoint.save(metadata={"count": count}))
+        if rank == 0 and current.retry_count == 0:
+            raise RuntimeError("told to fail")
+        self.rank = rank
+        self.next(self.joined)
+
+    @step
+    def joined(self, inputs):
+        keys = [each["key"] for node in inputs for each in node.saved]
+        tell(keys=keys)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+if __name__ == "__main__":
+    Gang()

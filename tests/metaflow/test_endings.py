@@ -1,0 +1,117 @@
+"""However an attempt ends, what it has saved is there for the next one."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from holdfast.metaflow.checkpoints import Checkpoints
+from holdfast.metaflow.places import Place, Root, RunName
+from tests.metaflow.support import Metaflow
+
+_RETRY = "--with=retry:times=1,minutes_between_retries=0"
+
+
+@pytest.mark.parametrize("how", ["3", "75", "raises"])
+def test_saves_in_the_background_are_finished_when_the_step_ends_early(
+    metaflow: Metaflow, how: str
+) -> None:
+    """By `sys.exit`, which reaches none of Metaflow's hooks, and by an exception."""
+    metaflow.run("ending", "run", _RETRY, HOW=how)
+    assert metaflow.told[:2] == [{"attempt": 0, "loaded": 0}, {"attempt": 1, "loaded": 5}]
+    assert metaflow.told[2]["count"] == 10
+
+
+def test_the_fallback_of_catch_has_nothing_to_do_with_checkpoints(metaflow: Metaflow) -> None:
+    ran = metaflow.run("ending", "run", _RETRY, "--with=catch:var=failed", HOW="fails")
+    first, retried, end = metaflow.told
+    assert (first["loaded"], retried["loaded"]) == (0, 5)
+    assert "told to fail" in end["failed"]
+    assert ran.output.count("goes on from") == 1
+
+
+@pytest.mark.parametrize("outside", ["", "1"], ids=["in a save", "between saves"])
+def test_a_timeout_ends_an_attempt_and_its_last_save_is_there(
+    metaflow: Metaflow, outside: str
+) -> None:
+    ran = metaflow.run(
+        "ending", "run", _RETRY, "--with=timeout:seconds=2", HOW="timeout", OUTSIDE=outside
+    )
+    assert "timed out after" in ran.output
+    lines = metaflow.told
+    begin = lines.index(next(line for line in lines if line.get("attempt") == 1))
+    saved = [line["saved"] for line in lines[1:begin]]
+    assert lines[begin]["loaded"] in (saved[-1], saved[-1] + 1)  # one that the alarm came into
+    assert (lines[begin]["loaded"] == saved[-1]) or not outside
+    assert lines[-1]["count"] == max(10, lines[begin]["loaded"])
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(
+    metaflow: Metaflow, kills: int
+) -> None:
+    """And from none that is older than the last save that returned."""
+    command = "run"
+    while not any("count" in line for line in metaflow.told):
+        assert sum("attempt" in line for line in metaflow.told) <= kills + 1
+        retry = "--with=retry:times=4,minutes_between_retries=0"
+        metaflow.run("ending", command, retry, status=None, HOW="killed", KILLS=str(kills))
+        command = "resume"
+    returned = 0
+    for line in metaflow.told:
+        if "attempt" in line:
+            assert line["loaded"] in (returned, returned + 1)
+        returned = line.get("saved", line.get("loaded", returned))
+    assert metaflow.told[-1]["count"] == returned >= 10
+    assert sum("attempt" in line for line in metaflow.told) == kills + 1
+
+
+def test_an_alarm_at_any_moment_of_a_save_leaves_its_task_able_to_save(tmp_path: Path) -> None:
+    """As `@timeout` raises it: in the main thread, at any instruction."""
+    checkpoints = _checkpoints(tmp_path / "store", attempt=0)
+    source = tmp_path / "state"
+    before = signal.signal(signal.SIGALRM, _ring)
+    returned = interrupted = 0
+    try:
+        for count in range(1, 120):
+            source.write_bytes(count.to_bytes(8, "big") * 20_000)
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 0.01))
+                    checkpoints.save(source, metadata={"count": count})
+                    returned = count
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except _Alarm:
+                interrupted += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 10
+    checkpoints.flush()
+    checkpoints.close()
+    later = _checkpoints(tmp_path / "store", attempt=1)
+    newest = next(later.to_go_on_from("fresh"))
+    assert newest.metadata["count"] >= returned > 0
+    for reference in later.list():
+        later.load(reference, tmp_path / "loaded")
+        count = reference.metadata["count"]
+        assert (tmp_path / "loaded" / "state").read_bytes() == count.to_bytes(8, "big") * 20_000
+
+
+class _Alarm(Exception):
+    pass
+
+
+def _ring(signum: int, frame: FrameType | None) -> Any:
+    raise _Alarm
+
+
+def _checkpoints(store: Path, attempt: int) -> Checkpoints:
+    place = Place("Flow", "start", RunName("1"))
+    return Checkpoints(Root(str(store)), place, pathspec="Flow/1/start/1", attempt=attempt)

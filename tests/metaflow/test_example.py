@@ -11,7 +11,7 @@ from tests.metaflow.support import Metaflow
 from tests.support.wheel import ROOT
 
 EXAMPLE = str(ROOT / "examples" / "metaflow_flow")
-_EPOCHS = ("--epochs", "60")
+_EPOCHS = ("--epochs", "40")
 
 
 def result(output: str) -> str:

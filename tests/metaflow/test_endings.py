@@ -93,7 +93,6 @@ def test_an_alarm_at_any_moment_of_a_save_leaves_its_task_able_to_save(tmp_path:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert interrupted > 10
-    checkpoints.flush()
     checkpoints.close()
     later = _checkpoints(tmp_path / "store", attempt=1)
     newest = next(later.to_go_on_from("fresh"))

@@ -15,6 +15,7 @@ from holdfast.core.files import Directory, File
 from holdfast.errors import CorruptionError, NoStore, UsageError
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
+from holdfast.metaflow.aside import aside
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, lineage
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
@@ -68,6 +69,7 @@ class Checkpoints:
 
     # -- saving --------------------------------------------------------------------------
 
+    @aside
     def save(
         self,
         path: str | os.PathLike[str],
@@ -126,11 +128,13 @@ class Checkpoints:
             **noted,
         )
 
+    @aside
     def flush(self) -> None:
         """Wait until every save is durable. Raises what made the last one fail."""
         for pending in list(self._pending):
             pending.result()
 
+    @aside
     def close(self) -> None:
         """Finish, and let others write. Raises as `flush`; may be called twice."""
         with self._lock:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -74,41 +70,60 @@ def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(
 
 def test_an_alarm_at_any_moment_of_a_save_leaves_its_task_able_to_save(tmp_path: Path) -> None:
     """As `@timeout` raises it: in the main thread, at any instruction."""
-    checkpoints = _checkpoints(tmp_path / "store", attempt=0)
-    source = tmp_path / "state"
-    before = signal.signal(signal.SIGALRM, _ring)
-    returned = interrupted = 0
-    try:
-        for count in range(1, 120):
-            source.write_bytes(count.to_bytes(8, "big") * 20_000)
-            try:
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 0.01))
-                    checkpoints.save(source, metadata={"count": count})
-                    returned = count
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-            except _Alarm:
-                interrupted += 1
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    done = subprocess.run(
+        [sys.executable, "-c", SAVES_WITH_ALARMS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    returned, interrupted = map(int, done.stdout.split())
     assert interrupted > 10
-    checkpoints.close()
     later = _checkpoints(tmp_path / "store", attempt=1)
     newest = next(later.to_go_on_from("fresh"))
     assert newest.metadata["count"] >= returned > 0
+    (tmp_path / "loaded").mkdir()
     for reference in later.list():
         later.load(reference, tmp_path / "loaded")
         count = reference.metadata["count"]
         assert (tmp_path / "loaded" / "state").read_bytes() == count.to_bytes(8, "big") * 20_000
 
 
-class _Alarm(Exception):
-    pass
+# A process of its own: the limit of a test's time is an alarm, too.
+SAVES_WITH_ALARMS = """
+import random
+import subprocess
+import sys, signal, sys
+from pathlib import Path
+from holdfast.metaflow.checkpoints import Checkpoints
+from holdfast.metaflow.places import Place, Root, RunName
 
+class Alarm(Exception): pass
 
-def _ring(signum: int, frame: FrameType | None) -> Any:
-    raise _Alarm
+def ring(signum, frame): raise Alarm
+
+folder = Path(sys.argv[1])
+place = Place("Flow", "start", RunName("1"))
+checkpoints = Checkpoints(
+    Root(str(folder / "store")), place, pathspec="Flow/1/start/1", attempt=0
+)
+signal.signal(signal.SIGALRM, ring)
+returned = interrupted = 0
+for count in range(1, 120):
+    (folder / "state").write_bytes(count.to_bytes(8, "big") * 20_000)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 0.01))
+            checkpoints.save(folder / "state", metadata={"count": count})
+            returned = count
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Alarm:
+        interrupted += 1
+checkpoints.close()
+print(returned, interrupted)
+"""
 
 
 def _checkpoints(store: Path, attempt: int) -> Checkpoints:

@@ -153,8 +153,9 @@ def test_what_a_newer_version_records_hides_nothing(tmp_path: Path) -> None:
     fit.close()
     run = tmp_path.joinpath("ds", *fit.place.parts, "main")
     with holdfast.CheckpointManager(run, keep=None) as manager:
-        note = json.loads(manager.checkpoints()[0].note)
-        manager.save(2, {"files": 1}, note=json.dumps({**note, "new": 1, "key": "x"}), block=True)
+        line, _, note = manager.checkpoints()[0].note.partition("\n")
+        newer = json.dumps({**json.loads(note), "new": 1, "key": "x"})
+        manager.save(2, {"files": 1}, note=f"{line}\n{newer}", block=True)
         manager.save(3, {"files": 1}, note="not ours", block=True)
-        manager.save(4, {"files": 1}, note="[1]", block=True)
+        manager.save(4, {"files": 1}, note="x\n[1]", block=True)
     assert [each.version_id for each in fit.list()] == [2, 1]

@@ -29,6 +29,7 @@ from holdfast.errors import (
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
+from holdfast.metaflow.aside import aside
 from holdfast.metaflow.folders import filled
 from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, lineage
 from holdfast.metaflow.reference import (
@@ -52,6 +53,9 @@ _ABOUT = "about"
 
 class Checkpoints:
     """What a task's process sees of its checkpoints. From any thread.
+
+    What a signal's handler raises in the middle of `save` or `close` is raised when that has
+    ended.
 
     `writer` names this process among those of the task: each adds to a Holdfast run of its
     own. A process that was forked from this one gets another, by itself.
@@ -100,6 +104,7 @@ class Checkpoints:
 
     # -- saving --------------------------------------------------------------------------
 
+    @aside
     def save(
         self,
         path: str | os.PathLike[str],
@@ -171,11 +176,11 @@ class Checkpoints:
             **noted,
         )
 
+    @aside
     def close(self) -> None:
         """Wait until every save is durable, and let others write. May be called again.
 
-        Raises, once, what made a save in the background fail. Where a signal's handler raises
-        in the middle of the wait, the saves go on, and the next call waits for them.
+        Raises, once, what made a save in the background fail.
         """
         failed = self._wait()
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,8 @@ SAVES_WITH_ALARMS = """
 import random
 import subprocess
 import sys, signal, sys
+import subprocess
+import sys
 from pathlib import Path
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.places import Place, Root, RunName

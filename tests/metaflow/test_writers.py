@@ -359,7 +359,7 @@ class TimeoutException(Exception):
     """As Metaflow's @timeout raises it: in the main thread, wherever that is."""
 
 
-def test_a_timeout_in_the_wait_leaves_the_save_going(
+def test_a_timeout_in_the_wait_is_raised_when_the_save_is_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from holdfast.manager.packer import Packer
@@ -373,6 +373,8 @@ def test_a_timeout_in_the_wait_leaves_the_save_going(
         return (yield from write(self, snapshot))
 
     def alarm(number: int, frame: object) -> None:
+        assert fit.list() == []
+        go_on.set()
         raise TimeoutException
 
     monkeypatch.setattr(Packer, "write", slowly)
@@ -387,10 +389,8 @@ def test_a_timeout_in_the_wait_leaves_the_save_going(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert list((tmp_path / "scratch").iterdir()) == []
-    assert fit.list() == []
-    go_on.set()
-    current.finish()
     check(fit, [saved], tmp_path / "loaded")
+    current.finish()
 
 
 def test_a_signals_handler_saves_in_the_middle_of_a_save(

@@ -76,9 +76,16 @@ def buckets(options: Options) -> Outcome:
         os.environ.update({k: v for k, v in service.environment().items() if v is not None})
         place = service.place()
         clients = _clients(place)
+        # One for all turns, as a job has one, and as the others' clients are.
+        managers = {
+            size: stack.enter_context(
+                holdfast.CheckpointManager(_below(place, size), keep="last=1")
+            )
+            for size in sizes
+        }
         for counts in options.turns():
             for size, state in states.items():
-                for name, took in _turn(place, size, state, clients).items():
+                for name, took in _turn(managers[size], state, clients, place).items():
                     if counts:
                         up, down = took
                         outcome.add(name, **{f"up_{size}": up.wall_s, f"down_{size}": down.wall_s})
@@ -107,24 +114,27 @@ def buckets(options: Options) -> Outcome:
     return outcome
 
 
+def _below(place: Place, name: str) -> str:
+    """The address of a run below the place."""
+    return place.address.replace(place.prefix, f"{place.prefix}/{name}", 1)
+
+
 def _turn(
-    place: Place, size: str, state: State, clients: list[_Client]
+    manager: holdfast.CheckpointManager, state: State, clients: list[_Client], place: Place
 ) -> dict[str, tuple[Took, Took]]:
     """(upload, download) of each, one after the other."""
     took: dict[str, tuple[Took, Took]] = {}
-    address = place.address.replace(place.prefix, f"{place.prefix}/{size}", 1)
-    with holdfast.CheckpointManager(address, keep="last=1") as manager:
-        manager.acquire()
-        state.touch()
-        before = manager.checkpoints()
-        step = before[-1].step + 1 if before else 0
-        up = timed(lambda: manager.save(step, state.objects, block=True))
-        expected = state.digest()
-        state.clear()
-        down = timed(lambda: manager.restore(dict(state.objects)))
-        if state.digest() != expected:
-            raise AssertionError("what came back is not what was saved")
-        took["Holdfast"] = up, down
+    state.touch()
+    before = manager.checkpoints()
+    step = before[-1].step + 1 if before else 0
+    up = timed(lambda: manager.save(step, state.objects, block=True))
+    manager.wait()  # what retention deletes comes after the save
+    expected = state.digest()
+    state.clear()
+    down = timed(lambda: manager.restore(dict(state.objects)))
+    if state.digest() != expected:
+        raise AssertionError("what came back is not what was saved")
+    took["Holdfast"] = up, down
     data = os.urandom(1 << 20) * (state.nbytes >> 20)
     for client in clients:
         took[client.name] = _raw(client, f"{place.prefix}/raw", data)
@@ -145,8 +155,7 @@ def _raw(client: _Client, key: str, data: bytes) -> tuple[Took, Took]:
 def _one_byte(place: Place, put: Callable[[str], object]) -> tuple[float, float]:
     """(median of a save of one byte, median of `put`, which puts as much)."""
     value = torch.zeros(1, dtype=torch.uint8)
-    address = place.address.replace(place.prefix, f"{place.prefix}/byte", 1)
-    with holdfast.CheckpointManager(address, keep="last=3") as manager:
+    with holdfast.CheckpointManager(_below(place, "byte"), keep="last=3") as manager:
         before = manager.checkpoints()
         first = before[-1].step + 1 if before else 0
 

@@ -112,7 +112,7 @@ def checkpoint_text(
         ("saved", saved_text(info.time_s, now_s)),
         ("size", _size(info, manifest)),
         ("id", info.id),
-        ("why saved", info.note.partition("\n")[0]),
+        ("why saved", info.note),
         ("tags", ", ".join(info.tags)),
         ("pinned", "yes" if info.pinned else ""),
         ("pickled", "yes: loading it needs allow_pickle=True" if info.pickled else ""),

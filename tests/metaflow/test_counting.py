@@ -32,16 +32,16 @@ def test_a_run_that_resumes_goes_on_inside_the_step(flows: Metaflow) -> None:
     assert end == {"count": 10}
 
 
-def test_each_resume_goes_on_from_the_one_before(flows: Metaflow) -> None:
+def test_each_resume_goes_on_from_the_one_before(metaflow: Metaflow) -> None:
     """Though all of them name the same origin: `resume` alone means the last `run`."""
-    flows.run("counting", FAILS_AT="3", status=1)
-    flows.run("counting", "resume", FAILS_AT="7", status=1)
-    flows.forget()
-    flows.run("counting", "resume", FAILS_AT="9", status=1)
-    assert [line["loaded"] for line in flows.told] == [6, 8, 8]
-    flows.forget()
-    flows.run("counting", "resume")
-    assert [line.get("loaded") for line in flows.told] == [8, None]
+    metaflow.run("counting", FAILS_AT="3", status=1)
+    metaflow.run("counting", "resume", FAILS_AT="7", status=1)
+    metaflow.forget()
+    metaflow.run("counting", "resume", FAILS_AT="9", status=1)
+    assert [line["loaded"] for line in metaflow.told] == [6, 8, 8]
+    metaflow.forget()
+    metaflow.run("counting", "resume")
+    assert [line.get("loaded") for line in metaflow.told] == [8, None]
 
 
 def test_a_run_of_its_own_begins_anew(flows: Metaflow) -> None:

@@ -49,7 +49,7 @@ def test_a_timeout_ends_an_attempt_and_its_last_save_is_there(
     assert lines[-1]["count"] == max(10, lines[begin]["loaded"])
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
 def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(
     metaflow: Metaflow, kills: int

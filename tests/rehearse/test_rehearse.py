@@ -155,7 +155,11 @@ def test_a_broken_script_for_a_run_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize(
+    "example",
+    # One is no loop but a flow, whose tasks are processes: tests/metaflow kills them.
+    sorted(path.name for path in EXAMPLES.glob("*.py") if "FlowSpec" not in path.read_text()),
+)
 def test_the_examples_recover(example: str) -> None:
     report = of(example, steps=60, kills=5)
     assert report.verdict == "equal", text_of(report)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+from holdfast.metaflow.places import FOLDER
 from holdfast.stores.object_address import SCHEMES
 
 _DEPTH = 3
 """Folders between the one that was named and a run: `runs/2026/mnist/seed-1` is found."""
-_METAFLOW = "mf.holdfast"
-"""Below it are folders for flows, steps, tasks, runs and writers (`holdfast.metaflow.places`)."""
 _METAFLOW_DEPTH = 5
+"""Below its folder are those for flows, steps, tasks, runs and writers."""
 _MOST_FOLDERS = 20_000
 """A slip like `holdfast ls /` answers all the same."""
 RUN_INFO = "holdfast.json"
@@ -56,7 +56,7 @@ def _walk(
             yield folder
         elif left:
             folders += [
-                (name, _METAFLOW_DEPTH if _METAFLOW in name.split("/")[-1:] else left - 1)
+                (name, _METAFLOW_DEPTH if name.rpartition("/")[2] == FOLDER else left - 1)
                 for name in below
             ]
 
@@ -64,9 +64,9 @@ def _walk(
 def _levels(folder: str) -> int:
     """How many levels below the folder that was named are looked at."""
     parts = folder.rstrip("/").split("/")
-    if _METAFLOW not in parts:
+    if FOLDER not in parts:
         return _DEPTH
-    return max(0, _METAFLOW_DEPTH - parts[::-1].index(_METAFLOW))
+    return max(0, _METAFLOW_DEPTH - parts[::-1].index(FOLDER))
 
 
 def _look_at_folder(folder: str) -> tuple[set[str], list[str]]:

@@ -26,7 +26,7 @@ _LABEL_WIDTH = 36  # the end of it: numbers and a bar have to fit beside it in 8
 @dataclass
 class Work:
     """Bytes of one save, or of one or more restores. Read from any thread at any time;
-    who counts from several threads holds a lock of its own."""
+    who counts from several threads uses a `counter`, or a lock of its own."""
 
     done_nbytes: int = 0
     total_nbytes: int = 0
@@ -42,6 +42,17 @@ class Work:
         """So much is to be done besides, or is a part of what `begin` has said."""
         if not self.whole:
             self.total_nbytes += nbytes
+
+
+def counter(work: Work) -> Callable[[int], None]:
+    """Adds to the bytes of `work` that are done. From any thread."""
+    lock = threading.Lock()
+
+    def count(nbytes: int) -> None:
+        with lock:
+            work.done_nbytes += nbytes
+
+    return count
 
 
 _current: ContextVar[Work | None] = ContextVar("holdfast_work", default=None)

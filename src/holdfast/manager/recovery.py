@@ -8,7 +8,6 @@ manifests, every byte verified on the way. It goes on from there as the run that
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence, Set
 from contextlib import closing
 
@@ -28,7 +27,7 @@ from holdfast.errors import (
 )
 from holdfast.manager.mirror import seen_alive
 from holdfast.manager.mirror_status import listed_in
-from holdfast.manager.progress import current_work
+from holdfast.manager.progress import counter, current_work
 from holdfast.repo.copies import Source, look_at
 from holdfast.repo.head import Draft, Head
 from holdfast.repo.mirrors import expect, expect_no_more, expected
@@ -91,12 +90,7 @@ def bring_back(
 
 
 def _copies(mirror: Repo, local: Repo, take_over: bool) -> Replicator:
-    work, counting = current_work(), threading.Lock()
-
-    def count(nbytes: int) -> None:
-        with counting:
-            work.done_nbytes += nbytes
-
+    count = counter(current_work())
     return Replicator.open(mirror, local, take_over=take_over, alive=seen_alive, on_bytes=count)
 
 

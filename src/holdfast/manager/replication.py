@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
 
 from holdfast.core.records import Record
 from holdfast.errors import CheckpointRemoved, CorruptionError, NoStore, UsageError
 from holdfast.manager.info import Transfer, info_of
-from holdfast.manager.progress import current_work
+from holdfast.manager.progress import counter, current_work
 from holdfast.manager.transfers import Planned, Wish, plan
 from holdfast.repo import keys
 from holdfast.repo.copies import Source, check_target, look_at
@@ -61,12 +60,7 @@ def _replicate(
     _check_room(target, missing)
     work = current_work()
     work.begin(sum(step.nbytes for step in planned if step.action != "remove"))
-    lock = threading.Lock()
-
-    def count(nbytes: int) -> None:
-        with lock:
-            work.done_nbytes += nbytes
-
+    count = counter(work)
     with Replicator.open(source, target, take_over=take_over, pace=pace, on_bytes=count) as copies:
         ids = {record.id for record in of.records}
         for at, step in enumerate(planned):

@@ -23,7 +23,6 @@ from holdfast.metaflow.reference import DEFAULT_NAME, Reference
 
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
 """What a checkpoint is passed over for; an answer that does not come is no such reason."""
-POLICIES = ("fresh", "eager", "none")
 _FORMATS = ("files", "tar")
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from holdfast.errors import UsageError
 from holdfast.manager.info import CheckpointInfo
+from holdfast.metaflow.places import FOLDER
 
 # It is part of the log entry that lists the checkpoint, which every save writes.
 METADATA_BYTES = 16 * 1024
@@ -71,7 +72,7 @@ class Reference:
         """From a dictionary that `to_dict` made, or itself. Raises UsageError."""
         if isinstance(value, Reference):
             return value
-        if isinstance(value, Mapping) and str(value.get("key", "")).startswith("mf.holdfast/"):
+        if isinstance(value, Mapping) and str(value.get("key", "")).startswith(f"{FOLDER}/"):
             fields = cls.__dataclass_fields__
             try:
                 return cls(**{name: value[name] for name in fields if name in value})

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from holdfast.metaflow.origins import origins_of
+from holdfast.metaflow.places import Root
+
 FLOWS = Path(__file__).parent / "flows"
 _SECONDS = 120
 
@@ -32,6 +35,8 @@ class Metaflow:
     datastore: Sequence[str] = ()
     """Options that choose another than the folder's own."""
     variables: dict[str, str] = field(default_factory=dict)
+    bucket: Root | None = None
+    """The datastore's root, if it is not in the folder."""
 
     def run(self, flow: str, *command: str, status: int | None = 0, **variables: str) -> Ran:
         """`python flow.py command…`, "run" without a command. Fails if it ends with another
@@ -71,6 +76,10 @@ class Metaflow:
             "TOLD": str(self.folder / "told"),
             **self.variables,
         }
+
+    def origins(self, flow: str) -> dict[str, str]:
+        """Which runs were resumes, and of which, as the datastore has it."""
+        return origins_of(self.bucket or Root(str(self.folder / ".metaflow")), flow)
 
     @property
     def temporary(self) -> Path:

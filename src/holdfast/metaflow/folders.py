@@ -1,4 +1,4 @@
-"""Putting what was loaded into a folder that may have files."""
+"""Folders for what is loaded: new ones, and those that may have files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from holdfast.errors import UsageError
+
+
+def new_folder(prefix: str, root: str | None) -> str:
+    """A new folder in `root`, which is made if it is not there, or in the system's place."""
+    # Absolute: the step may change its working directory.
+    root = os.path.abspath(root) if root else None
+    if root:
+        os.makedirs(root, exist_ok=True)
+    return tempfile.mkdtemp(prefix=prefix, dir=root)
 
 
 @contextmanager

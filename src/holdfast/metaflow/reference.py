@@ -21,6 +21,7 @@ from holdfast.metaflow.places import FOLDER, holds_models
 # It is part of the log entry that lists the checkpoint, which every save writes.
 METADATA_BYTES = 16 * 1024
 DEFAULT_NAME = "mfchckpt"
+_FORMATS = ("files", "tar")
 
 
 class NotAReference(UsageError, ValueError):
@@ -91,13 +92,22 @@ class Reference:
                 pass  # some are missing
         raise NotAReference(
             f"this is no checkpoint: {str(value)[:200]!r}",
-            hint="Give what `save` returned or `list` shows.",
+            hint="Give what `save` returned or `list` shows. What metaflow-checkpoint has saved is "
+            "loaded by `load_model`.",
         )
 
 
 _NOTED = frozenset(Reference.__dataclass_fields__) - {
     *("key", "url", "size", "version_id", "created_on")  # what the list itself says
 }
+
+
+def check_format(storage_format: str) -> None:
+    """Raises UsageError for what `storage_format` cannot be."""
+    if storage_format not in _FORMATS:
+        raise UsageError(
+            f"storage_format must be one of {', '.join(_FORMATS)}, not {storage_format!r}"
+        )
 
 
 def note_of(noted: Mapping[str, Any]) -> str:

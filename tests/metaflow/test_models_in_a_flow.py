@@ -1,11 +1,10 @@
-"""`@model`, `load_model`, `delete_model` and `Checkpoint()` in flows, and in programs after them."""
+"""`@model`, `load_model`, `delete_model` and `Checkpoint()` in flows, and in programs later."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -5,29 +5,23 @@ from __future__ import annotations
 import builtins
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.core import process
 from holdfast.errors import (
     CheckpointNotFound,
     CheckpointRemoved,
     CorruptionError,
     ObjectNotFound,
-    UsageError,
 )
-from holdfast.manager.scratch import remove_leftovers
 from holdfast.metaflow.checkpoints import Checkpoints
-from holdfast.metaflow.reference import DEFAULT_NAME, Reference
-from holdfast.stores.unfinished import temporary_name
+from holdfast.metaflow.folders import new_folder
+from holdfast.metaflow.reference import DEFAULT_NAME, Reference, check_format
 
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
 """What a checkpoint is passed over for; an answer that does not come is no such reason."""
-_FORMATS = ("files", "tar")
-_PREFIX = "checkpoint-"
 
 
 class CurrentCheckpoint:
@@ -104,14 +98,7 @@ class CurrentCheckpoint:
             return self._directory
 
     def _new_folder(self) -> str:
-        # Absolute: the step may change its working directory.
-        root = Path(self._temp_dir_root or tempfile.gettempdir()).absolute()
-        root.mkdir(parents=True, exist_ok=True)
-        # Attempts that were killed could not remove theirs, which may be as large as this.
-        remove_leftovers(root, _PREFIX)
-        folder = root / f"{_PREFIX}{temporary_name(process.current())}"
-        folder.mkdir(mode=0o700)
-        return str(folder)
+        return new_folder("checkpoint-", self._temp_dir_root)
 
     def cleanup(self) -> None:
         """Remove the folder; the next use of `directory` makes another."""
@@ -147,10 +134,7 @@ class CurrentCheckpoint:
 
         Raises UsageError, StoreError, Fenced.
         """
-        if storage_format not in _FORMATS:
-            raise UsageError(
-                f"storage_format must be one of {', '.join(_FORMATS)}, not {storage_format!r}"
-            )
+        check_format(storage_format)
         reference = self._checkpoints.save(
             self.directory if path is None else path,
             name=name,
@@ -176,10 +160,7 @@ class CurrentCheckpoint:
 
         Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
         """
-        if isinstance(reference, str):
-            wanted = self._checkpoints.find(reference)
-        else:
-            wanted = Reference.of(reference)
+        wanted = self._checkpoints.resolve(reference)
         if path is not None:
             Path(path).mkdir(parents=True, exist_ok=True)
             self._checkpoints.load(wanted, path)
@@ -200,16 +181,17 @@ class CurrentCheckpoint:
         full_namespace: bool = False,
     ) -> builtins.list[dict[str, Any]]:
         """Those of this task, newest first; with `full_namespace` those of its step in every
-        run. `task` is a task, or the pathspec of one; `name` and `attempt` choose among them.
+        run; with `task`, a task of any flow in this datastore or its pathspec or the beginning of
+        one, those instead. `name` and `attempt` choose among them.
         """
-        pathspec = None if task is None else str(getattr(task, "pathspec", task))
-        found = self._checkpoints.list(every_run=full_namespace or task is not None)
+        if task is None:
+            found = self._checkpoints.list(every_run=full_namespace)
+        else:
+            found = self._checkpoints.saved_by(str(getattr(task, "pathspec", task)))
         return [
             each.to_dict()
             for each in found
-            if (name is None or each.name == name)
-            and (attempt is None or each.attempt == attempt)
-            and (pathspec is None or each.pathspec == pathspec)
+            if (name is None or each.name == name) and (attempt is None or each.attempt == attempt)
         ]
 
     # -- the end -------------------------------------------------------------------------

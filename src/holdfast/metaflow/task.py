@@ -109,7 +109,7 @@ def _choose(
         publish(root, place, attempt, current.info)
 
 
-def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
+def of_parent() -> Checkpoints | None:
     """For a process that a task has started: the task's checkpoints; None outside of one."""
     if not (told := os.environ.get(VARIABLE)):
         return None
@@ -123,6 +123,4 @@ def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
         tuple(place["foreach"]),
         tuple(place["iterations"]),
     )
-    return CurrentCheckpoint(
-        Checkpoints(root, place, writer=new_writer(), **about), temp_dir_root=temp_dir_root
-    )
+    return Checkpoints(root, place, writer=new_writer(), **about)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.files import Directory, File
 from holdfast.core.stored import is_safe_name
@@ -42,6 +42,9 @@ from holdfast.metaflow.reference import (
     read_note,
 )
 from holdfast.stores.looking import folders_in
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
 
 logger = logging.getLogger("holdfast")
 
@@ -72,8 +75,9 @@ class Checkpoints:
         writer: str = MAIN,
         rank: int | None = None,
         keep: str | None = None,
+        card: Card | None = None,
     ) -> None:
-        """Asks nothing of the datastore."""
+        """Asks nothing of the datastore. `card` is told what happens."""
         self.root = root
         self.place = place
         self._pathspec = pathspec
@@ -82,6 +86,7 @@ class Checkpoints:
         self._writer = writer
         self._rank = rank
         self._keep = keep
+        self.card = card
         self._begin()
         _every.add(self)
 
@@ -100,6 +105,7 @@ class Checkpoints:
     def become_another(self) -> None:
         """In a forked child: its parent goes on with the run and the locks that it has."""
         self._writer = new_writer()
+        self.card = None
         self._begin()
 
     # -- saving --------------------------------------------------------------------------
@@ -159,9 +165,14 @@ class Checkpoints:
                     note=note,
                     block=block,
                 )
-            except Fenced as error:
-                self._fenced = error
+            except HoldfastError as error:
+                if isinstance(error, Fenced):
+                    self._fenced = error
+                if self.card:
+                    self.card.failed(version, error)
                 raise
+            if self.card:
+                self.card.saving(pending)
             if not block:
                 self._pending.append(pending)
         key = "/".join((*self.place.parts, self._writer))
@@ -217,6 +228,8 @@ class Checkpoints:
                 logger.error("checkpoints are saved beside others: %s", error.message)
                 self._writer = new_writer()
                 self._manager = self._acquired()
+            if self.card:
+                self.card.opened(self._manager)
         return self._manager
 
     def _acquired(self) -> CheckpointManager:
@@ -324,6 +337,8 @@ class Checkpoints:
                 content = File(new / reference.file)
             manager = self._at(address)
             manager.restore({_CONTENT: content}, int(version), only=[_CONTENT], rng=False)
+        if self.card:
+            self.card.loaded(reference)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.

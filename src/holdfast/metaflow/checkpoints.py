@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.files import Directory, File
 from holdfast.errors import CorruptionError, Fenced, HoldfastError, SaveFailed, UsageError
@@ -30,6 +30,9 @@ from holdfast.metaflow.reference import (
     plain_metadata,
     read_note,
 )
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
 
 logger = logging.getLogger("holdfast")
 
@@ -56,8 +59,9 @@ class Checkpoints(Reading):
         writer: str = MAIN,
         rank: int | None = None,
         keep: str | None = None,
+        card: Card | None = None,
     ) -> None:
-        """Asks nothing of the datastore."""
+        """Asks nothing of the datastore. `card` is told what happens."""
         self.place = place
         self._pathspec = pathspec
         self._attempt = attempt
@@ -65,6 +69,7 @@ class Checkpoints(Reading):
         self._writer = writer
         self._rank = rank
         self._keep = keep
+        self.card = card
         super().__init__(root)
 
     def _begin(self) -> None:
@@ -79,6 +84,7 @@ class Checkpoints(Reading):
     def become_another(self) -> None:
         """In a forked child: its parent goes on with the run and the locks that it has."""
         self._writer = self._another_writer()
+        self.card = None
         super().become_another()
 
     def _another_writer(self) -> str:
@@ -141,9 +147,14 @@ class Checkpoints(Reading):
                     note=note,
                     block=block,
                 )
-            except Fenced as error:
-                self._fenced = error
+            except HoldfastError as error:
+                if isinstance(error, Fenced):
+                    self._fenced = error
+                if self.card:
+                    self.card.failed(version, error)
                 raise
+            if self.card:
+                self.card.saving(pending)
             if not block:
                 self._pending.append(pending)
         key = "/".join((*self.place.parts, self._writer))
@@ -199,6 +210,8 @@ class Checkpoints(Reading):
                 logger.error("checkpoints are saved beside others: %s", error.message)
                 self._writer = self._another_writer()
                 self._manager = self._acquired()
+            if self.card:
+                self.card.opened(self._manager)
         return self._manager
 
     def _acquired(self) -> CheckpointManager:
@@ -268,6 +281,11 @@ class Checkpoints(Reading):
         if policy == "eager":
             found = self._good(each for run in runs for each in self._in_run(run))
             yield from (each for each in found if each.namespace == self._namespace)
+
+    def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
+        super().load(reference, into)
+        if self.card:
+            self.card.loaded(reference)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import (
     CheckpointNotFound,
@@ -21,6 +21,10 @@ from holdfast.errors import (
 )
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.reference import DEFAULT_NAME, Reference
+from holdfast.metaflow.stopping import stop
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.notices import Watch
 
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
 """What a checkpoint is passed over for; an answer that does not come is no such reason."""
@@ -58,6 +62,8 @@ class CurrentCheckpoint:
         self._directory: str | None = None
         self._info: Reference | None = None
         self._saved: builtins.list[dict[str, Any]] = []
+        self._watch: Watch | None = None
+        self._stops = False
 
     # -- what was loaded -----------------------------------------------------------------
 
@@ -146,20 +152,25 @@ class CurrentCheckpoint:
         "tar", which changes nothing. With `block` false it becomes durable in the background,
         at the latest when the task ends; the files may be changed at once in any case.
 
-        Raises UsageError, StoreError, Fenced.
+        Raises UsageError, StoreError, Fenced. Raises Preempted, once it is durable, if the
+        machine is about to be taken away and another attempt of the task follows.
         """
         if storage_format not in _FORMATS:
             raise UsageError(
                 f"storage_format must be one of {', '.join(_FORMATS)}, not {storage_format!r}"
             )
+        stopping = latest and self._stops and self.preempted and self._pid == os.getpid()
         reference = self._checkpoints.save(
             self.directory if path is None else path,
             name=name,
             metadata=metadata,
             latest=latest,
-            block=block,
+            # Of one process, saves become durable in their order: those before it are, too.
+            block=block or stopping,
         )
         self._saved.append(reference.to_dict())
+        if stopping:
+            stop(self._watch.notice if self._watch else "", reference.url)
         return reference.to_dict()
 
     @property
@@ -212,6 +223,17 @@ class CurrentCheckpoint:
             and (attempt is None or each.attempt == attempt)
             and (pathspec is None or each.pathspec == pathspec)
         ]
+
+    # -- machines that are taken away ------------------------------------------------------
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the machine is about to be taken away: time to save."""
+        return self._watch is not None and bool(self._watch.notice)
+
+    def heed(self, watch: Watch | None, *, stops: bool) -> None:
+        """Let `preempted` be what `watch` says; with `stops` a save after that ends the task."""
+        self._watch, self._stops = watch, stops
 
     # -- the end -------------------------------------------------------------------------
 

@@ -5,33 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import accumulate
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.core.files import Directory, File
-from holdfast.core.stored import is_safe_name
-from holdfast.errors import (
-    CheckpointNotFound,
-    CorruptionError,
-    Fenced,
-    HoldfastError,
-    ObjectNotFound,
-    SaveFailed,
-    UsageError,
-)
+from holdfast.errors import CorruptionError, Fenced, HoldfastError, SaveFailed, UsageError
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.aside import aside
-from holdfast.metaflow.folders import filled
-from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, lineage
+from holdfast.metaflow.origins import origins_of
+from holdfast.metaflow.places import MAIN, MODELS, Place, Root, RunName, holds_models, lineage
+from holdfast.metaflow.reading import ABOUT, CONTENT, Reading, newest_first
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
     METADATA_BYTES,
@@ -41,21 +30,16 @@ from holdfast.metaflow.reference import (
     plain_metadata,
     read_note,
 )
-from holdfast.stores.looking import folders_in
 
 if TYPE_CHECKING:
     from holdfast.metaflow.card import Card
 
 logger = logging.getLogger("holdfast")
 
-_CONTENT = "files"
-"""Where a checkpoint's files are in its state."""
-_ABOUT = "about"
-"""Where its note is once more: a list that was damaged is rebuilt without notes."""
 
-
-class Checkpoints:
-    """What a task's process sees of its checkpoints. From any thread.
+class Checkpoints(Reading):
+    """What a task's process sees of its checkpoints; of its models, if that is what `writer`
+    adds. From any thread.
 
     What a signal's handler raises in the middle of `save` or `close` is raised when that has
     ended.
@@ -78,7 +62,6 @@ class Checkpoints:
         card: Card | None = None,
     ) -> None:
         """Asks nothing of the datastore. `card` is told what happens."""
-        self.root = root
         self.place = place
         self._pathspec = pathspec
         self._attempt = attempt
@@ -87,14 +70,10 @@ class Checkpoints:
         self._rank = rank
         self._keep = keep
         self.card = card
-        self._begin()
-        _every.add(self)
+        super().__init__(root)
 
     def _begin(self) -> None:
-        # Of the handler of a signal that comes in the middle of a save, too.
-        self._lock = threading.RLock()
-        self._managers: dict[str, CheckpointManager] = {}
-        """By address: what is known of a run is not asked for again."""
+        super()._begin()
         self._manager: CheckpointManager | None = None
         """The one that saves."""
         self._version = 0
@@ -104,9 +83,12 @@ class Checkpoints:
 
     def become_another(self) -> None:
         """In a forked child: its parent goes on with the run and the locks that it has."""
-        self._writer = new_writer()
+        self._writer = self._another_writer()
         self.card = None
-        self._begin()
+        super().become_another()
+
+    def _another_writer(self) -> str:
+        return new_writer(MODELS if holds_models(self._writer) else "at")
 
     # -- saving --------------------------------------------------------------------------
 
@@ -160,7 +142,7 @@ class Checkpoints:
             try:
                 pending = manager.save(
                     version,
-                    {_CONTENT: content, _ABOUT: note},
+                    {CONTENT: content, ABOUT: note},
                     metrics=metrics_of(plain),
                     note=note,
                     block=block,
@@ -226,7 +208,7 @@ class Checkpoints:
                 self._manager = self._acquired()
             except CorruptionError as error:
                 logger.error("checkpoints are saved beside others: %s", error.message)
-                self._writer = new_writer()
+                self._writer = self._another_writer()
                 self._manager = self._acquired()
             if self.card:
                 self.card.opened(self._manager)
@@ -258,15 +240,10 @@ class Checkpoints:
     def _address(self) -> str:
         return self.root.address(*self.place.parts, self._writer)
 
-    def _at(self, address: str) -> CheckpointManager:
-        with self._lock:
-            if address not in self._managers:
-                own = address == self._address
-                # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
-                self._managers[address] = CheckpointManager(
-                    address, keep=self._keep if own else None, take_over=own
-                )
-            return self._managers[address]
+    def _manager_of(self, address: str) -> CheckpointManager:
+        own = address == self._address
+        # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
+        return CheckpointManager(address, keep=self._keep if own else None, take_over=own)
 
     # -- finding -------------------------------------------------------------------------
 
@@ -276,24 +253,7 @@ class Checkpoints:
         Raises StoreError.
         """
         runs = self._runs() if every_run else [self.place.run]
-        return _newest_first(each for run in runs for each in self._in_run(run))
-
-    def find(self, key: str) -> Reference:
-        """The checkpoint of any task in this datastore whose `key` that is.
-
-        Raises UsageError, CheckpointNotFound, StoreError.
-        """
-        place, _, version = key.rpartition("@")
-        parts = place.split("/")
-        if parts[0] != FOLDER or not version.isdecimal() or {"", ".", ".."} & set(parts):
-            raise UsageError(
-                f"this is no checkpoint: {key[:200]!r}",
-                hint="Give what `save` returned or `list` shows, or its key.",
-            )
-        for each in self._of_writer(parts):
-            if each.version_id == int(version):
-                return each
-        raise CheckpointNotFound(f"there is no checkpoint {key!r} in {self.root.url}")
+        return newest_first(each for run in runs for each in self._in_run(run))
 
     def to_go_on_from(self, policy: str) -> Iterator[Reference]:
         """What a starting task may load, the best first.
@@ -315,89 +275,39 @@ class Checkpoints:
         if not self.place.run.origin and policy != "eager":
             return
         runs = self._runs()
-        for family in lineage(self.place.run, runs):
+        origins = cache(partial(origins_of, self.root, self.place.flow))
+        for family in lineage(self.place.run, runs, origins):
             yield from self._good(each for run in family for each in self._in_run(run))
         if policy == "eager":
             found = self._good(each for run in runs for each in self._in_run(run))
             yield from (each for each in found if each.namespace == self._namespace)
 
     def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
-        """Write its files into the folder `into`, every byte verified; what has the same name
-        there is replaced, other files stay. Nothing is changed if it raises.
-
-        Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
-        """
-        address, _, version = reference.url.rpartition("@")
-        if reference.file and not is_safe_name(reference.file):
-            raise UsageError(f"{reference.file!r} is not the name of a file")
-        with filled(Path(into)) as new:
-            content: File | Directory = Directory(new)
-            if reference.file:
-                new.mkdir()
-                content = File(new / reference.file)
-            manager = self._at(address)
-            manager.restore({_CONTENT: content}, int(version), only=[_CONTENT], rng=False)
+        super().load(reference, into)
         if self.card:
             self.card.loaded(reference)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.
-        return _newest_first(each for each in references if each.latest and not each.rank)
+        return newest_first(each for each in references if each.latest and not each.rank)
 
     def _runs(self) -> list[RunName]:
-        folders = folders_in(self.root.address(*self.place.task_parts))
-        runs: list[RunName] = []
-        for folder in folders:
-            with suppress(ValueError):  # somebody else's
-                runs.append(RunName.parse(folder))
-        return runs
+        return self._runs_in(self.place.task_parts)
 
     def _in_run(self, run: RunName, *, mend: bool = False) -> Iterator[Reference]:
         """`mend`: take this process's run over first, as a save does, for then checkpoints that
         are whole are listed though the list is damaged."""
         place = (*self.place.task_parts, run.part)
-        for writer in folders_in(self.root.address(*place)):
+        for writer in self._writers_in(place):
             if mend and writer == self._writer:
                 with self._lock:
                     self._open()
             yield from self._of_writer((*place, writer))
 
-    def _of_writer(self, parts: Sequence[str]) -> Iterator[Reference]:
-        address = self.root.address(*parts)
-        manager = self._at(address)
-        try:
-            infos = manager.checkpoints()
-        except CorruptionError as error:
-            logger.error("%s is passed over: %s", address, error.message)
-            return
-        noted = [info if info.note else _with_note(manager, info) for info in infos]
-        yield from _in_order(filter(None, (read_note(info, "/".join(parts)) for info in noted)))
 
-
-def _with_note(manager: CheckpointManager, info: CheckpointInfo) -> CheckpointInfo:
-    """With the note that is in the checkpoint itself, if there is one."""
-    try:
-        return replace(info, note=str(manager.load(info.id).get(_ABOUT, "")))
-    except (CorruptionError, ObjectNotFound) as error:
-        logger.error("%s is passed over: %s", info.ref, error.message)
-        return info
-
-
-def new_writer() -> str:
+def new_writer(kind: str = "at") -> str:
     """A name for one more process of a task that saves."""
-    return f"at-{secrets.token_hex(4)}"
-
-
-def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
-    """Those of one writer, none older than the one before it: attempts run on machines whose
-    clocks differ."""
-    ordered = sorted(saved, key=lambda each: each.version_id)
-    times = accumulate((each.created_on for each in ordered), max)
-    return (replace(each, created_on=time) for each, time in zip(ordered, times, strict=True))
-
-
-def _newest_first(references: Iterable[Reference]) -> list[Reference]:
-    return sorted(references, key=lambda each: (each.created_on, each.version_id), reverse=True)
+    return f"{kind}-{secrets.token_hex(4)}"
 
 
 def _is_saved(pending: Pending) -> bool:
@@ -407,14 +317,3 @@ def _is_saved(pending: Pending) -> bool:
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-_every: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for each in list(_every):
-        each.become_another()
-
-
-os.register_at_fork(after_in_child=_forked)

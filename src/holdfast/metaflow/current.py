@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,10 +16,10 @@ from holdfast.errors import (
     CheckpointRemoved,
     CorruptionError,
     ObjectNotFound,
-    UsageError,
 )
 from holdfast.metaflow.checkpoints import Checkpoints
-from holdfast.metaflow.reference import DEFAULT_NAME, Reference
+from holdfast.metaflow.folders import new_folder
+from holdfast.metaflow.reference import DEFAULT_NAME, Reference, check_format
 from holdfast.metaflow.stopping import stop
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
 """What a checkpoint is passed over for; an answer that does not come is no such reason."""
-_FORMATS = ("files", "tar")
 
 
 class CurrentCheckpoint:
@@ -114,11 +112,7 @@ class CurrentCheckpoint:
             return self._directory
 
     def _new_folder(self) -> str:
-        # Absolute: the step may change its working directory.
-        root = os.path.abspath(self._temp_dir_root) if self._temp_dir_root else None
-        if root:
-            os.makedirs(root, exist_ok=True)
-        return tempfile.mkdtemp(prefix="checkpoint-", dir=root)
+        return new_folder("checkpoint-", self._temp_dir_root)
 
     def cleanup(self) -> None:
         """Remove the folder; the next use of `directory` makes another."""
@@ -155,10 +149,7 @@ class CurrentCheckpoint:
         Raises UsageError, StoreError, Fenced. Raises Preempted, once it is durable, if the
         machine is about to be taken away and another attempt of the task follows.
         """
-        if storage_format not in _FORMATS:
-            raise UsageError(
-                f"storage_format must be one of {', '.join(_FORMATS)}, not {storage_format!r}"
-            )
+        check_format(storage_format)
         stopping = latest and self._stops and self.preempted and self._pid == os.getpid()
         reference = self._checkpoints.save(
             self.directory if path is None else path,
@@ -188,10 +179,7 @@ class CurrentCheckpoint:
 
         Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
         """
-        if isinstance(reference, str):
-            wanted = self._checkpoints.find(reference)
-        else:
-            wanted = Reference.of(reference)
+        wanted = self._checkpoints.resolve(reference)
         if path is not None:
             Path(path).mkdir(parents=True, exist_ok=True)
             self._checkpoints.load(wanted, path)
@@ -212,16 +200,17 @@ class CurrentCheckpoint:
         full_namespace: bool = False,
     ) -> builtins.list[dict[str, Any]]:
         """Those of this task, newest first; with `full_namespace` those of its step in every
-        run. `task` is a task, or the pathspec of one; `name` and `attempt` choose among them.
+        run; with `task`, a task of any flow in this datastore or its pathspec or the beginning of
+        one, those instead. `name` and `attempt` choose among them.
         """
-        pathspec = None if task is None else str(getattr(task, "pathspec", task))
-        found = self._checkpoints.list(every_run=full_namespace or task is not None)
+        if task is None:
+            found = self._checkpoints.list(every_run=full_namespace)
+        else:
+            found = self._checkpoints.saved_by(str(getattr(task, "pathspec", task)))
         return [
             each.to_dict()
             for each in found
-            if (name is None or each.name == name)
-            and (attempt is None or each.attempt == attempt)
-            and (pathspec is None or each.pathspec == pathspec)
+            if (name is None or each.name == name) and (attempt is None or each.attempt == attempt)
         ]
 
     # -- machines that are taken away ------------------------------------------------------

@@ -3,7 +3,8 @@
     <datastore root>/mf.holdfast/<flow>/<step>/<task>/<run>/<writer>
 
 Each `<writer>` is a Holdfast run: `main` is the task's own process in all of its attempts,
-others belong to ranks and subprocesses that save, so that these never meet. `<task>` is the same
+others belong to ranks and subprocesses that save, so that these never meet; `models` and
+`models-…` hold its models. `<task>` is the same
 in every run of the flow (`task`, `task-3` for the fourth of a foreach), and a run that resumes
 another one says so in its name (`<run>..<origin>`): one listing of `<task>` shows the runs and
 who goes on from whom.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from holdfast.errors import UsageError
 
 FOLDER = "mf.holdfast"
 MAIN = "main"
+MODELS = "models"
 
 _PLAIN = re.compile(rb"[A-Za-z0-9_-]")
 _ESCAPED = re.compile(rb"\.([0-9a-f]{2})")
@@ -49,6 +51,11 @@ def text_of(part: str) -> str:
     if key_part(text) != part:
         raise ValueError(f"{part!r} is the name of nothing here")
     return text
+
+
+def holds_models(writer: str) -> bool:
+    """Whether what that writer has saved are models, not checkpoints."""
+    return writer.partition("-")[0] == MODELS
 
 
 class RunName(NamedTuple):
@@ -125,7 +132,9 @@ class Place:
         return (FOLDER, key_part(self.flow), key_part(self.step), self.task)
 
 
-def lineage(run: RunName, runs: Sequence[RunName]) -> Iterator[list[RunName]]:
+def lineage(
+    run: RunName, runs: Sequence[RunName], origins: Callable[[], Mapping[str, str]] = dict
+) -> Iterator[list[RunName]]:
     """The runs of `runs` that a resumed `run` may go on from: nearest relatives first.
 
     A run that is resumed and those that resumed it belong together: `resume` without a run id
@@ -134,14 +143,20 @@ def lineage(run: RunName, runs: Sequence[RunName]) -> Iterator[list[RunName]]:
     >>> runs = [RunName("1"), RunName("2", "1"), RunName("3", "1")]
     >>> [[r.run for r in family] for family in lineage(RunName("4", "3"), runs)]
     [['3'], ['1', '2']]
+
+    `origins` is asked for the origin of a run that is not in `runs`.
+
+    >>> [[r.run for r in family] for family in lineage(RunName("5", "4"), runs, lambda: {"4": "3"})]
+    [[], ['3'], ['1', '2']]
     """
     seen = {run.run}
     origin = run.origin
     while origin and origin not in seen:
         family = [r for r in runs if origin in (r.run, r.origin) and r.run not in seen]
-        seen.update(r.run for r in family)
+        seen.update((origin, *(r.run for r in family)))
         yield family
-        origin = next((r.origin for r in family if r.run == origin), "")
+        named = [r.origin for r in family if r.run == origin]
+        origin = named[0] if named else origins().get(origin, "")
 
 
 def root_of(kind: str, root: str, **settings: str) -> Root:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,10 @@ def begin(
     elif node.rank == 0:
         _choose(current, root, place, attempt, policy)
     elif policy != "none" and (chosen := await_choice(root, place, attempt)):
+        start = time.monotonic()
         current.load(chosen)
+        if card:
+            card.went_on(chosen, time.monotonic() - start)
     return current
 
 
@@ -113,7 +117,7 @@ def _choose(
         publish(root, place, attempt, current.info)
 
 
-def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
+def of_parent() -> Checkpoints | None:
     """For a process that a task has started: the task's checkpoints; None outside of one."""
     if not (told := os.environ.get(VARIABLE)):
         return None
@@ -127,6 +131,4 @@ def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
         tuple(place["foreach"]),
         tuple(place["iterations"]),
     )
-    return CurrentCheckpoint(
-        Checkpoints(root, place, writer=new_writer(), **about), temp_dir_root=temp_dir_root
-    )
+    return Checkpoints(root, place, writer=new_writer(), **about)

@@ -3,11 +3,12 @@ the tasks that use it."""
 
 import os
 from functools import cache, wraps
-from importlib.util import find_spec
 
 from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
 from metaflow.metaflow_current import current
+
+from .shared import check_installed, package, switch, text_as_value
 
 
 class CheckpointException(MetaflowException):
@@ -19,14 +20,6 @@ _POLICIES = {
     "on_preemption": ("stop", "tell", "none"),
 }
 _ARTIFACTS = ("_task_checkpoints", "_task_latest_checkpoint")
-_SWITCHES = {
-    **dict.fromkeys(("true", "yes", "on", "1"), True),
-    **dict.fromkeys(("false", "no", "off", "0", "none"), False),
-}
-
-# Compiled for one Python and one kind of machine, so that a code package cannot bring them.
-_NEEDED = ("numpy", "blake3", "xxhash", "msgspec")
-_NEEDED_FOR = {"s3": ("obstore",), "gs": ("obstore",), "azure": ("obstore",)}
 
 
 class CheckpointDecorator(StepDecorator):
@@ -71,14 +64,13 @@ class CheckpointDecorator(StepDecorator):
         # `--with checkpoint:…`, and the runtime to the task, give everything as text.
         values = self.attributes
         for name, value in values.items():
-            if isinstance(value, str) and value.strip().lower() in ("none", "null", ""):
-                values[name] = None
+            values[name] = text_as_value(value)
         for name in ("load_policy", "on_preemption"):
             if values[name] is None:
                 values[name] = "none"
         if values["temp_dir_root"] is not None:
             values["temp_dir_root"] = os.fspath(values["temp_dir_root"])
-        values["show_card"] = _SWITCHES.get(str(values["show_card"]).lower(), values["show_card"])
+        values["show_card"] = switch(values["show_card"])
 
     def step_init(self, flow, graph, step_name, decorators, environment, flow_datastore, logger):
         self._flow_datastore = flow_datastore
@@ -96,6 +88,10 @@ class CheckpointDecorator(StepDecorator):
 
     def runtime_init(self, flow, graph, package, run_id):
         # Not in step_init, which every command of a flow and every task comes through.
+        self._check_keep()
+        _keep_origin(self._flow_datastore, flow.name, run_id)
+
+    def _check_keep(self):
         keep = self.attributes["keep"]
         if keep is None:
             return
@@ -131,7 +127,7 @@ class CheckpointDecorator(StepDecorator):
     ):
         if retry_count > max_user_code_retries:
             return  # @catch runs its fallback instead of the step
-        _check_installed(step_name, self._flow_datastore.TYPE)
+        check_installed(f"@checkpoint on step *{step_name}*", self._flow_datastore.TYPE)
         from holdfast.metaflow.task import begin
 
         if self.attributes["show_card"]:
@@ -226,37 +222,21 @@ class CheckpointDecorator(StepDecorator):
         self._logger(text, head="[@checkpoint] ", timestamp=False)
 
     def add_to_package(self):
-        return _package()
+        return package()
 
 
-def _check_installed(step_name, datastore):
-    """Raise if this task's environment, often another one than that of `run`, lacks something."""
-    needed = _NEEDED + _NEEDED_FOR.get(datastore, ())
-    missing = [name for name in needed if find_spec(name) is None]
-    if not missing:
+@cache  # every step with the decorator asks for it
+def _keep_origin(flow_datastore, flow, run_id):
+    """Write down which run this one resumes, if it does: what resumes this one must know,
+    though it has not saved, or has not come to a step with the decorator."""
+    from metaflow._vendor import click
+    from metaflow.util import get_latest_run_id
+
+    context = click.get_current_context(silent=True)  # no hook is told of the origin
+    if context is None or context.command.name != "resume":
         return
-    from holdfast import __version__
+    origin = context.params.get("origin_run_id") or get_latest_run_id(context.obj.echo, flow)
+    from holdfast.metaflow.origins import keep_origin
+    from holdfast.metaflow.places import RunName
 
-    packages = f'"holdfast": "{__version__}"'
-    if "obstore" in needed:
-        packages += ', "obstore": ">=0.12,<0.13"'
-    raise CheckpointException(
-        f"@checkpoint on step *{step_name}* needs what is not installed where the step runs: "
-        f"{', '.join(missing)}. Add it there: @pypi(packages={{{packages}}}) above the step, "
-        "or the same packages in its image."
-    )
-
-
-@cache  # asked for once for each step with the decorator, in every run
-def _package():
-    """Every file of Holdfast, for tasks on other machines."""
-    import holdfast
-
-    root = os.path.dirname(holdfast.__file__)
-    files = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.endswith((".py", ".typed"))
-    ]
-    return [(file, os.path.join("holdfast", os.path.relpath(file, root))) for file in files]
+    keep_origin(flow_datastore, flow, RunName(str(run_id), str(origin or "")))

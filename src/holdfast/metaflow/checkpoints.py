@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.aside import aside
 from holdfast.metaflow.folders import filled
+from holdfast.metaflow.origins import origins_of
 from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, lineage
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
@@ -302,7 +304,8 @@ class Checkpoints:
         if not self.place.run.origin and policy != "eager":
             return
         runs = self._runs()
-        for family in lineage(self.place.run, runs):
+        origins = cache(partial(origins_of, self.root, self.place.flow))
+        for family in lineage(self.place.run, runs, origins):
             yield from self._good(each for run in family for each in self._in_run(run))
         if policy == "eager":
             found = self._good(each for run in runs for each in self._in_run(run))

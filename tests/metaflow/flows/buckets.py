@@ -1,5 +1,5 @@
-"""Keeps objects of its own in the run's folder of a bucket, beside checkpoints. Dies once, after the
-third save."""
+"""Keeps an object of its own in the run's folder of a bucket, beside checkpoints. Dies once, after
+the third save."""
 
 from __future__ import annotations
 

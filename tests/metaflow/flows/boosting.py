@@ -4,7 +4,6 @@ time; what the next one ends with must be what one that was never interrupted do
 from __future__ import annotations
 
 import os
-import pickle
 import time
 
 import numpy
@@ -17,8 +16,7 @@ class Saving(xgboost.callback.TrainingCallback):
     def after_iteration(self, model, epoch, evals_log):
         rounds = model.num_boosted_rounds()
         if rounds % 3 == 0:
-            with open(os.path.join(current.checkpoint.directory, "model.pkl"), "wb") as file:
-                pickle.dump(model, file)
+            model.save_model(os.path.join(current.checkpoint.directory, "model.ubj"))
             loss = evals_log["train"]["logloss"][-1]
             current.checkpoint.save(metadata={"rounds": rounds, "loss": loss})
         if rounds == 8 and current.retry_count == 0:
@@ -37,20 +35,18 @@ class Boosting(FlowSpec):
         self.y = self.x @ rng.normal(size=5) > 0
         self.next(self.fit)
 
-    @timeout(seconds=4)
+    @timeout(seconds=5)
     @conda(packages={"xgboost": "3.0.0"})
     @card
     @retry(times=2, minutes_between_retries=0)
     @checkpoint(keep="last=1 best=1:loss")
     @step
     def fit(self):
-        model = None
+        file, done = os.path.join(current.checkpoint.directory, "model.ubj"), 0
         if current.checkpoint.is_loaded:
-            with open(os.path.join(current.checkpoint.directory, "model.pkl"), "rb") as file:
-                model = pickle.load(file)
-        loaded = model.num_boosted_rounds() if model else 0
-        tell(attempt=current.retry_count, loaded=loaded)
-        model = self.train(self.rounds - loaded, model, [Saving()])
+            done = current.checkpoint.info.metadata["rounds"]
+        tell(attempt=current.retry_count, loaded=done)
+        model = self.train(self.rounds - done, file if done else None, [Saving()])
         assert model.num_boosted_rounds() == self.rounds
         never_interrupted = self.train(self.rounds, None, [])
         tell(

@@ -28,10 +28,25 @@ def named(table: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
 
 
+def flow(metaflow: Metaflow, name: str) -> str:
+    """The page's flow of that name, written into the folder."""
+    [block] = [each for each in blocks(PAGE) if (each.word, each.about) == ("flow", f"{name}.py")]
+    (metaflow.folder / block.about).write_text(block.text)
+    return str(metaflow.folder / name)
+
+
+def test_resume_repeats_no_step_and_goes_on_inside_of_one(metaflow: Metaflow) -> None:
+    script = flow(metaflow, "steps")
+    failed = metaflow.run(script, "run", "--stop-at", "7", status=1).output
+    assert "goes on after 0 numbers" in failed
+    resumed = metaflow.run(script, "resume").output
+    assert re.findall(r"/(\w+)/\d+ \(pid \d+\)\] Task is starting", resumed) == ["add", "end"]
+    assert "goes on after 7 numbers" in resumed
+    assert "total 55" in resumed
+
+
 def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) -> None:
-    [flow] = [block for block in blocks(PAGE) if block.word == "flow"]
-    (metaflow.folder / flow.about).write_text(flow.text)
-    script = str(metaflow.folder / flow.about.removesuffix(".py"))
+    script = flow(metaflow, "fit")
     assert re.search(r"weights \[", metaflow.run(script).output)
     [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Fit/start/task/*/main")
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,6 +99,27 @@ def test_models_are_kept_apart_from_checkpoints_and_cross(root: Root, tmp_path: 
     model.finish()
     checkpoint.finish()
     assert not any(path and Path(path).exists() for path in model.loaded.values())
+
+
+def test_what_a_task_has_saved_is_found_by_its_pathspec(root: Root, tmp_path: Path) -> None:
+    saved = []
+    for options in ({}, {"foreach": (1,)}, {"run": "8", "origin": "7"}, {"run": "9"}):
+        fit = CurrentCheckpoint(task(root, **options))
+        saved.append(fit.save(written(tmp_path / "x", a=str(options)))["key"])
+        fit.finish()
+
+    def found(pathspec: str) -> list[str]:
+        return [each["key"] for each in CurrentCheckpoint(task(root)).list(task=pathspec)]
+
+    assert found("Train") == saved[::-1]
+    assert found("Train/7") == saved[1::-1]
+    assert found("Train/7/fit") == saved[1::-1]
+    assert found("Train/8/fit/2") == saved[2:3]
+    for nothing in ("Other", "Train/6", "Train/7/end", "Train/7/fit/3"):
+        assert found(nothing) == []
+    for wrong in ("", "Train//fit", "Train/7/fit/2/0"):
+        with pytest.raises(UsageError, match="names no task"):
+            found(wrong)
 
 
 def test_equal_models_are_stored_once(tmp_path: Path) -> None:
@@ -194,6 +216,20 @@ def test_what_names_nothing_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "mf.models/models/artifacts/Fit_start_0123",
+        {"type": "checkpoint", "key": "mf.huggingface_hub/checkpoints/artifacts/F/s/0/1/a.0.b.0"},
+    ],
+)
+def test_what_another_extension_has_saved_needs_it(tmp_path: Path, reference: object) -> None:
+    """With it installed: tests/metaflow/test_installed.py."""
+    for use in (delete_model, lambda each: load_model(each, tmp_path)):
+        with pytest.raises(UsageError, match="metaflow-checkpoint has saved this, and is not ins"):
+            use(reference)
+
+
 def test_damage_is_noticed_and_nothing_is_loaded(tmp_path: Path) -> None:
     model = models(Root(str(tmp_path / "ds")))
     saved = model.save(written(tmp_path / "x", a="1" * 1000))
@@ -207,6 +243,8 @@ def test_damage_is_noticed_and_nothing_is_loaded(tmp_path: Path) -> None:
     assert contents(into) == {"a": "old"}
     with pytest.raises(CorruptionError):
         model.load(saved)
+    with pytest.raises(CorruptionError):  # damaged is not missing
+        model.load_attributes(SimpleNamespace(m=saved), [("m", None)], best_effort=True)
     assert dict(model.loaded) == {}
     assert delete_model(saved) is True
     model.finish()

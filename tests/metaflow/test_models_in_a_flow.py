@@ -97,3 +97,22 @@ def test_models_are_saved_loaded_and_deleted(flows: Metaflow) -> None:
         "folder": False,
         "deleted": [True, False],
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "began"),
+    [
+        ('load=["absent"]', "@model on step start: the flow has no attribute 'absent' here", True),
+        ("load=7", "load of @model on step end must be a name, or a list of names", False),
+        ("load=a b", "load of @model on step end must be a name, or a list of names", False),
+        ("best_effort_load=perhaps", "best_effort_load of @model on step end must be True", False),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(
+    metaflow: Metaflow, options: str, said: str, began: bool
+) -> None:
+    output = metaflow.run("plain", "run", f"--with=model:{options}", status=1).output
+    assert said in " ".join(output.split())
+    assert ("Task is starting" in output) == began
+    assert not metaflow.told
+    assert "Traceback" not in output

@@ -102,8 +102,14 @@ def test_models_are_kept_apart_from_checkpoints_and_cross(root: Root, tmp_path: 
 
 
 def test_what_a_task_has_saved_is_found_by_its_pathspec(root: Root, tmp_path: Path) -> None:
-    saved = []
-    for options in ({}, {"foreach": (1,)}, {"run": "8", "origin": "7"}, {"run": "9"}):
+    saved: list[str] = []
+    of_tasks: list[dict[str, Any]] = [
+        {},
+        {"foreach": (1,)},
+        {"run": "8", "origin": "7"},
+        {"run": "9"},
+    ]
+    for options in of_tasks:
         fit = CurrentCheckpoint(task(root, **options))
         saved.append(fit.save(written(tmp_path / "x", a=str(options)))["key"])
         fit.finish()

@@ -35,10 +35,12 @@ with Checkpoint() as own:
     told["of_run"] = len(own.list(task=run.pathspec))
     folder = own.directory
 told["folder"] = os.path.exists(folder)
-try:
-    Checkpoint().save("dict")
-except ValueError as error:
-    told["refused"] = str(error)
+told["refused"] = []
+for use in (lambda: own.save("dict"), own.list, lambda: own.task_identifier):
+    try:
+        use()
+    except ValueError as error:
+        told["refused"].append(str(error).partition("\\n")[0])
 told["deleted"] = [delete_model(trained), delete_model(trained["key"])]
 print(json.dumps(told))
 """
@@ -88,7 +90,10 @@ def test_models_are_saved_loaded_and_deleted(flows: Metaflow) -> None:
     assert "[@model] 'gone' is missing: 'part' of Modelling/" in ran.output
 
     later = _later(flows)
-    assert later.pop("refused").startswith("outside of a task of a flow `Checkpoint()` cannot save")
+    saves, lists, identifies = later.pop("refused")
+    assert saves == "outside of a task of a flow `Checkpoint()` cannot save"
+    assert 'give `task="flow/run/step/task"`' in lists
+    assert "has no task" in identifies
     assert later == {
         "dict": attempt,
         "key": attempt,

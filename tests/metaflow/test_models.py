@@ -265,13 +265,16 @@ def test_writers_never_meet_and_an_older_attempt_saves_no_more(tmp_path: Path) -
     saved.append(later.save(source, "later"))
     with pytest.raises(Fenced):
         nodes[0].save(source)
+    loaded = later.load(saved[0])
     if not (child := os.fork()):
         try:
             load_model(later.save(source, "child"), tmp_path / "of child")
+            later.finish()
             os._exit(0)
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
+    assert contents(Path(loaded)) == {"a": "1"}  # the child has ended, not the task
     for node in (later, *nodes[1:]):
         node.save(source)
         node.finish()

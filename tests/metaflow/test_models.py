@@ -161,13 +161,20 @@ def test_a_model_is_deleted_and_no_other(tmp_path: Path, caplog: pytest.LogCaptu
     assert contents(tmp_path / "again") == contents(tmp_path / "first") == contents(source)
     assert delete_model(again) is True
     assert packs(again) == 0
+    assert delete_model(again) is False  # of a run that has none left
+    with pytest.raises(CheckpointNotFound, match="is gone"):
+        load_model(again, tmp_path / "gone")
 
     retried = models(root, attempt=1)
     heir = retried.save(written(tmp_path / "x", weights="another"))
     retried.finish()
     assert heir["version_id"] == first["version_id"]
     for gone in (first, newest, again):
-        assert delete_model(gone) is False
+        assert delete_model(gone) is delete_model(gone["key"]) is False
+        for reference in (gone, gone["key"]):
+            with pytest.raises(CheckpointNotFound):
+                load_model(reference, tmp_path / "gone")
+    assert contents(tmp_path / "gone") == {}
     load_model(heir, tmp_path / "heir")
     assert contents(tmp_path / "heir") == {"weights": "another"}
 
@@ -237,7 +244,8 @@ def test_what_another_extension_has_saved_needs_it(tmp_path: Path, reference: ob
 
 
 def test_damage_is_noticed_and_nothing_is_loaded(tmp_path: Path) -> None:
-    model = models(Root(str(tmp_path / "ds")))
+    fit = task(tmp_path / "ds", writer=MODELS)
+    model = CurrentModel(fit, temp_dir_root=str(tmp_path / "temporary"))
     saved = model.save(written(tmp_path / "x", a="1" * 1000))
     [pack] = Path(run_of(saved), "packs").iterdir()
     data = bytearray(pack.read_bytes())
@@ -252,6 +260,7 @@ def test_damage_is_noticed_and_nothing_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(CorruptionError):  # damaged is not missing
         model.load_attributes(SimpleNamespace(m=saved), [("m", None)], best_effort=True)
     assert dict(model.loaded) == {}
+    assert list((tmp_path / "temporary").iterdir()) == []
     assert delete_model(saved) is True
     model.finish()
 

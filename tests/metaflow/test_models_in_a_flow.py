@@ -111,7 +111,7 @@ def test_models_are_saved_loaded_and_deleted(flows: Metaflow) -> None:
 
 def test_what_is_missing_fails_the_task_and_says_so(metaflow: Metaflow) -> None:
     output = metaflow.run("plain", "run", '--with=model:load=["absent"]', status=1).output
-    assert "@model on step *start*: the flow has no attribute 'absent' here" in output
+    assert "@model on step start: the flow has no attribute 'absent' here" in output
     assert "Traceback" not in output
     assert not metaflow.told
 

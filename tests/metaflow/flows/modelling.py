@@ -57,7 +57,7 @@ class Modelling(FlowSpec):
 
     @step
     def joined(self, inputs):
-        self.trained = inputs[0].trained
+        self.merge_artifacts(inputs, exclude=["of_part", "saved"])
         self.gone, self.of_part = (each.of_part for each in inputs)
         self.saved = inputs[1].saved
         deleted = [delete_model(self.gone), delete_model(self.gone)]

@@ -34,6 +34,8 @@ def test_every_command(flows: Metaflow) -> None:
     for other in (["--run-id", "1"], ["--step", "end"]):
         none = flows.run("counting", "checkpoint", "verify", *other, status=10).output
         assert "has no such checkpoints" in none
+    as_json = flows.run("counting", "checkpoint", "ls", "--json", "--step", "end", status=10).output
+    assert json.loads(as_json[as_json.index("{") :])["exit_code"] == 10
 
 
 def test_damage_is_told_by_the_exit_status(metaflow: Metaflow) -> None:

@@ -8,8 +8,9 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.files import Directory, File
 from holdfast.errors import CorruptionError, Fenced, HoldfastError, SaveFailed, UsageError
@@ -17,6 +18,7 @@ from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.aside import aside
+from holdfast.metaflow.origins import origins_of
 from holdfast.metaflow.places import MAIN, MODELS, Place, Root, RunName, holds_models, lineage
 from holdfast.metaflow.reading import ABOUT, CONTENT, Reading, newest_first
 from holdfast.metaflow.reference import (
@@ -28,6 +30,9 @@ from holdfast.metaflow.reference import (
     plain_metadata,
     read_note,
 )
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
 
 logger = logging.getLogger("holdfast")
 
@@ -54,8 +59,9 @@ class Checkpoints(Reading):
         writer: str = MAIN,
         rank: int | None = None,
         keep: str | None = None,
+        card: Card | None = None,
     ) -> None:
-        """Asks nothing of the datastore."""
+        """Asks nothing of the datastore. `card` is told what happens."""
         self.place = place
         self._pathspec = pathspec
         self._attempt = attempt
@@ -63,6 +69,7 @@ class Checkpoints(Reading):
         self._writer = writer
         self._rank = rank
         self._keep = keep
+        self.card = card
         super().__init__(root)
 
     def _begin(self) -> None:
@@ -77,6 +84,7 @@ class Checkpoints(Reading):
     def become_another(self) -> None:
         """In a forked child: its parent goes on with the run and the locks that it has."""
         self._writer = self._another_writer()
+        self.card = None
         super().become_another()
 
     def _another_writer(self) -> str:
@@ -139,9 +147,14 @@ class Checkpoints(Reading):
                     note=note,
                     block=block,
                 )
-            except Fenced as error:
-                self._fenced = error
+            except HoldfastError as error:
+                if isinstance(error, Fenced):
+                    self._fenced = error
+                if self.card:
+                    self.card.failed(version, error)
                 raise
+            if self.card:
+                self.card.saving(pending)
             if not block:
                 self._pending.append(pending)
         key = "/".join((*self.place.parts, self._writer))
@@ -197,6 +210,8 @@ class Checkpoints(Reading):
                 logger.error("checkpoints are saved beside others: %s", error.message)
                 self._writer = self._another_writer()
                 self._manager = self._acquired()
+            if self.card:
+                self.card.opened(self._manager)
         return self._manager
 
     def _acquired(self) -> CheckpointManager:
@@ -260,11 +275,17 @@ class Checkpoints(Reading):
         if not self.place.run.origin and policy != "eager":
             return
         runs = self._runs()
-        for family in lineage(self.place.run, runs):
+        origins = cache(partial(origins_of, self.root, self.place.flow))
+        for family in lineage(self.place.run, runs, origins):
             yield from self._good(each for run in family for each in self._in_run(run))
         if policy == "eager":
             found = self._good(each for run in runs for each in self._in_run(run))
             yield from (each for each in found if each.namespace == self._namespace)
+
+    def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
+        super().load(reference, into)
+        if self.card:
+            self.card.loaded(reference)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.

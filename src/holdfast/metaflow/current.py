@@ -6,6 +6,7 @@ import builtins
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,19 @@ class CurrentCheckpoint:
     def go_on(self, policy: str) -> None:
         """Load what the task goes on from, if there is something; a damaged checkpoint is
         told, and passed over for the one before it."""
+        card = self._checkpoints.card
         for reference in self._checkpoints.to_go_on_from(policy):
+            start = time.monotonic()
             try:
                 self.load(reference)
             except _GONE as error:
-                self._tell(f"{reference.url} is damaged and was passed over: {error.message}")
+                line = f"{reference.url} is damaged and was passed over: {error.message}"
+                self._tell(line)
+                if card:
+                    card.passed_over(line)
                 continue
+            if card:
+                card.went_on(reference, time.monotonic() - start)
             self._tell(f"goes on from {reference.url} (of {reference.pathspec})")
             return
 

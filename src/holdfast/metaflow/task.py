@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.metaflow.checkpoints import Checkpoints, new_writer
 from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.gang import await_choice, publish
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, root_of
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
 
 # What a process that the task starts needs to find its checkpoints.
 VARIABLE = "HOLDFAST_METAFLOW_TASK"
@@ -73,6 +76,7 @@ def begin(
     keep: str | None,
     temp_dir_root: str | None,
     tell: Callable[[str], None],
+    card: Card | None = None,
 ) -> CurrentCheckpoint:
     """What `current.checkpoint` is for this task; what it goes on from is loaded."""
     node = node_of(flow, graph, step)
@@ -87,7 +91,7 @@ def begin(
     }
     os.environ[VARIABLE] = json.dumps({"root": asdict(root), "place": asdict(place), **about})
     current = CurrentCheckpoint(
-        Checkpoints(root, place, writer=node.writer, **about),
+        Checkpoints(root, place, writer=node.writer, card=card, **about),
         temp_dir_root=temp_dir_root,
         tell=tell,
     )

@@ -2,7 +2,7 @@
 the tasks that use it."""
 
 import os
-from functools import wraps
+from functools import cache, wraps
 
 from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
@@ -36,7 +36,7 @@ class CheckpointDecorator(StepDecorator):
     temp_dir_root : str, optional
         Where `current.checkpoint.directory` is made.
     show_card : bool, default False
-        Taken for compatibility.
+        Whether the task has a card of type "checkpoint": what was saved, loaded and removed.
     """
 
     name = "checkpoint"
@@ -48,6 +48,7 @@ class CheckpointDecorator(StepDecorator):
     }
 
     _current = None
+    _card = None
 
     def init(self):
         # `--with checkpoint:…`, and the runtime to the task, give everything as text.
@@ -76,6 +77,10 @@ class CheckpointDecorator(StepDecorator):
 
     def runtime_init(self, flow, graph, package, run_id):
         # Not in step_init, which every command of a flow and every task comes through.
+        self._check_keep()
+        _keep_origin(self._flow_datastore, flow.name, run_id)
+
+    def _check_keep(self):
         keep = self.attributes["keep"]
         if keep is None:
             return
@@ -114,6 +119,15 @@ class CheckpointDecorator(StepDecorator):
         check_installed(f"@checkpoint on step *{step_name}*", self._flow_datastore.TYPE)
         from holdfast.metaflow.task import begin
 
+        if self.attributes["show_card"]:
+            from holdfast.metaflow.card import card_of
+
+            self._card = card_of(
+                self._flow_datastore,
+                pathspec=f"{flow.name}/{run_id}/{step_name}/{task_id}",
+                attempt=retry_count,
+                keep=self.attributes["keep"],
+            )
         self._current = begin(
             flow_datastore=self._flow_datastore,
             flow=flow,
@@ -128,6 +142,7 @@ class CheckpointDecorator(StepDecorator):
             keep=self.attributes["keep"],
             temp_dir_root=self.attributes["temp_dir_root"],
             tell=self._tell,
+            card=self._card,
         )
         self._flow = flow
         current._update_env({"checkpoint": self._current})
@@ -164,15 +179,41 @@ class CheckpointDecorator(StepDecorator):
         self._flow._task_checkpoints = saved
         latest = [each for each in saved if each["latest"]]
         self._flow._task_latest_checkpoint = latest[-1] if latest else None
+        failed = True
         try:
             self._current.finish()
+            failed = failing
         except HoldfastError as error:
             if not failing:
                 raise
             self._tell(f"the last save failed: {error}")
+        finally:
+            if self._card is not None:
+                self._card.end(failed=failed)
+
+    def task_finished(self, step_name, flow, graph, is_task_ok, retry_count, max_retries):
+        if self._card is not None:
+            self._card.wait()
 
     def _tell(self, text):
         self._logger(text, head="[@checkpoint] ", timestamp=False)
 
     def add_to_package(self):
         return package()
+
+
+@cache  # every step with the decorator asks for it
+def _keep_origin(flow_datastore, flow, run_id):
+    """Write down which run this one resumes, if it does: what resumes this one must know,
+    though it has not saved, or has not come to a step with the decorator."""
+    from metaflow._vendor import click
+    from metaflow.util import get_latest_run_id
+
+    context = click.get_current_context(silent=True)  # no hook is told of the origin
+    if context is None or context.command.name != "resume":
+        return
+    origin = context.params.get("origin_run_id") or get_latest_run_id(context.obj.echo, flow)
+    from holdfast.metaflow.origins import keep_origin
+    from holdfast.metaflow.places import RunName
+
+    keep_origin(flow_datastore, flow, RunName(str(run_id), str(origin or "")))

@@ -26,6 +26,7 @@ def test_all_nodes_go_on_from_what_the_control_node_has_saved(
     assert len({line["key"] for line in retried}) == 1
     keys = metaflow.told[-1]["keys"]
     assert len(set(keys)) == len(keys) == number
+    assert metaflow.told[-1]["models"] == {f"{rank}: 2": rank for rank in range(number // 3)}
 
 
 def test_a_node_waits_for_the_choice_and_takes_no_later_one(tmp_path: Path) -> None:

@@ -159,8 +159,9 @@ def _running_flow() -> Any:
     if not current.is_running_flow:
         return None
     # Metaflow hands it to decorators only; `current.graph` is made from it.
-    graph = vars(type(current))["graph"]
-    return next(each for each in graph.fget.__defaults__ if isinstance(each, FlowSpec))
+    graph = vars(type(current)).get("graph")
+    known = getattr(graph and graph.fget, "__defaults__", None) or ()
+    return next((each for each in known if isinstance(each, FlowSpec)), None)
 
 
 def root_here() -> Root:

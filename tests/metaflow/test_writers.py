@@ -104,6 +104,22 @@ def test_processes_that_a_task_has_started_save_at_once(root: Root, tmp_path: Pa
     check(fit, saved, tmp_path / "loaded")
 
 
+def test_a_process_that_ends_and_can_start_no_thread_finishes_its_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python 3.12 has it."""
+
+    def ending(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    fit = task(tmp_path / "ds")
+    fit.save(written(tmp_path / "x", a="1"), block=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("_thread.start_new_thread", ending)
+        fit.close()
+    assert len(fit.list()) == 1
+
+
 def in_child(work: Any) -> dict[str, Any]:
     """What `work` returns in a forked child."""
     reading, writing = os.pipe()

@@ -193,6 +193,7 @@ def _end(checkpoints: Reading, folders: list[str], pid: int) -> None:
         checkpoints.close()
     except HoldfastError as error:
         logger.error("the last save failed: %s", error)
-    if pid == os.getpid():  # what a forked child has is its parent's
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if pid == os.getpid():  # what a forked child has is its parent's
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -17,6 +17,9 @@ def flows(request: pytest.FixtureRequest) -> Metaflow:
     return request.getfixturevalue("metaflow" if request.param == "folder" else "metaflow_on_s3")
 
 
+# What a task of another flow, which has started this one, leaves in the environment.
+_OUTER = {"pathspec": "Outer/1/start/1", "root": {"url": "/nowhere", "query": ""}}
+
 # As in a notebook: no flow runs, and what it is told is in Metaflow's settings.
 _LATER = """
 import json, os, sys, tempfile
@@ -69,7 +72,7 @@ def _later(flows: Metaflow) -> dict[str, Any]:
 def test_models_are_saved_loaded_and_deleted(flows: Metaflow) -> None:
     temporary = flows.folder / "temporary"
     temporary.mkdir()
-    ran = flows.run("modelling", TMPDIR=str(temporary))
+    ran = flows.run("modelling", TMPDIR=str(temporary), HOLDFAST_METAFLOW_TASK=json.dumps(_OUTER))
     assert not list(temporary.glob("model-*")), "folders are left"
     attempt, weights = "attempt 1", {"weights": "attempt 1"}
     *parts, joined, end = flows.told

@@ -129,7 +129,7 @@ def _refusal(what: str) -> UsageError:
 
 
 def _checkpoints() -> Any:
-    if (ours := of_parent()) is not None:
+    if _told() and (ours := of_parent()) is not None:
         return ours
     if (flow := _running_flow()) is None:
         return _NoTask(root_here())
@@ -147,6 +147,17 @@ def _checkpoints() -> Any:
         writer=new_writer(),
         rank=node.rank,
     )
+
+
+def _told() -> dict[str, Any]:
+    """What the task that this process belongs to has told of itself, if it has. What a task of
+    another flow has told, in which this flow was started, is passed over."""
+    told = json.loads(os.environ.get(VARIABLE, "{}"))
+    if told and _running_flow() is not None:
+        from metaflow.metaflow_current import current
+
+        return told if told.get("pathspec") == current.pathspec else {}
+    return told
 
 
 def _running_flow() -> Any:
@@ -167,8 +178,8 @@ def _running_flow() -> Any:
 def root_here() -> Root:
     """The datastore of the task that this process belongs to, or else the one that Metaflow's
     settings name. Raises UsageError for one that Holdfast cannot use."""
-    if told := os.environ.get(VARIABLE):
-        return Root(**json.loads(told)["root"])
+    if told := _told():
+        return Root(**told["root"])
     if (flow := _running_flow()) is not None:
         return datastore_root(flow._datastore.parent_datastore)
     from metaflow import metaflow_config

@@ -29,20 +29,27 @@ def named(table: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
 
 
-def written(metaflow: Metaflow) -> dict[str, str]:
-    """The programs of the page, in the folder, as `run` takes them."""
-    flows = [block for block in blocks(PAGE) if block.word == "flow"]
-    for flow in flows:
-        (metaflow.folder / flow.about).write_text(flow.text)
-    return {flow.about: str(metaflow.folder / flow.about.removesuffix(".py")) for flow in flows}
+def flow(metaflow: Metaflow, name: str) -> str:
+    """The page's flow of that name, written into the folder."""
+    [block] = [each for each in blocks(PAGE) if (each.word, each.about) == ("flow", f"{name}.py")]
+    (metaflow.folder / block.about).write_text(block.text)
+    return str(metaflow.folder / name)
+
+
+def test_resume_repeats_no_step_and_goes_on_inside_of_one(metaflow: Metaflow) -> None:
+    script = flow(metaflow, "steps")
+    failed = metaflow.run(script, "run", "--stop-at", "7", status=1).output
+    assert "goes on after 0 numbers" in failed
+    resumed = metaflow.run(script, "resume").output
+    assert re.findall(r"/(\w+)/\d+ \(pid \d+\)\] Task is starting", resumed) == ["add", "end"]
+    assert "goes on after 7 numbers" in resumed
+    assert "total 55" in resumed
 
 
 def test_the_flow_with_a_model_runs_and_the_notebook_after_it(metaflow: Metaflow) -> None:
-    scripts = written(metaflow)
-    assert scripts.keys() == {"fit.py", "train.py", "notebook.py"}
-    assert "0.1 0.2 0.3" in metaflow.run(scripts["train.py"]).output
+    assert "0.1 0.2 0.3" in metaflow.run(flow(metaflow, "train")).output
     subprocess.run(
-        [sys.executable, "notebook.py"],
+        [sys.executable, flow(metaflow, "notebook") + ".py"],
         cwd=metaflow.folder,
         env=metaflow.environment(),
         check=True,
@@ -53,7 +60,7 @@ def test_the_flow_with_a_model_runs_and_the_notebook_after_it(metaflow: Metaflow
 
 
 def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) -> None:
-    script = written(metaflow)["fit.py"]
+    script = flow(metaflow, "fit")
     assert re.search(r"weights \[", metaflow.run(script).output)
     [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Fit/start/task/*/main")
 
@@ -78,7 +85,7 @@ def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) 
 
 def test_every_member_is_in_the_table() -> None:
     public = {name for name in vars(CurrentCheckpoint) if not name.startswith("_")}
-    of_the_decorator = {"go_on", "finish"}
+    of_the_decorator = {"go_on", "finish", "heed"}
     assert named(section("`current.checkpoint`")) == public - of_the_decorator
 
 

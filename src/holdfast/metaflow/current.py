@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import (
     CheckpointNotFound,
@@ -20,6 +20,10 @@ from holdfast.errors import (
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.folders import new_folder
 from holdfast.metaflow.reference import DEFAULT_NAME, Reference, check_format
+from holdfast.metaflow.stopping import stop
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.notices import Watch
 
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
 """What a checkpoint is passed over for; an answer that does not come is no such reason."""
@@ -56,6 +60,8 @@ class CurrentCheckpoint:
         self._directory: str | None = None
         self._info: Reference | None = None
         self._saved: builtins.list[dict[str, Any]] = []
+        self._watch: Watch | None = None
+        self._stops = False
 
     # -- what was loaded -----------------------------------------------------------------
 
@@ -140,17 +146,22 @@ class CurrentCheckpoint:
         "tar", which changes nothing. With `block` false it becomes durable in the background,
         at the latest when the task ends; the files may be changed at once in any case.
 
-        Raises UsageError, StoreError, Fenced.
+        Raises UsageError, StoreError, Fenced. Raises Preempted, once it is durable, if the
+        machine is about to be taken away and another attempt of the task follows.
         """
         check_format(storage_format)
+        stopping = latest and self._stops and self.preempted and self._pid == os.getpid()
         reference = self._checkpoints.save(
             self.directory if path is None else path,
             name=name,
             metadata=metadata,
             latest=latest,
-            block=block,
+            # Of one process, saves become durable in their order: those before it are, too.
+            block=block or stopping,
         )
         self._saved.append(reference.to_dict())
+        if stopping:
+            stop(self._watch.notice if self._watch else "", reference.url)
         return reference.to_dict()
 
     @property
@@ -201,6 +212,17 @@ class CurrentCheckpoint:
             for each in found
             if (name is None or each.name == name) and (attempt is None or each.attempt == attempt)
         ]
+
+    # -- machines that are taken away ------------------------------------------------------
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the machine is about to be taken away: time to save."""
+        return self._watch is not None and bool(self._watch.notice)
+
+    def heed(self, watch: Watch | None, *, stops: bool) -> None:
+        """Let `preempted` be what `watch` says; with `stops` a save after that ends the task."""
+        self._watch, self._stops = watch, stops
 
     # -- the end -------------------------------------------------------------------------
 

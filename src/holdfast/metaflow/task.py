@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,10 @@ def begin(
     elif node.rank == 0:
         _choose(current, root, place, attempt, policy)
     elif policy != "none" and (chosen := await_choice(root, place, attempt)):
+        start = time.monotonic()
         current.load(chosen)
+        if card:
+            card.went_on(chosen, time.monotonic() - start)
     return current
 
 

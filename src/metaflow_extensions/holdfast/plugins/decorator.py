@@ -15,7 +15,10 @@ class CheckpointException(MetaflowException):
     headline = "Checkpoint error"
 
 
-_POLICIES = ("fresh", "eager", "none")
+_POLICIES = {
+    "load_policy": ("fresh", "eager", "none"),
+    "on_preemption": ("stop", "tell", "none"),
+}
 _ARTIFACTS = ("_task_checkpoints", "_task_latest_checkpoint")
 
 
@@ -33,6 +36,11 @@ class CheckpointDecorator(StepDecorator):
         "none", None: nothing.
     keep : str, optional
         Which checkpoints stay: "last=3 best=2:val_loss". Without it all do.
+    on_preemption : str, default "stop"
+        What happens when AWS Batch, Kubernetes or a spot instance of EC2 say that they take the
+        machine away. "stop": the next save ends the attempt once it is durable, if there is a
+        retry left and the task runs on Batch or Kubernetes. "tell": `current.checkpoint.preempted`
+        becomes true. "none", None: nobody looks.
     temp_dir_root : str, optional
         Where `current.checkpoint.directory` is made.
     show_card : bool, default False
@@ -43,20 +51,23 @@ class CheckpointDecorator(StepDecorator):
     defaults = {  # noqa: RUF012 - Metaflow copies it
         "load_policy": "fresh",
         "keep": None,
+        "on_preemption": "stop",
         "temp_dir_root": None,
         "show_card": False,
     }
 
     _current = None
     _card = None
+    _stopping = None
 
     def init(self):
         # `--with checkpoint:…`, and the runtime to the task, give everything as text.
         values = self.attributes
         for name, value in values.items():
             values[name] = text_as_value(value)
-        if values["load_policy"] is None:
-            values["load_policy"] = "none"
+        for name in ("load_policy", "on_preemption"):
+            if values[name] is None:
+                values[name] = "none"
         if values["temp_dir_root"] is not None:
             values["temp_dir_root"] = os.fspath(values["temp_dir_root"])
         values["show_card"] = switch(values["show_card"])
@@ -69,9 +80,9 @@ class CheckpointDecorator(StepDecorator):
         from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
 
         INTERNAL_ARTIFACTS_SET.update(_ARTIFACTS)
-        policy = self.attributes["load_policy"]
-        if policy not in _POLICIES:
-            raise self._refusal("load_policy", f"be one of {', '.join(map(repr, _POLICIES))}")
+        for name, policies in _POLICIES.items():
+            if self.attributes[name] not in policies:
+                raise self._refusal(name, f"be one of {', '.join(map(repr, policies))}")
         if not isinstance(self.attributes["show_card"], bool):
             raise self._refusal("show_card", "be True or False")
 
@@ -152,6 +163,16 @@ class CheckpointDecorator(StepDecorator):
     ):
         if self._current is None:
             return step_func
+        # Here, for every other decorator has said by now where the task runs.
+        from holdfast.metaflow.stopping import Stopping
+
+        self._stopping = Stopping(
+            current,
+            self._current,
+            policy=self.attributes["on_preemption"],
+            may_retry=retry_count < max_user_code_retries,
+            tell=self._tell,
+        )
 
         @wraps(step_func)
         def step(*args, **kwargs):
@@ -188,6 +209,8 @@ class CheckpointDecorator(StepDecorator):
                 raise
             self._tell(f"the last save failed: {error}")
         finally:
+            if self._stopping is not None:
+                self._stopping.close()
             if self._card is not None:
                 self._card.end(failed=failed)
 

@@ -8,8 +8,13 @@ import os
 import time
 from pathlib import Path
 
-from metaflow import FlowSpec, checkpoint, current, parallel, retry, step
+from metaflow import FlowSpec, checkpoint, current, load_model, model, parallel, retry, step
 from telling import tell
+
+
+def load(reference):
+    load_model(reference, "loaded")
+    return Path("loaded", "who").read_text()
 
 
 class Gang(FlowSpec):
@@ -18,6 +23,7 @@ class Gang(FlowSpec):
         self.next(self.fit, num_parallel=3)
 
     @retry(times=1, minutes_between_retries=0)
+    @model
     @checkpoint
     @parallel
     @step
@@ -31,11 +37,12 @@ class Gang(FlowSpec):
             key=current.checkpoint.info.key if current.checkpoint.is_loaded else None,
             identifier=current.checkpoint.task_identifier,
         )
-        self.saved = []
+        self.saved, self.models = [], []
         if rank == 0 or os.environ["SAVE"] == "all":
             for count in range(3):
                 file.write_text(f"{rank}: {count}")
                 self.saved.append(current.checkpoint.save(metadata={"count": count}))
+            self.models.append(current.model.save(file, label=f"node {rank}"))
         if rank == 0 and current.retry_count == 0:
             raise RuntimeError("told to fail")
         if os.environ["SAVE"] == "all" and current.retry_count == 1:
@@ -49,7 +56,8 @@ class Gang(FlowSpec):
     @step
     def joined(self, inputs):
         keys = [each["key"] for node in inputs for each in node.saved]
-        tell(keys=keys)
+        models = [each for node in inputs for each in node.models]
+        tell(keys=keys, models={load(each): each["rank"] for each in models})
         self.next(self.end)
 
     @step

@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from holdfast.core.address import shell_word
 from holdfast.core.files import Directory, File
 from holdfast.core.stored import is_safe_name
 from holdfast.errors import (
@@ -30,8 +31,9 @@ from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.aside import aside
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.folders import filled
-from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, lineage
+from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, is_loop, lineage
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
     METADATA_BYTES,
@@ -47,6 +49,8 @@ logger = logging.getLogger("holdfast")
 
 _CONTENT = "files"
 """Where a checkpoint's files are in its state."""
+_ATTRIBUTES = "attributes"
+"""Where those of the flow's `self` are, if there are any."""
 _ABOUT = "about"
 """Where its note is once more: a list that was damaged is rebuilt without notes."""
 
@@ -76,9 +80,9 @@ class Checkpoints:
         """Asks nothing of the datastore."""
         self.root = root
         self.place = place
-        self._pathspec = pathspec
-        self._attempt = attempt
-        self._namespace = namespace
+        self.pathspec = pathspec
+        self.attempt = attempt
+        self.namespace = namespace
         self._writer = writer
         self._rank = rank
         self._keep = keep
@@ -113,8 +117,9 @@ class Checkpoints:
         metadata: Mapping[str, Any] | None = None,
         latest: bool = True,
         block: bool = True,
+        attributes: Attributes | None = None,
     ) -> Reference:
-        """Save the file or the folder at `path`.
+        """Save the file or the folder at `path`, and `attributes` with it.
 
         It is read, or copied, before this returns: you may change it at once. With `block` it
         is durable then; otherwise `close` waits. Numbers in `metadata` are metrics, too.
@@ -130,15 +135,17 @@ class Checkpoints:
                 hint="Write the files first; without a path it is `current.checkpoint.directory`.",
             )
         plain = plain_metadata(metadata)
+        values = {} if attributes is None else attributes.state_dict()
         noted = {
             "name": str(name),
-            "attempt": self._attempt,
-            "pathspec": self._pathspec,
+            "attempt": self.attempt,
+            "pathspec": self.pathspec,
             "metadata": plain,
             "latest": bool(latest),
             "file": "" if source.is_dir() else source.name,
             "rank": self._rank,
-            "namespace": self._namespace,
+            "namespace": self.namespace,
+            "attributes": [*values],
         }
         if len(note := note_of(noted)) > 2 * METADATA_BYTES:
             raise UsageError(
@@ -154,7 +161,7 @@ class Checkpoints:
             try:
                 pending = manager.save(
                     version,
-                    {_CONTENT: content, _ABOUT: note},
+                    {_CONTENT: content, _ABOUT: note, **({_ATTRIBUTES: values} if values else {})},
                     metrics=metrics_of(plain),
                     note=note,
                     block=block,
@@ -220,7 +227,7 @@ class Checkpoints:
         return self._manager
 
     def _acquired(self) -> CheckpointManager:
-        manager = self._at(self._address)
+        manager = self.manager(self._address)
         with suppress(CorruptionError):  # it is mended below
             self._check_newest(manager.checkpoints())
         manager.acquire()
@@ -234,9 +241,9 @@ class Checkpoints:
         not take the run back."""
         notes = filter(None, (read_note(info, "") for info in listed))
         newest = max((each.attempt for each in notes), default=0)
-        if newest > self._attempt:
+        if newest > self.attempt:
             self._fenced = Fenced(
-                f"attempt {newest} of {self._pathspec} has begun: attempt {self._attempt} "
+                f"attempt {newest} of {self.pathspec} has begun: attempt {self.attempt} "
                 "saves no more"
             )
             raise self._fenced
@@ -245,7 +252,8 @@ class Checkpoints:
     def _address(self) -> str:
         return self.root.address(*self.place.parts, self._writer)
 
-    def _at(self, address: str) -> CheckpointManager:
+    def manager(self, address: str) -> CheckpointManager:
+        """Of any run in this datastore; the same each time, until `close`."""
         with self._lock:
             if address not in self._managers:
                 own = address == self._address
@@ -272,6 +280,11 @@ class Checkpoints:
         """
         place, _, version = key.rpartition("@")
         parts = place.split("/")
+        if is_loop(parts[-1]):
+            raise UsageError(
+                f"{key[:200]!r} was saved by current.checkpoint.run, which goes on by itself",
+                hint=f"As files: holdfast restore {shell_word(self.root.address(place))} OUT",
+            )
         if parts[0] != FOLDER or not version.isdecimal() or {"", ".", ".."} & set(parts):
             raise UsageError(
                 f"this is no checkpoint: {key[:200]!r}",
@@ -297,20 +310,40 @@ class Checkpoints:
     def _candidates(self, policy: str) -> Iterator[Reference]:
         if policy == "none":
             return
-        if self._attempt > 0:
+        if self.attempt > 0:
             yield from self._good(self._in_run(self.place.run, mend=True))
-        if not self.place.run.origin and policy != "eager":
+        for family, ours in self.earlier_runs(policy):
+            found = self._good(each for run in family for each in self._in_run(run))
+            yield from (each for each in found if ours or each.namespace == self.namespace)
+
+    def earlier_runs(self, policy: str) -> Iterator[tuple[Sequence[RunName], bool]]:
+        """The other runs that a starting task may go on from, nearest relatives first; and
+        whether they are relatives: of others only what this namespace has saved counts.
+        """
+        if policy == "none" or (not self.place.run.origin and policy != "eager"):
             return
         runs = self._runs()
         for family in lineage(self.place.run, runs):
-            yield from self._good(each for run in family for each in self._in_run(run))
+            yield family, True
         if policy == "eager":
-            found = self._good(each for run in runs for each in self._in_run(run))
-            yield from (each for each in found if each.namespace == self._namespace)
+            yield runs, False
 
-    def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
+    def loops_of(self, run: RunName) -> list[CheckpointManager]:
+        """Of this task, in one run of the flow. For reading."""
+        place = (*self.place.task_parts, run.part)
+        writers = filter(is_loop, folders_in(self.root.address(*place)))
+        return [self.manager(self.root.address(*place, writer)) for writer in writers]
+
+    def load(
+        self,
+        reference: Reference,
+        into: str | os.PathLike[str],
+        *,
+        attributes: Attributes | None = None,
+    ) -> None:
         """Write its files into the folder `into`, every byte verified; what has the same name
-        there is replaced, other files stay. Nothing is changed if it raises.
+        there is replaced, other files stay. Those of `attributes` that it has are set. Nothing
+        is changed if it raises.
 
         Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
         """
@@ -322,8 +355,12 @@ class Checkpoints:
             if reference.file:
                 new.mkdir()
                 content = File(new / reference.file)
-            manager = self._at(address)
-            manager.restore({_CONTENT: content}, int(version), only=[_CONTENT], rng=False)
+            state: dict[str, Any] = {_CONTENT: content}
+            if attributes is not None and reference.attributes:
+                state[_ATTRIBUTES] = {}
+            self.manager(address).restore(state, int(version), only=[*state], rng=False)
+        if attributes is not None:
+            attributes.load_state_dict(state.get(_ATTRIBUTES, {}))
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.
@@ -342,6 +379,8 @@ class Checkpoints:
         are whole are listed though the list is damaged."""
         place = (*self.place.task_parts, run.part)
         for writer in folders_in(self.root.address(*place)):
+            if is_loop(writer):
+                continue
             if mend and writer == self._writer:
                 with self._lock:
                     self._open()
@@ -349,7 +388,7 @@ class Checkpoints:
 
     def _of_writer(self, parts: Sequence[str]) -> Iterator[Reference]:
         address = self.root.address(*parts)
-        manager = self._at(address)
+        manager = self.manager(address)
         try:
             infos = manager.checkpoints()
         except CorruptionError as error:

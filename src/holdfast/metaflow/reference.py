@@ -55,6 +55,8 @@ class Reference:
     """The node that saved it, of a step that runs on several."""
     namespace: str = ""
     """Metaflow's, of the task that saved it."""
+    attributes: Sequence[str] = ()
+    """Those of the flow's `self` that are in it."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, fit for an artifact."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints, new_writer
 from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.gang import await_choice, publish
+from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, root_of
 
 # What a process that the task starts needs to find its checkpoints.
@@ -71,6 +73,8 @@ def begin(
     namespace: str,
     policy: str,
     keep: str | None,
+    every: int | str | None,
+    attributes: Collection[str],
     temp_dir_root: str | None,
     tell: Callable[[str], None],
 ) -> CurrentCheckpoint:
@@ -86,9 +90,20 @@ def begin(
         "keep": keep,
     }
     os.environ[VARIABLE] = json.dumps({"root": asdict(root), "place": asdict(place), **about})
+    checkpoints = Checkpoints(root, place, writer=node.writer, **about)
+    carried = Attributes(vars(flow), attributes)
     current = CurrentCheckpoint(
-        Checkpoints(root, place, writer=node.writer, **about),
+        checkpoints,
         temp_dir_root=temp_dir_root,
+        attributes=carried,
+        loop=TaskLoop(
+            *(checkpoints, carried),
+            policy=policy,
+            every=every,
+            keep=keep,
+            several=node.rank is not None,
+            tell=tell,
+        ),
         tell=tell,
     )
     if node.rank is None:
@@ -96,7 +111,7 @@ def begin(
     elif node.rank == 0:
         _choose(current, root, place, attempt, policy)
     elif policy != "none" and (chosen := await_choice(root, place, attempt)):
-        current.load(chosen)
+        current.go_on_from(chosen)
     return current
 
 

@@ -56,7 +56,7 @@ def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) 
 
 def test_every_member_is_in_the_table() -> None:
     public = {name for name in vars(CurrentCheckpoint) if not name.startswith("_")}
-    of_the_decorator = {"go_on", "finish"}
+    of_the_decorator = {"go_on", "go_on_from", "finish"}
     assert named(section("`current.checkpoint`")) == public - of_the_decorator
 
 

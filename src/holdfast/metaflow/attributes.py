@@ -76,7 +76,7 @@ def _filled(tree: Node) -> str:
         elif isinstance(node, dict):
             tagged = cast(dict[str, Node], node)
             if tagged.get("!") in _FILLED:
-                return f"a {tagged.get('type', tagged['!'])}"
+                return f"a {tagged.get('type', tagged['!'])}".replace(":", ".")
             nodes += tagged.values()
     return ""
 

@@ -112,7 +112,8 @@ def test_it_goes_on_in_attempts_and_in_two_runs_that_resume(
     for resumed in two:
         assert resumed.began_with == [0, 1, 2, 3]
         found = resumed.current.run.resumed
-        assert found is not None and found.step == 4
+        assert found is not None
+        assert found.step == 4
         assert any(f"loop goes on from {first.address}@4" in line for line in resumed.told)
     two[0].train(stops_at=7)
     two[1].train()

@@ -10,13 +10,21 @@ from metaflow import FlowSpec, checkpoint, current, parallel, retry, step
 from telling import tell
 
 
+def refused():
+    """What `run` says in a step like this."""
+    try:
+        return repr(current.checkpoint.run)
+    except Exception as error:
+        return str(error)
+
+
 class Gang(FlowSpec):
     @step
     def start(self):
         self.next(self.fit, num_parallel=3)
 
     @retry(times=1, minutes_between_retries=0)
-    @checkpoint
+    @checkpoint(attributes=["who"])
     @parallel
     @step
     def fit(self):
@@ -28,11 +36,14 @@ class Gang(FlowSpec):
             loaded=file.read_text() if current.checkpoint.is_loaded else None,
             key=current.checkpoint.info.key if current.checkpoint.is_loaded else None,
             identifier=current.checkpoint.task_identifier,
+            who=vars(self).get("who"),
+            refused=refused(),
         )
         self.saved = []
         if rank == 0 or os.environ["SAVE"] == "all":
             for count in range(3):
-                file.write_text(f"{rank}: {count}")
+                self.who = f"{rank}: {count}"
+                file.write_text(self.who)
                 self.saved.append(current.checkpoint.save(metadata={"count": count}))
         if rank == 0 and current.retry_count == 0:
             raise RuntimeError("told to fail")

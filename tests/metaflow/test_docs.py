@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import holdfast
 from holdfast.metaflow.current import CurrentCheckpoint
 from tests.metaflow.support import Metaflow
 from tests.support.wheel import ROOT
@@ -28,10 +29,23 @@ def named(table: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
 
 
+def flows(metaflow: Metaflow) -> list[str]:
+    """Those of the page, written down where `metaflow` runs."""
+    found = [block for block in blocks(PAGE) if block.word == "flow"]
+    for flow in found:
+        (metaflow.folder / flow.about).write_text(flow.text)
+    return [str(metaflow.folder / flow.about.removesuffix(".py")) for flow in found]
+
+
+def test_the_loop_runs(metaflow: Metaflow) -> None:
+    _, script = flows(metaflow)
+    assert re.search(r"\b3 epochs", metaflow.run(script).output)
+    [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Train/start/task/*/loop")
+    assert [info.step for info in holdfast.CheckpointManager(run).checkpoints()] == [150]
+
+
 def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) -> None:
-    [flow] = [block for block in blocks(PAGE) if block.word == "flow"]
-    (metaflow.folder / flow.about).write_text(flow.text)
-    script = str(metaflow.folder / flow.about.removesuffix(".py"))
+    script, _ = flows(metaflow)
     assert re.search(r"weights \[", metaflow.run(script).output)
     [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Fit/start/task/*/main")
 

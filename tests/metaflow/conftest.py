@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.metaflow.support import Metaflow
+from tests.metaflow.tasks import in_bucket
 from tests.support.servers.service import Place
 
 
@@ -22,4 +23,5 @@ def metaflow_on_s3(tmp_path: Path, s3: Place) -> Metaflow:
         tmp_path,
         datastore=("--datastore=s3", f"--datastore-root={root}"),
         variables={"METAFLOW_S3_ENDPOINT_URL": s3.endpoint},
+        bucket=in_bucket(s3),
     )

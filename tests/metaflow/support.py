@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from holdfast.metaflow.origins import origins_of
+from holdfast.metaflow.places import Root
+
 FLOWS = Path(__file__).parent / "flows"
 _SECONDS = 120
 
@@ -32,6 +35,8 @@ class Metaflow:
     datastore: Sequence[str] = ()
     """Options that choose another than the folder's own."""
     variables: dict[str, str] = field(default_factory=dict)
+    bucket: Root | None = None
+    """The datastore's root, if it is not in the folder."""
 
     def run(self, flow: str, *command: str, status: int | None = 0, **variables: str) -> Ran:
         """`python flow.py command…`, "run" without a command. Fails if it ends with another
@@ -57,7 +62,8 @@ class Metaflow:
         )
 
     def environment(self) -> dict[str, str]:
-        kept = ("HOME", "LANG", "TMPDIR", "AWS_", "COVERAGE")
+        kept = ("HOME", "LANG", "AWS_", "COVERAGE")
+        self.temporary.mkdir(exist_ok=True)
         return {
             **{k: v for k, v in os.environ.items() if k.startswith(kept)},
             # Metaflow starts the nodes of a step with the first `python` there.
@@ -66,9 +72,19 @@ class Metaflow:
             "METAFLOW_HOME": str(self.folder / "settings"),
             "METAFLOW_DEFAULT_METADATA": "local",
             "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(self.folder),
+            "TMPDIR": str(self.temporary),
             "TOLD": str(self.folder / "told"),
             **self.variables,
         }
+
+    def origins(self, flow: str) -> dict[str, str]:
+        """Which runs were resumes, and of which, as the datastore has it."""
+        return origins_of(self.bucket or Root(str(self.folder / ".metaflow")), flow)
+
+    @property
+    def temporary(self) -> Path:
+        """The folder for temporary files that the flows have."""
+        return self.folder / "tmp"
 
     @property
     def told(self) -> list[dict[str, Any]]:

@@ -20,14 +20,18 @@ def test_the_next_attempt_goes_on(flows: Metaflow) -> None:
     assert second == {**second, "attempt": 1, "loaded": 4, "metadata": {"count": 4}}
     assert second["files"] == ["count"]
     assert end == {"count": 10}
+    # The attempt that was killed could not remove its folder.
+    assert not list(flows.temporary.glob("checkpoint-*"))
 
 
 def test_a_run_that_resumes_goes_on_inside_the_step(flows: Metaflow) -> None:
     flows.run("counting", FAILS_AT="6", status=1)
     assert [line["loaded"] for line in flows.told] == [0, 5, 5]
+    origin = flows.told[0]["run"]
     flows.forget()
     flows.run("counting", "resume")
     resumed, end = flows.told
+    assert flows.origins("Counting") == {resumed["run"]: origin}
     assert (resumed["attempt"], resumed["loaded"], resumed["metadata"]) == (0, 5, {"count": 5})
     assert end == {"count": 10}
 
@@ -42,6 +46,26 @@ def test_each_resume_goes_on_from_the_one_before(metaflow: Metaflow) -> None:
     metaflow.forget()
     metaflow.run("counting", "resume")
     assert [line.get("loaded") for line in metaflow.told] == [8, None]
+
+
+@pytest.mark.slow
+def test_runs_between_that_have_saved_nothing_lose_nothing(metaflow: Metaflow) -> None:
+    """One in which no task began, and one that failed before its first save."""
+
+    def resume(origin: str, status: int = 1, **variables: str) -> str:
+        options = [f"--origin-run-id={origin}", "--run-id-file=id"]
+        metaflow.run("counting", "resume", *options, status=status, **variables)
+        return (metaflow.folder / "id").read_text()
+
+    metaflow.run("counting", FAILS_AT="4", status=1)
+    second = resume(metaflow.told[0]["run"], NO_TASKS="1")
+    metaflow.forget()
+    third = resume(second, FAILS_AT="4")
+    assert [line["loaded"] for line in metaflow.told] == [3, 3, 3]
+    metaflow.forget()
+    resume(third, status=0)
+    assert [line.get("loaded") for line in metaflow.told] == [3, None]
+    assert "2 runs in" in metaflow.run("counting", "checkpoint", "ls").output
 
 
 def test_a_run_of_its_own_begins_anew(flows: Metaflow) -> None:

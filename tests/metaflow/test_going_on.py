@@ -13,7 +13,8 @@ from tests.metaflow.tasks import task, written
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A datastore with five runs: 1; 2 and 3 resume it; 4 resumes 3; 5 is another user's."""
+    """A datastore with five runs: 1; 2 and 3 resume it; 4 resumes 3; 5 is another user's. And
+    with two that have saved nothing: 6 resumes 4, and 7 resumes 6."""
     tmp_path = tmp_path_factory.mktemp("saved")
 
     def save(fit: Checkpoints, **options: Any) -> None:
@@ -28,6 +29,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(task(tmp_path / "ds", run="1", namespace="user:me"), latest=False)
     save(task(tmp_path / "ds", run="1", rank=1, writer="rank-1", namespace="user:me"))
     save(task(tmp_path / "ds", run="1", foreach=(0,), namespace="user:me"))
+    written(tmp_path / "ds/mf.holdfast/Train/run-origins", **{"6..4": "", "7..6": ""})
     return tmp_path / "ds"
 
 
@@ -40,12 +42,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("9", "1", 0, "fresh", ["3", "2", "1"]),
         ("9", "5", 0, "fresh", ["5"]),
         ("9", "8", 0, "fresh", []),
+        ("9", "7", 0, "fresh", ["4", "3", "2", "1"]),
+        ("7", "6", 1, "fresh", ["4", "3", "2", "1"]),
         ("3", "1", 0, "fresh", ["2", "1"]),
         ("3", "1", 1, "fresh", ["3", "2", "1"]),
         ("1", "", 0, "fresh", []),
         ("1", "", 1, "fresh", ["1"]),
         ("9", "", 0, "eager", ["4", "3", "2", "1"]),
         ("9", "5", 0, "eager", ["5", "4", "3", "2", "1"]),
+        ("9", "7", 0, "none", []),
         ("3", "1", 1, "eager", ["3", "2", "1", "4"]),
         ("3", "1", 1, "none", []),
     ],

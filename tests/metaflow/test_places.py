@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import BadAddress, StoreUnavailable, UsageError
-from holdfast.metaflow.places import Place, RunName, key_part, lineage, root_of, text_of
+from holdfast.metaflow.origins import origins_of
+from holdfast.metaflow.places import Place, Root, RunName, key_part, lineage, root_of, text_of
 from holdfast.stores.looking import folders_in
 from holdfast.stores.object_address import parse_object_address
+from tests.metaflow.tasks import written
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(
     "._-=/ @?#%a9Zäñ", max_size=6
@@ -64,22 +66,39 @@ few = st.sampled_from(["1", "2", "3", "4", "5"])
 histories = st.dictionaries(few, st.sampled_from(["", "1", "2", "3", "4", "5"]), max_size=5)
 
 
-@given(few, st.sampled_from(["", "1", "2", "3", "4", "5"]), histories)
+@given(few, st.sampled_from(["", "1", "2", "3", "4", "5"]), histories, st.sets(few))
 def test_lineage_is_what_a_naive_search_finds(
-    run: str, origin: str, origins: dict[str, str]
+    run: str, origin: str, origins: dict[str, str], silent: set[str]
 ) -> None:
-    """The origin and all that resumed it, then the same of its origin, none of them twice."""
+    """The origin and all that resumed it, then the same of its origin, none of them twice.
+    `silent` runs have saved nothing: they are not found, but what is behind them is."""
     origins = {**origins, run: origin}
     expected: list[set[str]] = []
     at, taken = origin, {run}
     while at and at not in taken:
-        family = {r for r, of in origins.items() if r == at or of == at} - taken
-        taken |= family
+        family = {r for r, of in origins.items() if r == at or of == at} - taken - silent
+        taken |= family | {at}
         expected.append(family)
-        at = origins[at] if at in family else ""
-    runs = [RunName(r, of) for r, of in origins.items()]
-    found = [{r.run for r in family} for family in lineage(RunName(run, origin), runs)]
-    assert found == expected
+        at = origins.get(at, "")
+    runs = [RunName(r, of) for r, of in origins.items() if r not in silent]
+    families = lineage(
+        RunName(run, origin), runs, lambda: {r: origins[r] for r in silent & {*origins}}
+    )
+    assert [{r.run for r in family} for family in families] == expected
+
+
+def test_nobody_is_asked_for_what_the_folders_say() -> None:
+    runs = [RunName("1"), RunName("2", "1")]
+    assert len(list(lineage(RunName("3", "2"), runs, lambda: pytest.fail("asked")))) == 2
+
+
+def test_the_origins_of_runs_that_have_saved_nothing(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    assert origins_of(root, "F") == {}
+    for name in ("9..7", "sfn-1.2e..7", "x.y", ".8..7.tmp"):
+        written(tmp_path / "mf.holdfast" / "F" / "run-origins", **{name: ""})
+    assert origins_of(root, "F") == {"9": "7", "sfn-1.": "7"}
+    assert origins_of(root, "G") == {}
 
 
 # -- looking -------------------------------------------------------------------------------

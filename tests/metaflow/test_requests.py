@@ -44,12 +44,12 @@ def test_what_a_task_asks_for(s3: Place, faulty: Faulty, tmp_path: Path) -> None
     current = CurrentCheckpoint(fit)
     current.go_on("fresh")
     assert requests() == []  # a first attempt of a run that resumes none has nothing to ask
-    for looks in (
-        CurrentCheckpoint(task(root, attempt=1)),
-        CurrentCheckpoint(task(root, run="8", origin="7")),
+    for looks, listings in (
+        (CurrentCheckpoint(task(root, attempt=1)), 1),  # one says that nothing is there
+        (CurrentCheckpoint(task(root, run="8", origin="7")), 2),  # whom does 7 resume?
     ):
         looks.go_on("fresh")
-        assert len(requests()) == 1  # one listing says that nothing is there
+        assert len(requests()) == listings
         looks.finish()
         assert requests() == []
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from holdfast.manager.pending import Pending
 from holdfast.metaflow.aside import aside
 from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.folders import filled
+from holdfast.metaflow.origins import origins_of
 from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, is_loop, lineage
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
@@ -323,7 +325,8 @@ class Checkpoints:
         if policy == "none" or (not self.place.run.origin and policy != "eager"):
             return
         runs = self._runs()
-        for family in lineage(self.place.run, runs):
+        origins = cache(partial(origins_of, self.root, self.place.flow))
+        for family in lineage(self.place.run, runs, origins):
             yield family, True
         if policy == "eager":
             yield runs, False

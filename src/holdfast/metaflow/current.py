@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core import process
 from holdfast.errors import (
     CheckpointNotFound,
     CheckpointRemoved,
@@ -18,10 +19,12 @@ from holdfast.errors import (
     ObjectNotFound,
     UsageError,
 )
+from holdfast.manager.scratch import remove_leftovers
 from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.reference import DEFAULT_NAME, Reference
+from holdfast.stores.unfinished import temporary_name
 
 if TYPE_CHECKING:
     from holdfast.run.run import Run
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
 """What a checkpoint is passed over for; an answer that does not come is no such reason."""
 _FORMATS = ("files", "tar")
+_PREFIX = "checkpoint-"
 
 
 class CurrentCheckpoint:
@@ -140,10 +144,13 @@ class CurrentCheckpoint:
 
     def _new_folder(self) -> str:
         # Absolute: the step may change its working directory.
-        root = os.path.abspath(self._temp_dir_root) if self._temp_dir_root else None
-        if root:
-            os.makedirs(root, exist_ok=True)
-        return tempfile.mkdtemp(prefix="checkpoint-", dir=root)
+        root = Path(self._temp_dir_root or tempfile.gettempdir()).absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        # Attempts that were killed could not remove theirs, which may be as large as this.
+        remove_leftovers(root, _PREFIX)
+        folder = root / f"{_PREFIX}{temporary_name(process.current())}"
+        folder.mkdir(mode=0o700)
+        return str(folder)
 
     def cleanup(self) -> None:
         """Remove the folder; the next use of `directory` makes another."""

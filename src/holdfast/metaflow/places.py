@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,7 +133,9 @@ class Place:
         return (FOLDER, key_part(self.flow), key_part(self.step), self.task)
 
 
-def lineage(run: RunName, runs: Sequence[RunName]) -> Iterator[list[RunName]]:
+def lineage(
+    run: RunName, runs: Sequence[RunName], origins: Callable[[], Mapping[str, str]] = dict
+) -> Iterator[list[RunName]]:
     """The runs of `runs` that a resumed `run` may go on from: nearest relatives first.
 
     A run that is resumed and those that resumed it belong together: `resume` without a run id
@@ -142,14 +144,20 @@ def lineage(run: RunName, runs: Sequence[RunName]) -> Iterator[list[RunName]]:
     >>> runs = [RunName("1"), RunName("2", "1"), RunName("3", "1")]
     >>> [[r.run for r in family] for family in lineage(RunName("4", "3"), runs)]
     [['3'], ['1', '2']]
+
+    `origins` is asked for the origin of a run that is not in `runs`.
+
+    >>> [[r.run for r in family] for family in lineage(RunName("5", "4"), runs, lambda: {"4": "3"})]
+    [[], ['3'], ['1', '2']]
     """
     seen = {run.run}
     origin = run.origin
     while origin and origin not in seen:
         family = [r for r in runs if origin in (r.run, r.origin) and r.run not in seen]
-        seen.update(r.run for r in family)
+        seen.update((origin, *(r.run for r in family)))
         yield family
-        origin = next((r.origin for r in family if r.run == origin), "")
+        named = [r.origin for r in family if r.run == origin]
+        origin = named[0] if named else origins().get(origin, "")
 
 
 def root_of(kind: str, root: str, **settings: str) -> Root:

@@ -1,13 +1,17 @@
 """Counts to ten, saves each number, and ends where it is told to: `DIES_AT`, once, by SIGKILL;
-`FAILS_AT`, in every attempt that comes there."""
+`FAILS_AT`, in every attempt that comes there; with `NO_TASKS` before a task begins."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from metaflow import FlowSpec, checkpoint, current, retry, step
 from telling import die, tell
+
+if os.environ.get("NO_TASKS") and "step" in sys.argv:
+    sys.exit("told to fail")
 
 
 class Counting(FlowSpec):

@@ -112,6 +112,7 @@ class CheckpointDecorator(StepDecorator):
         # Not in step_init, which every command of a flow and every task comes through.
         self._check_keep()
         self._check_every()
+        _keep_origin(self._flow_datastore, flow.name, run_id)
 
     def _check_every(self):
         if self.attributes["every"] is None:
@@ -227,6 +228,23 @@ class CheckpointDecorator(StepDecorator):
 
     def add_to_package(self):
         return _package()
+
+
+@cache  # every step with the decorator asks for it
+def _keep_origin(flow_datastore, flow, run_id):
+    """Write down which run this one resumes, if it does: what resumes this one must know,
+    though it has not saved, or has not come to a step with the decorator."""
+    from metaflow._vendor import click
+    from metaflow.util import get_latest_run_id
+
+    context = click.get_current_context(silent=True)  # no hook is told of the origin
+    if context is None or context.command.name != "resume":
+        return
+    origin = context.params.get("origin_run_id") or get_latest_run_id(context.obj.echo, flow)
+    from holdfast.metaflow.origins import keep_origin
+    from holdfast.metaflow.places import RunName
+
+    keep_origin(flow_datastore, flow, RunName(str(run_id), str(origin or "")))
 
 
 def _check_installed(step_name, datastore):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import (
     CheckpointNotFound,
+    CheckpointRemoved,
     CorruptionError,
     Fenced,
     HoldfastError,
@@ -33,6 +34,8 @@ from holdfast.metaflow.reference import Reference
 
 if TYPE_CHECKING:  # imported by the steps that use it
     from holdfast.run.run import Run
+
+_REMOVED = (CheckpointNotFound, CheckpointRemoved)
 
 # Names that a step's code cannot track by itself: they are no identifiers.
 _TASK = "metaflow.task"
@@ -107,7 +110,9 @@ class TaskLoop:
                 return
             try:
                 self._attributes.load_state_dict(self._read(info, _SELF))
-            except (CorruptionError, CheckpointNotFound) as error:
+            except _REMOVED:
+                continue
+            except CorruptionError as error:
                 self._tell(f"{info.ref} is damaged and was passed over: {error.message}")
                 continue
             self._tell(f"goes on with {', '.join(self._attributes.names)} of {info.ref}")
@@ -224,17 +229,21 @@ class TaskLoop:
     def _is_begun(self) -> bool:
         """Whether an attempt of this task has saved. Raises Fenced if it is a later one: this
         attempt was given up, and lives. It must not take the run back."""
+        task = self._checkpoints
         try:
             newest = self._own().latest()
-            attempt = self._read(newest, _TASK)["attempt"] if newest else 0
-        except CorruptionError:
+            if newest is None:
+                return False
+            saved = self._read(newest, _TASK)
+        except (CorruptionError, *_REMOVED):
             return True  # the `Run` mends the list, and passes over what is damaged
-        if attempt > self._checkpoints.attempt:
+        # One that began as a copy may have nothing but what a task of another run has saved.
+        if saved["pathspec"] == task.pathspec and saved["attempt"] > task.attempt:
             raise Fenced(
-                f"attempt {attempt} of {self._checkpoints.pathspec} has begun: attempt "
-                f"{self._checkpoints.attempt} saves no more"
+                f"attempt {saved['attempt']} of {task.pathspec} has begun: attempt {task.attempt} "
+                "saves no more"
             )
-        return newest is not None
+        return True
 
     def _begin_from_another(self) -> None:
         """Give the task's own run the checkpoint that it goes on from, if there is one."""
@@ -247,8 +256,8 @@ class TaskLoop:
                     self._tell(f"{info.ref} is damaged and was passed over: {found.problems[0]}")
                     continue
                 self._fork(manager, info)
-            except CheckpointNotFound:
-                continue  # removed meanwhile
+            except _REMOVED:
+                continue
             self._tell(f"the loop goes on from {info.ref}")
             return
 

@@ -180,12 +180,20 @@ def test_an_attempt_that_was_given_up_does_not_take_the_loop_back(tmp_path: Path
     late.end(complete=False)
 
 
-def test_a_fork_over_what_an_attempt_left_that_had_not_saved(tmp_path: Path) -> None:
+def test_an_attempt_that_lives_and_had_not_saved_is_replaced(tmp_path: Path) -> None:
     Attempt(tmp_path).train(stops_at=3)
     own = tmp_path / "mf.holdfast" / "Train" / "fit" / "task" / "8..7" / "loop"
     left = holdfast.CheckpointManager(str(own))
     left.acquire()
     assert Attempt(tmp_path, run="8", origin="7").train().seen == [2, 3, 4, 5, 6, 7]
+    assert_fenced(left)
+    left = holdfast.CheckpointManager(str(own).replace("8..7", "9"))
+    left.acquire()
+    assert Attempt(tmp_path, run="9").train(stops_at=1).seen == [0, 1]
+    assert_fenced(left)
+
+
+def assert_fenced(left: holdfast.CheckpointManager) -> None:
     with pytest.raises(Fenced):
         left.save(1, {"a": 1}, block=True)
     with pytest.raises(SaveFailed):
@@ -216,15 +224,30 @@ def test_where_there_can_be_no_run(tmp_path: Path) -> None:
     assert steps(run.address) == [3, 6, 8]
 
 
+def test_the_end_of_the_step_is_the_end_of_a_loop_that_was_left_early(tmp_path: Path) -> None:
+    one = Attempt(tmp_path)
+    for step in one.current.run.range(STEPS):
+        if step == 5:
+            break
+    one.end()
+    one.end(complete=False)  # as after an alarm
+    with holdfast.CheckpointManager(one.address) as manager:
+        assert manager.finished
+    two = Attempt(tmp_path, attempt=1)
+    assert list(two.current.run.range(STEPS)) == []
+    two.end()
+
+
 def test_lists_pass_over_it_without_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Attempt(tmp_path)
     one.current.save(written(tmp_path / "x", a="1"))
     one.train()
-    two = Attempt(tmp_path, attempt=1)
+    two = Attempt(tmp_path, attempt=1, names=[])
     monkeypatch.setattr(module, "_with_note", None)
     assert [each["key"] for each in two.current.list(full_namespace=True)] == [
         one.current.saved[0]["key"]
     ]
+    assert {address.rpartition("/")[2] for address in two.checkpoints._managers} == {"main"}
     with pytest.raises(UsageError, match="was saved by current"):
         two.current.load(one.current.saved[0]["key"].replace("/main@1", "/loop@8"))
     two.end()

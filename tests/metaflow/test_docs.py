@@ -29,23 +29,31 @@ def named(table: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
 
 
-def flows(metaflow: Metaflow) -> list[str]:
-    """Those of the page, written down where `metaflow` runs."""
-    found = [block for block in blocks(PAGE) if block.word == "flow"]
-    for flow in found:
-        (metaflow.folder / flow.about).write_text(flow.text)
-    return [str(metaflow.folder / flow.about.removesuffix(".py")) for flow in found]
+def flow(metaflow: Metaflow, name: str) -> str:
+    """The page's flow of that name, written into the folder."""
+    [block] = [each for each in blocks(PAGE) if (each.word, each.about) == ("flow", f"{name}.py")]
+    (metaflow.folder / block.about).write_text(block.text)
+    return str(metaflow.folder / name)
+
+
+def test_resume_repeats_no_step_and_goes_on_inside_of_one(metaflow: Metaflow) -> None:
+    script = flow(metaflow, "steps")
+    failed = metaflow.run(script, "run", "--stop-at", "7", status=1).output
+    assert "goes on after 0 numbers" in failed
+    resumed = metaflow.run(script, "resume").output
+    assert re.findall(r"/(\w+)/\d+ \(pid \d+\)\] Task is starting", resumed) == ["add", "end"]
+    assert "goes on after 7 numbers" in resumed
+    assert "total 55" in resumed
 
 
 def test_the_loop_runs(metaflow: Metaflow) -> None:
-    _, script = flows(metaflow)
-    assert re.search(r"\b3 epochs", metaflow.run(script).output)
+    assert re.search(r"\b3 epochs", metaflow.run(flow(metaflow, "train")).output)
     [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Train/start/task/*/loop")
     assert [info.step for info in holdfast.CheckpointManager(run).checkpoints()] == [150]
 
 
 def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) -> None:
-    script, _ = flows(metaflow)
+    script = flow(metaflow, "fit")
     assert re.search(r"weights \[", metaflow.run(script).output)
     [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Fit/start/task/*/main")
 
@@ -70,7 +78,7 @@ def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) 
 
 def test_every_member_is_in_the_table() -> None:
     public = {name for name in vars(CurrentCheckpoint) if not name.startswith("_")}
-    of_the_decorator = {"go_on", "go_on_from", "finish"}
+    of_the_decorator = {"go_on", "go_on_from", "finish", "heed"}
     assert named(section("`current.checkpoint`")) == public - of_the_decorator
 
 

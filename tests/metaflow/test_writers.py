@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.errors import Fenced, SaveFailed, StoreError, UsageError
+from holdfast.errors import Fenced, SaveFailed, StoreError
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.current import CurrentCheckpoint
-from holdfast.metaflow.outside import checkpoint
 from holdfast.metaflow.places import Root
 from holdfast.metaflow.reference import Reference
 from holdfast.metaflow.task import VARIABLE
@@ -67,8 +66,8 @@ def test_threads_save_at_once(root: Root, tmp_path: Path) -> None:
 SAVES = """
 import json, os, sys
 from pathlib import Path
-from holdfast.metaflow.outside import checkpoint
-current = checkpoint(init_dir=True)
+from holdfast.metaflow.outside import Checkpoint
+current = Checkpoint(init_dir=True)
 for time in range(2):
     content = f"{sys.argv[1]}.{time}"
     Path(current.directory, "content").write_text(content)
@@ -103,12 +102,6 @@ def test_processes_that_a_task_has_started_save_at_once(root: Root, tmp_path: Pa
     fit.close()
     assert len(saved) == 10
     check(fit, saved, tmp_path / "loaded")
-
-
-def test_a_process_that_no_task_has_started_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(UsageError, match="no task"):
-        checkpoint()
 
 
 def in_child(work: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from holdfast.core.adapters import LeafSource
-from holdfast.core.address import Selector
+from holdfast.core.address import Selector, parse_selector
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.codecs import codec_of
 from holdfast.core.frameworks import loaded_adapters
@@ -24,7 +24,7 @@ from holdfast.errors import HoldfastError, SaveFailed, UsageError, briefly
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
-from holdfast.manager.info import CheckpointInfo, Restored, info_of
+from holdfast.manager.info import CheckpointInfo, Overview, Restored, info_of, overview_of
 from holdfast.manager.listing import Ref
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.mirrored import Mirrored
@@ -238,7 +238,8 @@ class CheckpointManager(Mirrored):
             self._saver.hurry()  # the training waits for the save before this one
             self._memory.wait()
             waited_s = time.perf_counter() - waiting
-            snapshot = self._capture(step, state, loop, _always if block else in_place)
+            still: InPlace | None = (lambda source, path: True) if block else in_place
+            snapshot = self._capture(step, state, loop, still)
             self._overlap = snapshot.overlap
             pending = Pending(step, hurry=self._saver.hurry)
             self._saver.submit(
@@ -452,19 +453,22 @@ class CheckpointManager(Mirrored):
     @briefly
     def load(self, ref: Ref = None, *, allow_pickle: bool = False) -> LoadedCheckpoint:
         """The checkpoint as a lazy mapping: each leaf is read when it is asked for."""
-        return self._load(self._resolve(ref), allow_pickle)
+        return self.load_selected(parse_selector(ref), allow_pickle=allow_pickle)
 
     def load_selected(self, selector: Selector, *, allow_pickle: bool = False) -> LoadedCheckpoint:
         """As `load`, for a selector that `core.address` parsed."""
-        return self._load(self._select(selector), allow_pickle)
+        record = self._select(selector)
+        repo = self._nearest(self._distrusted)
+        info = info_of(self.address, record)
+        return LoadedCheckpoint(repo, record, info, allow_pickle=allow_pickle)
 
-    def _load(self, record: Record, allow_pickle: bool) -> LoadedCheckpoint:
-        return LoadedCheckpoint(
-            self._nearest(self._distrusted),
-            record,
-            info_of(self.address, record),
-            allow_pickle=allow_pickle,
-        )
+    def written(self, newest: int) -> Overview | None:
+        """As `overview`, as of this writer's own last commit: the store is not asked.
+
+        None for a manager that has not become the writer. Also after `close`."""
+        if self._writer is None:
+            return None
+        return overview_of(self.address, *self._writer.listed(), newest)
 
     # -- looking after ----------------------------------------------------------
 
@@ -493,7 +497,3 @@ class CheckpointManager(Mirrored):
             return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
         finally:
             child.close()
-
-
-def _always(source: LeafSource, path: str) -> bool:
-    return True

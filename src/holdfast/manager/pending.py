@@ -64,6 +64,11 @@ class Pending:
         """The error of a save that is done, without raising it."""
         return self._future.exception() if self._future.done() else None
 
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Have `call` called when the save has been committed or has failed: by the thread that
+        saves, which goes on when it returns, or at once if that was before."""
+        self._future.add_done_callback(lambda _: call())
+
     @contextmanager
     def awaited(self) -> Iterator[None]:
         """Inside, the caller does nothing but wait for the end of the save."""

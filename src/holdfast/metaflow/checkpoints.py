@@ -5,37 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from holdfast.core.address import shell_word
 from holdfast.core.files import Directory, File
-from holdfast.core.stored import is_safe_name
-from holdfast.errors import (
-    CheckpointNotFound,
-    CorruptionError,
-    Fenced,
-    HoldfastError,
-    ObjectNotFound,
-    SaveFailed,
-    UsageError,
-)
+from holdfast.errors import CorruptionError, Fenced, HoldfastError, SaveFailed, UsageError
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.aside import aside
 from holdfast.metaflow.attributes import Attributes
-from holdfast.metaflow.folders import filled
 from holdfast.metaflow.origins import origins_of
-from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, is_loop, lineage
+from holdfast.metaflow.places import (
+    MAIN,
+    MODELS,
+    Place,
+    Root,
+    RunName,
+    holds_models,
+    is_loop,
+    lineage,
+)
+from holdfast.metaflow.reading import ABOUT, ATTRIBUTES, CONTENT, Reading, newest_first
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
     METADATA_BYTES,
@@ -47,18 +42,15 @@ from holdfast.metaflow.reference import (
 )
 from holdfast.stores.looking import folders_in
 
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
+
 logger = logging.getLogger("holdfast")
 
-_CONTENT = "files"
-"""Where a checkpoint's files are in its state."""
-_ATTRIBUTES = "attributes"
-"""Where those of the flow's `self` are, if there are any."""
-_ABOUT = "about"
-"""Where its note is once more: a list that was damaged is rebuilt without notes."""
 
-
-class Checkpoints:
-    """What a task's process sees of its checkpoints. From any thread.
+class Checkpoints(Reading):
+    """What a task's process sees of its checkpoints; of its models, if that is what `writer`
+    adds. From any thread.
 
     What a signal's handler raises in the middle of `save` or `close` is raised when that has
     ended.
@@ -78,9 +70,9 @@ class Checkpoints:
         writer: str = MAIN,
         rank: int | None = None,
         keep: str | None = None,
+        card: Card | None = None,
     ) -> None:
-        """Asks nothing of the datastore."""
-        self.root = root
+        """Asks nothing of the datastore. `card` is told what happens."""
         self.place = place
         self.pathspec = pathspec
         self.attempt = attempt
@@ -88,14 +80,11 @@ class Checkpoints:
         self._writer = writer
         self._rank = rank
         self._keep = keep
-        self._begin()
-        _every.add(self)
+        self.card = card
+        super().__init__(root)
 
     def _begin(self) -> None:
-        # Of the handler of a signal that comes in the middle of a save, too.
-        self._lock = threading.RLock()
-        self._managers: dict[str, CheckpointManager] = {}
-        """By address: what is known of a run is not asked for again."""
+        super()._begin()
         self._manager: CheckpointManager | None = None
         """The one that saves."""
         self._version = 0
@@ -105,8 +94,12 @@ class Checkpoints:
 
     def become_another(self) -> None:
         """In a forked child: its parent goes on with the run and the locks that it has."""
-        self._writer = new_writer()
-        self._begin()
+        self._writer = self._another_writer()
+        self.card = None
+        super().become_another()
+
+    def _another_writer(self) -> str:
+        return new_writer(MODELS if holds_models(self._writer) else "at")
 
     # -- saving --------------------------------------------------------------------------
 
@@ -163,14 +156,19 @@ class Checkpoints:
             try:
                 pending = manager.save(
                     version,
-                    {_CONTENT: content, _ABOUT: note, **({_ATTRIBUTES: values} if values else {})},
+                    {CONTENT: content, ABOUT: note, **({ATTRIBUTES: values} if values else {})},
                     metrics=metrics_of(plain),
                     note=note,
                     block=block,
                 )
-            except Fenced as error:
-                self._fenced = error
+            except HoldfastError as error:
+                if isinstance(error, Fenced):
+                    self._fenced = error
+                if self.card:
+                    self.card.failed(version, error)
                 raise
+            if self.card:
+                self.card.saving(pending)
             if not block:
                 self._pending.append(pending)
         key = "/".join((*self.place.parts, self._writer))
@@ -224,8 +222,10 @@ class Checkpoints:
                 self._manager = self._acquired()
             except CorruptionError as error:
                 logger.error("checkpoints are saved beside others: %s", error.message)
-                self._writer = new_writer()
+                self._writer = self._another_writer()
                 self._manager = self._acquired()
+            if self.card:
+                self.card.opened(self._manager)
         return self._manager
 
     def _acquired(self) -> CheckpointManager:
@@ -254,16 +254,10 @@ class Checkpoints:
     def _address(self) -> str:
         return self.root.address(*self.place.parts, self._writer)
 
-    def manager(self, address: str) -> CheckpointManager:
-        """Of any run in this datastore; the same each time, until `close`."""
-        with self._lock:
-            if address not in self._managers:
-                own = address == self._address
-                # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
-                self._managers[address] = CheckpointManager(
-                    address, keep=self._keep if own else None, take_over=own
-                )
-            return self._managers[address]
+    def _manager_of(self, address: str) -> CheckpointManager:
+        own = address == self._address
+        # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
+        return CheckpointManager(address, keep=self._keep if own else None, take_over=own)
 
     # -- finding -------------------------------------------------------------------------
 
@@ -273,29 +267,7 @@ class Checkpoints:
         Raises StoreError.
         """
         runs = self._runs() if every_run else [self.place.run]
-        return _newest_first(each for run in runs for each in self._in_run(run))
-
-    def find(self, key: str) -> Reference:
-        """The checkpoint of any task in this datastore whose `key` that is.
-
-        Raises UsageError, CheckpointNotFound, StoreError.
-        """
-        place, _, version = key.rpartition("@")
-        parts = place.split("/")
-        if is_loop(parts[-1]):
-            raise UsageError(
-                f"{key[:200]!r} was saved by current.checkpoint.run, which goes on by itself",
-                hint=f"As files: holdfast restore {shell_word(self.root.address(place))} OUT",
-            )
-        if parts[0] != FOLDER or not version.isdecimal() or {"", ".", ".."} & set(parts):
-            raise UsageError(
-                f"this is no checkpoint: {key[:200]!r}",
-                hint="Give what `save` returned or `list` shows, or its key.",
-            )
-        for each in self._of_writer(parts):
-            if each.version_id == int(version):
-                return each
-        raise CheckpointNotFound(f"there is no checkpoint {key!r} in {self.root.url}")
+        return newest_first(each for run in runs for each in self._in_run(run))
 
     def to_go_on_from(self, policy: str) -> Iterator[Reference]:
         """What a starting task may load, the best first.
@@ -331,11 +303,11 @@ class Checkpoints:
         if policy == "eager":
             yield runs, False
 
-    def loops_of(self, run: RunName) -> list[CheckpointManager]:
+    def loops_of(self, run: RunName) -> Iterable[CheckpointManager]:
         """Of this task, in one run of the flow. For reading."""
         place = (*self.place.task_parts, run.part)
-        writers = filter(is_loop, folders_in(self.root.address(*place)))
-        return [self.manager(self.root.address(*place, writer)) for writer in writers]
+        for writer in filter(is_loop, folders_in(self.root.address(*place))):
+            yield self.manager(self.root.address(*place, writer))
 
     def load(
         self,
@@ -344,87 +316,31 @@ class Checkpoints:
         *,
         attributes: Attributes | None = None,
     ) -> None:
-        """Write its files into the folder `into`, every byte verified; what has the same name
-        there is replaced, other files stay. Those of `attributes` that it has are set. Nothing
-        is changed if it raises.
-
-        Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
-        """
-        address, _, version = reference.url.rpartition("@")
-        if reference.file and not is_safe_name(reference.file):
-            raise UsageError(f"{reference.file!r} is not the name of a file")
-        with filled(Path(into)) as new:
-            content: File | Directory = Directory(new)
-            if reference.file:
-                new.mkdir()
-                content = File(new / reference.file)
-            state: dict[str, Any] = {_CONTENT: content}
-            if attributes is not None and reference.attributes:
-                state[_ATTRIBUTES] = {}
-            self.manager(address).restore(state, int(version), only=[*state], rng=False)
-        if attributes is not None:
-            attributes.load_state_dict(state.get(_ATTRIBUTES, {}))
+        super().load(reference, into, attributes=attributes)
+        if self.card:
+            self.card.loaded(reference)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.
-        return _newest_first(each for each in references if each.latest and not each.rank)
+        return newest_first(each for each in references if each.latest and not each.rank)
 
     def _runs(self) -> list[RunName]:
-        folders = folders_in(self.root.address(*self.place.task_parts))
-        runs: list[RunName] = []
-        for folder in folders:
-            with suppress(ValueError):  # somebody else's
-                runs.append(RunName.parse(folder))
-        return runs
+        return self._runs_in(self.place.task_parts)
 
     def _in_run(self, run: RunName, *, mend: bool = False) -> Iterator[Reference]:
         """`mend`: take this process's run over first, as a save does, for then checkpoints that
         are whole are listed though the list is damaged."""
         place = (*self.place.task_parts, run.part)
-        for writer in folders_in(self.root.address(*place)):
-            if is_loop(writer):
-                continue
+        for writer in self._writers_in(place):
             if mend and writer == self._writer:
                 with self._lock:
                     self._open()
             yield from self._of_writer((*place, writer))
 
-    def _of_writer(self, parts: Sequence[str]) -> Iterator[Reference]:
-        address = self.root.address(*parts)
-        manager = self.manager(address)
-        try:
-            infos = manager.checkpoints()
-        except CorruptionError as error:
-            logger.error("%s is passed over: %s", address, error.message)
-            return
-        noted = [info if info.note else _with_note(manager, info) for info in infos]
-        yield from _in_order(filter(None, (read_note(info, "/".join(parts)) for info in noted)))
 
-
-def _with_note(manager: CheckpointManager, info: CheckpointInfo) -> CheckpointInfo:
-    """With the note that is in the checkpoint itself, if there is one."""
-    try:
-        return replace(info, note=str(manager.load(info.id).get(_ABOUT, "")))
-    except (CorruptionError, ObjectNotFound) as error:
-        logger.error("%s is passed over: %s", info.ref, error.message)
-        return info
-
-
-def new_writer() -> str:
+def new_writer(kind: str = "at") -> str:
     """A name for one more process of a task that saves."""
-    return f"at-{secrets.token_hex(4)}"
-
-
-def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
-    """Those of one writer, none older than the one before it: attempts run on machines whose
-    clocks differ."""
-    ordered = sorted(saved, key=lambda each: each.version_id)
-    times = accumulate((each.created_on for each in ordered), max)
-    return (replace(each, created_on=time) for each, time in zip(ordered, times, strict=True))
-
-
-def _newest_first(references: Iterable[Reference]) -> list[Reference]:
-    return sorted(references, key=lambda each: (each.created_on, each.version_id), reverse=True)
+    return f"{kind}-{secrets.token_hex(4)}"
 
 
 def _is_saved(pending: Pending) -> bool:
@@ -434,14 +350,3 @@ def _is_saved(pending: Pending) -> bool:
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-_every: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for each in list(_every):
-        each.become_another()
-
-
-os.register_at_fork(after_in_child=_forked)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints, new_writer
@@ -14,6 +15,9 @@ from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.gang import await_choice, publish
 from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, root_of
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
 
 # What a process that the task starts needs to find its checkpoints.
 VARIABLE = "HOLDFAST_METAFLOW_TASK"
@@ -77,6 +81,7 @@ def begin(
     attributes: Collection[str],
     temp_dir_root: str | None,
     tell: Callable[[str], None],
+    card: Card | None = None,
 ) -> CurrentCheckpoint:
     """What `current.checkpoint` is for this task; what it goes on from is loaded."""
     node = node_of(flow, graph, step)
@@ -90,14 +95,15 @@ def begin(
         "keep": keep,
     }
     os.environ[VARIABLE] = json.dumps({"root": asdict(root), "place": asdict(place), **about})
-    checkpoints = Checkpoints(root, place, writer=node.writer, **about)
+    checkpoints = Checkpoints(root, place, writer=node.writer, card=card, **about)
     carried = Attributes(vars(flow), attributes)
     current = CurrentCheckpoint(
         checkpoints,
         temp_dir_root=temp_dir_root,
         attributes=carried,
         loop=TaskLoop(
-            *(checkpoints, carried),
+            checkpoints,
+            carried,
             policy=policy,
             every=every,
             keep=keep,
@@ -111,7 +117,10 @@ def begin(
     elif node.rank == 0:
         _choose(current, root, place, attempt, policy)
     elif policy != "none" and (chosen := await_choice(root, place, attempt)):
+        start = time.monotonic()
         current.go_on_from(chosen)
+        if card:
+            card.went_on(chosen, time.monotonic() - start)
     return current
 
 
@@ -124,7 +133,7 @@ def _choose(
         publish(root, place, attempt, current.info)
 
 
-def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
+def of_parent() -> Checkpoints | None:
     """For a process that a task has started: the task's checkpoints; None outside of one."""
     if not (told := os.environ.get(VARIABLE)):
         return None
@@ -138,6 +147,4 @@ def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
         tuple(place["foreach"]),
         tuple(place["iterations"]),
     )
-    return CurrentCheckpoint(
-        Checkpoints(root, place, writer=new_writer(), **about), temp_dir_root=temp_dir_root
-    )
+    return Checkpoints(root, place, writer=new_writer(), **about)

@@ -1,9 +1,11 @@
 """Three nodes of one step. `SAVE` is which of them save: "control" or "all". The control node
-fails once, and the others save on after they began, as an attempt that was given up would."""
+fails once, and the others save on after they began, as an attempt that was given up would. Where
+all save, each node of the second attempt waits until its list has what all have saved in it."""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from metaflow import FlowSpec, checkpoint, current, parallel, retry, step
@@ -47,7 +49,12 @@ class Gang(FlowSpec):
                 self.saved.append(current.checkpoint.save(metadata={"count": count}))
         if rank == 0 and current.retry_count == 0:
             raise RuntimeError("told to fail")
-        self.rank = rank
+        if os.environ["SAVE"] == "all" and current.retry_count == 1:
+            listed = []
+            while len(listed) < 9:
+                time.sleep(0.05)
+                listed = [each["rank"] for each in current.checkpoint.list(attempt=1)]
+            tell(listed=sorted(listed))
         self.next(self.joined)
 
     @step

@@ -43,6 +43,7 @@ def check(told: list[dict[str, Any]], undisturbed: list[dict[str, Any]]) -> list
     return [line["resumed"] for line in told if "attempt" in line]
 
 
+@pytest.mark.slow  # it waits for a timeout
 def test_however_attempts_end_the_next_one_goes_on_inside(
     metaflow: Metaflow, undisturbed: list[dict[str, Any]]
 ) -> None:

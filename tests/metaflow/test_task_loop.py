@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 
 import holdfast
 from holdfast.errors import Fenced, NoIntactCheckpoint, SaveFailed, StateError, UsageError
-from holdfast.metaflow import checkpoints as module
 from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.current import CurrentCheckpoint
@@ -225,11 +225,14 @@ def test_where_there_can_be_no_run(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_step_is_the_end_of_a_loop_that_was_left_early(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     one = Attempt(tmp_path)
     for step in one.current.run.range(STEPS):
         if step == 5:
             break
+    assert signal.getsignal(signal.SIGTERM) != before
     one.end()
+    assert signal.getsignal(signal.SIGTERM) == before
     one.end(complete=False)  # as after an alarm
     with holdfast.CheckpointManager(one.address) as manager:
         assert manager.finished
@@ -238,12 +241,11 @@ def test_the_end_of_the_step_is_the_end_of_a_loop_that_was_left_early(tmp_path: 
     two.end()
 
 
-def test_lists_pass_over_it_without_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_pass_over_it_without_a_look(tmp_path: Path) -> None:
     one = Attempt(tmp_path)
     one.current.save(written(tmp_path / "x", a="1"))
     one.train()
     two = Attempt(tmp_path, attempt=1, names=[])
-    monkeypatch.setattr(module, "_with_note", None)
     assert [each["key"] for each in two.current.list(full_namespace=True)] == [
         one.current.saved[0]["key"]
     ]

@@ -270,7 +270,6 @@ class TaskLoop:
                 taken.acquire()
             manager.fork(info.id, own)
 
-    @aside
     def finish(self, *, complete: bool) -> None:
         """Save the last step, if the step's code came to its end, wait until all is durable and
         let others write. May be called again.
@@ -280,11 +279,21 @@ class TaskLoop:
         run = self._run
         if run is None or os.getpid() != self._pid:
             return
-        if complete:
-            with run:
-                pass
-        else:
-            run.close()
+        from holdfast.run.signals import give_back
+
+        try:
+            _end(run, complete)
+        finally:
+            give_back()
+
+
+@aside
+def _end(run: Run, complete: bool) -> None:
+    if complete:
+        with run:
+            pass
+    else:
+        run.close()
 
 
 def _time(info: CheckpointInfo) -> str:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,33 @@ def test_models_are_kept_apart_from_checkpoints_and_cross(root: Root, tmp_path: 
     assert not any(path and Path(path).exists() for path in model.loaded.values())
 
 
+def test_what_a_task_has_saved_is_found_by_its_pathspec(root: Root, tmp_path: Path) -> None:
+    saved: list[str] = []
+    of_tasks: list[dict[str, Any]] = [
+        {},
+        {"foreach": (1,)},
+        {"run": "8", "origin": "7"},
+        {"run": "9"},
+    ]
+    for options in of_tasks:
+        fit = CurrentCheckpoint(task(root, **options))
+        saved.append(fit.save(written(tmp_path / "x", a=str(options)))["key"])
+        fit.finish()
+
+    def found(pathspec: str) -> list[str]:
+        return [each["key"] for each in CurrentCheckpoint(task(root)).list(task=pathspec)]
+
+    assert found("Train") == saved[::-1]
+    assert found("Train/7") == saved[1::-1]
+    assert found("Train/7/fit") == saved[1::-1]
+    assert found("Train/8/fit/2") == saved[2:3]
+    for nothing in ("Other", "Train/6", "Train/7/end", "Train/7/fit/3"):
+        assert found(nothing) == []
+    for wrong in ("", "Train//fit", "Train/7/fit/2/0"):
+        with pytest.raises(UsageError, match="names no task"):
+            found(wrong)
+
+
 def test_equal_models_are_stored_once(tmp_path: Path) -> None:
     model = models(Root(str(tmp_path / "ds")))
     source = written(tmp_path / "x")
@@ -133,13 +161,20 @@ def test_a_model_is_deleted_and_no_other(tmp_path: Path, caplog: pytest.LogCaptu
     assert contents(tmp_path / "again") == contents(tmp_path / "first") == contents(source)
     assert delete_model(again) is True
     assert packs(again) == 0
+    assert delete_model(again) is False  # of a run that has none left
+    with pytest.raises(CheckpointNotFound, match="is gone"):
+        load_model(again, tmp_path / "gone")
 
     retried = models(root, attempt=1)
     heir = retried.save(written(tmp_path / "x", weights="another"))
     retried.finish()
     assert heir["version_id"] == first["version_id"]
     for gone in (first, newest, again):
-        assert delete_model(gone) is False
+        assert delete_model(gone) is delete_model(gone["key"]) is False
+        for reference in (gone, gone["key"]):
+            with pytest.raises(CheckpointNotFound):
+                load_model(reference, tmp_path / "gone")
+    assert contents(tmp_path / "gone") == {}
     load_model(heir, tmp_path / "heir")
     assert contents(tmp_path / "heir") == {"weights": "another"}
 
@@ -194,8 +229,23 @@ def test_what_names_nothing_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "mf.models/models/artifacts/Fit_start_0123",
+        {"type": "checkpoint", "key": "mf.huggingface_hub/checkpoints/artifacts/F/s/0/1/a.0.b.0"},
+    ],
+)
+def test_what_another_extension_has_saved_needs_it(tmp_path: Path, reference: object) -> None:
+    """With it installed: tests/metaflow/test_installed.py."""
+    for use in (delete_model, lambda each: load_model(each, tmp_path)):
+        with pytest.raises(UsageError, match="metaflow-checkpoint has saved this, and is not ins"):
+            use(reference)
+
+
 def test_damage_is_noticed_and_nothing_is_loaded(tmp_path: Path) -> None:
-    model = models(Root(str(tmp_path / "ds")))
+    fit = task(tmp_path / "ds", writer=MODELS)
+    model = CurrentModel(fit, temp_dir_root=str(tmp_path / "temporary"))
     saved = model.save(written(tmp_path / "x", a="1" * 1000))
     [pack] = Path(run_of(saved), "packs").iterdir()
     data = bytearray(pack.read_bytes())
@@ -207,7 +257,10 @@ def test_damage_is_noticed_and_nothing_is_loaded(tmp_path: Path) -> None:
     assert contents(into) == {"a": "old"}
     with pytest.raises(CorruptionError):
         model.load(saved)
+    with pytest.raises(CorruptionError):  # damaged is not missing
+        model.load_attributes(SimpleNamespace(m=saved), [("m", None)], best_effort=True)
     assert dict(model.loaded) == {}
+    assert list((tmp_path / "temporary").iterdir()) == []
     assert delete_model(saved) is True
     model.finish()
 
@@ -221,13 +274,16 @@ def test_writers_never_meet_and_an_older_attempt_saves_no_more(tmp_path: Path) -
     saved.append(later.save(source, "later"))
     with pytest.raises(Fenced):
         nodes[0].save(source)
+    loaded = later.load(saved[0])
     if not (child := os.fork()):
         try:
             load_model(later.save(source, "child"), tmp_path / "of child")
+            later.finish()
             os._exit(0)
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
+    assert contents(Path(loaded)) == {"a": "1"}  # the child has ended, not the task
     for node in (later, *nodes[1:]):
         node.save(source)
         node.finish()

@@ -17,6 +17,9 @@ def flows(request: pytest.FixtureRequest) -> Metaflow:
     return request.getfixturevalue("metaflow" if request.param == "folder" else "metaflow_on_s3")
 
 
+# What a task of another flow, which has started this one, leaves in the environment.
+_OUTER = {"pathspec": "Outer/1/start/1", "root": {"url": "/nowhere", "query": ""}}
+
 # As in a notebook: no flow runs, and what it is told is in Metaflow's settings.
 _LATER = """
 import json, os, sys, tempfile
@@ -32,13 +35,16 @@ with Checkpoint() as own:
     listed = own.list(task=run["joined"].task)
     own.load(listed[0])
     told["listed"] = [len(listed), Path(own.directory, "part").read_text()]
+    told["stored"] = len(run["start"].task["_task_stored_models"].data)
     told["of_run"] = len(own.list(task=run.pathspec))
     folder = own.directory
 told["folder"] = os.path.exists(folder)
-try:
-    Checkpoint().save("dict")
-except ValueError as error:
-    told["refused"] = str(error)
+told["refused"] = []
+for use in (lambda: own.save("dict"), own.list, lambda: own.task_identifier):
+    try:
+        use()
+    except ValueError as error:
+        told["refused"].append(str(error).partition("\\n")[0])
 told["deleted"] = [delete_model(trained), delete_model(trained["key"])]
 print(json.dumps(told))
 """
@@ -64,7 +70,10 @@ def _later(flows: Metaflow) -> dict[str, Any]:
 
 
 def test_models_are_saved_loaded_and_deleted(flows: Metaflow) -> None:
-    ran = flows.run("modelling")
+    temporary = flows.folder / "temporary"
+    temporary.mkdir()
+    ran = flows.run("modelling", TMPDIR=str(temporary), HOLDFAST_METAFLOW_TASK=json.dumps(_OUTER))
+    assert not list(temporary.glob("model-*")), "folders are left"
     attempt, weights = "attempt 1", {"weights": "attempt 1"}
     *parts, joined, end = flows.told
     assert sorted(parts, key=lambda each: each["part"]) == [
@@ -88,12 +97,39 @@ def test_models_are_saved_loaded_and_deleted(flows: Metaflow) -> None:
     assert "[@model] 'gone' is missing: 'part' of Modelling/" in ran.output
 
     later = _later(flows)
-    assert later.pop("refused").startswith("outside of a task of a flow `Checkpoint()` cannot save")
+    saves, lists, identifies = later.pop("refused")
+    assert saves == "outside of a task of a flow `Checkpoint()` cannot save"
+    assert 'give `task="flow/run/step/task"`' in lists
+    assert "has no task" in identifies
     assert later == {
         "dict": attempt,
         "key": attempt,
         "listed": [1, "model 1"],
         "of_run": 3,
+        "stored": 2,
         "folder": False,
         "deleted": [True, False],
     }
+
+
+def test_what_is_missing_fails_the_task_and_says_so(metaflow: Metaflow) -> None:
+    output = metaflow.run("plain", "run", '--with=model:load=["absent"]', status=1).output
+    assert "@model on step start: the flow has no attribute 'absent' here" in output
+    assert "Traceback" not in output
+    assert not metaflow.told
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("load=7", "load of @model on step end must be a name, or a list of names"),
+        ("load=a b", "load of @model on step end must be a name, or a list of names"),
+        ("best_effort_load=perhaps", "best_effort_load of @model on step end must be True"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_run(
+    metaflow: Metaflow, options: str, said: str
+) -> None:
+    output = metaflow.run("plain", "run", f"--with=model:{options}", status=1).output
+    assert said in " ".join(output.split())
+    assert "Task is starting" not in output

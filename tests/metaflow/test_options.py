@@ -79,4 +79,4 @@ def test_a_step_that_is_spun_has_checkpoints(metaflow: Metaflow) -> None:
         capture_output=True,
         text=True,
     ).stdout.split()
-    assert {"card", "conda", "timeout", "checkpoint"} <= set(names)
+    assert {"card", "conda", "timeout", "checkpoint", "model"} <= set(names)

@@ -72,7 +72,7 @@ for time in range(2):
     content = f"{sys.argv[1]}.{time}"
     Path(current.directory, "content").write_text(content)
     print(json.dumps(current.save(metadata={"content": content}, block=time == 0)), flush=True)
-current.finish()
+# What is not durable yet is when the process has ended.
 """
 
 
@@ -102,6 +102,22 @@ def test_processes_that_a_task_has_started_save_at_once(root: Root, tmp_path: Pa
     fit.close()
     assert len(saved) == 10
     check(fit, saved, tmp_path / "loaded")
+
+
+def test_a_process_that_ends_and_can_start_no_thread_finishes_its_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python 3.12 has it."""
+
+    def ending(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    fit = task(tmp_path / "ds")
+    fit.save(written(tmp_path / "x", a="1"), block=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("_thread.start_new_thread", ending)
+        fit.close()
+    assert len(fit.list()) == 1
 
 
 def in_child(work: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from holdfast.cli.app import main
+from holdfast.cli.app import fail, main
 from holdfast.cli.runs import find_runs
 from holdfast.errors import HoldfastError, NoStore
 from holdfast.metaflow.places import FOLDER, Root, RunName, holds_models, key_part
@@ -47,8 +47,7 @@ def on_tasks(
             f"{flow} has no such checkpoints in {folder}",
             hint="`checkpoint ls` shows all, of the datastore that the flow is run with.",
         )
-        click.echo(f"Error: {error.message}\nHint: {error.hint}", err=True)
-        return error.exit_code
+        return fail("--json" in options, error.message, error.hint, error.exit_code)
     return max(statuses)
 
 

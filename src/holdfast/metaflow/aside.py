@@ -37,7 +37,10 @@ def aside(function: Callable[P, R]) -> Callable[P, R]:
                 ended.release()
 
         # Not `threading.Thread`, whose start a handler can break into.
-        _thread.start_new_thread(work, ())
+        try:
+            _thread.start_new_thread(work, ())
+        except RuntimeError:  # the process ends: some versions of Python start none any more
+            return function(*args, **kwargs)
         try:
             ended.acquire()
         except BaseException:

@@ -129,7 +129,7 @@ def _refusal(what: str) -> UsageError:
 
 
 def _checkpoints() -> Any:
-    if (ours := of_parent()) is not None:
+    if _told() and (ours := of_parent()) is not None:
         return ours
     if (flow := _running_flow()) is None:
         return _NoTask(root_here())
@@ -149,6 +149,17 @@ def _checkpoints() -> Any:
     )
 
 
+def _told() -> dict[str, Any]:
+    """What the task that this process belongs to has told of itself, if it has. What a task of
+    another flow has told, in which this flow was started, is passed over."""
+    told = json.loads(os.environ.get(VARIABLE, "{}"))
+    if told and _running_flow() is not None:
+        from metaflow.metaflow_current import current
+
+        return told if told.get("pathspec") == current.pathspec else {}
+    return told
+
+
 def _running_flow() -> Any:
     """The flow whose step runs in this process, or None."""
     if "metaflow" not in sys.modules:
@@ -159,15 +170,16 @@ def _running_flow() -> Any:
     if not current.is_running_flow:
         return None
     # Metaflow hands it to decorators only; `current.graph` is made from it.
-    graph = vars(type(current))["graph"]
-    return next(each for each in graph.fget.__defaults__ if isinstance(each, FlowSpec))
+    graph = vars(type(current)).get("graph")
+    known = getattr(graph and graph.fget, "__defaults__", None) or ()
+    return next((each for each in known if isinstance(each, FlowSpec)), None)
 
 
 def root_here() -> Root:
     """The datastore of the task that this process belongs to, or else the one that Metaflow's
     settings name. Raises UsageError for one that Holdfast cannot use."""
-    if told := os.environ.get(VARIABLE):
-        return Root(**json.loads(told)["root"])
+    if told := _told():
+        return Root(**told["root"])
     if (flow := _running_flow()) is not None:
         return datastore_root(flow._datastore.parent_datastore)
     from metaflow import metaflow_config
@@ -192,6 +204,7 @@ def _end(checkpoints: Reading, folders: list[str], pid: int) -> None:
         checkpoints.close()
     except HoldfastError as error:
         logger.error("the last save failed: %s", error)
-    if pid == os.getpid():  # what a forked child has is its parent's
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if pid == os.getpid():  # what a forked child has is its parent's
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)

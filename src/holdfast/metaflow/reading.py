@@ -18,6 +18,7 @@ from holdfast.core.stored import is_safe_name
 from holdfast.errors import (
     CheckpointNotFound,
     CheckpointProtected,
+    CheckpointRemoved,
     CorruptionError,
     NoStore,
     ObjectNotFound,
@@ -160,7 +161,7 @@ class Reading:
             try:
                 manager = self._at(address)
                 loaded = manager.restore({CONTENT: content}, version, only=[CONTENT], rng=False)
-            except (CheckpointNotFound, NoStore):
+            except (CheckpointNotFound, CheckpointRemoved, NoStore):
                 self._check_run(address)
                 raise _gone(reference) from None
             if loaded is None or not _is_of(reference, loaded.info):

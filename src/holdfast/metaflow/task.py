@@ -48,7 +48,8 @@ def datastore_root(flow_datastore: Any) -> Root:
 def place_of(flow: Any, step: str, run: str, origin: str, node: Node) -> Place:
     """The task of `flow` that runs now."""
     frames = getattr(flow, "_foreach_stack", None) or []
-    foreach = tuple(int(frame.index) for frame in frames)
+    # The control task of a foreach over an unbounded iterator has no index in it.
+    foreach = tuple(int(frame.index) for frame in frames if frame.index is not None)
     if node.rank is not None:
         foreach = foreach[:-1]  # the last one is the node's
     iterations = tuple(int(n) for n in getattr(flow, "_iteration_stack", None) or [])

@@ -32,6 +32,7 @@ class Modelling(FlowSpec):
         weights.parent.mkdir(exist_ok=True)
         weights.write_text(f"attempt {current.retry_count}")
         self.trained = current.model.save("made", label="trained", metadata={"accuracy": 0.5})
+        current.model.load(self.trained)
         if current.retry_count == 0:
             raise RuntimeError("told to fail")
         self.alone = current.model.save(weights)
@@ -56,7 +57,7 @@ class Modelling(FlowSpec):
 
     @step
     def joined(self, inputs):
-        self.trained = inputs[0].trained
+        self.merge_artifacts(inputs, exclude=["of_part", "saved"])
         self.gone, self.of_part = (each.of_part for each in inputs)
         self.saved = inputs[1].saved
         deleted = [delete_model(self.gone), delete_model(self.gone)]

@@ -116,7 +116,7 @@ class ModelDecorator(StepDecorator):
                 tell=self._tell,
             )
         except HoldfastError as error:
-            raise LoadingException(f"@model on step *{step_name}*: {error}") from error
+            raise LoadingException(f"@model on step *{step_name}*: {error}") from None
         self._flow = flow
         current._update_env({"model": self._current})
 

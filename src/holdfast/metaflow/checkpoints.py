@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from holdfast.core.aside import aside
 from holdfast.core.files import Directory, File
 from holdfast.core.stored import is_safe_name
 from holdfast.errors import (
@@ -30,7 +31,6 @@ from holdfast.errors import (
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
-from holdfast.metaflow.aside import aside
 from holdfast.metaflow.folders import filled
 from holdfast.metaflow.origins import origins_of
 from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, lineage

@@ -12,12 +12,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core.aside import aside
 from holdfast.core.files import Directory, File
 from holdfast.errors import CorruptionError, Fenced, HoldfastError, SaveFailed, UsageError
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
-from holdfast.metaflow.aside import aside
 from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.origins import origins_of
 from holdfast.metaflow.places import (

@@ -164,6 +164,7 @@ def test_what_happens_is_on_the_card(tmp_path: Path) -> None:
     assert "failed attempt 0" in pages.last
     assert "saved in this attempt5" in pages.last
     assert "kept41 removed, keep=last=3 best=1:loss:max" in pages.last
+    assert "in the checkpoints4 Beach" in pages.last
     assert "best:loss" in pages.last
     manifests = (tmp_path / "ds").rglob("manifests/*")
     spoiled = max(manifests, key=lambda path: path.stat().st_mtime_ns)
@@ -185,6 +186,7 @@ def test_what_happens_is_on_the_card(tmp_path: Path) -> None:
     assert "holdfast restore" in pages.last
     assert "main@6 out" in pages.last
     assert "took" in pages.last
+    assert pages.all[-1].count('class="attempt"') == 3  # in each track; the saves before are there
     assert not any(thread.name == "holdfast-card" for thread in threading.enumerate())
 
 
@@ -286,11 +288,14 @@ def test_a_forked_child_writes_no_card(tmp_path: Path) -> None:
     fit = task(tmp_path / "ds", card=card)
     save(fit, tmp_path / "x", 1)
     assert within(5, lambda: len(pages.all) == 1)
+    silent = pages.card()  # of which no thread has begun
     if (child := os.fork()) == 0:
+        card._lock.acquire()  # pyright: ignore[reportPrivateUsage] - of a thread that is gone
         save(fit, tmp_path / "x", 1)
         fit.close()
-        card.end(failed=True)
-        card.wait()
+        for each in (card, silent):
+            each.end(failed=True)
+        within(0.3, lambda: len(pages.all) > 1)
         os._exit(len(pages.all))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     fit.close()

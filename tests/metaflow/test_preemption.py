@@ -24,7 +24,6 @@ def test_a_task_stops_at_its_next_save_and_the_next_attempt_goes_on(metaflow: Me
     assert metaflow.told == [
         {"attempt": 0, "loaded": 0},
         {"attempt": 1, "loaded": 4},
-        {"threads": []},
     ]
     assert "the task stops when its next save is durable, and is retried" in output
     assert "Preempted" in output
@@ -50,7 +49,6 @@ def test_a_task_on_a_spot_instance_is_told(metaflow: Metaflow) -> None:
         {"attempt": 0, "loaded": 0},
         {"preempted": 4},
         {"attempt": 1, "loaded": 4},
-        {"threads": []},
     ]
     assert "the instance will terminate at 2026-11-26T19:00:00Z: what is saved by then" in output
 
@@ -76,8 +74,17 @@ class Heard:
     ],
 )
 def test_who_stops(
-    tmp_path: Path, policy: str, may_retry: bool, named: bool, looks: bool, stops: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    may_retry: bool,
+    named: bool,
+    looks: bool,
+    stops: bool,
 ) -> None:
+    """The task, and every Run in it."""
+    runs: list[str] = []
+    monkeypatch.setattr("holdfast.run.signals.stop_all", runs.append)
     notice = tmp_path / "notice"
     notice.write_text("soon")
     told: list[str] = []
@@ -88,7 +95,9 @@ def test_who_stops(
     if looks:
         assert within(5, lambda: bool(told))
         assert ("is retried" in told[0]) == stops
+        assert within(5, lambda: bool(runs) == stops)
     stopping.close()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # Between `Termination()` and its `close`, as a step of Metaflow's is.

@@ -92,19 +92,21 @@ class SpotNotice:
         self._is_spot = True
 
     def _get(self, name: str) -> tuple[int, str]:
+        """Status and text, with another token if the one that it has is not good any more."""
+        status, text = 401, ""
         for _ in range(2):
             if not self._token:
                 seconds = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)}
-                status, self._token = self._request("PUT", "/latest/api/token", seconds)
+                status, text = self._request("PUT", "/latest/api/token", seconds)
                 if status != 200:
-                    self._token = ""
-                    return status, ""
+                    break
+                self._token = text
             token = {"X-aws-ec2-metadata-token": self._token}
             status, text = self._request("GET", f"/latest/meta-data/{name}", token)
             if status != 401:
-                return status, text
-            self._token = ""  # it is over
-        return status, ""
+                break
+            self._token = ""
+        return status, text
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
         # Not urllib, which would go through the proxy of the environment.

@@ -43,8 +43,8 @@ def machine_on_loopback() -> Iterator[Machine]:
         def do_PUT(self) -> None:
             machine.asked.append(self.path)
             assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
-            machine.tokens += 1
-            self._answer(f"token {machine.tokens}")
+            machine.tokens += machine.status == 200
+            self._answer(f"token {machine.tokens}" if machine.status == 200 else "an\nerror")
 
         def do_GET(self) -> None:
             machine.asked.append(self.path)

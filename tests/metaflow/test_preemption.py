@@ -93,9 +93,9 @@ def test_who_stops(
     stopping = Stopping(current, heard, policy=policy, may_retry=may_retry, tell=told.append)
     assert (heard.watch is not None, heard.stops) == (looks, stops)
     if looks:
-        assert within(5, lambda: bool(told))
+        assert within(20, lambda: bool(told))
         assert ("is retried" in told[0]) == stops
-        assert within(5, lambda: bool(runs) == stops)
+        assert within(20, lambda: bool(runs) == stops)
     stopping.close()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import holdfast
 from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.models import CurrentModel
 from tests.metaflow.support import Metaflow
@@ -59,6 +60,12 @@ def test_the_flow_with_a_model_runs_and_the_notebook_after_it(metaflow: Metaflow
     assert not list((run / "packs").iterdir())  # it was deleted at the end
 
 
+def test_the_loop_runs(metaflow: Metaflow) -> None:
+    assert re.search(r"\b3 epochs", metaflow.run(flow(metaflow, "loop")).output)
+    [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Train/start/task/*/loop")
+    assert [info.step for info in holdfast.CheckpointManager(run).checkpoints()] == [150]
+
+
 def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) -> None:
     script = flow(metaflow, "fit")
     assert re.search(r"weights \[", metaflow.run(script).output)
@@ -85,7 +92,7 @@ def test_the_flow_runs_and_the_commands_see_its_checkpoints(metaflow: Metaflow) 
 
 def test_every_member_is_in_the_table() -> None:
     public = {name for name in vars(CurrentCheckpoint) if not name.startswith("_")}
-    of_the_decorator = {"go_on", "finish", "heed"}
+    of_the_decorator = {"go_on", "go_on_from", "finish", "heed"}
     assert named(section("`current.checkpoint`")) == public - of_the_decorator
 
 

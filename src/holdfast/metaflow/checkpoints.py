@@ -18,9 +18,19 @@ from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.aside import aside
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.origins import origins_of
-from holdfast.metaflow.places import MAIN, MODELS, Place, Root, RunName, holds_models, lineage
-from holdfast.metaflow.reading import ABOUT, CONTENT, Reading, newest_first
+from holdfast.metaflow.places import (
+    MAIN,
+    MODELS,
+    Place,
+    Root,
+    RunName,
+    holds_models,
+    is_loop,
+    lineage,
+)
+from holdfast.metaflow.reading import ABOUT, ATTRIBUTES, CONTENT, Reading, newest_first
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
     METADATA_BYTES,
@@ -30,6 +40,7 @@ from holdfast.metaflow.reference import (
     plain_metadata,
     read_note,
 )
+from holdfast.stores.looking import folders_in
 
 if TYPE_CHECKING:
     from holdfast.metaflow.card import Card
@@ -63,9 +74,9 @@ class Checkpoints(Reading):
     ) -> None:
         """Asks nothing of the datastore. `card` is told what happens."""
         self.place = place
-        self._pathspec = pathspec
-        self._attempt = attempt
-        self._namespace = namespace
+        self.pathspec = pathspec
+        self.attempt = attempt
+        self.namespace = namespace
         self._writer = writer
         self._rank = rank
         self._keep = keep
@@ -101,8 +112,9 @@ class Checkpoints(Reading):
         metadata: Mapping[str, Any] | None = None,
         latest: bool = True,
         block: bool = True,
+        attributes: Attributes | None = None,
     ) -> Reference:
-        """Save the file or the folder at `path`.
+        """Save the file or the folder at `path`, and `attributes` with it.
 
         It is read, or copied, before this returns: you may change it at once. With `block` it
         is durable then; otherwise `close` waits. Numbers in `metadata` are metrics, too.
@@ -118,15 +130,17 @@ class Checkpoints(Reading):
                 hint="Write the files first; without a path it is `current.checkpoint.directory`.",
             )
         plain = plain_metadata(metadata)
+        values = {} if attributes is None else attributes.state_dict()
         noted = {
             "name": str(name),
-            "attempt": self._attempt,
-            "pathspec": self._pathspec,
+            "attempt": self.attempt,
+            "pathspec": self.pathspec,
             "metadata": plain,
             "latest": bool(latest),
             "file": "" if source.is_dir() else source.name,
             "rank": self._rank,
-            "namespace": self._namespace,
+            "namespace": self.namespace,
+            "attributes": [*values],
         }
         if len(note := note_of(noted)) > 2 * METADATA_BYTES:
             raise UsageError(
@@ -142,7 +156,7 @@ class Checkpoints(Reading):
             try:
                 pending = manager.save(
                     version,
-                    {CONTENT: content, ABOUT: note},
+                    {CONTENT: content, ABOUT: note, **({ATTRIBUTES: values} if values else {})},
                     metrics=metrics_of(plain),
                     note=note,
                     block=block,
@@ -215,7 +229,7 @@ class Checkpoints(Reading):
         return self._manager
 
     def _acquired(self) -> CheckpointManager:
-        manager = self._at(self._address)
+        manager = self.manager(self._address)
         with suppress(CorruptionError):  # it is mended below
             self._check_newest(manager.checkpoints())
         manager.acquire()
@@ -229,9 +243,9 @@ class Checkpoints(Reading):
         not take the run back."""
         notes = filter(None, (read_note(info, "") for info in listed))
         newest = max((each.attempt for each in notes), default=0)
-        if newest > self._attempt:
+        if newest > self.attempt:
             self._fenced = Fenced(
-                f"attempt {newest} of {self._pathspec} has begun: attempt {self._attempt} "
+                f"attempt {newest} of {self.pathspec} has begun: attempt {self.attempt} "
                 "saves no more"
             )
             raise self._fenced
@@ -270,20 +284,39 @@ class Checkpoints(Reading):
     def _candidates(self, policy: str) -> Iterator[Reference]:
         if policy == "none":
             return
-        if self._attempt > 0:
+        if self.attempt > 0:
             yield from self._good(self._in_run(self.place.run, mend=True))
-        if not self.place.run.origin and policy != "eager":
+        for family, ours in self.earlier_runs(policy):
+            found = self._good(each for run in family for each in self._in_run(run))
+            yield from (each for each in found if ours or each.namespace == self.namespace)
+
+    def earlier_runs(self, policy: str) -> Iterator[tuple[Sequence[RunName], bool]]:
+        """The other runs that a starting task may go on from, nearest relatives first; and
+        whether they are relatives: of others only what this namespace has saved counts.
+        """
+        if policy == "none" or (not self.place.run.origin and policy != "eager"):
             return
         runs = self._runs()
         origins = cache(partial(origins_of, self.root, self.place.flow))
         for family in lineage(self.place.run, runs, origins):
-            yield from self._good(each for run in family for each in self._in_run(run))
+            yield family, True
         if policy == "eager":
-            found = self._good(each for run in runs for each in self._in_run(run))
-            yield from (each for each in found if each.namespace == self._namespace)
+            yield runs, False
 
-    def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
-        super().load(reference, into)
+    def loops_of(self, run: RunName) -> Iterable[CheckpointManager]:
+        """Of this task, in one run of the flow. For reading."""
+        place = (*self.place.task_parts, run.part)
+        for writer in filter(is_loop, folders_in(self.root.address(*place))):
+            yield self.manager(self.root.address(*place, writer))
+
+    def load(
+        self,
+        reference: Reference,
+        into: str | os.PathLike[str],
+        *,
+        attributes: Attributes | None = None,
+    ) -> None:
+        super().load(reference, into, attributes=attributes)
         if self.card:
             self.card.loaded(reference)
 

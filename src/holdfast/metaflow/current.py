@@ -16,14 +16,18 @@ from holdfast.errors import (
     CheckpointRemoved,
     CorruptionError,
     ObjectNotFound,
+    UsageError,
 )
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.folders import new_folder
+from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.reference import DEFAULT_NAME, Reference, check_format
 from holdfast.metaflow.stopping import stop
 
 if TYPE_CHECKING:
     from holdfast.metaflow.notices import Watch
+    from holdfast.run.run import Run
 
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)
 """What a checkpoint is passed over for; an answer that does not come is no such reason."""
@@ -49,10 +53,14 @@ class CurrentCheckpoint:
         checkpoints: Checkpoints,
         *,
         temp_dir_root: str | None = None,
+        attributes: Attributes | None = None,
+        loop: TaskLoop | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Asks nothing of the datastore and makes no folder."""
         self._checkpoints = checkpoints
+        self._attributes = attributes
+        self._loop = loop
         self._temp_dir_root = temp_dir_root
         self._tell = tell
         self._lock = threading.RLock()
@@ -84,11 +92,16 @@ class CurrentCheckpoint:
     def go_on(self, policy: str) -> None:
         """Load what the task goes on from, if there is something; a damaged checkpoint is
         told, and passed over for the one before it."""
+        self._load_newest(policy)
+        if self._loop is not None:
+            self._loop.set_attributes(self._info)
+
+    def _load_newest(self, policy: str) -> None:
         card = self._checkpoints.card
         for reference in self._checkpoints.to_go_on_from(policy):
             start = time.monotonic()
             try:
-                self.load(reference)
+                self.go_on_from(reference)
             except _GONE as error:
                 line = f"{reference.url} is damaged and was passed over: {error.message}"
                 self._tell(line)
@@ -99,6 +112,31 @@ class CurrentCheckpoint:
                 card.went_on(reference, time.monotonic() - start)
             self._tell(f"goes on from {reference.url} (of {reference.pathspec})")
             return
+
+    def go_on_from(self, reference: Reference) -> None:
+        """Load it into `directory`, and the flow's attributes that are in it."""
+        self._load(reference, attributes=self._attributes)
+
+    # -- the loop ------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Run:
+        """A Holdfast `Run` of this task: what it tracks, its loops and random states go on where
+        the last attempt, or the run that is resumed, has saved them. Made on first use."""
+        return self.run_with()
+
+    def run_with(self, **options: Any) -> Run:
+        """As `run`, for its first use, with options of `holdfast.Run`: `run_with(late=["ema"])`.
+
+        Raises UsageError where there is a `run` already, in processes that the task has
+        started, and in steps that run on several nodes.
+        """
+        if self._loop is None:
+            raise UsageError(
+                "current.checkpoint.run belongs to the task's own process",
+                hint="Make a holdfast.Run with an address of its own here.",
+            )
+        return self._loop.open(**options)
 
     # -- the folder ----------------------------------------------------------------------
 
@@ -158,6 +196,7 @@ class CurrentCheckpoint:
             latest=latest,
             # Of one process, saves become durable in their order: those before it are, too.
             block=block or stopping,
+            attributes=self._attributes,
         )
         self._saved.append(reference.to_dict())
         if stopping:
@@ -184,9 +223,12 @@ class CurrentCheckpoint:
             Path(path).mkdir(parents=True, exist_ok=True)
             self._checkpoints.load(wanted, path)
             return
+        self._load(wanted)
+
+    def _load(self, wanted: Reference, attributes: Attributes | None = None) -> None:
         new = self._new_folder()
         try:
-            self._checkpoints.load(wanted, new)
+            self._checkpoints.load(wanted, new, attributes=attributes)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -226,11 +268,15 @@ class CurrentCheckpoint:
 
     # -- the end -------------------------------------------------------------------------
 
-    def finish(self) -> None:
+    def finish(self, *, complete: bool = True) -> None:
         """Wait until all is durable, and remove the folder. May be called again, and must be
         where a signal's handler has raised in the middle. Raises, once, what made a save in the
-        background fail."""
+        background fail. `complete`: the step has come to its end, and so has `run`."""
         try:
-            self._checkpoints.close()
+            if self._loop is not None:
+                self._loop.finish(complete=complete)
         finally:
-            self.cleanup()
+            try:
+                self._checkpoints.close()
+            finally:
+                self.cleanup()

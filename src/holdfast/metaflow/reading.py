@@ -12,7 +12,9 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
+from holdfast.core.address import shell_word
 from holdfast.core.files import Directory, File
 from holdfast.core.stored import is_safe_name
 from holdfast.errors import (
@@ -27,8 +29,9 @@ from holdfast.errors import (
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.listing import Listing
 from holdfast.manager.manager import CheckpointManager
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.folders import filled
-from holdfast.metaflow.places import FOLDER, Root, RunName, holds_models, key_part
+from holdfast.metaflow.places import FOLDER, Root, RunName, holds_models, is_loop, key_part
 from holdfast.metaflow.reference import NotAReference, Reference, read_note
 from holdfast.repo.repo import Repo
 from holdfast.stores.looking import folders_in
@@ -38,6 +41,8 @@ logger = logging.getLogger("holdfast")
 
 CONTENT = "files"
 """Where a checkpoint's files are in its state."""
+ATTRIBUTES = "attributes"
+"""Where those of the flow's `self` are, if there are any."""
 ABOUT = "about"
 """Where its note is once more: a list that was damaged is rebuilt without notes."""
 
@@ -64,7 +69,8 @@ class Reading:
         """In a forked child: its parent goes on with the locks that it has."""
         self._begin()
 
-    def _at(self, address: str) -> CheckpointManager:
+    def manager(self, address: str) -> CheckpointManager:
+        """Of any run in this datastore; the same each time, until `close`."""
         with self._lock:
             if address not in self._managers:
                 self._managers[address] = self._manager_of(address)
@@ -81,6 +87,11 @@ class Reading:
         Raises UsageError, CheckpointNotFound, StoreError.
         """
         parts, version = _split(key)
+        if is_loop(parts[-1]):
+            raise UsageError(
+                f"{key[:200]!r} was saved by current.checkpoint.run, which goes on by itself",
+                hint=f"As files: holdfast restore {shell_word(self.root.address(*parts))} OUT",
+            )
         for each in self._of_writer(parts):
             if each.key == key or version == str(each.version_id):
                 return each
@@ -127,13 +138,13 @@ class Reading:
         return runs
 
     def _writers_in(self, parts: Sequence[str]) -> list[str]:
-        """Those that have saved checkpoints of the task in that folder, not models."""
+        """Those that have saved checkpoints of the task in that folder, not models or a loop."""
         folders = folders_in(self.root.address(*parts))
-        return [writer for writer in folders if not holds_models(writer)]
+        return [each for each in folders if not holds_models(each) and not is_loop(each)]
 
     def _of_writer(self, parts: Sequence[str]) -> Iterator[Reference]:
         address = self.root.address(*parts)
-        manager = self._at(address)
+        manager = self.manager(address)
         try:
             infos = manager.checkpoints()
         except CorruptionError as error:
@@ -144,9 +155,16 @@ class Reading:
 
     # -- by reference --------------------------------------------------------------------
 
-    def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
+    def load(
+        self,
+        reference: Reference,
+        into: str | os.PathLike[str],
+        *,
+        attributes: Attributes | None = None,
+    ) -> None:
         """Write its files into the folder `into`, every byte verified; what has the same name
-        there is replaced, other files stay. Nothing is changed if it raises.
+        there is replaced, other files stay. Those of `attributes` that it has are set. Nothing
+        is changed if it raises.
 
         Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
         """
@@ -158,14 +176,19 @@ class Reading:
             if reference.file:
                 new.mkdir()
                 content = File(new / reference.file)
+            state: dict[str, Any] = {CONTENT: content}
+            if attributes is not None and reference.attributes:
+                state[ATTRIBUTES] = {}
             try:
-                manager = self._at(address)
-                loaded = manager.restore({CONTENT: content}, version, only=[CONTENT], rng=False)
+                manager = self.manager(address)
+                loaded = manager.restore(state, version, only=[*state], rng=False)
             except (CheckpointNotFound, CheckpointRemoved, NoStore):
                 self._check_run(address)
                 raise _gone(reference) from None
             if loaded is None or not _is_of(reference, loaded.info):
                 raise _gone(reference)
+        if attributes is not None:
+            attributes.load_state_dict(state.get(ATTRIBUTES, {}))
 
     def delete(self, reference: Reference | str) -> bool:
         """Remove this one, or the one with that key, whatever rule would keep it; False if it is

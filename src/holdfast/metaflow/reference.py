@@ -62,6 +62,8 @@ class Reference:
     """The node that saved it, of a step that runs on several."""
     namespace: str = ""
     """Metaflow's, of the task that saved it."""
+    attributes: Sequence[str] = ()
+    """Those of the flow's `self` that are in it."""
 
     @property
     def is_model(self) -> bool:

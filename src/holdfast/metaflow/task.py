@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints, new_writer
 from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.gang import await_choice, publish
+from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, root_of
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def begin(
     namespace: str,
     policy: str,
     keep: str | None,
+    every: int | str | None,
+    attributes: Collection[str],
     temp_dir_root: str | None,
     tell: Callable[[str], None],
     card: Card | None = None,
@@ -92,9 +96,21 @@ def begin(
         "keep": keep,
     }
     os.environ[VARIABLE] = json.dumps({"root": asdict(root), "place": asdict(place), **about})
+    checkpoints = Checkpoints(root, place, writer=node.writer, card=card, **about)
+    carried = Attributes(vars(flow), attributes)
     current = CurrentCheckpoint(
-        Checkpoints(root, place, writer=node.writer, card=card, **about),
+        checkpoints,
         temp_dir_root=temp_dir_root,
+        attributes=carried,
+        loop=TaskLoop(
+            checkpoints,
+            carried,
+            policy=policy,
+            every=every,
+            keep=keep,
+            several=node.rank is not None,
+            tell=tell,
+        ),
         tell=tell,
     )
     if node.rank is None:
@@ -103,7 +119,7 @@ def begin(
         _choose(current, root, place, attempt, policy)
     elif policy != "none" and (chosen := await_choice(root, place, attempt)):
         start = time.monotonic()
-        current.load(chosen)
+        current.go_on_from(chosen)
         if card:
             card.went_on(chosen, time.monotonic() - start)
     return current

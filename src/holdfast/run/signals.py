@@ -108,6 +108,9 @@ class _Dispatcher:
     def remove(self, listener: StopSignals) -> None:
         if listener in self.listeners:
             self.listeners.remove(listener)
+        self.give_back()
+
+    def give_back(self) -> None:
         if self.listeners or threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
@@ -128,6 +131,12 @@ class _Dispatcher:
 
 
 _dispatcher = _Dispatcher()
+
+
+def give_back() -> None:
+    """Give the signals back, if no run waits for them any more: in the main thread, where the
+    last one was closed in another."""
+    _dispatcher.give_back()
 
 
 def is_awaited(frame: FrameType | None) -> bool:

@@ -17,6 +17,14 @@ def load(reference):
     return Path("loaded", "who").read_text()
 
 
+def refused():
+    """What `run` says in a step like this."""
+    try:
+        return repr(current.checkpoint.run)
+    except Exception as error:
+        return str(error)
+
+
 class Gang(FlowSpec):
     @step
     def start(self):
@@ -24,7 +32,7 @@ class Gang(FlowSpec):
 
     @retry(times=1, minutes_between_retries=0)
     @model
-    @checkpoint
+    @checkpoint(attributes=["who"])
     @parallel
     @step
     def fit(self):
@@ -36,11 +44,14 @@ class Gang(FlowSpec):
             loaded=file.read_text() if current.checkpoint.is_loaded else None,
             key=current.checkpoint.info.key if current.checkpoint.is_loaded else None,
             identifier=current.checkpoint.task_identifier,
+            who=vars(self).get("who"),
+            refused=refused(),
         )
         self.saved, self.models = [], []
         if rank == 0 or os.environ["SAVE"] == "all":
             for count in range(3):
-                file.write_text(f"{rank}: {count}")
+                self.who = f"{rank}: {count}"
+                file.write_text(self.who)
                 self.saved.append(current.checkpoint.save(metadata={"count": count}))
             self.models.append(current.model.save(file, label=f"node {rank}"))
         if rank == 0 and current.retry_count == 0:

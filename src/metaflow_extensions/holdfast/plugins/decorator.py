@@ -35,7 +35,13 @@ class CheckpointDecorator(StepDecorator):
         else what this task of any run of the flow, in the same namespace, has saved last.
         "none", None: nothing.
     keep : str, optional
-        Which checkpoints stay: "last=3 best=2:val_loss". Without it all do.
+        Which checkpoints stay: "last=3 best=2:val_loss". Without it all do, but of
+        `current.checkpoint.run` the last three.
+    every : Union[str, int], optional
+        When `current.checkpoint.run` saves: "10min" (without it), 500 steps, "epoch".
+    attributes : List[str], optional
+        Attributes of `self` that are part of every checkpoint, and set again before the step's
+        code goes on: ["epoch", "history"], or "epoch,history".
     on_preemption : str, default "stop"
         What happens when AWS Batch, Kubernetes or a spot instance of EC2 say that they take the
         machine away. "stop": the next save ends the attempt once it is durable, if there is a
@@ -51,6 +57,8 @@ class CheckpointDecorator(StepDecorator):
     defaults = {  # noqa: RUF012 - Metaflow copies it
         "load_policy": "fresh",
         "keep": None,
+        "every": None,
+        "attributes": None,
         "on_preemption": "stop",
         "temp_dir_root": None,
         "show_card": False,
@@ -70,6 +78,8 @@ class CheckpointDecorator(StepDecorator):
                 values[name] = "none"
         if values["temp_dir_root"] is not None:
             values["temp_dir_root"] = os.fspath(values["temp_dir_root"])
+        if isinstance(values["attributes"], str):
+            values["attributes"] = [name.strip() for name in values["attributes"].split(",")]
         values["show_card"] = switch(values["show_card"])
 
     def step_init(self, flow, graph, step_name, decorators, environment, flow_datastore, logger):
@@ -85,11 +95,39 @@ class CheckpointDecorator(StepDecorator):
                 raise self._refusal(name, f"be one of {', '.join(map(repr, policies))}")
         if not isinstance(self.attributes["show_card"], bool):
             raise self._refusal("show_card", "be True or False")
+        self._check_attributes(flow)
+
+    def _check_attributes(self, flow):
+        names = self.attributes["attributes"]
+        if names is None:
+            return
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+            raise self._refusal("attributes", "be names such as ['epoch', 'history']")
+        for name in names:
+            what = None
+            if not name.isidentifier() or name.startswith("_"):
+                what = f"{name!r} is no name of an artifact"
+            elif hasattr(type(flow), name) or name in vars(flow):
+                what = f"{name!r} is a parameter, a step or another part of the flow's class"
+            if what:
+                raise self._refusal("attributes", f"be what the step assigns to self ({what})")
 
     def runtime_init(self, flow, graph, package, run_id):
         # Not in step_init, which every command of a flow and every task comes through.
         self._check_keep()
+        self._check_every()
         _keep_origin(self._flow_datastore, flow.name, run_id)
+
+    def _check_every(self):
+        if self.attributes["every"] is None:
+            return
+        from holdfast.core.schedule import parse_every
+        from holdfast.errors import HoldfastError
+
+        try:
+            parse_every(self.attributes["every"])
+        except HoldfastError as error:
+            raise self._refusal("every", f"be understood: {error}") from None
 
     def _check_keep(self):
         keep = self.attributes["keep"]
@@ -151,6 +189,8 @@ class CheckpointDecorator(StepDecorator):
             namespace=str(current.namespace or ""),
             policy=self.attributes["load_policy"],
             keep=self.attributes["keep"],
+            every=self.attributes["every"],
+            attributes=self.attributes["attributes"] or (),
             temp_dir_root=self.attributes["temp_dir_root"],
             tell=self._tell,
             card=self._card,
@@ -202,7 +242,7 @@ class CheckpointDecorator(StepDecorator):
         self._flow._task_latest_checkpoint = latest[-1] if latest else None
         failed = True
         try:
-            self._current.finish()
+            self._current.finish(complete=not failing)
             failed = failing
         except HoldfastError as error:
             if not failing:

@@ -344,11 +344,13 @@ class Checkpoints:
         """`mend`: take this process's run over first, as a save does, for then checkpoints that
         are whole are listed though the list is damaged."""
         place = (*self.place.task_parts, run.part)
+        found: list[Reference] = []
         for writer in folders_in(self.root.address(*place)):
             if mend and writer == self._writer:
                 with self._lock:
                     self._open()
-            yield from self._of_writer((*place, writer))
+            found += self._of_writer((*place, writer))
+        return _in_order_of_attempts(found)
 
     def _of_writer(self, parts: Sequence[str]) -> Iterator[Reference]:
         address = self.root.address(*parts)
@@ -384,8 +386,22 @@ def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
     return (replace(each, created_on=time) for each, time in zip(ordered, times, strict=True))
 
 
+def _in_order_of_attempts(saved: Sequence[Reference]) -> Iterator[Reference]:
+    """Those of one run, none newer than the first of a later attempt: a process that an attempt
+    had started may go on saving when the attempt was given up."""
+    first: dict[int, str] = {}
+    for each in saved:
+        first[each.attempt] = min(each.created_on, first.get(each.attempt, each.created_on))
+    for each in saved:
+        later = (time for attempt, time in first.items() if attempt > each.attempt)
+        yield replace(each, created_on=min([each.created_on, *later]))
+
+
 def _newest_first(references: Iterable[Reference]) -> list[Reference]:
-    return sorted(references, key=lambda each: (each.created_on, each.version_id), reverse=True)
+    def age(each: Reference) -> tuple[str, int, int]:
+        return each.created_on, each.attempt, each.version_id
+
+    return sorted(references, key=age, reverse=True)
 
 
 def _is_saved(pending: Pending) -> bool:

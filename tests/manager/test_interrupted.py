@@ -16,6 +16,7 @@ from holdfast.core.adapters import LeafSource
 from holdfast.errors import SaveFailed
 from holdfast.manager import CheckpointManager
 from holdfast.manager.overlap import Overlap
+from holdfast.manager.saver import Order, Saver
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,8 +65,9 @@ def test_alarms_at_any_moment(tmp_path: Path) -> None:
     assert run(tmp_path, "alarms", 300) > 100
 
 
+@pytest.mark.parametrize("again", [False, True])
 def test_an_interrupted_barrier_fails_the_save_and_not_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of what it was to copy is copied: the program may change the rest."""
     reading, go_on = threading.Event(), threading.Event()
@@ -89,7 +91,8 @@ def test_an_interrupted_barrier_fails_the_save_and_not_the_next(
             assert reading.wait(60)
             with pytest.raises(TimeoutError):
                 ckpts.drain()
-            ckpts.drain()  # a second one copies nothing over it
+            if again:
+                ckpts.drain()  # it copies nothing over what is half done
             live += 1
             go_on.set()
             with pytest.raises(SaveFailed, match="handler"):
@@ -115,23 +118,41 @@ def test_a_save_that_is_broken_off_leaves_the_next_its_memory(tmp_path: Path) ->
             ckpts.save(2 * step + 1, {"x": np.arange(100_000)}).result()
 
 
-def test_a_save_in_a_handler_that_came_into_a_save(tmp_path: Path) -> None:
+def test_a_save_in_a_handler_that_came_into_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both are whole: each copies into memory of its own."""
     outer, inner = np.full(100_000, 1), np.full(100_000, 2)
+    copied, submit, reach = threading.Event(), Saver.submit, Overlap.reach
 
     def handle(number: int, frame: object) -> None:
-        ckpts.save(2, {"x": inner}, block=True)
+        ckpts.save(2, {"x": inner})
 
     def interrupt(source: LeafSource, path: str) -> bool:
-        signal.raise_signal(signal.SIGUSR1)
+        if path == "y":
+            signal.raise_signal(signal.SIGUSR1)
         return False
+
+    def submitted(self: Saver, order: Order, **options: Any) -> None:
+        if order.pending.step == 1:
+            copied.set()
+        submit(self, order, **options)
+
+    def reached(self: Overlap) -> None:
+        assert copied.wait(60)  # by the outer one, before the inner one is read
+        reach(self)
 
     before = signal.signal(signal.SIGUSR1, handle)
     try:
         with CheckpointManager(tmp_path / "run") as ckpts:
-            pending = ckpts.save(1, {"x": outer, "y": outer}, in_place=interrupt)
+            # Now there is memory to be used again.
+            ckpts.save(0, {"x": outer + 5, "y": outer + 6}).result()
+            monkeypatch.setattr(Saver, "submit", submitted)
+            monkeypatch.setattr(Overlap, "reach", reached)
+            pending = ckpts.save(1, {"x": outer, "y": outer + 3}, in_place=interrupt)
             assert pending.result().step == 1
-            assert ckpts.load(1)["y"].tolist() == ckpts.load(1)["x"].tolist() == outer.tolist()
+            assert ckpts.load(1)["x"].tolist() == outer.tolist()
+            assert ckpts.load(1)["y"].tolist() == (outer + 3).tolist()
             assert ckpts.load(2)["x"].tolist() == inner.tolist()
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -292,7 +292,10 @@ def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
 
 
 def newest_first(references: Iterable[Reference]) -> list[Reference]:
-    return sorted(references, key=lambda each: (each.created_on, each.version_id), reverse=True)
+    def age(each: Reference) -> tuple[str, int, int]:
+        return each.created_on, each.attempt, each.version_id
+
+    return sorted(references, key=age, reverse=True)
 
 
 _every: weakref.WeakSet[Reading] = weakref.WeakSet()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.places import Root
 from tests.metaflow.tasks import in_bucket, task, written
 from tests.metaflow.test_damage import flip
+from tests.support.wheel import ROOT
 
 STEPS = 8
 
@@ -31,14 +34,16 @@ class Stopped(Exception):
 class Attempt:
     """One process of a task, that trains in a loop and appends to `self.history`."""
 
-    def __init__(self, root: Root | Path, *, policy: str = "fresh", **options: Any) -> None:
+    def __init__(self, root: Root | Path | str, *, policy: str = "fresh", **options: Any) -> None:
         self.told: list[str] = []
         self.seen: list[int] = []
         self.space: dict[str, Any] = {}
         self.weights = np.zeros(3)
         several = options.pop("several", False)
         names = options.pop("names", ["history"])
-        self.checkpoints: Checkpoints = task(root, **options)
+        self.checkpoints: Checkpoints = task(
+            Path(root) if isinstance(root, str) else root, **options
+        )
         attributes = Attributes(self.space, names)
         self.loop = TaskLoop(
             self.checkpoints,
@@ -343,3 +348,63 @@ def test_what_cannot_be_made_again_is_refused_by_name(
             pass
     one.end(complete=False)
     assert steps(one.address) == []
+
+
+# -- alarms ----------------------------------------------------------------------------------
+
+ALARMS = """
+import random, signal, sys
+import numpy as np
+from tests.metaflow.test_task_loop import Attempt
+
+class Alarm(Exception): pass
+
+def ring(signum, frame): raise Alarm
+
+Attempt(sys.argv[1], run="warm").train()
+signal.signal(signal.SIGALRM, ring)
+rung = 0
+for number in range(30):
+    one = None
+    try:
+        try:
+            # Again and again: one that comes into a callback of Python's own is lost.
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.01, 0.2), 0.5)
+            one = Attempt(sys.argv[1], attempt=number)
+            run = one.current.run_with(quiet=True, every=1).track(weights=one.weights)
+            one.space["history"] = []
+            for step in run.range(10**6):
+                one.weights += 1
+                one.space["history"] = [*one.space["history"], step]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Alarm:
+        rung += 1
+    if one is not None:
+        one.end(complete=False)
+print(rung)
+"""
+
+
+@pytest.mark.slow
+def test_an_alarm_at_any_moment_of_a_loop_leaves_it_able_to_go_on(tmp_path: Path) -> None:
+    """As `@timeout` raises it: in the main thread, at any instruction."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALARMS, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "30\n"), done.stderr[-3000:]
+    later = Attempt(tmp_path, attempt=30)
+    run = later.current.run.track(weights=later.weights)
+    for step in run.range(10**6):
+        assert later.space["history"] == list(range(step))
+        assert later.weights.tolist() == [step] * 3
+        assert step > 3
+        break
+    later.end(complete=False)
+    with holdfast.CheckpointManager(run.address) as manager:
+        assert all(each.ok for each in manager.verify())

@@ -239,11 +239,12 @@ def test_a_forked_child_that_waits_does_not_touch_the_save(store: Watched) -> No
 def test_a_save_is_made_by_its_caller_where_no_thread_can_be_started(
     store: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(self: threading.Thread) -> None:
+    def start(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with manager(store) as ckpts:
         ckpts.save(1, STATE).result()
+        monkeypatch.setattr("_thread.start_new_thread", start)
         monkeypatch.setattr(threading.Thread, "start", start)
         assert ckpts.save(2, STATE).done()
         ckpts.save(3, STATE, block=True)

@@ -343,7 +343,7 @@ def test_memory_is_used_again_only_when_the_device_is_done_with_it(
         device.waited.clear()
         drained.set()
         assert device.waited.wait(30)  # the end of the save waits for the copy
-        assert manager._memory._free.locked()
+        assert not manager._memories._spare
         copying.set()
         with pytest.raises(SaveFailed, match="disk full"):
             pending.result()

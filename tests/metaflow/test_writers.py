@@ -281,6 +281,31 @@ class CheckpointsOfTheFuture:
 # -- what stays ----------------------------------------------------------------------------
 
 
+def test_what_a_process_of_an_attempt_that_was_given_up_saves_is_older(tmp_path: Path) -> None:
+    """It may live on, and nothing tells it: what the next attempt has saved comes first."""
+
+    def save(fit: Checkpoints, content: str) -> None:
+        fit.save(written(tmp_path / "x", content=content), metadata={"content": content})
+
+    def found() -> list[str]:
+        later = task(tmp_path / "ds", attempt=2)
+        contents = [each.metadata["content"] for each in later.to_go_on_from("fresh")]
+        assert [each.metadata["content"] for each in later.list()] == contents
+        later.close()
+        return contents
+
+    orphan = task(tmp_path / "ds", writer="at-1")
+    save(orphan, "first")
+    second = task(tmp_path / "ds", attempt=1)
+    save(orphan, "second")
+    assert found() == ["second", "first"]  # it is still all that there is
+    save(second, "third")
+    second.close()
+    save(orphan, "late")
+    assert found() == ["third", "late", "second", "first"]
+    orphan.close()
+
+
 def test_unchanged_files_are_stored_once(tmp_path: Path) -> None:
     fit = task(tmp_path / "ds")
     (written(tmp_path / "x") / "weights").write_bytes(os.urandom(8 << 20))

@@ -54,7 +54,7 @@ def test_the_newest_is_shown(tmp_path: Path) -> None:
         publisher.wait()
         assert (path / "state.json").read_text() == exports.chosen.id
     publisher.refresh()
-    publisher.close()
+    publisher.wait()
     assert len(exports.exported) == 2
     assert len(list(path.parent.iterdir())) == 2  # the link and one folder
 
@@ -68,7 +68,7 @@ def test_a_failed_export_leaves_the_one_before(tmp_path: Path, caplog) -> None:
     exports.fail = True
     exports.show(2)
     publisher.refresh()
-    publisher.close()
+    publisher.wait()
     assert "could not publish" in caplog.text
     assert (tmp_path / "best" / "state.json").read_text() == exports.exported[0]
     assert len(list(tmp_path.iterdir())) == 2
@@ -130,5 +130,5 @@ def test_the_program_may_change_its_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path / "elsewhere")
     exports.show(1)
     publisher.refresh()
-    publisher.close()
+    publisher.wait()
     assert (tmp_path / "out/best/state.json").exists()

@@ -57,8 +57,8 @@ def collector_paused() -> Generator[None]:
     if not gc.isenabled():
         yield
         return
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         gc.enable()

@@ -9,18 +9,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapp
 from types import TracebackType
 from typing import Any
 
-from holdfast.core.adapters import LeafSource
 from holdfast.core.address import Selector, parse_selector
 from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.aside import aside
 from holdfast.core.codecs import codec_of
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
-from holdfast.core.rng import capture_rng
-from holdfast.core.transfers import transport_of
-from holdfast.core.tree import TreeEncoder
 from holdfast.core.units import parse_size
-from holdfast.core.values import collector_paused
 from holdfast.errors import HoldfastError, SaveFailed, UsageError, briefly
+from holdfast.manager.capture import InPlace, capture
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
@@ -31,9 +28,9 @@ from holdfast.manager.mirrored import Mirrored
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
 from holdfast.manager.progress import current_work
-from holdfast.manager.restore import RUNTIME, Restorer, Wish
+from holdfast.manager.restore import Restorer, Wish
 from holdfast.manager.saver import Order, Saver
-from holdfast.manager.snapshot import Snapshot, SnapshotMemory, Way
+from holdfast.manager.snapshot import SnapshotMemories
 from holdfast.manager.staging import Staging
 from holdfast.manager.stored import Digests
 from holdfast.repo.fork import fork
@@ -43,10 +40,6 @@ from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
 
 logger = logging.getLogger("holdfast")
-
-
-InPlace = Callable[[LeafSource, str], bool]
-"""Whether the leaf of that source and path stays the same until `CheckpointManager.drain`."""
 
 
 class CheckpointManager(Mirrored):
@@ -125,7 +118,7 @@ class CheckpointManager(Mirrored):
         self._rewrite_every = rewrite_every
         self._writer: Writer | None = None
         self._saver: Saver | None = None
-        self._memory = SnapshotMemory()
+        self._memories = SnapshotMemories()
         self._staging = Staging(parse_size(memory) if isinstance(memory, str) else memory)
         self._cutting = Cutting(sparse_rows)
         self._digests = Digests()
@@ -139,6 +132,8 @@ class CheckpointManager(Mirrored):
         """Manifest whose chunks the next save may reuse."""
         self._distrusted: set[str] = set()
         """Packs in which damage was found: never a source for reuse."""
+        self._released = False
+        """`close` has come to its end, but for what it raises."""
         self._told: set[str] = set()
         """Checkpoints about whose damage something was logged."""
 
@@ -152,9 +147,15 @@ class CheckpointManager(Mirrored):
         Raises RunHeld if another live process on this machine holds it; StoreUnfit
         or StoreReadOnly where the store cannot hold a run safely.
         """
+        self._check_usable()
+        if self._writer is None:
+            self._bring_back()
+            self._become_writer()
+
+    @aside
+    def _become_writer(self) -> None:
         with self._lock:
             if self._writer is not None:
-                self._check_usable()
                 return
             writer = self._open_writer()
             try:
@@ -164,18 +165,18 @@ class CheckpointManager(Mirrored):
             except HoldfastError as error:
                 logger.warning("could not remove leftovers: %s", error.message)
 
+    @aside
     def _open_writer(self) -> Writer:
         """The run's writer, with what dead ones left still there if it is new."""
         with self._lock:
             self._check_usable()
             if self._writer is not None:
                 return self._writer
-            self._bring_back()
             loaded_adapters()  # imported now, and not while the first save holds up the loop
             writer = self._writer = Writer.open(self._repo, take_over=self._take_over)
             self._saver = Saver(
                 writer,
-                self._memory,
+                self._memories,
                 self._staging,
                 self._digests,
                 self.history,
@@ -230,42 +231,52 @@ class CheckpointManager(Mirrored):
         start = time.perf_counter()
         tag_names = tuple(check_tag(tag) for tag in tags)
         finite, odd = split_metrics(metrics or {})
+        self.acquire()
         with self._lock:
-            self.acquire()
-            assert self._saver is not None
-            self._saver.check(self.address, self._max_failures, last_chance=block)
+            self._check_usable()
+            saver = self._saver
+            assert saver is not None
+            saver.check(self.address, self._max_failures, last_chance=block)
             waiting = time.perf_counter()
-            self._saver.hurry()  # the training waits for the save before this one
-            self._memory.wait()
+            saver.finish()  # one copy of the state is enough
             waited_s = time.perf_counter() - waiting
-            still: InPlace | None = (lambda source, path: True) if block else in_place
-            snapshot = self._capture(step, state, loop, still)
-            self._overlap = snapshot.overlap
-            pending = Pending(step, hurry=self._saver.hurry)
-            self._saver.submit(
-                Order(
-                    snapshot=snapshot,
-                    pending=pending,
-                    metrics=finite,
-                    odd_metrics=odd,
-                    tags=tag_names,
-                    note=note,
-                    finished=finished,
-                    config=self.config,
-                    environment=self.environment,
-                    asked_s=start,
-                    waited_s=waited_s,
-                    capture_s=time.perf_counter() - start - waited_s,
-                    blocked=block,
-                    work=current_work(),
-                ),
-                urgent=block,
+            snapshot = capture(
+                step,
+                state,
+                loop,
+                _always if block else in_place,
+                memories=self._memories,
+                digests=self._digests,
+                unsteady=self._unsteady,
+                allow_pickle=self._allow_pickle,
+                clock=self._clock,
             )
-        if block:
-            try:
-                pending.result()
-            finally:
-                snapshot.overlap.drain()  # interrupted: the caller may go on to change things
+            self._overlap = snapshot.overlap
+            pending = Pending(step, hurry=saver.hurry)
+            order = Order(
+                snapshot=snapshot,
+                pending=pending,
+                metrics=finite,
+                odd_metrics=odd,
+                tags=tag_names,
+                note=note,
+                finished=finished,
+                config=self.config,
+                environment=self.environment,
+                asked_s=start,
+                waited_s=waited_s,
+                capture_s=time.perf_counter() - start - waited_s,
+                blocked=block,
+                work=current_work(),
+            )
+            if not block:
+                saver.submit(order)
+                return pending
+        try:
+            saver.submit(order, urgent=True)
+            pending.result()
+        finally:
+            snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
 
     def drain(self) -> None:
@@ -277,42 +288,6 @@ class CheckpointManager(Mirrored):
         # A forked child has a copy of the lock, perhaps held by a thread that it lacks.
         if overlap is not None and self._pid == os.getpid():
             overlap.drain()
-
-    def _capture(
-        self, step: int, state: Mapping[str, object], loop: object, in_place: InPlace | None
-    ) -> Snapshot:
-        marks: dict[str, object] = {}
-
-        def choose(source: LeafSource, path: str) -> Way:
-            if in_place is None or path in self._unsteady:
-                return Way.COPIED
-            if in_place(source, path):
-                return Way.LIVE
-            marks[path] = mark = source.mark()
-            # Of what lies on a device no sample is taken, for which the host would wait.
-            blind = transport_of(type(source)) is not None
-            unchanged = self._digests.seems_unchanged(path, mark, proven=blind)
-            return Way.UNCHANGED if unchanged else Way.COPIED
-
-        encoder = TreeEncoder(allow_pickle=self._allow_pickle)
-        try:
-            with collector_paused():
-                tree = encoder.encode(dict(state), "")
-                runtime = encoder.encode({"rng": capture_rng(), "loop": loop}, RUNTIME)
-                leaves, overlap = self._memory.take(encoder.leaves, choose)
-        except BaseException:
-            encoder.close()
-            raise
-        return Snapshot(
-            step=step,
-            time_s=self._clock(),
-            tree=tree,
-            runtime=runtime,
-            leaves=leaves,
-            overlap=overlap,
-            marks=marks,
-            pickled=encoder.pickled,
-        )
 
     def _dedup_base(self) -> Manifest | None:
         """The newest checkpoint's manifest; read once, then kept from save to save."""
@@ -343,23 +318,32 @@ class CheckpointManager(Mirrored):
 
         Raises SaveFailed if the newest save failed: its steps are not saved.
         """
-        if self._closed or self._pid != os.getpid():
+        if self._released or self._pid != os.getpid():
             return  # a forked child holds nothing
         self.wait()
-        with self._lock:
-            self._closed = True
-            saver, writer = self._saver, self._writer
-        if saver is not None:
-            saver.stop()
+        self._finish()
         try:
             self._close_mirror()
         finally:
-            if saver is not None and writer is not None:
-                saver.retire_spared()
-                writer.close()
+            self._release()
+        if self._saver is not None:
+            self._saver.check_last(self.address)
+
+    @aside
+    def _finish(self) -> None:
+        """No save follows, and no thread makes one."""
+        with self._lock:
+            self._closed = True
+        if self._saver is not None:
+            self._saver.stop()
+
+    @aside
+    def _release(self) -> None:
+        if self._saver is not None and self._writer is not None:
+            self._saver.retire_spared()
+            self._writer.close()
         self._repo.close()
-        if saver is not None:
-            saver.check_last(self.address)
+        self._released = True
 
     def __exit__(
         self,
@@ -485,6 +469,7 @@ class CheckpointManager(Mirrored):
 
         With `dry_run` nothing is deleted.
         """
+        self._bring_back()
         return self._open_writer().collect(dry_run=dry_run, thorough=True)
 
     def fork(self, ref: Ref, address: str | os.PathLike[str]) -> CheckpointInfo:
@@ -497,3 +482,7 @@ class CheckpointManager(Mirrored):
             return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
         finally:
             child.close()
+
+
+def _always(source: object, path: str) -> bool:
+    return True

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from holdfast.core.address import printable
+from holdfast.core.aside import aside
 from holdfast.core.process import is_alive
 from holdfast.core.records import Holder, Record
 from holdfast.core.retention import not_wanted
@@ -92,17 +93,17 @@ class Mirror:
         self._pace = pace or Pace(options.bytes_per_s)
         self._target: Repo | None = None
         self._copies: Replicator | None = None
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entering a Condition takes several steps
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._epoch = 0
-        self._dirty = False
-        """There may be something to copy."""
-        self._busy = False
-        """A pass is in progress."""
+        self._dirty = False  # there may be something to copy
+        self._busy = False  # a pass is in progress
         self._turn = threading.Lock()
         """Held by the thread that works: the second one follows the first."""
-        self._closing = self._ended = self._over = self._hurried = self._given_up = False
+        self._closing = self._ended = self._over = self._hurried = False
+        self._given_up = self._tidied = False
         self._newest = ""
         """Id of the newest checkpoint that `changed` was told of."""
         self._current = ""
@@ -113,13 +114,11 @@ class Mirror:
         """Ids of checkpoints that are damaged in the run and were not copied."""
         self._broken: set[str] = set()
         """Keys of objects of the run that are damaged or missing, and were read in the mirror."""
-        self._tidied = False
         self._progress = Work()
         """Of whoever waits in `close`."""
         self._counting = threading.Lock()
         self._trouble_since: float | None = None
-        self._retry_s = FIRST_RETRY_S
-        self._next_try_s = 0.0
+        self._retry_s, self._next_try_s = FIRST_RETRY_S, 0.0
 
     # -- from the manager's threads ------------------------------------------------
 
@@ -133,13 +132,14 @@ class Mirror:
         if self._thread is None:
             logger.error("%s: no thread could be started for its mirror", self._name)
 
+    @aside
     def hurry(self) -> None:
         """The end is near: from now on a thread of the caller's priority does the work."""
         if self._thread is None or self._pid != os.getpid() or self._hurried:
             return
         second = self._start(low=False)  # it waits for its turn; without it the first goes on
         if second is not None:
-            with self._changed:
+            with self._lock:
                 self._thread, self._hurried = second, True
                 self._changed.notify_all()
 
@@ -159,7 +159,7 @@ class Mirror:
         self._newest = id or self._newest
         if self._thread is None or self._pid != os.getpid():
             return
-        with self._changed:
+        with self._lock:
             self._dirty = True
             self._changed.notify_all()
 
@@ -183,7 +183,7 @@ class Mirror:
         is not used any more."""
         if self._thread is None or self._pid != os.getpid():
             return False
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._over or self._is_idle(), timeout_s)
             return not self._over and self._is_idle()
 
@@ -201,7 +201,7 @@ class Mirror:
         self.hurry()
         if self._thread is None or self._pid != os.getpid() or self._closing:
             return
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._next_try_s = 0.0
             self._pace.limit(None)  # there is no training left that it could disturb
@@ -220,7 +220,7 @@ class Mirror:
         try:
             thread.join(self.options.wait_s)
         finally:
-            with self._changed:
+            with self._lock:
                 self._ended = True
                 self._pace.stop()
                 self._changed.notify_all()
@@ -306,14 +306,14 @@ class Mirror:
             if not handed_over:
                 # One that cannot be reached is left as it is: this process's death says the same.
                 self._let_go(politely=self._trouble_since is None)
-                with self._changed:
+                with self._lock:
                     self._over, self._busy = True, False
                     self._changed.notify_all()
 
     def _await_work(self, low: bool) -> bool:
         """Wait until there is something to do; False when there is nothing to wait for, or
         another thread is to do it."""
-        with self._changed:
+        with self._lock:
             self._busy = False
             self._changed.notify_all()
             while not self._ended and not (low and self._hurried):
@@ -329,14 +329,14 @@ class Mirror:
             return False
 
     def _look_again(self) -> None:
-        with self._changed:
+        with self._lock:
             self._dirty = True
 
     def _pass(self) -> None:
         """Bring the mirror up to date."""
         copies = self._copies or self._open()
         while record := self._next(copies):
-            with self._changed:
+            with self._lock:
                 if self._ended:
                     return
                 self._current = record.id
@@ -461,7 +461,7 @@ class Mirror:
             logger.info("%s still cannot be used: %s", printable(self.address), why)
         if not isinstance(error, _PASSING):
             self._let_go(politely=True)
-        with self._changed:
+        with self._lock:
             wait_s = self._retry_s * random.SystemRandom().uniform(0.5, 1.0)
             self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
             if self._closing:

@@ -26,7 +26,7 @@ from holdfast.core.adapters import LeafSource
 from holdfast.core.copying import copy_bytes, copy_ranges
 from holdfast.core.transfers import Transfer, Transport, transport_of, wait_for
 from holdfast.core.types import MiB
-from holdfast.errors import SaveFailed, TornRead
+from holdfast.errors import HoldfastError, SaveFailed, TornRead
 
 # A barrier waits for the read in progress, whose thread may have next to no processor time.
 _READ_BYTES = 1 * MiB
@@ -56,6 +56,10 @@ class LiveLeaf:
         return self.source.mark() != self.mark
 
 
+def _interrupted() -> SaveFailed:
+    return SaveFailed("what it had not read yet was being copied when a signal's handler raised")
+
+
 class Overlap:
     """The leaves of one save that are read in place. One thread reads, any may drain."""
 
@@ -71,8 +75,14 @@ class Overlap:
         devices have come to where the save began. `failed`: why this save is none."""
         self._leaves = list(leaves)
         self._memory = memory
-        self._lock = threading.Condition()
-        self._reading = False
+        # Plain locks, for a signal's handler may break into a barrier. Who holds `_next` has
+        # `_lock` next: a barrier waits for one read, not for all that follow.
+        self._next = threading.Lock()
+        self._lock = threading.Lock()
+        """Held while a leaf is read in place, and by a barrier."""
+        self._begun = False
+        """A barrier has begun to copy what was not read yet: the last one, if it has not ended
+        though nobody holds the lock, for then a signal's handler has broken into it."""
         self._drained = failed is not None or not self._leaves
         self._unread = len(self._leaves)
         """Leaves of which the last byte was not read yet."""
@@ -111,13 +121,15 @@ class Overlap:
 
     def _read_in_place(self, leaf: LiveLeaf, offset: int, into: memoryview) -> bool:
         """False: a barrier was there before, and there is a copy."""
-        with self._lock:
+        with self._next:
+            self._lock.acquire()
+        try:
             if self._error is not None:
                 raise self._error
+            if self._begun and not self._drained:
+                raise _interrupted()
             if leaf.rest is not None:
                 return False
-            self._reading = True
-        try:
             leaf.source.copy_range(offset, into)
             end = offset + into.nbytes
             if end == leaf.source.nbytes:
@@ -127,9 +139,7 @@ class Overlap:
                 self._unread -= 1
             return True
         finally:
-            with self._lock:
-                self._reading = False
-                self._lock.notify_all()
+            self._lock.release()
 
     @property
     def waits(self) -> bool:
@@ -149,7 +159,7 @@ class Overlap:
 
     def drain(self) -> None:
         """Return when the calling thread may change the live objects, or ask devices to.
-        Never raises: the save fails instead."""
+        The save fails, and this raises nothing but what a signal's handler does."""
         if not self._drained:
             self._drain()
         # Each time, and not only by the first: this thread's queue may be another one.
@@ -161,19 +171,20 @@ class Overlap:
 
     def _drain(self) -> None:
         start = time.perf_counter()
-        with self._lock:
-            self._lock.wait_for(lambda: not self._reading)
+        with self._next, self._lock:
             if self._drained:
                 return
-            try:
-                self._copy_rest()
-            except BaseException as error:
-                self._error = error
-                if not isinstance(error, Exception):
-                    raise  # Ctrl-C
-            finally:
-                self._drained = True
-                self.stall_s += time.perf_counter() - start
+            if self._begun:
+                self._error = _interrupted()  # and nothing is copied over what is half done
+            else:
+                self._begun = True
+                try:
+                    self._copy_rest()
+                except (HoldfastError, MemoryError, RuntimeError, ValueError) as error:
+                    self._error = error  # what else there is, is a handler's
+                finally:
+                    self.stall_s += time.perf_counter() - start
+            self._drained = True
 
     def _copy_rest(self) -> None:
         left = [leaf for leaf in self._leaves if leaf.read_nbytes < leaf.source.nbytes]

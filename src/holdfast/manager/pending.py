@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 
+from holdfast.core.aside import Latch
 from holdfast.errors import SaveFailed
 from holdfast.manager.history import SaveEvent
 from holdfast.manager.info import CheckpointInfo
+
+logger = logging.getLogger("holdfast")
 
 
 class Pending:
@@ -30,7 +32,10 @@ class Pending:
         self.stats: SaveEvent | None = None
         """What the save has cost, once it is committed."""
         self._hurry = hurry
-        self._future: Future[CheckpointInfo] = Future()
+        self._ended = Latch()
+        self._info: CheckpointInfo | None = None
+        self._error: BaseException | None = None
+        self._calls: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
         # One tuple, exchanged at once: the saver reads it meanwhile, and a signal's handler
         # that waits, too, could not wait for a lock.
@@ -39,7 +44,7 @@ class Pending:
 
     def done(self) -> bool:
         """Whether the save has been committed or has failed."""
-        return self._future.done()
+        return self._ended.is_set
 
     def result(self, timeout_s: float | None = None) -> CheckpointInfo:
         """Wait until the checkpoint is committed and durable.
@@ -47,27 +52,30 @@ class Pending:
         Raises what made the save fail, or SaveFailed after `timeout_s` seconds (the
         save goes on).
         """
-        try:
-            with self.awaited():
-                if not self.done():
-                    self._hurry()
-                return self._future.result(timeout_s)
-        except FutureTimeout:
-            if self._future.done():
-                raise
+        with self.awaited():
+            if not self.done():
+                self._hurry()
+            self._ended.wait(timeout_s)
+        if not self.done():
             raise SaveFailed(
                 f"the save of step {self.step} is not done after {timeout_s} s",
                 hint="It goes on; call result() again to wait longer.",
-            ) from None
+            )
+        if self._error is not None:
+            raise self._error
+        assert self._info is not None
+        return self._info
 
     def exception(self) -> BaseException | None:
         """The error of a save that is done, without raising it."""
-        return self._future.exception() if self._future.done() else None
+        return self._error if self.done() else None
 
     def when_done(self, call: Callable[[], None]) -> None:
         """Have `call` called when the save has been committed or has failed: by the thread that
         saves, which goes on when it returns, or at once if that was before."""
-        self._future.add_done_callback(lambda _: call())
+        self._calls.append(call)
+        if self.done():
+            self._call()
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
@@ -91,8 +99,23 @@ class Pending:
 
     def committed(self, info: CheckpointInfo) -> None:
         """Called by the saver."""
-        self._future.set_result(info)
+        self._info = info
+        self._ended.set()
+        self._call()
 
     def failed(self, error: BaseException) -> None:
         """Called by the saver."""
-        self._future.set_exception(error)
+        self._error = error
+        self._ended.set()
+        self._call()
+
+    def _call(self) -> None:
+        while self._calls:
+            try:
+                call = self._calls.pop(0)
+            except IndexError:
+                return  # another thread was there before
+            try:
+                call()
+            except Exception:
+                logger.exception("what was to follow the save of step %d has failed", self.step)

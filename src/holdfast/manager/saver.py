@@ -6,6 +6,10 @@ has a low one, which on a machine with busy cores gets little time. A thread can
 its priority again, so as soon as somebody waits for the save (`block=True`, `result`,
 `wait`, `close`, the next save) a new thread of normal priority drives the steps that
 are left: the low one lets go between two chunks.
+
+Whoever calls may be interrupted by what a signal's handler raises, at any instruction. So a
+job is there before a thread that drives it, any thread can drive it, and who waits for it has it
+driven: none is ever left that everybody waits for and nobody drives. See `core.aside`.
 """
 
 from __future__ import annotations
@@ -14,13 +18,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 from msgspec.structs import replace
 
+from holdfast.core.aside import Helper, Latch, NoThread
 from holdfast.core.codecs import RAW
 from holdfast.core.records import Manifest, Record
 from holdfast.core.retention import KeepPolicy
@@ -41,7 +47,7 @@ from holdfast.manager.history import History, SaveEvent
 from holdfast.manager.packer import Packer
 from holdfast.manager.pending import Pending
 from holdfast.manager.progress import Work
-from holdfast.manager.snapshot import Snapshot, SnapshotMemory
+from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.staging import Staging, yield_to_others
 from holdfast.manager.stored import Digests, Stored
 from holdfast.repo import keys
@@ -49,7 +55,7 @@ from holdfast.repo.writer import Writer
 
 logger = logging.getLogger("holdfast")
 
-_Steps = Generator[None, None, None]
+_Steps = Iterator[None]
 
 
 @dataclass(frozen=True)
@@ -78,27 +84,25 @@ class Order:
 class _Job:
     """One save on its way."""
 
-    def __init__(self, order: Order, steps: _Steps, *, hurried: bool) -> None:
-        self.steps = steps
+    def __init__(self, order: Order) -> None:
+        self.order = order
         self.pending = order.pending
         self.overlap = order.snapshot.overlap
+        self.steps: _Steps = iter(())
         self.turn = threading.Lock()
         """Held by the thread that drives the steps."""
-        self.hurried = hurried
+        self.hurried = False
         """A thread of normal priority drives it, or waits for its turn."""
+        self.ended = Latch()
 
 
 class Saver:
-    """Writes one snapshot at a time; `submit`, `hurry` and `wait` from any thread.
-
-    Whoever submits has taken the snapshot memory, which is given back when a save is
-    done: there is never a second one in progress, and commits come in order.
-    """
+    """Writes one snapshot at a time; `submit`, `hurry` and `wait` from any thread."""
 
     def __init__(
         self,
         writer: Writer,
-        memory: SnapshotMemory,
+        memories: SnapshotMemories,
         staging: Staging,
         digests: Digests,
         history: History,
@@ -115,7 +119,7 @@ class Saver:
         on_commit: Callable[[Record, Manifest, Order], None],
     ) -> None:
         self._writer = writer
-        self._memory = memory
+        self._memories = memories
         self._staging = staging
         self._digests = digests
         self._history = history
@@ -136,25 +140,25 @@ class Saver:
         self._left = False
         """The last save has spared one."""
         self._on_commit = on_commit
-        self._idle = threading.Condition()
-        self._waiting = 0
-        self._job: _Job | None = None
-        self._threads: list[threading.Thread] = []
+        self._in_progress: dict[str, _Job] = {}
+        """None, or one: nothing is entered where there is one, in one call into C."""
+        self._threads: list[Helper] = []
         self._pid = os.getpid()
         self.failures = 0
         self.last_error: BaseException | None = None
 
+    @property
+    def _job(self) -> _Job | None:
+        return self._in_progress.get("job")
+
     def submit(self, order: Order, *, urgent: bool = False) -> None:
-        """Begin a save; its snapshot is given back when it is done. `urgent`: somebody
-        is going to wait for it."""
-        with self._idle:
-            self._waiting += 1
-            job = self._job = _Job(order, self._steps(order), hurried=urgent)
-            # It begins when this thread has gone on: a start waits for the new thread, which
-            # would not let go of the GIL for 5 ms and more.
-            with job.turn:
-                started = self._start(job, low=not urgent)
-        if not started:
+        """Begin a save, when the one before it has ended: commits come in order. `urgent`: it
+        begins when it is waited for, which is at once."""
+        job = _Job(order)
+        job.steps = self._steps(job)
+        while self._in_progress.setdefault("job", job) is not job:
+            self.finish()
+        if not urgent and not self._start(job, low=True):
             with job.pending.awaited():
                 self._drive(job, low=False)
 
@@ -162,18 +166,23 @@ class Saver:
         """Somebody waits for the save in progress: it goes on at the caller's priority."""
         if self._pid != os.getpid():
             return  # a forked child has a copy of a job that is the parent's
-        with self._idle:
-            job = self._job
-            if job is not None and not job.hurried:
-                job.hurried = self._start(job, low=False)
+        job = self._job
+        # Not marked before there is a thread: this one may be interrupted in between.
+        if job is not None and not job.hurried and not self._start(job, low=False):
+            self._drive(job, low=False)
+
+    def finish(self) -> None:
+        """Block until the save in progress, if there is one, has been committed or has failed."""
+        job = self._job
+        if job is not None and self._pid == os.getpid():
+            self.hurry()
+            job.ended.wait()
 
     def wait(self) -> None:
-        """Block until every submitted save has been committed or has failed."""
+        """`finish`, for a caller who has nothing else to do: the save's time shows it."""
         job = self._job  # the only one, unless another thread saves: its waits are its own
         with nullcontext() if job is None else job.pending.awaited():
-            self.hurry()
-            with self._idle:
-                self._idle.wait_for(lambda: self._waiting == 0)
+            self.finish()
 
     def check(self, address: str, most: int, *, last_chance: bool) -> None:
         """Give up after `most` failures in a row; a save that is waited for is always tried,
@@ -213,17 +222,16 @@ class Saver:
         # A new thread has the priority of the one that starts it: never a low one here.
         # A daemon: a crashed main thread must not hang on an upload. Whoever wants the
         # last save calls `wait`, as `close` and the exit hook do.
-        thread = threading.Thread(
-            target=self._drive, args=(job, low), name="holdfast-saver", daemon=True
-        )
         try:
-            thread.start()
-        except RuntimeError:
+            thread = Helper(partial(self._drive, job, low), name="holdfast-saver")
+        except NoThread:
             return False
-        self._threads = [*(t for t in self._threads if t.is_alive()), thread]
+        self._threads = [*(t for t in self._threads if t.works), thread]
         return True
 
     def _drive(self, job: _Job, low: bool) -> None:
+        if not low:
+            job.hurried = True
         lowered = not low
         with job.turn:
             for _ in chain((None,), job.steps):
@@ -233,7 +241,8 @@ class Saver:
                     yield_to_others()
                     lowered = True
 
-    def _steps(self, order: Order) -> _Steps:
+    def _steps(self, job: _Job) -> _Steps:
+        order = job.order
         try:
             record, manifest = yield from self._save(order)
             event = self._event(order, record)
@@ -248,12 +257,9 @@ class Saver:
             self._failed(order, error)
         finally:
             order.snapshot.close()
-            with self._idle:
-                self._job = None
-            self._memory.give_back()
-            with self._idle:
-                self._waiting -= 1
-                self._idle.notify_all()
+            self._memories.give_back(order.snapshot.memory)
+            self._in_progress.clear()
+            job.ended.set()
 
     def _failed(self, order: Order, error: BaseException) -> None:
         self._digests.forget()
@@ -295,7 +301,7 @@ class Saver:
             copied_nbytes=snapshot.copied_nbytes,
             new_nbytes=packer.packed_nbytes if packer and record else 0,
             written_nbytes=record.new_bytes if record else 0,
-            memory_nbytes=self._memory.nbytes + self._staging.nbytes,
+            memory_nbytes=snapshot.memory.nbytes + self._staging.nbytes,
         )
 
     def _retire(self, records: tuple[Record, ...]) -> list[str]:

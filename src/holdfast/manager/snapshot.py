@@ -3,7 +3,6 @@ stay the same (see `overlap`), so that training can go on."""
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +63,8 @@ class Snapshot:
     runtime: Node
     leaves: tuple[HeldLeaf, ...]
     overlap: Overlap
+    memory: SnapshotMemory
+    """Where copies of leaves are."""
     marks: Mapping[str, object]
     """What leaves that no barrier protects looked like; see `LeafSource.mark`."""
     pickled: bool
@@ -163,14 +164,9 @@ class _Batches:
 
 
 class SnapshotMemory:
-    """What the saves of a manager are copied to.
-
-    `take` blocks until the previous snapshot was given back, which bounds the memory
-    of saves to one copy of the state.
-    """
+    """What one save is copied to."""
 
     def __init__(self) -> None:
-        self._free = threading.Lock()
         self._at_once = _Regions()
         self._at_barrier = _Regions()
 
@@ -182,27 +178,8 @@ class SnapshotMemory:
     def take(
         self, leaves: Sequence[CapturedLeaf], choose: Choose
     ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
-        """Copy every source that is neither streamed nor read in place. `give_back` must
-        follow. Where a device could not copy, the overlap says so to who reads."""
-        self._free.acquire()
-        try:
-            return self._take(leaves, choose)
-        except BaseException:
-            self._free.release()
-            raise
-
-    def give_back(self) -> None:
-        """Let the next save use the memory. From any thread."""
-        self._free.release()
-
-    def wait(self) -> None:
-        """Block until no snapshot is in use."""
-        with self._free:
-            pass
-
-    def _take(
-        self, leaves: Sequence[CapturedLeaf], choose: Choose
-    ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
+        """Copy every source that is neither streamed nor read in place. Once for each save.
+        Where a device could not copy, the overlap says so to who reads."""
         ways: dict[int, Way] = {}
         batches = _Batches()
         in_place: defaultdict[Transport | None, list[LeafSource]] = defaultdict(list)
@@ -236,6 +213,29 @@ class SnapshotMemory:
         held = tuple(_held(leaves, ways, batches))
         live = [leaf.live for leaf in held if leaf.live is not None]
         return held, Overlap(live, self._at_barrier.of, reached=reached, failed=failed)
+
+
+class SnapshotMemories:
+    """The memory of a manager's saves, used again by the next one.
+
+    A save has its memory to itself, and nothing is ever waited for: what it does not give back,
+    since its caller was interrupted, is freed with it.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[SnapshotMemory] = []
+
+    def take(self) -> SnapshotMemory:
+        """What the save before this one has given back; else there is none yet, or it is still
+        in use."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return SnapshotMemory()
+
+    def give_back(self, memory: SnapshotMemory) -> None:
+        """Let the next save use it. From any thread."""
+        self._spare = [memory]  # one is enough
 
 
 def _copy_at_once(batches: Collection[_Batch]) -> None:

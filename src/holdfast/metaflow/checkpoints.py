@@ -7,17 +7,18 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core.aside import aside
 from holdfast.core.files import Directory, File
 from holdfast.errors import CorruptionError, Fenced, HoldfastError, SaveFailed, UsageError
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
-from holdfast.metaflow.aside import aside
 from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.origins import origins_of
 from holdfast.metaflow.places import (
@@ -331,16 +332,29 @@ class Checkpoints(Reading):
         """`mend`: take this process's run over first, as a save does, for then checkpoints that
         are whole are listed though the list is damaged."""
         place = (*self.place.task_parts, run.part)
+        found: list[Reference] = []
         for writer in self._writers_in(place):
             if mend and writer == self._writer:
                 with self._lock:
                     self._open()
-            yield from self._of_writer((*place, writer))
+            found += self._of_writer((*place, writer))
+        return _in_order_of_attempts(found)
 
 
 def new_writer(kind: str = "at") -> str:
     """A name for one more process of a task that saves."""
     return f"{kind}-{secrets.token_hex(4)}"
+
+
+def _in_order_of_attempts(saved: Sequence[Reference]) -> Iterator[Reference]:
+    """Those of one run, none newer than the first of a later attempt: a process that an attempt
+    had started may go on saving when the attempt was given up."""
+    first: dict[int, str] = {}
+    for each in saved:
+        first[each.attempt] = min(each.created_on, first.get(each.attempt, each.created_on))
+    for each in saved:
+        later = (time for attempt, time in first.items() if attempt > each.attempt)
+        yield replace(each, created_on=min([each.created_on, *later]))
 
 
 def _is_saved(pending: Pending) -> bool:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core.aside import aside
 from holdfast.errors import (
     CheckpointNotFound,
     CheckpointRemoved,
@@ -26,7 +27,6 @@ from holdfast.errors import (
 )
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
-from holdfast.metaflow.aside import aside
 from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.places import LOOP

@@ -217,7 +217,14 @@ class Reading:
 
     def _check_run(self, address: str) -> None:
         """Raises NoStore if there is no run: what is not there was not removed from it."""
-        Repo(open_store(address)).info()
+        try:
+            Repo(open_store(address)).info()
+        except NoStore as error:
+            raise NoStore(
+                error.message,
+                hint="If the datastore has moved, give the `key` of what `save` returned: it is "
+                "looked up where Metaflow's settings say.",
+            ) from None
 
     def _place_of(self, reference: Reference | str) -> tuple[str, str]:
         """The run that it is in, and its name there."""
@@ -285,7 +292,10 @@ def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
 
 
 def newest_first(references: Iterable[Reference]) -> list[Reference]:
-    return sorted(references, key=lambda each: (each.created_on, each.version_id), reverse=True)
+    def age(each: Reference) -> tuple[str, int, int]:
+        return each.created_on, each.attempt, each.version_id
+
+    return sorted(references, key=age, reverse=True)
 
 
 _every: weakref.WeakSet[Reading] = weakref.WeakSet()

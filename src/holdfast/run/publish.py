@@ -14,10 +14,13 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
+from holdfast.core.aside import Helper, Latch, NoThread
 from holdfast.errors import HoldfastError, UsageError
 
 logger = logging.getLogger("holdfast")
@@ -57,11 +60,11 @@ class Publisher:
         self._manager = manager
         self._choose = choose
         self._shown = ""
-        self._condition = threading.Condition()
-        self._wanted = False
-        self._closing = False
-        self._working = False
-        self._thread: threading.Thread | None = None
+        self._wishes: SimpleQueue[Latch] = SimpleQueue()
+        """Each is set when what was asked for with it is done."""
+        self._asked = False
+        self._turn = threading.Lock()
+        """Held by the thread that exports."""
         if self._path.exists() and not self._path.is_symlink():
             raise UsageError(
                 f"cannot publish at {path}: it exists and is not a link made by Holdfast",
@@ -70,45 +73,38 @@ class Publisher:
 
     def refresh(self) -> None:
         """A checkpoint was committed: export if another one is to be shown now."""
-        with self._condition:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name="holdfast-publish", daemon=True
-                )
-                self._thread.start()
-            self._wanted = True
-            self._condition.notify_all()
+        self._asked = True
+        self._ask(Latch())
 
     def wait(self) -> None:
         """Block until what was asked for is shown, or has failed with a logged error."""
-        with self._condition:
-            while self._wanted or self._working:
-                self._condition.wait()
+        if self._asked:
+            self._ask(latch := Latch())
+            latch.wait()
 
-    def close(self) -> None:
-        """`wait`, then end the thread."""
-        with self._condition:
-            self._closing = True
-            self._condition.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+    def _ask(self, wish: Latch) -> None:
+        self._wishes.put(wish)
+        try:
+            Helper(self._work, name="holdfast-publish")
+        except NoThread:
+            self._work()
 
     def _work(self) -> None:
-        while True:
-            with self._condition:
-                while not self._wanted and not self._closing:
-                    self._condition.wait()
-                if not self._wanted:
-                    return
-                self._wanted, self._working = False, True
+        while not self._wishes.empty():
+            if not self._turn.acquire(blocking=False):
+                return  # who has it looks again at its end
+            wishes: list[Latch] = []
             try:
+                with suppress(Empty):  # one export for all of them
+                    while True:
+                        wishes.append(self._wishes.get_nowait())
                 self._publish()
             except (HoldfastError, OSError) as error:
                 logger.error("could not publish %s: %s", self._path, error)
             finally:
-                with self._condition:
-                    self._working = False
-                    self._condition.notify_all()
+                for wish in wishes:
+                    wish.set()
+                self._turn.release()
 
     def _publish(self) -> None:
         chosen = self._choose()

@@ -371,7 +371,13 @@ class Run:
         key = _key(self.address)
         if (reference := _open_runs.get(key)) is not None and reference() in (self, None):
             del _open_runs[key]
-        self._session.close()
+        try:
+            self._session.close()
+        except HoldfastError:
+            raise
+        except BaseException:
+            self._closed = False  # a signal's handler: it may be called again
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -119,4 +119,4 @@ class Saves:
             saved.checkpoint()
         self.collect()
         if self._publisher is not None:
-            self._publisher.close()
+            self._publisher.wait()

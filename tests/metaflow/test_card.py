@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.core.units import format_size
 from holdfast.errors import Fenced, StoreUnavailable, UnsupportedValue
 from holdfast.manager.pending import Pending
 from holdfast.metaflow.card import Card
@@ -172,7 +173,8 @@ def test_what_happens_is_on_the_card(tmp_path: Path) -> None:
     assert "failed attempt 0" in pages.last
     assert "saved in this attempt5" in pages.last
     assert "kept41 removed, keep=last=3 best=1:loss:max" in pages.last
-    assert "in the checkpoints4 Beach" in pages.last
+    size = format_size(sum(each.size for each in task(tmp_path / "ds").list()))
+    assert f"in the checkpoints{size}each" in pages.last
     assert "best:loss" in pages.last
     manifests = (tmp_path / "ds").rglob("manifests/*")
     spoiled = max(manifests, key=lambda path: path.stat().st_mtime_ns)

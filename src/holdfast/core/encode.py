@@ -60,7 +60,12 @@ class TreeEncoder:
     the arrays here: their sources must be copied before they change.
     """
 
-    def __init__(self, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        allow_pickle: bool = False,
+        files_in_place: Callable[[str], bool] | None = None,
+    ) -> None:
         self.allow_pickle = allow_pickle
         self.pickled = False
         self.leaves: list[CapturedLeaf] = []
@@ -73,7 +78,7 @@ class TreeEncoder:
         self._ids = 0
         self._arrays = encode_array.ArrayNodes()
         self._aliases: dict[Hashable, dict[str, Any]] = {}
-        self._files = file_copies.FileCopies()
+        self._files = file_copies.FileCopies(files_in_place)
         self._inline = 0
         # Values that `_adapter` is to encode together; `_types` has the types of them.
         self._waiting: list[Waiting] = []

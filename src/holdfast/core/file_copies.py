@@ -1,10 +1,13 @@
-"""The bytes of tracked files, copied while a save is captured.
+"""The bytes of tracked files: copied while a save is captured, or read where they are.
 
 Nothing can tell afterwards whether a file still is what it was: writes through a memory
 map move no time stamp, and an append moves the same one as a write in the middle. So
 files are treated as tensors are: the bytes of the moment of `save` are copied before
 it returns. Small ones go into memory, the rest into a temporary file that has no name;
 file systems that can share blocks between files (Btrfs, XFS, NFS 4.2) copy nothing.
+
+A save whose caller waits for it needs no copy: nobody is to change the files meanwhile. Large
+ones are read in place then, and one that does change is seen by its time stamps.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from holdfast.core.arrays import BytesSource
 from holdfast.core.types import KiB, MiB
 from holdfast.errors import SaveFailed
 
+IN_PLACE_BYTES = MiB  # smaller files are copied in less time than the care for them takes
+IN_PLACE_FILES = 64  # each is open until it was read: a process may have 256 files on macOS
 MEMORY_BYTES = 32 * MiB  # of files that one save holds in memory; more goes to a disk
 _ALIGN = 64 * KiB  # the largest block of a file system that shares blocks
 _BLOCK_BYTES = MiB
@@ -32,14 +37,18 @@ Read = Callable[[int, memoryview], object]
 
 
 class FileCopies:
-    """The copies that one save holds."""
+    """The copies that one save holds. `in_place` says of a leaf's path whether nobody changes
+    that file before the save has ended; None: of no file."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_place: Callable[[str], bool] | None = None) -> None:
+        self._in_place = in_place
+        self._places_left = IN_PLACE_FILES
         self._memory_left = MEMORY_BYTES
         self._spills: dict[int, _Spill] = {}
 
-    def take(self, fd: int, name: str) -> LeafSource:
-        """A copy of the open file `name` as it is now.
+    def take(self, fd: int, name: str, path: str = "") -> LeafSource:
+        """The open file `name`, the leaf `path`, as it is now: a copy, unless it is left where
+        it is.
 
         The caller's own threads must leave alone what is in the file already, as they
         must a tensor. A file that is appended to meanwhile is copied up to the length
@@ -47,6 +56,10 @@ class FileCopies:
         it comes to read this file: earlier checkpoints are whole and training goes on.
         """
         nbytes = os.fstat(fd).st_size
+        stays = nbytes >= IN_PLACE_BYTES and self._in_place is not None and self._in_place(path)
+        if stays and self._places_left:
+            self._places_left -= 1
+            return _FileInPlace(os.dup(fd), nbytes)
         try:
             for _ in range(_ATTEMPTS):
                 before = os.fstat(fd)
@@ -155,6 +168,28 @@ class _SpilledSource:
         if self._spill is not None:
             self._spill.release()
             self._spill = None
+
+
+class _FileInPlace:
+    """A file that is read where it is; see `adapters.LeafSource`. One that is appended to is read
+    up to the length that it had."""
+
+    dtype = "U8"
+    streamed = False
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        self._file = open(fd, "rb", buffering=0)  # noqa: SIM115 - closed by its last user
+        self.nbytes = nbytes
+        self.shape: tuple[int, ...] = (nbytes,)
+
+    def copy_range(self, offset: int, into: memoryview) -> None:
+        read_at(self._file.fileno(), offset, into)  # one that was cut has another mark
+
+    def mark(self) -> object:
+        return _stamp(os.fstat(self._file.fileno()))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _FailedSource:

@@ -3,10 +3,10 @@
     manager.save(step, {"booster": File("model.ubj"), "tokenizer": Directory("tok/")})
     manager.restore({"booster": File("model.ubj"), "tokenizer": Directory("tok/")})
 
-Saving copies a file at capture (`core.file_copies`). Permission bits are kept; times,
-owners and extended attributes are not. Inside a Directory, a symbolic link that is
-relative and stays inside is kept as a link; any other is refused, or stored as what it
-points to with `follow_links=True`. Restoring writes a copy beside the target, syncs it
+Saving copies a file at capture, or reads it where it is (`core.file_copies`). Permission bits
+are kept; times, owners and extended attributes are not. Inside a Directory, a symbolic link
+that is relative and stays inside is kept as a link; any other is refused, or stored as what
+it points to with `follow_links=True`. Restoring writes a copy beside the target, syncs it
 and renames it into place; a file that has only grown since is cut back instead
 (`core.stored`).
 """
@@ -72,7 +72,7 @@ def _file(name: str, path: str, encoder: Encoder, copies: FileCopies) -> dict[st
         if not stat.S_ISREG(status.st_mode):
             raise _not_a_file(path, name, status.st_mode)
         mode = stat.S_IMODE(status.st_mode) & 0o777
-        return {"!": "file", "leaf": encoder.leaf(copies.take(fd, name), path), "mode": mode}
+        return {"!": "file", "leaf": encoder.leaf(copies.take(fd, name, path), path), "mode": mode}
     finally:
         os.close(fd)
 

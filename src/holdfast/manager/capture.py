@@ -23,6 +23,7 @@ def capture(
     loop: object,
     in_place: InPlace | None,
     *,
+    waits: bool,
     memories: SnapshotMemories,
     digests: Digests,
     unsteady: set[str],
@@ -32,15 +33,16 @@ def capture(
     """The snapshot of `state`, of the position `loop` and of all random states.
 
     In the caller's thread, for a user's `state_dict` and a device's queues belong to it: a
-    signal's handler may raise in the middle, and what was taken is freed then. `unsteady` are
-    paths of leaves that are copied in any case. Raises UnsupportedValue, SaveFailed.
+    signal's handler may raise in the middle, and what was taken is freed then. `waits`: the caller
+    does, and changes nothing before all is read. `unsteady` are paths of leaves that are copied
+    in any case. Raises UnsupportedValue, SaveFailed.
     """
     marks: dict[str, object] = {}
 
     def choose(source: LeafSource, path: str) -> Way:
-        if in_place is None or path in unsteady:
+        if path in unsteady or (in_place is None and not waits):
             return Way.COPIED
-        if in_place(source, path):
+        if waits or (in_place and in_place(source, path)):
             return Way.LIVE
         marks[path] = mark = source.mark()
         # Of what lies on a device no sample is taken, for which the host would wait.
@@ -48,7 +50,10 @@ def capture(
         unchanged = digests.seems_unchanged(path, mark, proven=blind)
         return Way.UNCHANGED if unchanged else Way.COPIED
 
-    encoder = TreeEncoder(allow_pickle=allow_pickle)
+    encoder = TreeEncoder(
+        allow_pickle=allow_pickle,
+        files_in_place=(lambda path: path not in unsteady) if waits else None,
+    )
     try:
         with collector_paused():
             tree = encoder.encode(dict(state), "")

@@ -16,7 +16,7 @@ from holdfast.core.codecs import codec_of
 from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.units import parse_size
-from holdfast.errors import HoldfastError, SaveFailed, UsageError, briefly
+from holdfast.errors import HoldfastError, SaveFailed, TornRead, UsageError, briefly
 from holdfast.manager.capture import InPlace, capture
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
@@ -214,10 +214,10 @@ class CheckpointManager(Mirrored):
         Every tensor, array and tracked file is copied before this returns: you may
         change them at once. Waits while an earlier save still uses the copy memory.
         With `block` this returns, or raises, when the checkpoint is durable; then nothing
-        needs to be copied. `in_place` names leaves that the caller will not change before
-        it calls `drain`: they are read while it goes on. `loop` is any plain value that
-        `restore` gives back; RNG states of Python, NumPy and loaded frameworks are always
-        captured.
+        needs to be copied, but for what another thread changes meanwhile. `in_place` names
+        leaves that the caller will not change before it calls `drain`: they are read while
+        it goes on. `loop` is any plain value that `restore` gives back; RNG states of Python,
+        NumPy and loaded frameworks are always captured.
 
         Raises UnsupportedValue for a value that cannot be stored; RunHeld; Fenced if
         another process took over; and, after `max_save_failures` failed saves in a
@@ -244,7 +244,8 @@ class CheckpointManager(Mirrored):
                 step,
                 state,
                 loop,
-                _always if block else in_place,
+                in_place,
+                waits=block,
                 memories=self._memories,
                 digests=self._digests,
                 unsteady=self._unsteady,
@@ -275,6 +276,9 @@ class CheckpointManager(Mirrored):
         try:
             saver.submit(order, urgent=True)
             pending.result()
+        except TornRead:  # another thread changes what is saved: now it is copied first
+            options = {"metrics": metrics, "note": note, "tags": tag_names, "loop": loop}
+            return self.save(step, state, **options, finished=finished, block=True)
         finally:
             snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
@@ -482,7 +486,3 @@ class CheckpointManager(Mirrored):
             return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
         finally:
             child.close()
-
-
-def _always(source: object, path: str) -> bool:
-    return True

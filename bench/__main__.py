@@ -16,6 +16,7 @@ from bench.apart import apart
 from bench.cases import CASES
 from bench.cases.buckets import s3fs_is_installed
 from bench.cases.common import Options
+from bench.cases.flows import other_is_installed
 from bench.others import orbax_is_installed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,11 @@ def main(arguments: Sequence[str]) -> int:
         rounds=given.rounds or usual.rounds,
         quick=given.quick,
     )
-    for name, installed in (("Orbax", orbax_is_installed()), ("s3fs", s3fs_is_installed())):
+    for name, installed in (
+        ("Orbax", orbax_is_installed()),
+        ("s3fs", s3fs_is_installed()),
+        ("metaflow-checkpoint", other_is_installed()),
+    ):
         if not installed:
             print(f"{name} is not installed and takes no part: pip install 'holdfast[bench]'")
     if given.write_docs and not plots.can_plot():

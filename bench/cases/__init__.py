@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.cases import buckets, large, loop, memory, restores, saves
+from bench.cases import buckets, flows, large, loop, memory, restores, saves
 from bench.cases.common import Options
 from bench.outcome import Outcome
 
@@ -30,4 +30,5 @@ CASES = {
     "small": Case(saves.small, 4, "20,000 tensors of 1 KiB"),
     "large": Case(large.per_gb, 6, "a 10 GB state, per GB beside a 1 GB one"),
     "bucket": Case(buckets.buckets, 5, "uploads and downloads, S3 on loopback"),
+    "metaflow": Case(flows.flows, 8, "checkpoints in Metaflow's steps", apart=False),
 }

@@ -14,6 +14,7 @@ from bench import durable, outcome, report
 from bench.cases import CASES
 from bench.cases.buckets import s3fs_is_installed
 from bench.cases.common import check
+from bench.cases.flows import other_is_installed
 from bench.others import TorchSave, orbax_is_installed
 from bench.outcome import CEILING, Goal, Measure, Outcome
 from bench.peers import HoldfastRun, Peer
@@ -39,12 +40,14 @@ def test_every_case_runs_and_writes_its_page(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("Orbax is not installed" in done.stdout) != orbax_is_installed()
     assert ("s3fs is not installed" in done.stdout) != s3fs_is_installed()
+    assert ("metaflow-checkpoint is not" in done.stdout) != other_is_installed()
     found = outcome.load(tmp_path / "docs/benchmarks/figures.json")
     page = (tmp_path / "docs/benchmarks.md").read_text()
     assert list(found) == list(CASES)
     for case in found.values():
         assert case.goals
-        assert {"Holdfast", "boto3" if case.case == "bucket" else "DCP"} <= case.figures.keys()
+        beside = {"bucket": "boto3", "metaflow": "no decorator"}.get(case.case, "DCP")
+        assert {"Holdfast", beside} <= case.figures.keys()
         for measure in case.measures:
             assert case.figures["Holdfast"][measure.key], (case.case, measure.key)
         assert report.section(case, None).splitlines()[0] in page

@@ -155,7 +155,7 @@ CELLS = st.text(st.characters(codec="utf-8"), max_size=60)
 
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=5), st.integers(20, 120))
 def test_no_line_is_wider_than_asked(rows: list[tuple[str, str, str]], width: int) -> None:
-    columns = [Column("ONE", right=True), Column("TWO", elastic=True), Column("日本")]
+    columns = [Column("ONE", right=True), Column("TWO", elastic=True, middle=True), Column("日本")]
     text = table(columns, rows, width)
     assert all(cells(line) <= width for line in text.split("\n"))
     assert len(text.split("\n")) == len(rows) + 1
@@ -171,6 +171,15 @@ def test_only_elastic_columns_are_cut_while_they_can_be() -> None:
         "KEY                   LONG             N",
         "aaaaaaaaaaaaaaaaaaaa  bbbbbbbbbbbbb…   7",
         "c                     d               12",
+    ]
+
+
+def test_a_path_is_cut_in_the_middle() -> None:
+    rows = [["start/task/179572..179571/main", "2"], ["start/task/179572..179571/loop", "14"]]
+    assert table([Column("RUN", elastic=True, middle=True), Column("N")], rows, 24).split("\n") == [
+        "RUN                   N",
+        "start/task…9571/main  2",
+        "start/task…9571/loop  14",
     ]
 
 

@@ -477,6 +477,29 @@ def test_a_fork_shares_data_and_stays_whole_when_the_parent_prunes(tmp_path: Pat
         assert not parent.info(1).pinned, "released once nothing is borrowed"
 
 
+def test_a_fork_of_a_fork_keeps_what_both_lend_it(tmp_path: Path) -> None:
+    def saved(name: str, step: int, **options: Any) -> None:
+        with CheckpointManager(tmp_path / name, keep="last=1", **options) as run:
+            run.save(step, state(step)).result()
+
+    saved("first", 1)
+    with CheckpointManager(tmp_path / "first") as first:
+        first.fork(1, tmp_path / "second")
+    saved("second", 2)
+    with CheckpointManager(tmp_path / "second") as second:
+        assert len({pack.run for pack in second.manifest(2).packs}) == 2  # its own, and a loan
+        second.fork(2, tmp_path / "third")
+    saved("third", 3)  # of `second` it needs nothing any more
+    for name in ("second", "first"):
+        saved(name, 4, rewrite_every=1)
+    with CheckpointManager(tmp_path / "third") as third:
+        assert [each.ok for each in third.verify()] == [True]
+    saved("third", 5, rewrite_every=1)
+    for name in ("second", "first"):
+        with CheckpointManager(tmp_path / name) as run:
+            assert not any(info.pinned for info in run.checkpoints())
+
+
 def test_digests_are_blake3() -> None:
     assert digest(b"abc").startswith("6437b3ac38465133ffb63b75273a8db5")
 

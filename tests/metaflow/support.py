@@ -62,7 +62,8 @@ class Metaflow:
         )
 
     def environment(self) -> dict[str, str]:
-        kept = ("HOME", "LANG", "TMPDIR", "AWS_", "COVERAGE")
+        kept = ("HOME", "LANG", "AWS_", "COVERAGE")
+        self.temporary.mkdir(exist_ok=True)
         return {
             **{k: v for k, v in os.environ.items() if k.startswith(kept)},
             # Metaflow starts the nodes of a step with the first `python` there.
@@ -71,6 +72,7 @@ class Metaflow:
             "METAFLOW_HOME": str(self.folder / "settings"),
             "METAFLOW_DEFAULT_METADATA": "local",
             "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(self.folder),
+            "TMPDIR": str(self.temporary),
             "TOLD": str(self.folder / "told"),
             **self.variables,
         }
@@ -78,6 +80,11 @@ class Metaflow:
     def origins(self, flow: str) -> dict[str, str]:
         """Which runs were resumes, and of which, as the datastore has it."""
         return origins_of(self.bucket or Root(str(self.folder / ".metaflow")), flow)
+
+    @property
+    def temporary(self) -> Path:
+        """The folder for temporary files that the flows have."""
+        return self.folder / "tmp"
 
     @property
     def told(self) -> list[dict[str, Any]]:

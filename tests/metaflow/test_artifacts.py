@@ -1,10 +1,11 @@
-"""What a task has saved is among its artifacts."""
+"""What a task has saved is among its artifacts; what a program that it starts has saved, listed."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.metaflow.support import Metaflow
 
@@ -20,7 +21,19 @@ print(json.dumps([task[name].data for name in names]))
 
 def test_what_was_saved_is_told_and_is_not_in_the_way_of_a_merge(metaflow: Metaflow) -> None:
     metaflow.run("branches")
-    assert metaflow.told == [{"common": 7}, {"loaded": "left 1"}]
+    *told, program = metaflow.told
+    assert told == [{"common": 7}, {"loaded": "left 1"}]
+    count, identifier, folder = program.pop("program")
+    assert (count, identifier) == ("2", "end/task")
+    assert not Path(folder).exists()  # removed when the program has ended
+    assert program == {
+        "listed": ["of a program", "of the task"],
+        "metadata": {"shard": 3},
+        "loaded": "program",
+        "own": True,
+    }
+    states = metaflow.run("branches", "checkpoint", "ls").output
+    assert "interrupted" not in states, "the program has not closed its run"
     out = subprocess.run(
         [sys.executable, "-c", _LOOK],
         env=metaflow.environment(),

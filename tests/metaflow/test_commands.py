@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +12,17 @@ from tests.metaflow.support import Metaflow
 
 
 @pytest.fixture(params=["folder", "s3"])
-def flows(request: pytest.FixtureRequest) -> Metaflow:
-    return request.getfixturevalue("metaflow" if request.param == "folder" else "metaflow_on_s3")
+def flows(request: pytest.FixtureRequest, tmp_path: Path) -> Metaflow:
+    """With another datastore than the settings say."""
+    if request.param == "s3":
+        return request.getfixturevalue("metaflow_on_s3")
+    return Metaflow(tmp_path, datastore=("--datastore-root", str(tmp_path / "elsewhere")))
 
 
 def test_every_command(flows: Metaflow) -> None:
-    flows.run("counting")
+    flows.run("counting", DIES_AT="4")
+    assert [line.get("loaded") for line in flows.told] == [0, 4, None]
+    assert not list(flows.folder.glob(".metaflow/mf.holdfast"))
     run = flows.told[0]["run"]
     listed = flows.run("counting", "checkpoint", "ls", "--json").output
     (found,) = json.loads(listed[listed.index("{\n") :])["runs"]
@@ -34,6 +40,8 @@ def test_every_command(flows: Metaflow) -> None:
     for other in (["--run-id", "1"], ["--step", "end"]):
         none = flows.run("counting", "checkpoint", "verify", *other, status=10).output
         assert "has no such checkpoints" in none
+    as_json = flows.run("counting", "checkpoint", "ls", "--json", "--step", "end", status=10).output
+    assert json.loads(as_json[as_json.index("{") :])["exit_code"] == 10
 
 
 def test_damage_is_told_by_the_exit_status(metaflow: Metaflow) -> None:

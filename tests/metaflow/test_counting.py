@@ -20,6 +20,8 @@ def test_the_next_attempt_goes_on(flows: Metaflow) -> None:
     assert second == {**second, "attempt": 1, "loaded": 4, "metadata": {"count": 4}}
     assert second["files"] == ["count"]
     assert end == {"count": 10}
+    # The attempt that was killed could not remove its folder.
+    assert not list(flows.temporary.glob("checkpoint-*"))
 
 
 def test_a_run_that_resumes_goes_on_inside_the_step(flows: Metaflow) -> None:

@@ -15,11 +15,11 @@ from tests.metaflow.support import Metaflow
 _RETRY = "--with=retry:times=1,minutes_between_retries=0"
 
 
-@pytest.mark.parametrize("how", ["3", "75", "raises"])
+@pytest.mark.parametrize("how", ["3", "75", "raises", "terminated"])
 def test_saves_in_the_background_are_finished_when_the_step_ends_early(
     metaflow: Metaflow, how: str
 ) -> None:
-    """By `sys.exit`, which reaches none of Metaflow's hooks, and by an exception."""
+    """By `sys.exit`, which reaches none of Metaflow's hooks, by an exception, and by SIGTERM."""
     metaflow.run("ending", "run", _RETRY, HOW=how)
     assert metaflow.told[:2] == [{"attempt": 0, "loaded": 0}, {"attempt": 1, "loaded": 5}]
     assert metaflow.told[2]["count"] == 10

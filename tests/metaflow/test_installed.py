@@ -17,10 +17,11 @@ pytestmark = pytest.mark.slow
 _WHOSE = """
 import json, metaflow
 from importlib.util import find_spec
-from metaflow import checkpoint, Checkpoint
+from metaflow import checkpoint, model, Checkpoint, delete_model, load_model
+decorators, others = (checkpoint, model), (Checkpoint, delete_model, load_model)
 print(json.dumps({
-    "checkpoint": checkpoint.args[0].__module__,
-    "Checkpoint": Checkpoint.__module__,
+    "decorators": [each.args[0].__module__ for each in decorators],
+    "others": sorted({each.__module__ for each in others}),
     "rival": find_spec("metaflow_extensions.obcheckpoint") is not None,
 }))
 """
@@ -51,8 +52,11 @@ def test_the_names_are_ours(
     variables = metaflow.environment()
     told = environment.run("-c", _WHOSE, cwd=tmp_path, **variables)
     assert json.loads(told.splitlines()[-1]) == {
-        "checkpoint": "metaflow_extensions.holdfast.plugins.decorator",
-        "Checkpoint": "metaflow_extensions.holdfast.toplevel.toplevel",
+        "decorators": [
+            "metaflow_extensions.holdfast.plugins.decorator",
+            "metaflow_extensions.holdfast.plugins.models",
+        ],
+        "others": ["metaflow_extensions.holdfast.toplevel.toplevel"],
         "rival": "rival" in how,
     }
 
@@ -65,7 +69,14 @@ def test_the_names_are_ours(
     if "rival" in how:
         metaflow.forget()
         run("beside")
-        assert metaflow.told == [{"model": ["weights"], "checkpoint": ["weights"]}]
+        weights = {"weights": "as trained"}
+        hub = {"deep/config": "org/tiny"}
+        assert metaflow.told == [
+            {"trained": weights, "saved": weights, "from_hub": hub, "theirs": weights},
+            {"again": hub, "repo": "org/tiny"},
+            {"refused": True},
+            {"deleted": True, "left": ["deep"]},
+        ]
 
 
 # -- tasks on other machines -------------------------------------------------------

@@ -39,3 +39,12 @@ def test_each_task_goes_on_from_its_own_when_the_run_is_resumed(metaflow: Metafl
     metaflow.forget()
     metaflow.run("branching", "resume")
     assert _loaded(metaflow, "loop", 0) == {"i0": "i0", "i1": None, "i2": None}
+
+
+def test_tasks_whose_number_is_unknown_have_their_own(metaflow: Metaflow) -> None:
+    metaflow.run("unbounded", status=1)
+    metaflow.run("unbounded", "resume")
+    assert [(each["identifier"], each["loaded"]) for each in metaflow.told] == [
+        *[("fit/task-0", None), ("fit/task-1", None)],
+        *[("fit/task-0", "a"), ("fit/task-1", "b")],
+    ]

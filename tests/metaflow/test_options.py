@@ -53,7 +53,11 @@ def test_eager_loads_what_an_earlier_run_in_the_namespace_has(metaflow: Metaflow
         ("keep=lots=2", "keep of @checkpoint on step end must be understood"),
         ("keep=3", "keep of @checkpoint on step end must be a rule"),
         ("show_card=perhaps", "show_card of @checkpoint on step end must be True or False"),
-        ("every=year", "does not support the attribute 'every'"),
+        ("every=year", "every of @checkpoint on step end must be understood"),
+        ("attributes=3", "attributes of @checkpoint on step end must be names such as"),
+        ("attributes=a b", "must be what the step assigns to self ('a b' is no name of an"),
+        ("attributes=ok,start", "('start' is a parameter, a step or another part of the flow"),
+        ("often=1", "does not support the attribute 'often'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_run(
@@ -79,4 +83,4 @@ def test_a_step_that_is_spun_has_checkpoints(metaflow: Metaflow) -> None:
         capture_output=True,
         text=True,
     ).stdout.split()
-    assert {"card", "conda", "timeout", "checkpoint"} <= set(names)
+    assert {"card", "conda", "timeout", "checkpoint", "model"} <= set(names)

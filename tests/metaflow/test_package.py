@@ -65,8 +65,8 @@ def test_what_a_task_checks_for_is_what_holdfast_needs(metaflow: Metaflow) -> No
     told = python(
         metaflow,
         "import metaflow\n"
-        "from metaflow_extensions.holdfast.plugins import decorator\n"
-        "told = [*decorator._NEEDED, 'click']",  # of which tasks use nothing
+        "from metaflow_extensions.holdfast.plugins import shared\n"
+        "told = [*shared.NEEDED, 'click']",  # of which tasks use nothing
     )
     core = [name_of(requirement) for requirement in REQUIRES if "extra ==" not in requirement]
     assert sorted(told) == sorted(core)  # type: ignore[call-overload]
@@ -76,11 +76,23 @@ def test_a_task_on_a_bucket_is_told_of_its_client_too(metaflow: Metaflow) -> Non
     told = python(
         metaflow,
         "import metaflow\n"
-        "from metaflow_extensions.holdfast.plugins import decorator\n"
+        "from metaflow_extensions.holdfast.plugins import shared\n"
         "sys.modules['obstore'] = None  # as if it were not installed\n"
-        "decorator._check_installed('fit', 'local')\n"
-        "try: decorator._check_installed('fit', 's3')\n"
-        "except decorator.CheckpointException as error: told = str(error)",
+        "shared.check_installed('fit', 'local')\n"
+        "try: shared.check_installed('fit', 's3')\n"
+        "except shared.NotInstalled as error: told = str(error)",
     )
     assert "runs: obstore. " in str(told)
     assert '"obstore": ">=' in str(told)
+
+
+def test_either_decorator_brings_holdfast_into_the_code_package(metaflow: Metaflow) -> None:
+    told = python(
+        metaflow,
+        "import metaflow\n"
+        "told = [[at for _, at in each.args[0]().add_to_package()]\n"
+        "        for each in (metaflow.checkpoint, metaflow.model)]",
+    )
+    of_checkpoint, of_model = told  # type: ignore[misc]
+    assert of_checkpoint == of_model
+    assert "holdfast/metaflow/models.py" in of_model

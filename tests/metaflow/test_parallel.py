@@ -22,10 +22,14 @@ def test_all_nodes_go_on_from_what_the_control_node_has_saved(
     assert {line["loaded"] for line in nodes if line["attempt"] == 0} == {None}
     retried = [line for line in nodes if line["attempt"] == 1]
     assert {line["rank"] for line in retried} == {0, 1, 2}
-    assert {line["loaded"] for line in retried} == {"0: 2"}
+    assert {line["loaded"] for line in retried} == {"0: 2"} == {line["who"] for line in retried}
+    assert all("save() on the control node" in line["refused"] for line in nodes)
     assert len({line["key"] for line in retried}) == 1
+    listed = [line["listed"] for line in metaflow.told if "listed" in line]
+    assert listed == ([[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 3 if save == "all" else [])
     keys = metaflow.told[-1]["keys"]
     assert len(set(keys)) == len(keys) == number
+    assert metaflow.told[-1]["models"] == {f"{rank}: 2": rank for rank in range(number // 3)}
 
 
 def test_a_node_waits_for_the_choice_and_takes_no_later_one(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_program = argv is None and threading.current_thread() is threading.main_thread()
     if not as_program:
         return _run(words, as_json)
-    with ends_when_interrupted(lambda: _fail(as_json, "interrupted", "", INTERRUPTED)):
+    with ends_when_interrupted(lambda: fail(as_json, "interrupted", "", INTERRUPTED)):
         return _run(words, as_json)
 
 
@@ -102,18 +102,18 @@ def _run(words: list[str], as_json: bool) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        return _fail(as_json, error.format_message(), _help_for(error), error.exit_code)
+        return fail(as_json, error.format_message(), _help_for(error), error.exit_code)
     except HoldfastError as error:
-        return _fail(as_json, error.message, error.hint, error.exit_code)
+        return fail(as_json, error.message, error.hint, error.exit_code)
     except BrokenPipeError:
         # The reader (`| head`) has enough.
         _abandon(sys.stdout)
         return BROKEN_PIPE
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "")
-        return _fail(as_json, f"{error.strerror or error}{_place(error)}", hint, 1)
+        return fail(as_json, f"{error.strerror or error}{_place(error)}", hint, 1)
     except (KeyboardInterrupt, click.Abort):
-        return _fail(as_json, "interrupted", "", INTERRUPTED)
+        return fail(as_json, "interrupted", "", INTERRUPTED)
 
 
 def _place(error: OSError) -> str:
@@ -135,7 +135,7 @@ def _prepare_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def _fail(as_json: bool, message: str, hint: str, exit_code: int) -> int:
+def fail(as_json: bool, message: str, hint: str, exit_code: int) -> int:
     """Say it, if there is anybody to hear it; the status says it in any case."""
     stream = sys.stdout if as_json else sys.stderr
     try:

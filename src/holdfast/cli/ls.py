@@ -290,7 +290,7 @@ def runs_text(
             ]
         )
     columns = [
-        Column("RUN", elastic=True),
+        Column("RUN", elastic=True, middle=True),
         Column("KEPT", right=True),
         Column("STEP", right=True),
         Column("SAVED"),

@@ -73,11 +73,13 @@ def _escape(code: int) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. An `elastic` one is cut first when the table is too wide."""
+    """A column of a table. An `elastic` one is cut first when the table is too wide; one of
+    paths in the `middle`."""
 
     title: str
     right: bool = False
     elastic: bool = False
+    middle: bool = False
 
 
 def terminal_width() -> int:
@@ -106,7 +108,7 @@ def table(
         widths[widest] -= 1
     return "\n".join(
         _GAP.join(
-            _fit(cell, width, column.right)
+            _fit(cell, width, column)
             for cell, width, column in zip(row, widths, columns, strict=True)
         ).rstrip()
         for row in cells
@@ -143,11 +145,16 @@ def _char_cells(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def _fit(text: str, width: int, right: bool) -> str:
+def _fit(text: str, width: int, column: Column) -> str:
     if _cells(text) > width:
-        text = cut(text, width)
+        text = _cut_middle(text, width) if column.middle else cut(text, width)
     padding = " " * (width - _cells(text))
-    return padding + text if right else text + padding
+    return padding + text if column.right else text + padding
+
+
+def _cut_middle(text: str, width: int) -> str:
+    end, mark = shown_end(text, width // 2), ellipsis()
+    return cut(text, width - _cells(end) + len(mark)) + end.removeprefix(mark)
 
 
 def cut(text: str, width: int) -> str:

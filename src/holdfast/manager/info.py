@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from holdfast.core.address import short_ids
 from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Record
 from holdfast.core.retention import Best, parse_keep, ranking
@@ -129,6 +130,30 @@ class Overview:
     short_ids: Mapping[str, str]
     """Of those shown: the start of the id that names it in a reference."""
     all_ids: frozenset[str] = frozenset()
+    nbytes: int = 0
+    """Of the states of all live checkpoints."""
+    committed: int = 0
+    """How many were ever committed; those that are not live were removed."""
+
+
+def overview_of(
+    address: str, entry: Entry | None, records: tuple[Record, ...], newest: int | None = None
+) -> Overview:
+    """Of the run at `address` by its newest log entry, which lists `records`."""
+    status, shown = status_of(entry, records), records[::-1]
+    if newest is not None and len(shown) > newest:
+        best = set(status.best.values())
+        marked = [r for r in shown[newest:] if r.tags or r.pins or r.id in best]
+        shown = (*shown[:newest], *marked[:newest])
+    return Overview(
+        status=status,
+        count=len(records),
+        shown=tuple(info_of(address, r) for r in shown),
+        short_ids=short_ids([r.id for r in shown], [r.id for r in records]),
+        all_ids=frozenset(r.id for r in records),
+        nbytes=sum(r.nbytes for r in records),
+        committed=entry.ordinal if entry else 0,
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from holdfast.core.address import (
     no_checkpoint,
     parse_selector,
     select,
-    short_ids,
 )
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.records import Entry, Manifest, Record
@@ -37,6 +36,7 @@ from holdfast.manager.info import (
     Transfer,
     Verification,
     info_of,
+    overview_of,
     recorded_rules,
     status_of,
 )
@@ -145,15 +145,7 @@ class Listing:
         """The run and its checkpoints, newest first; of a long list the `newest` only, and
         of the older ones as many that have a tag or a pin, or are the best by a rule.
         """
-        entry, records = self._read()
-        status, shown = status_of(entry, records), records[::-1]
-        if newest is not None and len(shown) > newest:
-            best = set(status.best.values())
-            marked = [r for r in shown[newest:] if r.tags or r.pins or r.id in best]
-            shown = (*shown[:newest], *marked[:newest])
-        ids = short_ids([r.id for r in shown], [r.id for r in records])
-        infos = tuple(info_of(self.address, r) for r in shown)
-        return Overview(status, len(records), infos, ids, frozenset(r.id for r in records))
+        return overview_of(self.address, *self._read(), newest)
 
     def mirror_status(self) -> MirrorStatus | None:
         """What the run's mirror lists, if it answers quickly; None if the run has none."""

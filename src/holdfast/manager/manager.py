@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapp
 from types import TracebackType
 from typing import Any
 
-from holdfast.core.adapters import LeafSource
-from holdfast.core.address import Selector
+from holdfast.core.address import Selector, parse_selector
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.aside import aside
 from holdfast.core.codecs import codec_of
@@ -22,7 +21,7 @@ from holdfast.manager.capture import InPlace, capture
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
-from holdfast.manager.info import CheckpointInfo, Restored, info_of
+from holdfast.manager.info import CheckpointInfo, Overview, Restored, info_of, overview_of
 from holdfast.manager.listing import Ref
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.mirrored import Mirrored
@@ -438,19 +437,22 @@ class CheckpointManager(Mirrored):
     @briefly
     def load(self, ref: Ref = None, *, allow_pickle: bool = False) -> LoadedCheckpoint:
         """The checkpoint as a lazy mapping: each leaf is read when it is asked for."""
-        return self._load(self._resolve(ref), allow_pickle)
+        return self.load_selected(parse_selector(ref), allow_pickle=allow_pickle)
 
     def load_selected(self, selector: Selector, *, allow_pickle: bool = False) -> LoadedCheckpoint:
         """As `load`, for a selector that `core.address` parsed."""
-        return self._load(self._select(selector), allow_pickle)
+        record = self._select(selector)
+        repo = self._nearest(self._distrusted)
+        info = info_of(self.address, record)
+        return LoadedCheckpoint(repo, record, info, allow_pickle=allow_pickle)
 
-    def _load(self, record: Record, allow_pickle: bool) -> LoadedCheckpoint:
-        return LoadedCheckpoint(
-            self._nearest(self._distrusted),
-            record,
-            info_of(self.address, record),
-            allow_pickle=allow_pickle,
-        )
+    def written(self, newest: int) -> Overview | None:
+        """As `overview`, as of this writer's own last commit: the store is not asked.
+
+        None for a manager that has not become the writer. Also after `close`."""
+        if self._writer is None:
+            return None
+        return overview_of(self.address, *self._writer.listed(), newest)
 
     # -- looking after ----------------------------------------------------------
 
@@ -482,5 +484,5 @@ class CheckpointManager(Mirrored):
             child.close()
 
 
-def _always(source: LeafSource, path: str) -> bool:
+def _always(source: object, path: str) -> bool:
     return True

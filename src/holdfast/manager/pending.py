@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from holdfast.core.aside import Latch
 from holdfast.errors import SaveFailed
 from holdfast.manager.history import SaveEvent
 from holdfast.manager.info import CheckpointInfo
+
+logger = logging.getLogger("holdfast")
 
 
 class Pending:
@@ -32,6 +35,7 @@ class Pending:
         self._ended = Latch()
         self._info: CheckpointInfo | None = None
         self._error: BaseException | None = None
+        self._calls: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
         # One tuple, exchanged at once: the saver reads it meanwhile, and a signal's handler
         # that waits, too, could not wait for a lock.
@@ -66,6 +70,13 @@ class Pending:
         """The error of a save that is done, without raising it."""
         return self._error if self.done() else None
 
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Have `call` called when the save has been committed or has failed: by the thread that
+        saves, which goes on when it returns, or at once if that was before."""
+        self._calls.append(call)
+        if self.done():
+            self._call()
+
     @contextmanager
     def awaited(self) -> Iterator[None]:
         """Inside, the caller does nothing but wait for the end of the save."""
@@ -90,8 +101,21 @@ class Pending:
         """Called by the saver."""
         self._info = info
         self._ended.set()
+        self._call()
 
     def failed(self, error: BaseException) -> None:
         """Called by the saver."""
         self._error = error
         self._ended.set()
+        self._call()
+
+    def _call(self) -> None:
+        while self._calls:
+            try:
+                call = self._calls.pop(0)
+            except IndexError:
+                return  # another thread was there before
+            try:
+                call()
+            except Exception:
+                logger.exception("what was to follow the save of step %d has failed", self.step)

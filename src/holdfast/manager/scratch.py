@@ -99,7 +99,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
     """A new folder in `folder`; removed again, as are parents that were made for it."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    remove_leftovers(folder, _PREFIX)
     scratch = folder / f"{_PREFIX}{temporary_name(current())}"
     scratch.mkdir()
     try:
@@ -113,11 +113,12 @@ def _scratch(folder: Path) -> Iterator[Path]:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes that died on this machine left here."""
+def remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what processes that died on this machine left in `folder`, each a folder named
+    `prefix` and then `temporary_name`."""
     me = current()
-    for entry in folder.glob(f"{_PREFIX}*"):
-        owner = owner_of(entry.name.removeprefix(_PREFIX), me)
+    for entry in folder.glob(f"{prefix}*"):
+        owner = owner_of(entry.name.removeprefix(prefix), me)
         if owner is not None and is_alive(owner) is False:
             shutil.rmtree(entry, ignore_errors=True)
 

@@ -5,35 +5,39 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.aside import aside
 from holdfast.core.files import Directory, File
-from holdfast.core.stored import is_safe_name
-from holdfast.errors import (
-    CheckpointNotFound,
-    CorruptionError,
-    Fenced,
-    HoldfastError,
-    ObjectNotFound,
-    SaveFailed,
-    UsageError,
-)
+from holdfast.errors import CorruptionError, Fenced, HoldfastError, SaveFailed, UsageError
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.pending import Pending
-from holdfast.metaflow.folders import filled
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.origins import origins_of
-from holdfast.metaflow.places import FOLDER, MAIN, Place, Root, RunName, lineage
+from holdfast.metaflow.places import (
+    MAIN,
+    MODELS,
+    Place,
+    Root,
+    RunName,
+    holds_models,
+    is_loop,
+    lineage,
+)
+from holdfast.metaflow.reading import (
+    ABOUT,
+    ATTRIBUTES,
+    CONTENT,
+    Reading,
+    in_order_of_attempts,
+    newest_first,
+)
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
     METADATA_BYTES,
@@ -45,16 +49,15 @@ from holdfast.metaflow.reference import (
 )
 from holdfast.stores.looking import folders_in
 
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
+
 logger = logging.getLogger("holdfast")
 
-_CONTENT = "files"
-"""Where a checkpoint's files are in its state."""
-_ABOUT = "about"
-"""Where its note is once more: a list that was damaged is rebuilt without notes."""
 
-
-class Checkpoints:
-    """What a task's process sees of its checkpoints. From any thread.
+class Checkpoints(Reading):
+    """What a task's process sees of its checkpoints; of its models, if that is what `writer`
+    adds. From any thread.
 
     What a signal's handler raises in the middle of `save` or `close` is raised when that has
     ended.
@@ -74,24 +77,21 @@ class Checkpoints:
         writer: str = MAIN,
         rank: int | None = None,
         keep: str | None = None,
+        card: Card | None = None,
     ) -> None:
-        """Asks nothing of the datastore."""
-        self.root = root
+        """Asks nothing of the datastore. `card` is told what happens."""
         self.place = place
-        self._pathspec = pathspec
-        self._attempt = attempt
-        self._namespace = namespace
+        self.pathspec = pathspec
+        self.attempt = attempt
+        self.namespace = namespace
         self._writer = writer
         self._rank = rank
         self._keep = keep
-        self._begin()
-        _every.add(self)
+        self.card = card
+        super().__init__(root)
 
     def _begin(self) -> None:
-        # Of the handler of a signal that comes in the middle of a save, too.
-        self._lock = threading.RLock()
-        self._managers: dict[str, CheckpointManager] = {}
-        """By address: what is known of a run is not asked for again."""
+        super()._begin()
         self._manager: CheckpointManager | None = None
         """The one that saves."""
         self._version = 0
@@ -101,8 +101,12 @@ class Checkpoints:
 
     def become_another(self) -> None:
         """In a forked child: its parent goes on with the run and the locks that it has."""
-        self._writer = new_writer()
-        self._begin()
+        self._writer = self._another_writer()
+        self.card = None
+        super().become_another()
+
+    def _another_writer(self) -> str:
+        return new_writer(MODELS if holds_models(self._writer) else "at")
 
     # -- saving --------------------------------------------------------------------------
 
@@ -115,8 +119,9 @@ class Checkpoints:
         metadata: Mapping[str, Any] | None = None,
         latest: bool = True,
         block: bool = True,
+        attributes: Attributes | None = None,
     ) -> Reference:
-        """Save the file or the folder at `path`.
+        """Save the file or the folder at `path`, and `attributes` with it.
 
         It is read, or copied, before this returns: you may change it at once. With `block` it
         is durable then; otherwise `close` waits. Numbers in `metadata` are metrics, too.
@@ -132,15 +137,17 @@ class Checkpoints:
                 hint="Write the files first; without a path it is `current.checkpoint.directory`.",
             )
         plain = plain_metadata(metadata)
+        values = {} if attributes is None else attributes.state_dict()
         noted = {
             "name": str(name),
-            "attempt": self._attempt,
-            "pathspec": self._pathspec,
+            "attempt": self.attempt,
+            "pathspec": self.pathspec,
             "metadata": plain,
             "latest": bool(latest),
             "file": "" if source.is_dir() else source.name,
             "rank": self._rank,
-            "namespace": self._namespace,
+            "namespace": self.namespace,
+            "attributes": [*values],
         }
         if len(note := note_of(noted)) > 2 * METADATA_BYTES:
             raise UsageError(
@@ -156,14 +163,19 @@ class Checkpoints:
             try:
                 pending = manager.save(
                     version,
-                    {_CONTENT: content, _ABOUT: note},
+                    {CONTENT: content, ABOUT: note, **({ATTRIBUTES: values} if values else {})},
                     metrics=metrics_of(plain),
                     note=note,
                     block=block,
                 )
-            except Fenced as error:
-                self._fenced = error
+            except HoldfastError as error:
+                if isinstance(error, Fenced):
+                    self._fenced = error
+                if self.card:
+                    self.card.failed(version, error)
                 raise
+            if self.card:
+                self.card.saving(pending)
             if not block:
                 self._pending.append(pending)
         key = "/".join((*self.place.parts, self._writer))
@@ -217,12 +229,14 @@ class Checkpoints:
                 self._manager = self._acquired()
             except CorruptionError as error:
                 logger.error("checkpoints are saved beside others: %s", error.message)
-                self._writer = new_writer()
+                self._writer = self._another_writer()
                 self._manager = self._acquired()
+            if self.card:
+                self.card.opened(self._manager)
         return self._manager
 
     def _acquired(self) -> CheckpointManager:
-        manager = self._at(self._address)
+        manager = self.manager(self._address)
         with suppress(CorruptionError):  # it is mended below
             self._check_newest(manager.checkpoints())
         manager.acquire()
@@ -236,9 +250,9 @@ class Checkpoints:
         not take the run back."""
         notes = filter(None, (read_note(info, "") for info in listed))
         newest = max((each.attempt for each in notes), default=0)
-        if newest > self._attempt:
+        if newest > self.attempt:
             self._fenced = Fenced(
-                f"attempt {newest} of {self._pathspec} has begun: attempt {self._attempt} "
+                f"attempt {newest} of {self.pathspec} has begun: attempt {self.attempt} "
                 "saves no more"
             )
             raise self._fenced
@@ -247,15 +261,10 @@ class Checkpoints:
     def _address(self) -> str:
         return self.root.address(*self.place.parts, self._writer)
 
-    def _at(self, address: str) -> CheckpointManager:
-        with self._lock:
-            if address not in self._managers:
-                own = address == self._address
-                # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
-                self._managers[address] = CheckpointManager(
-                    address, keep=self._keep if own else None, take_over=own
-                )
-            return self._managers[address]
+    def _manager_of(self, address: str) -> CheckpointManager:
+        own = address == self._address
+        # A later attempt of a task replaces an earlier one: Metaflow has seen it end.
+        return CheckpointManager(address, keep=self._keep if own else None, take_over=own)
 
     # -- finding -------------------------------------------------------------------------
 
@@ -265,24 +274,7 @@ class Checkpoints:
         Raises StoreError.
         """
         runs = self._runs() if every_run else [self.place.run]
-        return _newest_first(each for run in runs for each in self._in_run(run))
-
-    def find(self, key: str) -> Reference:
-        """The checkpoint of any task in this datastore whose `key` that is.
-
-        Raises UsageError, CheckpointNotFound, StoreError.
-        """
-        place, _, version = key.rpartition("@")
-        parts = place.split("/")
-        if parts[0] != FOLDER or not version.isdecimal() or {"", ".", ".."} & set(parts):
-            raise UsageError(
-                f"this is no checkpoint: {key[:200]!r}",
-                hint="Give what `save` returned or `list` shows, or its key.",
-            )
-        for each in self._of_writer(parts):
-            if each.version_id == int(version):
-                return each
-        raise CheckpointNotFound(f"there is no checkpoint {key!r} in {self.root.url}")
+        return newest_first(each for run in runs for each in self._in_run(run))
 
     def to_go_on_from(self, policy: str) -> Iterator[Reference]:
         """What a starting task may load, the best first.
@@ -299,109 +291,65 @@ class Checkpoints:
     def _candidates(self, policy: str) -> Iterator[Reference]:
         if policy == "none":
             return
-        if self._attempt > 0:
+        if self.attempt > 0:
             yield from self._good(self._in_run(self.place.run, mend=True))
-        if not self.place.run.origin and policy != "eager":
+        for family, ours in self.earlier_runs(policy):
+            found = self._good(each for run in family for each in self._in_run(run))
+            yield from (each for each in found if ours or each.namespace == self.namespace)
+
+    def earlier_runs(self, policy: str) -> Iterator[tuple[Sequence[RunName], bool]]:
+        """The other runs that a starting task may go on from, nearest relatives first; and
+        whether they are relatives: of others only what this namespace has saved counts.
+        """
+        if policy == "none" or (not self.place.run.origin and policy != "eager"):
             return
         runs = self._runs()
         origins = cache(partial(origins_of, self.root, self.place.flow))
         for family in lineage(self.place.run, runs, origins):
-            yield from self._good(each for run in family for each in self._in_run(run))
+            yield family, True
         if policy == "eager":
-            found = self._good(each for run in runs for each in self._in_run(run))
-            yield from (each for each in found if each.namespace == self._namespace)
+            yield runs, False
 
-    def load(self, reference: Reference, into: str | os.PathLike[str]) -> None:
-        """Write its files into the folder `into`, every byte verified; what has the same name
-        there is replaced, other files stay. Nothing is changed if it raises.
+    def loops_of(self, run: RunName) -> Iterable[CheckpointManager]:
+        """Of this task, in one run of the flow. For reading."""
+        place = (*self.place.task_parts, run.part)
+        for writer in filter(is_loop, folders_in(self.root.address(*place))):
+            yield self.manager(self.root.address(*place, writer))
 
-        Raises UsageError, CheckpointNotFound, CorruptionError, StoreError.
-        """
-        address, _, version = reference.url.rpartition("@")
-        if reference.file and not is_safe_name(reference.file):
-            raise UsageError(f"{reference.file!r} is not the name of a file")
-        with filled(Path(into)) as new:
-            content: File | Directory = Directory(new)
-            if reference.file:
-                new.mkdir()
-                content = File(new / reference.file)
-            manager = self._at(address)
-            manager.restore({_CONTENT: content}, int(version), only=[_CONTENT], rng=False)
+    def load(
+        self,
+        reference: Reference,
+        into: str | os.PathLike[str],
+        *,
+        attributes: Attributes | None = None,
+    ) -> None:
+        super().load(reference, into, attributes=attributes)
+        if self.card:
+            self.card.loaded(reference)
 
     def _good(self, references: Iterable[Reference]) -> list[Reference]:
         # All nodes of a step that runs on several go on from the same: the control node's.
-        return _newest_first(each for each in references if each.latest and not each.rank)
+        return newest_first(each for each in references if each.latest and not each.rank)
 
     def _runs(self) -> list[RunName]:
-        folders = folders_in(self.root.address(*self.place.task_parts))
-        runs: list[RunName] = []
-        for folder in folders:
-            with suppress(ValueError):  # somebody else's
-                runs.append(RunName.parse(folder))
-        return runs
+        return self._runs_in(self.place.task_parts)
 
     def _in_run(self, run: RunName, *, mend: bool = False) -> Iterator[Reference]:
         """`mend`: take this process's run over first, as a save does, for then checkpoints that
         are whole are listed though the list is damaged."""
         place = (*self.place.task_parts, run.part)
         found: list[Reference] = []
-        for writer in folders_in(self.root.address(*place)):
+        for writer in self._writers_in(place):
             if mend and writer == self._writer:
                 with self._lock:
                     self._open()
             found += self._of_writer((*place, writer))
-        return _in_order_of_attempts(found)
-
-    def _of_writer(self, parts: Sequence[str]) -> Iterator[Reference]:
-        address = self.root.address(*parts)
-        manager = self._at(address)
-        try:
-            infos = manager.checkpoints()
-        except CorruptionError as error:
-            logger.error("%s is passed over: %s", address, error.message)
-            return
-        noted = [info if info.note else _with_note(manager, info) for info in infos]
-        yield from _in_order(filter(None, (read_note(info, "/".join(parts)) for info in noted)))
+        return in_order_of_attempts(found)
 
 
-def _with_note(manager: CheckpointManager, info: CheckpointInfo) -> CheckpointInfo:
-    """With the note that is in the checkpoint itself, if there is one."""
-    try:
-        return replace(info, note=str(manager.load(info.id).get(_ABOUT, "")))
-    except (CorruptionError, ObjectNotFound) as error:
-        logger.error("%s is passed over: %s", info.ref, error.message)
-        return info
-
-
-def new_writer() -> str:
+def new_writer(kind: str = "at") -> str:
     """A name for one more process of a task that saves."""
-    return f"at-{secrets.token_hex(4)}"
-
-
-def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
-    """Those of one writer, none older than the one before it: attempts run on machines whose
-    clocks differ."""
-    ordered = sorted(saved, key=lambda each: each.version_id)
-    times = accumulate((each.created_on for each in ordered), max)
-    return (replace(each, created_on=time) for each, time in zip(ordered, times, strict=True))
-
-
-def _in_order_of_attempts(saved: Sequence[Reference]) -> Iterator[Reference]:
-    """Those of one run, none newer than the first of a later attempt: a process that an attempt
-    had started may go on saving when the attempt was given up."""
-    first: dict[int, str] = {}
-    for each in saved:
-        first[each.attempt] = min(each.created_on, first.get(each.attempt, each.created_on))
-    for each in saved:
-        later = (time for attempt, time in first.items() if attempt > each.attempt)
-        yield replace(each, created_on=min([each.created_on, *later]))
-
-
-def _newest_first(references: Iterable[Reference]) -> list[Reference]:
-    def age(each: Reference) -> tuple[str, int, int]:
-        return each.created_on, each.attempt, each.version_id
-
-    return sorted(references, key=age, reverse=True)
+    return f"{kind}-{secrets.token_hex(4)}"
 
 
 def _is_saved(pending: Pending) -> bool:
@@ -411,14 +359,3 @@ def _is_saved(pending: Pending) -> bool:
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-_every: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for each in list(_every):
-        each.become_another()
-
-
-os.register_at_fork(after_in_child=_forked)

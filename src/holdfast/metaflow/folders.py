@@ -1,4 +1,4 @@
-"""Putting what was loaded into a folder that may have files."""
+"""Folders for what is loaded: new ones, and those that may have files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from holdfast.core import process
 from holdfast.errors import UsageError
+from holdfast.manager.scratch import remove_leftovers
+from holdfast.stores.unfinished import temporary_name
+
+
+def new_folder(prefix: str, root: str | None) -> str:
+    """A new folder in `root`, which is made if it is not there, or in the system's place."""
+    # Absolute: the step may change its working directory.
+    place = Path(root or tempfile.gettempdir()).absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    # Attempts that were killed could not remove theirs, which may be as large as this.
+    remove_leftovers(place, prefix)
+    folder = place / f"{prefix}{temporary_name(process.current())}"
+    folder.mkdir(mode=0o700)
+    return str(folder)
 
 
 @contextmanager

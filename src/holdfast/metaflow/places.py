@@ -3,7 +3,8 @@
     <datastore root>/mf.holdfast/<flow>/<step>/<task>/<run>/<writer>
 
 Each `<writer>` is a Holdfast run: `main` is the task's own process in all of its attempts,
-others belong to ranks and subprocesses that save, so that these never meet. `<task>` is the same
+others belong to ranks and subprocesses that save, so that these never meet; `loop` is its `Run`;
+`models` and `models-…` hold its models. `<task>` is the same
 in every run of the flow (`task`, `task-3` for the fourth of a foreach), and a run that resumes
 another one says so in its name (`<run>..<origin>`): one listing of `<task>` shows the runs and
 who goes on from whom.
@@ -21,6 +22,9 @@ from holdfast.errors import UsageError
 
 FOLDER = "mf.holdfast"
 MAIN = "main"
+LOOP = "loop"
+"""The writer that is a `Run` of the task's: its checkpoints are not `save`'s."""
+MODELS = "models"
 
 _PLAIN = re.compile(rb"[A-Za-z0-9_-]")
 _ESCAPED = re.compile(rb"\.([0-9a-f]{2})")
@@ -49,6 +53,16 @@ def text_of(part: str) -> str:
     if key_part(text) != part:
         raise ValueError(f"{part!r} is the name of nothing here")
     return text
+
+
+def is_loop(writer: str) -> bool:
+    """Whether a folder beside `main` is that of a `Run`: `loop`, `loop-2`, …"""
+    return writer.partition("-")[0] == LOOP
+
+
+def holds_models(writer: str) -> bool:
+    """Whether what that writer has saved are models, not checkpoints."""
+    return writer.partition("-")[0] == MODELS
 
 
 class RunName(NamedTuple):

@@ -16,16 +16,22 @@ from typing import Any, cast
 
 from holdfast.errors import UsageError
 from holdfast.manager.info import CheckpointInfo
-from holdfast.metaflow.places import FOLDER
+from holdfast.metaflow.places import FOLDER, holds_models
 
 # It is part of the log entry that lists the checkpoint, which every save writes.
 METADATA_BYTES = 16 * 1024
 DEFAULT_NAME = "mfchckpt"
+_FORMATS = ("files", "tar")
+
+
+class NotAReference(UsageError, ValueError):
+    """What was given names no checkpoint and no model. A ValueError, as `metaflow-checkpoint`
+    raises."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One checkpoint of a task.
+    """One checkpoint of a task, or a model.
 
     >>> reference = Reference(key="mf.holdfast/F/fit/task/7/main@3", url="/ds/mf.holdfast/…@3",
     ...     name="model", size=10, attempt=0, version_id=3, pathspec="F/7/fit/2",
@@ -35,7 +41,8 @@ class Reference:
     """
 
     key: str
-    """Below the root of the datastore: a Holdfast run, and in it the version."""
+    """Below the root of the datastore: a Holdfast run, and in it the version; of a model the id,
+    for a version may be used again when the newest was deleted."""
     url: str
     """The same as a reference that `holdfast show` takes."""
     name: str
@@ -55,17 +62,24 @@ class Reference:
     """The node that saved it, of a step that runs on several."""
     namespace: str = ""
     """Metaflow's, of the task that saved it."""
+    attributes: Sequence[str] = ()
+    """Those of the flow's `self` that are in it."""
+
+    @property
+    def is_model(self) -> bool:
+        """Whether `current.model.save` has made it."""
+        return holds_models(self.key.rpartition("@")[0].rpartition("/")[2])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, fit for an artifact."""
-        return {
-            **asdict(self),
-            "metadata": dict(self.metadata),
-            "pathspec_hash": hashlib.sha256(self.pathspec.encode()).hexdigest()[:8],
-            "type": "checkpoint",
-            "storage_format": "files",
-            "creation_context": "task",
-        }
+        plain = {**asdict(self), "metadata": dict(self.metadata), "storage_format": "files"}
+        if self.is_model:
+            uuid = f"{self.name}_{self.key.rpartition('@')[2][:32]}"
+            model = {"type": "model", "label": self.name, "model_uuid": uuid, "source": "task"}
+            return {**plain, **model, "serializer": "files"}
+        pathspec_hash = hashlib.sha256(self.pathspec.encode()).hexdigest()[:8]
+        checkpoint = {"type": "checkpoint", "creation_context": "task"}
+        return {**plain, **checkpoint, "pathspec_hash": pathspec_hash}
 
     @classmethod
     def of(cls, value: object) -> Reference:
@@ -78,15 +92,24 @@ class Reference:
                 return cls(**{name: value[name] for name in fields if name in value})
             except TypeError:
                 pass  # some are missing
-        raise UsageError(
+        raise NotAReference(
             f"this is no checkpoint: {str(value)[:200]!r}",
-            hint="Give what `save` returned or `list` shows.",
+            hint="Give what `save` returned or `list` shows. What metaflow-checkpoint has saved is "
+            "loaded by `load_model`.",
         )
 
 
 _NOTED = frozenset(Reference.__dataclass_fields__) - {
     *("key", "url", "size", "version_id", "created_on")  # what the list itself says
 }
+
+
+def check_format(storage_format: str) -> None:
+    """Raises UsageError for what `storage_format` cannot be."""
+    if storage_format not in _FORMATS:
+        raise UsageError(
+            f"storage_format must be one of {', '.join(_FORMATS)}, not {storage_format!r}"
+        )
 
 
 def note_of(noted: Mapping[str, Any]) -> str:
@@ -104,9 +127,10 @@ def read_note(info: CheckpointInfo, key: str) -> Reference | None:
     try:
         noted = json.loads(info.note.partition("\n")[2])
         noted = {name: value for name, value in noted.items() if name in _NOTED}
+        name = info.id if holds_models(key.rpartition("/")[2]) else str(info.step)
         return Reference(
-            key=f"{key}@{info.step}",
-            url=info.ref,
+            key=f"{key}@{name}",
+            url=f"{info.address}@{name}",
             size=info.nbytes,
             version_id=info.step,
             created_on=datetime.fromtimestamp(info.time_s, UTC).isoformat(),

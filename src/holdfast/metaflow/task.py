@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from holdfast.metaflow.attributes import Attributes
 from holdfast.metaflow.checkpoints import Checkpoints, new_writer
 from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.gang import await_choice, publish
+from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.places import MAIN, Place, Root, RunName, root_of
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.card import Card
 
 # What a process that the task starts needs to find its checkpoints.
 VARIABLE = "HOLDFAST_METAFLOW_TASK"
@@ -44,7 +50,8 @@ def datastore_root(flow_datastore: Any) -> Root:
 def place_of(flow: Any, step: str, run: str, origin: str, node: Node) -> Place:
     """The task of `flow` that runs now."""
     frames = getattr(flow, "_foreach_stack", None) or []
-    foreach = tuple(int(frame.index) for frame in frames)
+    # The control task of a foreach over an unbounded iterator has no index in it.
+    foreach = tuple(int(frame.index) for frame in frames if frame.index is not None)
     if node.rank is not None:
         foreach = foreach[:-1]  # the last one is the node's
     iterations = tuple(int(n) for n in getattr(flow, "_iteration_stack", None) or [])
@@ -71,8 +78,11 @@ def begin(
     namespace: str,
     policy: str,
     keep: str | None,
+    every: int | str | None,
+    attributes: Collection[str],
     temp_dir_root: str | None,
     tell: Callable[[str], None],
+    card: Card | None = None,
 ) -> CurrentCheckpoint:
     """What `current.checkpoint` is for this task; what it goes on from is loaded."""
     node = node_of(flow, graph, step)
@@ -86,9 +96,21 @@ def begin(
         "keep": keep,
     }
     os.environ[VARIABLE] = json.dumps({"root": asdict(root), "place": asdict(place), **about})
+    checkpoints = Checkpoints(root, place, writer=node.writer, card=card, **about)
+    carried = Attributes(vars(flow), attributes)
     current = CurrentCheckpoint(
-        Checkpoints(root, place, writer=node.writer, **about),
+        checkpoints,
         temp_dir_root=temp_dir_root,
+        attributes=carried,
+        loop=TaskLoop(
+            checkpoints,
+            carried,
+            policy=policy,
+            every=every,
+            keep=keep,
+            several=node.rank is not None,
+            tell=tell,
+        ),
         tell=tell,
     )
     if node.rank is None:
@@ -96,7 +118,10 @@ def begin(
     elif node.rank == 0:
         _choose(current, root, place, attempt, policy)
     elif policy != "none" and (chosen := await_choice(root, place, attempt)):
-        current.load(chosen)
+        start = time.monotonic()
+        current.go_on_from(chosen)
+        if card:
+            card.went_on(chosen, time.monotonic() - start)
     return current
 
 
@@ -109,7 +134,7 @@ def _choose(
         publish(root, place, attempt, current.info)
 
 
-def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
+def of_parent() -> Checkpoints | None:
     """For a process that a task has started: the task's checkpoints; None outside of one."""
     if not (told := os.environ.get(VARIABLE)):
         return None
@@ -123,6 +148,4 @@ def of_parent(temp_dir_root: str | None = None) -> CurrentCheckpoint | None:
         tuple(place["foreach"]),
         tuple(place["iterations"]),
     )
-    return CurrentCheckpoint(
-        Checkpoints(root, place, writer=new_writer(), **about), temp_dir_root=temp_dir_root
-    )
+    return Checkpoints(root, place, writer=new_writer(), **about)

@@ -17,6 +17,7 @@ from holdfast.repo.log import logger
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.addresses import join_address, relative_address
+from holdfast.stores.open import open_store
 
 _COPY_BYTES = 8 * MiB
 
@@ -38,12 +39,14 @@ def fork(parent: Repo, record: Record, child: Repo, *, note: str = "") -> Record
                 f"{child.address} has checkpoints already; a fork starts an empty run",
                 hint="Choose a new address.",
             )
-        borrow = _pin(parent, record, pin)
+        lent = {"": address} if _pin(parent, record, pin) else {}
+        for run in {pack.run for pack in manifest.packs} - {""}:
+            if lender := _lender(parent, child, manifest, run):
+                lent[run] = lender
         save = writer.begin()
         packs: list[Pack] = []
         for pack in manifest.packs:
-            if borrow or pack.run:
-                run = join_address(address, pack.run) if pack.run else address
+            if run := lent.get(pack.run):
                 packs.append(msgspec.structs.replace(pack, born=save.ordinal, run=run))
             else:
                 data = memoryview(_read_whole(parent, pack))
@@ -71,6 +74,24 @@ def _pin(parent: Repo, record: Record, pin: str) -> bool:
     except (StoreReadOnly, StoreUnfit) as error:
         logger.warning("%s cannot be pinned, its data is copied: %s", parent.address, error.message)
         return False
+
+
+def _lender(parent: Repo, child: Repo, manifest: Manifest, run: str) -> str:
+    """The address, seen from the child, of the run from which the parent borrows itself. It is
+    told of the child: the parent may give its packs back before the child does. "" where it
+    cannot be told."""
+    address = join_address(parent.address, run)
+    needed = {pack.name for pack in manifest.packs if pack.run == run}
+    lender = Repo(open_store(address), clock=child.clock)
+    try:
+        pin = fork_pin(relative_address(address, child.address))
+        # Those that are pinned already: others would keep more than is needed.
+        for record in sorted(lender.records(), key=lambda record: not record.pins):
+            if needed & record.packs.keys() and _pin(lender, record, pin):
+                needed -= record.packs.keys()
+    finally:
+        lender.close()
+    return "" if needed else relative_address(child.address, address)
 
 
 def _read_whole(parent: Repo, pack: Pack) -> bytearray:

@@ -132,6 +132,12 @@ class Writer:
         with self._repo.lock:
             return next(self._repo.log.newest_first(self._head.entry), None)
 
+    def listed(self) -> tuple[Entry, tuple[Record, ...]]:
+        """`head`'s entry and all that it lists. Raises DamagedObject."""
+        with self._repo.lock:
+            entry = self._head.entry
+            return entry, self._repo.log.records(entry)
+
     def begin(self) -> Save:
         """Start a save. Its packs stay protected from gc until its fate is settled."""
         with self._repo.lock:

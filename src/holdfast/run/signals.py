@@ -36,7 +36,7 @@ class StopSignals:
         self._notice = notice
         self._interrupts = 0
         self.name = ""
-        """The signal that asked for a stop: "SIGTERM"; "" while none did."""
+        """What asked for a stop: "SIGTERM", or another reason; "" while nothing did."""
         self.requested_s = 0.0
         """When, on the monotonic clock."""
 
@@ -73,8 +73,12 @@ class StopSignals:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
+        self.request(signal.Signals(number).name)
+
+    def request(self, why: str) -> None:
+        """Ask for a stop, for a reason that is no signal: "preempted". From any thread."""
         if not self.name:
-            self.name = signal.Signals(number).name
+            self.name = why
             self.requested_s = time.monotonic()
             self._notice(self.name)
 
@@ -104,6 +108,9 @@ class _Dispatcher:
     def remove(self, listener: StopSignals) -> None:
         if listener in self.listeners:
             self.listeners.remove(listener)
+        self.give_back()
+
+    def give_back(self) -> None:
         if self.listeners or threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
@@ -124,6 +131,23 @@ class _Dispatcher:
 
 
 _dispatcher = _Dispatcher()
+
+
+def give_back() -> None:
+    """Give the signals back, if no run waits for them any more: in the main thread, where the
+    last one was closed in another."""
+    _dispatcher.give_back()
+
+
+def is_awaited(frame: FrameType | None) -> bool:
+    """Whether `frame` comes to a boundary of a run, which a signal is for."""
+    return any(one.inside(frame) for one in _dispatcher.listeners)
+
+
+def stop_all(why: str) -> None:
+    """Ask every run of this process to stop at its next boundary. From any thread."""
+    for one in list(_dispatcher.listeners):
+        one.request(why)
 
 
 def _deliver(number: int, frame: FrameType | None, handler: Any) -> None:

@@ -1,7 +1,10 @@
-"""Two branches with checkpoints, merged; what one has saved is loaded in a later step."""
+"""Two branches with checkpoints, merged; what one has saved is loaded in a later step, which
+starts a program that saves, too."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +19,16 @@ def save(flow, name):
         reference = current.checkpoint.save(name=name, latest=count == 0)
     flow.common = 7
     return reference
+
+
+PROGRAM = """
+from pathlib import Path
+from metaflow import Checkpoint
+own = Checkpoint()
+Path(own.directory, "name").write_text("program")
+own.save(None, {"shard": 3}, name="of a program")  # in the order of metaflow-checkpoint
+print(len(own.list()), own.task_identifier, own.directory)
+"""
 
 
 class Branches(FlowSpec):
@@ -47,6 +60,19 @@ class Branches(FlowSpec):
         with tempfile.TemporaryDirectory() as folder:
             current.checkpoint.load(self.of_left, folder)
             tell(loaded=Path(folder, "name").read_text())
+        own = current.checkpoint.save(name="of the task")
+        out = subprocess.run(
+            [sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True
+        ).stdout
+        listed = current.checkpoint.list()
+        current.checkpoint.load(listed[0])
+        tell(
+            program=out.split(),
+            listed=[each["name"] for each in listed],
+            metadata=listed[0]["metadata"],
+            loaded=Path(current.checkpoint.directory, "name").read_text(),
+            own=own == listed[1],
+        )
 
 
 if __name__ == "__main__":

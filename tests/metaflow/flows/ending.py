@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -45,6 +46,8 @@ class Ending(FlowSpec):
                 sys.exit(int(how))
             if count == 5 and current.retry_count == 0 and how == "raises":
                 raise RuntimeError("told to fail")
+            if count == 5 and current.retry_count == 0 and how == "terminated":
+                os.kill(os.getpid(), signal.SIGTERM)
             if count >= 5 and how == "fails":
                 raise RuntimeError("told to fail")
             if how == "timeout" and current.retry_count == 0 and os.environ.get("OUTSIDE"):

@@ -15,6 +15,8 @@ def tell(**what: object) -> None:
 
 def attempts() -> int:
     """How many have told their number."""
+    if not os.path.exists(os.environ["TOLD"]):
+        return 0
     with open(os.environ["TOLD"], encoding="utf-8") as file:
         return sum("attempt" in json.loads(line) for line in file)
 

@@ -7,5 +7,5 @@ from metaflow.metaflow_config_funcs import from_conf as _from_conf
 # Unless a user has chosen: what Metaflow has, and ours.
 SPIN_ALLOWED_DECORATORS = _from_conf(
     "SPIN_ALLOWED_DECORATORS",
-    [*_metaflow_config.SPIN_ALLOWED_DECORATORS, "checkpoint"],
+    [*_metaflow_config.SPIN_ALLOWED_DECORATORS, "checkpoint", "model"],
 )

@@ -3,27 +3,23 @@ the tasks that use it."""
 
 import os
 from functools import cache, wraps
-from importlib.util import find_spec
 
 from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
 from metaflow.metaflow_current import current
+
+from .shared import check_installed, package, switch, text_as_value
 
 
 class CheckpointException(MetaflowException):
     headline = "Checkpoint error"
 
 
-_POLICIES = ("fresh", "eager", "none")
-_ARTIFACTS = ("_task_checkpoints", "_task_latest_checkpoint")
-_SWITCHES = {
-    **dict.fromkeys(("true", "yes", "on", "1"), True),
-    **dict.fromkeys(("false", "no", "off", "0", "none"), False),
+_POLICIES = {
+    "load_policy": ("fresh", "eager", "none"),
+    "on_preemption": ("stop", "tell", "none"),
 }
-
-# Compiled for one Python and one kind of machine, so that a code package cannot bring them.
-_NEEDED = ("numpy", "blake3", "xxhash", "msgspec")
-_NEEDED_FOR = {"s3": ("obstore",), "gs": ("obstore",), "azure": ("obstore",)}
+_ARTIFACTS = ("_task_checkpoints", "_task_latest_checkpoint")
 
 
 class CheckpointDecorator(StepDecorator):
@@ -39,34 +35,52 @@ class CheckpointDecorator(StepDecorator):
         else what this task of any run of the flow, in the same namespace, has saved last.
         "none", None: nothing.
     keep : str, optional
-        Which checkpoints stay: "last=3 best=2:val_loss". Without it all do.
+        Which checkpoints stay: "last=3 best=2:val_loss". Without it all do, but of
+        `current.checkpoint.run` the last three.
+    every : Union[str, int], optional
+        When `current.checkpoint.run` saves: "10min" (without it), 500 steps, "epoch".
+    attributes : List[str], optional
+        Attributes of `self` that are part of every checkpoint, and set again before the step's
+        code goes on: ["epoch", "history"], or "epoch,history".
+    on_preemption : str, default "stop"
+        What happens when AWS Batch, Kubernetes or a spot instance of EC2 say that they take the
+        machine away. "stop": the next save ends the attempt once it is durable, if there is a
+        retry left and the task runs on Batch or Kubernetes. "tell": `current.checkpoint.preempted`
+        becomes true. "none", None: nobody looks.
     temp_dir_root : str, optional
         Where `current.checkpoint.directory` is made.
     show_card : bool, default False
-        Taken for compatibility.
+        Whether the task has a card of type "checkpoint": what was saved, loaded and removed.
     """
 
     name = "checkpoint"
     defaults = {  # noqa: RUF012 - Metaflow copies it
         "load_policy": "fresh",
         "keep": None,
+        "every": None,
+        "attributes": None,
+        "on_preemption": "stop",
         "temp_dir_root": None,
         "show_card": False,
     }
 
     _current = None
+    _card = None
+    _stopping = None
 
     def init(self):
         # `--with checkpoint:…`, and the runtime to the task, give everything as text.
         values = self.attributes
         for name, value in values.items():
-            if isinstance(value, str) and value.strip().lower() in ("none", "null", ""):
-                values[name] = None
-        if values["load_policy"] is None:
-            values["load_policy"] = "none"
+            values[name] = text_as_value(value)
+        for name in ("load_policy", "on_preemption"):
+            if values[name] is None:
+                values[name] = "none"
         if values["temp_dir_root"] is not None:
             values["temp_dir_root"] = os.fspath(values["temp_dir_root"])
-        values["show_card"] = _SWITCHES.get(str(values["show_card"]).lower(), values["show_card"])
+        if isinstance(values["attributes"], str):
+            values["attributes"] = [name.strip() for name in values["attributes"].split(",")]
+        values["show_card"] = switch(values["show_card"])
 
     def step_init(self, flow, graph, step_name, decorators, environment, flow_datastore, logger):
         self._flow_datastore = flow_datastore
@@ -76,16 +90,44 @@ class CheckpointDecorator(StepDecorator):
         from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
 
         INTERNAL_ARTIFACTS_SET.update(_ARTIFACTS)
-        policy = self.attributes["load_policy"]
-        if policy not in _POLICIES:
-            raise self._refusal("load_policy", f"be one of {', '.join(map(repr, _POLICIES))}")
+        for name, policies in _POLICIES.items():
+            if self.attributes[name] not in policies:
+                raise self._refusal(name, f"be one of {', '.join(map(repr, policies))}")
         if not isinstance(self.attributes["show_card"], bool):
             raise self._refusal("show_card", "be True or False")
+        self._check_attributes(flow)
+
+    def _check_attributes(self, flow):
+        names = self.attributes["attributes"]
+        if names is None:
+            return
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+            raise self._refusal("attributes", "be names such as ['epoch', 'history']")
+        for name in names:
+            what = None
+            if not name.isidentifier() or name.startswith("_"):
+                what = f"{name!r} is no name of an artifact"
+            elif hasattr(type(flow), name) or name in vars(flow):
+                what = f"{name!r} is a parameter, a step or another part of the flow's class"
+            if what:
+                raise self._refusal("attributes", f"be what the step assigns to self ({what})")
 
     def runtime_init(self, flow, graph, package, run_id):
         # Not in step_init, which every command of a flow and every task comes through.
         self._check_keep()
+        self._check_every()
         _keep_origin(self._flow_datastore, flow.name, run_id)
+
+    def _check_every(self):
+        if self.attributes["every"] is None:
+            return
+        from holdfast.core.schedule import parse_every
+        from holdfast.errors import HoldfastError
+
+        try:
+            parse_every(self.attributes["every"])
+        except HoldfastError as error:
+            raise self._refusal("every", f"be understood: {error}") from None
 
     def _check_keep(self):
         keep = self.attributes["keep"]
@@ -123,9 +165,18 @@ class CheckpointDecorator(StepDecorator):
     ):
         if retry_count > max_user_code_retries:
             return  # @catch runs its fallback instead of the step
-        _check_installed(step_name, self._flow_datastore.TYPE)
+        check_installed(f"@checkpoint on step *{step_name}*", self._flow_datastore.TYPE)
         from holdfast.metaflow.task import begin
 
+        if self.attributes["show_card"]:
+            from holdfast.metaflow.card import card_of
+
+            self._card = card_of(
+                self._flow_datastore,
+                pathspec=f"{flow.name}/{run_id}/{step_name}/{task_id}",
+                attempt=retry_count,
+                keep=self.attributes["keep"],
+            )
         self._current = begin(
             flow_datastore=self._flow_datastore,
             flow=flow,
@@ -138,8 +189,11 @@ class CheckpointDecorator(StepDecorator):
             namespace=str(current.namespace or ""),
             policy=self.attributes["load_policy"],
             keep=self.attributes["keep"],
+            every=self.attributes["every"],
+            attributes=self.attributes["attributes"] or (),
             temp_dir_root=self.attributes["temp_dir_root"],
             tell=self._tell,
+            card=self._card,
         )
         self._flow = flow
         current._update_env({"checkpoint": self._current})
@@ -149,6 +203,16 @@ class CheckpointDecorator(StepDecorator):
     ):
         if self._current is None:
             return step_func
+        # Here, for every other decorator has said by now where the task runs.
+        from holdfast.metaflow.stopping import Stopping
+
+        self._stopping = Stopping(
+            current,
+            self._current,
+            policy=self.attributes["on_preemption"],
+            may_retry=retry_count < max_user_code_retries,
+            tell=self._tell,
+        )
 
         @wraps(step_func)
         def step(*args, **kwargs):
@@ -176,18 +240,29 @@ class CheckpointDecorator(StepDecorator):
         self._flow._task_checkpoints = saved
         latest = [each for each in saved if each["latest"]]
         self._flow._task_latest_checkpoint = latest[-1] if latest else None
+        failed = True
         try:
-            self._current.finish()
+            self._current.finish(complete=not failing)
+            failed = failing
         except HoldfastError as error:
             if not failing:
                 raise
             self._tell(f"the last save failed: {error}")
+        finally:
+            if self._stopping is not None:
+                self._stopping.close()
+            if self._card is not None:
+                self._card.end(failed=failed)
+
+    def task_finished(self, step_name, flow, graph, is_task_ok, retry_count, max_retries):
+        if self._card is not None:
+            self._card.wait()
 
     def _tell(self, text):
         self._logger(text, head="[@checkpoint] ", timestamp=False)
 
     def add_to_package(self):
-        return _package()
+        return package()
 
 
 @cache  # every step with the decorator asks for it
@@ -205,36 +280,3 @@ def _keep_origin(flow_datastore, flow, run_id):
     from holdfast.metaflow.places import RunName
 
     keep_origin(flow_datastore, flow, RunName(str(run_id), str(origin or "")))
-
-
-def _check_installed(step_name, datastore):
-    """Raise if this task's environment, often another one than that of `run`, lacks something."""
-    needed = _NEEDED + _NEEDED_FOR.get(datastore, ())
-    missing = [name for name in needed if find_spec(name) is None]
-    if not missing:
-        return
-    from holdfast import __version__
-
-    packages = f'"holdfast": "{__version__}"'
-    if "obstore" in needed:
-        packages += ', "obstore": ">=0.12,<0.13"'
-    raise CheckpointException(
-        f"@checkpoint on step *{step_name}* needs what is not installed where the step runs: "
-        f"{', '.join(missing)}. Add it there: @pypi(packages={{{packages}}}) above the step, "
-        "or the same packages in its image."
-    )
-
-
-@cache  # asked for once for each step with the decorator, in every run
-def _package():
-    """Every file of Holdfast, for tasks on other machines."""
-    import holdfast
-
-    root = os.path.dirname(holdfast.__file__)
-    files = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.endswith((".py", ".typed"))
-    ]
-    return [(file, os.path.join("holdfast", os.path.relpath(file, root))) for file in files]

@@ -1,0 +1,122 @@
+"""How a task ends before its machine does. Called by the decorator; imports Metaflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from holdfast.errors import Preempted
+from holdfast.metaflow.notices import SpotNotice, Watch, file_notice, on_ec2
+
+if TYPE_CHECKING:
+    from holdfast.metaflow.current import CurrentCheckpoint
+
+# Metaflow's own look at the machine is as often as Amazon asks for; a file costs nothing.
+_METADATA_S = 5.0
+_FILE_S = 1.0
+
+
+class Stopping:
+    """What a step does about a notice, and about SIGTERM, until `close`.
+
+    `current` is Metaflow's. With the policy "stop" a save after a notice ends the attempt, if
+    another one follows, which may begin on another machine; with "tell" `current.checkpoint`
+    says that there is one; with "none" nobody looks.
+    """
+
+    def __init__(
+        self,
+        current: Any,
+        checkpoint: CurrentCheckpoint,
+        *,
+        policy: str,
+        may_retry: bool,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._tell = tell
+        self._stops = policy == "stop" and may_retry and _is_remote(current)
+        self._termination = Termination()
+        self._watch = None if policy == "none" else _watch(current, self._noticed)
+        checkpoint.heed(self._watch, stops=self._stops)
+
+    def close(self) -> None:
+        """The step has ended. May be called again."""
+        self._termination.close()
+        if self._watch is not None:
+            self._watch.close()
+
+    def _noticed(self, notice: str) -> None:
+        if not self._stops:
+            self._tell(
+                f"{notice}: what is saved by then stays; current.checkpoint.preempted is true"
+            )
+            return
+        self._tell(f"{notice}: the task stops when its next save is durable, and is retried")
+        if (signals := sys.modules.get("holdfast.run.signals")) is not None:
+            signals.stop_all("preempted")
+
+
+def _watch(current: Any, tell: Callable[[str], None]) -> Watch | None:
+    """Looks for a notice where one can come: in the file that Metaflow names on AWS Batch and
+    Kubernetes, or from the machine itself. None elsewhere: no thread, no request."""
+    if path := current.get("spot_termination_notice"):
+        return Watch(file_notice(path), interval_s=_FILE_S, tell=tell)
+    if on_ec2():
+        return Watch(SpotNotice(), interval_s=_METADATA_S, tell=tell)
+    return None
+
+
+def _is_remote(current: Any) -> bool:
+    """Whether the next attempt of this task may begin on another machine. The local runtime
+    begins it at once, on this one."""
+    names = ("AWS_BATCH_JOB_ID", "METAFLOW_KUBERNETES_WORKLOAD")
+    return bool(current.get("spot_termination_notice")) or any(map(os.environ.get, names))
+
+
+def stop(notice: str, url: str) -> NoReturn:
+    """End the attempt: Metaflow begins the next one, if there are retries left."""
+    from metaflow.exception import MetaflowException
+
+    class Stopped(Preempted, MetaflowException):
+        """Metaflow prints its text instead of a traceback."""
+
+        headline = "Preempted"
+
+    raise Stopped(f"{notice}. Saved as {url}: the next attempt of the task goes on from there.")
+
+
+class Termination:
+    """While it is there SIGTERM ends the step by SystemExit, so that its saves are finished and
+    the task fails: by itself the process would be gone at once. In the main thread.
+
+    A handler of the user's stays, and one that comes later replaces this.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._installed = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        )
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._handle)
+
+    def close(self) -> None:
+        """Give the signal back."""
+        if self._installed and signal.getsignal(signal.SIGTERM) == self._handle:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a forked child, such as a loader's worker
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        signals = sys.modules.get("holdfast.run.signals")
+        if signals is not None and signals.is_awaited(frame):
+            return  # a Run in the step saves at its next boundary, and leaves
+        raise SystemExit(128 + number)

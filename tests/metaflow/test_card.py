@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -144,6 +145,13 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
     return holds()
 
 
+def ended(card: Card) -> None:
+    """The last page is written, however slow this machine is."""
+    if (thread := card._thread) is not None:  # pyright: ignore[reportPrivateUsage]
+        thread.join(30)
+        assert not thread.is_alive()
+
+
 def save(fit: Checkpoints, folder: Path, count: int, block: bool = True) -> None:
     for number in range(count):
         fit.save(
@@ -160,7 +168,7 @@ def test_what_happens_is_on_the_card(tmp_path: Path) -> None:
     save(fit, tmp_path / "x", 5, block=False)
     fit.close()
     card.end(failed=True)
-    card.wait()
+    ended(card)
     assert "failed attempt 0" in pages.last
     assert "saved in this attempt5" in pages.last
     assert "kept41 removed, keep=last=3 best=1:loss:max" in pages.last
@@ -178,7 +186,7 @@ def test_what_happens_is_on_the_card(tmp_path: Path) -> None:
     current.save(written(tmp_path / "x", content="more"), metadata={"loss": 0.1})
     current.finish()
     card.end(failed=False)
-    card.wait()
+    ended(card)
     assert "finished attempt 1" in pages.last
     assert "Damaged, and passed over" in pages.last
     assert "main@4, saved by Train/7/fit/2 in attempt 0" in pages.last
@@ -195,18 +203,19 @@ def test_many_saves_are_few_pages(tmp_path: Path) -> None:
     pages = Pages()
     card = pages.card(interval_s=0.5)
     fit = task(tmp_path / "ds", card=card)
+    begin = time.monotonic()
     save(fit, tmp_path / "x", 1)
-    assert within(5, lambda: len(pages.all) == 1)
-    save(fit, tmp_path / "x", 5)
-    assert within(5, lambda: len(pages.all) == 2)
-    time.sleep(1.2)
-    assert len(pages.all) == 2  # nothing has happened
-    save(fit, tmp_path / "x", 5)
+    assert within(20, lambda: len(pages.all) == 1)
+    save(fit, tmp_path / "x", 30)
+    assert within(20, lambda: "saved in this attempt31" in pages.last)
+    count = len(pages.all)
+    assert 2 <= count <= 2 + (time.monotonic() - begin) / 0.5
+    time.sleep(0.7)
+    assert len(pages.all) == count  # nothing has happened
     fit.close()
     card.end(failed=False)
-    card.wait()
-    assert 3 <= len(pages.all) <= 4
-    assert "saved in this attempt11" in pages.last
+    ended(card)
+    assert len(pages.all) == count + 1
 
 
 def test_nobody_waits_for_a_store_that_does_not_answer(tmp_path: Path) -> None:
@@ -220,9 +229,9 @@ def test_nobody_waits_for_a_store_that_does_not_answer(tmp_path: Path) -> None:
     card.end(failed=False)
     start = time.monotonic()
     card.wait()
-    assert 0.4 < time.monotonic() - start < 1.0
+    assert 0.4 < time.monotonic() - start < 5.0
     pages.stuck.set()
-    assert within(5, lambda: bool(pages.all) and "finished" in pages.last)
+    assert within(20, lambda: bool(pages.all) and "finished" in pages.last)
 
 
 def test_a_card_that_cannot_be_written_is_told_once(
@@ -233,11 +242,11 @@ def test_a_card_that_cannot_be_written_is_told_once(
     card = pages.card()
     fit = task(tmp_path / "ds", card=card)
     save(fit, tmp_path / "x", 1)
-    assert within(5, lambda: "no such bucket" in caplog.text)
+    assert within(20, lambda: "no such bucket" in caplog.text)
     save(fit, tmp_path / "x", 3)
     fit.close()
     card.end(failed=False)
-    card.wait()
+    ended(card)
     assert len(fit.list()) == 4
     assert caplog.text.count("the card of Train/7/fit/2 could not be written") == 1
 
@@ -257,7 +266,7 @@ def test_a_save_that_fails_is_on_the_card(tmp_path: Path) -> None:
     pending.failed(StoreUnavailable("the disk is full"))  # in the background
     fit.close()
     card.end(failed=False)
-    card.wait()
+    ended(card)
     assert "Saves that failedsave 2: cannot save 'files/fifo'" in pages.last
     assert "save 3: the disk is full" in pages.last
     assert "saved in this attempt1" in pages.last
@@ -273,12 +282,12 @@ def test_an_attempt_that_was_given_up_leaves_the_card_alone(tmp_path: Path) -> N
     save(new, tmp_path / "x", 1)
     new.close()
     card.end(failed=False)
-    card.wait()
+    ended(card)
     with pytest.raises(Fenced):
         save(old, tmp_path / "x", 1)
     old.close()
     old_card.end(failed=True)
-    old_card.wait()
+    ended(old_card)
     assert "finished attempt 1" in pages.last
 
 
@@ -287,9 +296,11 @@ def test_a_forked_child_writes_no_card(tmp_path: Path) -> None:
     card = pages.card()
     fit = task(tmp_path / "ds", card=card)
     save(fit, tmp_path / "x", 1)
-    assert within(5, lambda: len(pages.all) == 1)
+    assert within(20, lambda: len(pages.all) == 1)
     silent = pages.card()  # of which no thread has begun
     if (child := os.fork()) == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # it must not stay for ever if it waits for the lock
         card._lock.acquire()  # pyright: ignore[reportPrivateUsage] - of a thread that is gone
         save(fit, tmp_path / "x", 1)
         fit.close()
@@ -314,7 +325,7 @@ def test_the_card_of_long_work_stays_small(tmp_path: Path) -> None:
         card.saving(pending)
     fit.close()
     card.end(failed=False)
-    card.wait()
+    ended(card)
     assert len(card._points) <= 2000  # pyright: ignore[reportPrivateUsage]
     assert len(pages.all[-1]) < 40_000
     assert "saved in this attempt5,001" in pages.last

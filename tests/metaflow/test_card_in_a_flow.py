@@ -53,7 +53,7 @@ def test_metaflow_finds_the_card(metaflow: Metaflow) -> None:
         ("end", "checkpoint"),
         ("end", "default"),
     }
-    # One for both attempts, though the first has changed its working directory.
+    # One for both attempts, though they have changed their working directory.
     count, html = found["start", "checkpoint"]
     assert count == 1
     assert "finished</span> attempt 1" in html

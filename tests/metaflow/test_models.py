@@ -27,6 +27,7 @@ from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.models import CurrentModel
 from holdfast.metaflow.outside import delete_model, load_model
 from holdfast.metaflow.places import MODELS, Root
+from holdfast.metaflow.reading import Reading
 from holdfast.metaflow.task import VARIABLE
 from tests.metaflow.tasks import contents, in_bucket, task, written
 from tests.support.servers import service
@@ -205,10 +206,12 @@ def test_what_is_held_back_or_not_there_is_not_deleted(tmp_path: Path) -> None:
             delete_model(saved)
         listing.unpin(saved["version_id"])
     (tmp_path / "ds").rename(tmp_path / "away")
-    with pytest.raises(NoStore):  # a disk that is not there has lost nothing
+    with pytest.raises(NoStore, match="has moved, give the `key`"):  # it has lost nothing
         delete_model(saved)
-    with pytest.raises(NoStore):
+    with pytest.raises(NoStore, match="has moved, give the `key`"):
         load_model(saved, tmp_path / "into")
+    moved = Reading(Root(str(tmp_path / "away")))
+    moved.load(moved.find(saved["key"]), tmp_path / "into")
     (tmp_path / "away").rename(tmp_path / "ds")
     assert delete_model(saved) is True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,13 @@ from typing import Any
 
 import pytest
 
+import holdfast
+from holdfast.errors import Preempted
+from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.notices import Watch
 from holdfast.metaflow.stopping import Stopping
 from tests.metaflow.support import Metaflow
+from tests.metaflow.tasks import task
 from tests.metaflow.test_card import within
 from tests.support.servers.machine import machine_on_loopback
 
@@ -93,11 +98,46 @@ def test_who_stops(
     stopping = Stopping(current, heard, policy=policy, may_retry=may_retry, tell=told.append)
     assert (heard.watch is not None, heard.stops) == (looks, stops)
     if looks:
-        assert within(5, lambda: bool(told))
+        assert within(20, lambda: bool(told))
         assert ("is retried" in told[0]) == stops
-        assert within(5, lambda: bool(runs) == stops)
+        assert within(20, lambda: bool(runs) == stops)
     stopping.close()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+class Noticed(Watch):
+    """A watch to which it was said."""
+
+    def __init__(self) -> None:
+        self.notice = "soon"
+
+
+def test_a_save_that_stops_the_task_is_durable_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever catches what it raises may rely on it; `block=False` or not."""
+    listed: list[int] = []
+
+    def stop(notice: str, url: str) -> None:
+        with holdfast.CheckpointManager(url.rpartition("@")[0], keep=None) as other:
+            listed.append(len(other.checkpoints()))
+        raise Preempted(notice)
+
+    monkeypatch.setattr("holdfast.metaflow.current.stop", stop)
+    current = CurrentCheckpoint(task(tmp_path / "ds"))
+    current.heed(Noticed(), stops=True)
+    (tmp_path / "large").write_bytes(os.urandom(30_000_000))
+    for number in (1, 2):
+        with pytest.raises(Preempted, match="soon"):
+            current.save(tmp_path / "large", block=number == 1)
+        (tmp_path / "large").write_bytes(os.urandom(30_000_000))
+    assert listed == [1, 2]
+    assert [each["version_id"] for each in current.saved] == [1, 2]
+    current.save(tmp_path / "large", latest=False)
+    current.heed(Noticed(), stops=False)
+    current.save(tmp_path / "large")
+    assert current.preempted
+    current.finish()
 
 
 # Between `Termination()` and its `close`, as a step of Metaflow's is.

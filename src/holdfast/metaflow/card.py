@@ -147,7 +147,7 @@ class Card:
     # -- writing ---------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        if self._given_up or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return  # a forked child: the card is its parent's
         with self._lock:
             self._news.set()
@@ -168,7 +168,8 @@ class Card:
             self._news.clear()
             ending = self._ending.is_set()
             try:
-                self._write(page(self._story()))
+                if not self._given_up:
+                    self._write(page(self._story()))
             except Exception as error:  # noqa: BLE001 - anything of a store's, or of ours
                 if not told:
                     logger.warning("the card of %s could not be written: %s", self._pathspec, error)

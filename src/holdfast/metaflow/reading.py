@@ -221,7 +221,14 @@ class Reading:
 
     def _check_run(self, address: str) -> None:
         """Raises NoStore if there is no run: what is not there was not removed from it."""
-        Repo(open_store(address)).info()
+        try:
+            Repo(open_store(address)).info()
+        except NoStore as error:
+            raise NoStore(
+                error.message,
+                hint="If the datastore has moved, give the `key` of what `save` returned: it is "
+                "looked up where Metaflow's settings say.",
+            ) from None
 
     def _place_of(self, reference: Reference | str) -> tuple[str, str]:
         """The run that it is in, and its name there."""

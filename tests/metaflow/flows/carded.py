@@ -18,13 +18,13 @@ class Carded(FlowSpec):
     @checkpoint(show_card=True, keep="last=2 best=1:loss")
     @step
     def start(self):
+        # Metaflow looks for cards below the working directory.
+        os.chdir(os.path.dirname(current.checkpoint.directory))
         number = current.checkpoint.info.version_id if current.checkpoint.is_loaded else 0
         for loss in [3.0, 1.0, 2.0, 4.0][number:]:
             Path(current.checkpoint.directory, "loss").write_text(str(loss))
             current.checkpoint.save(name="<i>epoch</i>", metadata={"loss": loss})
             if loss == 2.0:
-                # Metaflow looks for cards below the working directory.
-                os.chdir(current.checkpoint.directory)
                 raise RuntimeError("told to fail")
         self.next(self.middle)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
@@ -75,6 +76,7 @@ class Helper:
         self._work = work
         self._name = name
         self._ended = Latch()
+        self._thread: Callable[[], threading.Thread | None] = lambda: None
         try:
             _thread.start_new_thread(self._start, ())
         except RuntimeError as error:
@@ -83,9 +85,11 @@ class Helper:
             raise NoThread(str(error)) from None
 
     def _start(self) -> None:
-        # Made and dropped here: even the end of a `Thread` is work of several steps.
+        # Made and dropped here: even freeing a `Thread` calls Python code.
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread = weakref.ref(thread)
         try:
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            thread.start()
         except RuntimeError:
             self._run()  # then without a name
 
@@ -101,8 +105,10 @@ class Helper:
         return not self._ended.is_set
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Block until its work has ended, at most `timeout_s` seconds."""
-        self._ended.wait(timeout_s)
+        """Block until it has ended, at most `timeout_s` seconds for its work."""
+        if self._ended.wait(timeout_s) and (thread := self._thread()) is not None:
+            with suppress(RuntimeError):  # it could not be started
+                thread.join()
 
 
 def aside(function: Callable[P, R]) -> Callable[P, R]:

@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -31,7 +30,14 @@ from holdfast.metaflow.places import (
     is_loop,
     lineage,
 )
-from holdfast.metaflow.reading import ABOUT, ATTRIBUTES, CONTENT, Reading, newest_first
+from holdfast.metaflow.reading import (
+    ABOUT,
+    ATTRIBUTES,
+    CONTENT,
+    Reading,
+    in_order_of_attempts,
+    newest_first,
+)
 from holdfast.metaflow.reference import (
     DEFAULT_NAME,
     METADATA_BYTES,
@@ -338,23 +344,12 @@ class Checkpoints(Reading):
                 with self._lock:
                     self._open()
             found += self._of_writer((*place, writer))
-        return _in_order_of_attempts(found)
+        return in_order_of_attempts(found)
 
 
 def new_writer(kind: str = "at") -> str:
     """A name for one more process of a task that saves."""
     return f"{kind}-{secrets.token_hex(4)}"
-
-
-def _in_order_of_attempts(saved: Sequence[Reference]) -> Iterator[Reference]:
-    """Those of one run, none newer than the first of a later attempt: a process that an attempt
-    had started may go on saving when the attempt was given up."""
-    first: dict[int, str] = {}
-    for each in saved:
-        first[each.attempt] = min(each.created_on, first.get(each.attempt, each.created_on))
-    for each in saved:
-        later = (time for attempt, time in first.items() if attempt > each.attempt)
-        yield replace(each, created_on=min([each.created_on, *later]))
 
 
 def _is_saved(pending: Pending) -> bool:

@@ -120,10 +120,14 @@ class Reading:
                 for name in self._runs_in((*top, in_step, at)):
                     if run in (None, name.run):
                         place = (*top, in_step, at, name.part)
-                        found += (
+                        saved = [
                             each
                             for writer in self._writers_in(place)
                             for each in self._of_writer((*place, writer))
+                        ]
+                        found += (
+                            each
+                            for each in in_order_of_attempts(saved)
                             if task is None or each.pathspec == pathspec
                         )
                 if task is not None and found:
@@ -289,6 +293,17 @@ def _in_order(saved: Iterable[Reference]) -> Iterator[Reference]:
     ordered = sorted(saved, key=lambda each: each.version_id)
     times = accumulate((each.created_on for each in ordered), max)
     return (replace(each, created_on=time) for each, time in zip(ordered, times, strict=True))
+
+
+def in_order_of_attempts(saved: Sequence[Reference]) -> Iterator[Reference]:
+    """Those of a task in one run, none newer than the first of a later attempt: a process that
+    an attempt had started may go on saving when the attempt was given up."""
+    first: dict[int, str] = {}
+    for each in saved:
+        first[each.attempt] = min(each.created_on, first.get(each.attempt, each.created_on))
+    for each in saved:
+        later = (time for attempt, time in first.items() if attempt > each.attempt)
+        yield replace(each, created_on=min([each.created_on, *later]))
 
 
 def newest_first(references: Iterable[Reference]) -> list[Reference]:

@@ -82,6 +82,7 @@ def of_size(mib):
 
 def of_one_byte(count):
     """The median of saves of one byte."""
+    current.checkpoint.refresh_directory()  # what is in it is saved, too
     file = Path(current.checkpoint.directory, "byte")
     took = []
     for number in range(count):
@@ -92,6 +93,7 @@ def of_one_byte(count):
 
 def listed(count):
     """Seconds that a list of `count` saves takes, five times."""
+    current.checkpoint.refresh_directory()  # what is in it is saved, too
     file = Path(current.checkpoint.directory, "byte")
     for number in range(count):
         file.write_bytes(bytes([number % 256]))

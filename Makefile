@@ -53,7 +53,7 @@ node-servers: build/node/.installed  ## Azurite and s3rver, which the slow tests
 soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
 	$(BIN)/python -m tests.kill.soak --kills 1000
 
-bench: $(VENV)/.bench  ## saves and restores beside others; writes docs/benchmarks (30 min)
+bench: $(VENV)/.bench  ## saves and restores beside others; writes docs/benchmarks (40 min)
 	$(BIN)/python -m bench --write-docs
 
 # With the node (and npm) that comes with the type checker: no other is asked for. It has

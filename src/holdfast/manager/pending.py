@@ -117,5 +117,5 @@ class Pending:
                 return  # another thread was there before
             try:
                 call()
-            except Exception:
+            except Exception:  # of whoever asked for it; the saver goes on
                 logger.exception("what was to follow the save of step %d has failed", self.step)

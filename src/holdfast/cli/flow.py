@@ -35,9 +35,9 @@ def on_tasks(
             continue
         if command == "prune" and holds_models(writer):
             continue
-        if command != "gc" and _is_empty(address):
-            continue
         if run_id and RunName.parse(run).run != run_id:
+            continue
+        if command != "gc" and _is_empty(address):
             continue
         if "--json" not in options:
             click.secho(f"{in_step}/{task} of run {RunName.parse(run).run}, {writer}", bold=True)

@@ -99,9 +99,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
     """A new folder in `folder`; removed again, as are parents that were made for it."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder, _PREFIX)
-    scratch = folder / f"{_PREFIX}{temporary_name(current())}"
-    scratch.mkdir()
+    scratch = own_folder(folder, _PREFIX)
     try:
         yield scratch
     except BaseException:
@@ -113,14 +111,17 @@ def _scratch(folder: Path) -> Iterator[Path]:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, prefix: str) -> None:
-    """Remove what processes that died on this machine left in `folder`, each a folder named
-    `prefix` and then `temporary_name`."""
+def own_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Path:
+    """A new folder in `parent` whose name says that it is this process's. Those of `prefix` that
+    processes left which died on this machine are removed."""
     me = current()
-    for entry in folder.glob(f"{prefix}*"):
+    for entry in parent.glob(f"{prefix}*"):
         owner = owner_of(entry.name.removeprefix(prefix), me)
         if owner is not None and is_alive(owner) is False:
             shutil.rmtree(entry, ignore_errors=True)
+    folder = parent / f"{prefix}{temporary_name(me)}"
+    folder.mkdir(mode)
+    return folder
 
 
 def _move_files(source: Path, target: Path) -> None:

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from holdfast.core import process
 from holdfast.errors import UsageError
-from holdfast.manager.scratch import remove_leftovers
-from holdfast.stores.unfinished import temporary_name
+from holdfast.manager.scratch import own_folder
 
 
 def new_folder(prefix: str, root: str | None) -> str:
@@ -20,10 +18,7 @@ def new_folder(prefix: str, root: str | None) -> str:
     place = Path(root or tempfile.gettempdir()).absolute()
     place.mkdir(parents=True, exist_ok=True)
     # Attempts that were killed could not remove theirs, which may be as large as this.
-    remove_leftovers(place, prefix)
-    folder = place / f"{prefix}{temporary_name(process.current())}"
-    folder.mkdir(mode=0o700)
-    return str(folder)
+    return str(own_folder(place, prefix, mode=0o700))
 
 
 @contextmanager

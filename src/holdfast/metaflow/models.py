@@ -15,7 +15,7 @@ from holdfast.metaflow.folders import new_folder
 from holdfast.metaflow.places import MAIN, MODELS
 from holdfast.metaflow.reading import Reading
 from holdfast.metaflow.reference import check_format
-from holdfast.metaflow.task import datastore_root, node_of, place_of
+from holdfast.metaflow.task import Task
 
 
 class LoadedModels(Mapping[str, str | None]):
@@ -184,32 +184,17 @@ def load_into(reading: Reading, reference: object, path: str) -> dict[str, Any]:
 
 
 def begin(
-    *,
-    flow_datastore: Any,
+    task: Task,
     flow: Any,
-    graph: Any,
-    step: str,
-    run: str,
-    task: str,
-    attempt: int,
-    origin: str,
-    namespace: str,
+    *,
     load: Sequence[tuple[str, str | None]],
     best_effort_load: bool,
     temp_dir_root: str | None,
     tell: Callable[[str], None],
 ) -> CurrentModel:
     """What `current.model` is for this task, with what `load` names."""
-    node = node_of(flow, graph, step)
-    checkpoints = Checkpoints(
-        datastore_root(flow_datastore),
-        place_of(flow, step, run, origin, node),
-        pathspec=f"{flow.name}/{run}/{step}/{task}",
-        attempt=attempt,
-        namespace=namespace,
-        writer=MODELS if node.writer == MAIN else f"{MODELS}-{node.writer}",
-        rank=node.rank,
-    )
+    writer = task.node.writer
+    checkpoints = task.checkpoints(MODELS if writer == MAIN else f"{MODELS}-{writer}")
     current = CurrentModel(checkpoints, temp_dir_root=temp_dir_root, tell=tell)
     try:
         current.load_attributes(flow, load, best_effort=best_effort_load)

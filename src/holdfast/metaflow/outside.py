@@ -13,13 +13,13 @@ from typing import Any, Self
 
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.metaflow import obcheckpoint
-from holdfast.metaflow.checkpoints import Checkpoints, new_writer
+from holdfast.metaflow.checkpoints import new_writer
 from holdfast.metaflow.current import CurrentCheckpoint
 from holdfast.metaflow.models import load_into
 from holdfast.metaflow.places import Place, Root
 from holdfast.metaflow.reading import Reading
 from holdfast.metaflow.reference import DEFAULT_NAME, NotAReference, Reference
-from holdfast.metaflow.task import VARIABLE, datastore_root, node_of, of_parent, place_of
+from holdfast.metaflow.task import VARIABLE, datastore_root, of_parent, running_task
 
 logger = logging.getLogger("holdfast")
 
@@ -133,20 +133,7 @@ def _checkpoints() -> Any:
         return ours
     if (flow := _running_flow()) is None:
         return _NoTask(root_here())
-    from metaflow.metaflow_current import current
-
-    step = str(current.step_name)
-    node = node_of(flow, flow._graph, step)
-    origin = str(current.origin_run_id or "")
-    return Checkpoints(
-        datastore_root(flow._datastore.parent_datastore),
-        place_of(flow, step, str(current.run_id), origin, node),
-        pathspec=str(current.pathspec),
-        attempt=current.retry_count,
-        namespace=str(current.namespace or ""),
-        writer=new_writer(),
-        rank=node.rank,
-    )
+    return running_task(flow, flow._datastore.parent_datastore).checkpoints(new_writer())
 
 
 def _told() -> dict[str, Any]:

@@ -58,24 +58,58 @@ def place_of(flow: Any, step: str, run: str, origin: str, node: Node) -> Place:
     return Place(flow.name, step, RunName(run, origin), foreach, iterations)
 
 
-def node_of(flow: Any, graph: Any, step: str) -> Node:
+def node_of(flow: Any, step: str) -> Node:
     """Which node this is, if the step runs on several."""
-    if not getattr(graph[step], "parallel_step", False):
+    if not getattr(flow._graph[step], "parallel_step", False):
         return Node()
     return Node(int(flow._foreach_stack[-1].index))
 
 
+@dataclass(frozen=True)
+class Task:
+    """The task of Metaflow's that this process runs."""
+
+    root: Root
+    place: Place
+    node: Node
+    pathspec: str
+    attempt: int
+    namespace: str
+
+    def checkpoints(self, writer: str, **options: Any) -> Checkpoints:
+        """What this process sees of its checkpoints, with options of `Checkpoints`."""
+        return Checkpoints(
+            self.root,
+            self.place,
+            pathspec=self.pathspec,
+            attempt=self.attempt,
+            namespace=self.namespace,
+            writer=writer,
+            rank=self.node.rank,
+            **options,
+        )
+
+
+def running_task(flow: Any, flow_datastore: Any) -> Task:
+    """The task of `flow` that runs now: as soon as decorators are told that it begins."""
+    from metaflow.metaflow_current import current
+
+    step = str(current.step_name)
+    node = node_of(flow, step)
+    return Task(
+        datastore_root(flow_datastore),
+        place_of(flow, step, str(current.run_id), str(current.origin_run_id or ""), node),
+        node,
+        pathspec=str(current.pathspec),
+        attempt=current.retry_count,
+        namespace=str(current.namespace or ""),
+    )
+
+
 def begin(
-    *,
-    flow_datastore: Any,
+    task: Task,
     flow: Any,
-    graph: Any,
-    step: str,
-    run: str,
-    task: str,
-    attempt: int,
-    origin: str,
-    namespace: str,
+    *,
     policy: str,
     keep: str | None,
     every: int | str | None,
@@ -85,18 +119,18 @@ def begin(
     card: Card | None = None,
 ) -> CurrentCheckpoint:
     """What `current.checkpoint` is for this task; what it goes on from is loaded."""
-    node = node_of(flow, graph, step)
-    root = datastore_root(flow_datastore)
-    place = place_of(flow, step, run, origin, node)
     about: dict[str, Any] = {
-        "pathspec": f"{flow.name}/{run}/{step}/{task}",
-        "attempt": attempt,
-        "namespace": namespace,
-        "rank": node.rank,
+        "pathspec": task.pathspec,
+        "attempt": task.attempt,
+        "namespace": task.namespace,
+        "rank": task.node.rank,
         "keep": keep,
     }
-    os.environ[VARIABLE] = json.dumps({"root": asdict(root), "place": asdict(place), **about})
-    checkpoints = Checkpoints(root, place, writer=node.writer, card=card, **about)
+    os.environ[VARIABLE] = json.dumps(
+        {"root": asdict(task.root), "place": asdict(task.place), **about}
+    )
+    node = task.node
+    checkpoints = task.checkpoints(node.writer, keep=keep, card=card)
     carried = Attributes(vars(flow), attributes)
     current = CurrentCheckpoint(
         checkpoints,
@@ -116,22 +150,15 @@ def begin(
     if node.rank is None:
         current.go_on(policy)
     elif node.rank == 0:
-        _choose(current, root, place, attempt, policy)
-    elif policy != "none" and (chosen := await_choice(root, place, attempt)):
+        current.go_on(policy)
+        if policy != "none":  # what all nodes load is what the control node could
+            publish(task.root, task.place, task.attempt, current.info)
+    elif policy != "none" and (chosen := await_choice(task.root, task.place, task.attempt)):
         start = time.monotonic()
         current.go_on_from(chosen)
         if card:
             card.went_on(chosen, time.monotonic() - start)
     return current
-
-
-def _choose(
-    current: CurrentCheckpoint, root: Root, place: Place, attempt: int, policy: str
-) -> None:
-    """What all nodes load is what the control node could."""
-    current.go_on(policy)
-    if policy != "none":
-        publish(root, place, attempt, current.info)
 
 
 def of_parent() -> Checkpoints | None:

@@ -114,34 +114,26 @@ class CheckpointDecorator(StepDecorator):
 
     def runtime_init(self, flow, graph, package, run_id):
         # Not in step_init, which every command of a flow and every task comes through.
-        self._check_keep()
-        self._check_every()
+        keep = self.attributes["keep"]
+        if not isinstance(keep, (str, type(None))):
+            raise self._refusal("keep", "be a rule such as 'last=3 best=2:val_loss'")
+        if keep is not None:
+            from holdfast.core.retention import parse_keep
+
+            self._check_rule("keep", parse_keep)
+        if self.attributes["every"] is not None:
+            from holdfast.core.schedule import parse_every
+
+            self._check_rule("every", parse_every)
         _keep_origin(self._flow_datastore, flow.name, run_id)
 
-    def _check_every(self):
-        if self.attributes["every"] is None:
-            return
-        from holdfast.core.schedule import parse_every
+    def _check_rule(self, name, parse):
         from holdfast.errors import HoldfastError
 
         try:
-            parse_every(self.attributes["every"])
+            parse(self.attributes[name])
         except HoldfastError as error:
-            raise self._refusal("every", f"be understood: {error}") from None
-
-    def _check_keep(self):
-        keep = self.attributes["keep"]
-        if keep is None:
-            return
-        if not isinstance(keep, str):
-            raise self._refusal("keep", "be a rule such as 'last=3 best=2:val_loss'")
-        from holdfast.core.retention import parse_keep
-        from holdfast.errors import HoldfastError
-
-        try:
-            parse_keep(keep)
-        except HoldfastError as error:
-            raise self._refusal("keep", f"be understood: {error}") from None
+            raise self._refusal(name, f"be understood: {error}") from None
 
     def _refusal(self, name, what):
         return CheckpointException(
@@ -166,27 +158,21 @@ class CheckpointDecorator(StepDecorator):
         if retry_count > max_user_code_retries:
             return  # @catch runs its fallback instead of the step
         check_installed(f"@checkpoint on step *{step_name}*", self._flow_datastore.TYPE)
-        from holdfast.metaflow.task import begin
+        from holdfast.metaflow.task import begin, running_task
 
+        task = running_task(flow, self._flow_datastore)
         if self.attributes["show_card"]:
             from holdfast.metaflow.card import card_of
 
             self._card = card_of(
                 self._flow_datastore,
-                pathspec=f"{flow.name}/{run_id}/{step_name}/{task_id}",
-                attempt=retry_count,
+                pathspec=task.pathspec,
+                attempt=task.attempt,
                 keep=self.attributes["keep"],
             )
         self._current = begin(
-            flow_datastore=self._flow_datastore,
-            flow=flow,
-            graph=graph,
-            step=step_name,
-            run=str(run_id),
-            task=str(task_id),
-            attempt=retry_count,
-            origin=str(current.origin_run_id or ""),
-            namespace=str(current.namespace or ""),
+            task,
+            flow,
             policy=self.attributes["load_policy"],
             keep=self.attributes["keep"],
             every=self.attributes["every"],

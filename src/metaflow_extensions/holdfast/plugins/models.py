@@ -98,18 +98,12 @@ class ModelDecorator(StepDecorator):
         check_installed(f"@model on step *{step_name}*", self._flow_datastore.TYPE)
         from holdfast.errors import HoldfastError
         from holdfast.metaflow.models import begin
+        from holdfast.metaflow.task import running_task
 
         try:
             self._current = begin(
-                flow_datastore=self._flow_datastore,
-                flow=flow,
-                graph=graph,
-                step=step_name,
-                run=str(run_id),
-                task=str(task_id),
-                attempt=retry_count,
-                origin=str(current.origin_run_id or ""),
-                namespace=str(current.namespace or ""),
+                running_task(flow, self._flow_datastore),
+                flow,
                 load=self._load,
                 best_effort_load=self.attributes["best_effort_load"],
                 temp_dir_root=self.attributes["temp_dir_root"],

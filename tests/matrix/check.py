@@ -67,8 +67,8 @@ def _receive(job: Job) -> None:
     inside = False
     for run in job.runs:
         session = run._session
-        if session.stop.installed and session.engine.inside(sys._getframe()):
-            session.stop.receive(signal.SIGTERM)
+        if session.stopping.signals.installed and session.engine.inside(sys._getframe()):
+            session.stopping.signals.receive(signal.SIGTERM)
             inside = True
     if not inside:
         raise Killed

@@ -89,7 +89,7 @@ def test_who_stops(
 ) -> None:
     """The task, and every Run in it."""
     runs: list[str] = []
-    monkeypatch.setattr("holdfast.run.signals.stop_all", runs.append)
+    monkeypatch.setattr("holdfast.notices.signals.stop_all", runs.append)
     notice = tmp_path / "notice"
     notice.write_text("soon")
     told: list[str] = []
@@ -191,7 +191,7 @@ def test_a_run_in_the_step_stops_at_its_boundary(tmp_path: Path, asked: str) -> 
     """By either it saves and leaves with its own status."""
     status, output = ends(
         "import holdfast\n"
-        "from holdfast.run.signals import stop_all\n"
+        "from holdfast.notices.signals import stop_all\n"
         f"run = holdfast.Run({str(tmp_path / 'run')!r}, every=100)\n"
         "box = run.box(steps=0)\n"
         "for step in run.range(10):\n"

@@ -154,7 +154,7 @@ def test_an_epoch_left_by_break_is_over_so_its_data_may_change(loaders: Any, sto
                             break
                     assert taken == 3
                     if (n, epoch, stop) == (8, 1, "preempted"):
-                        run._session.stop.receive(signal.SIGTERM)
+                        run._session.stopping.signals.receive(signal.SIGTERM)
         except SystemExit:
             assert steps_of(address)[-1] == 4
         run.close()

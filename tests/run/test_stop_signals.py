@@ -411,7 +411,8 @@ def test_the_loaders_workers_died_before_the_signal_arrived(tmp_path: Path) -> N
     program.script.write_text(
         program.script.read_text().replace(
             "loader = ",
-            "import holdfast.run.signals as s; s.StopSignals.wait.__defaults__ = (60,)\nloader = ",
+            "import holdfast.notices.signals as s\n"
+            "s.StopSignals.wait.__defaults__ = (60,)\nloader = ",
         )
     )
     process = program.start()

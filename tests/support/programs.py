@@ -26,7 +26,7 @@ def say(word):
 def wait(seconds=30.0):
     "A long step: its time is not cut short by a signal."
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not run._session.stop.requested:
+    while time.monotonic() < end and not run._session.stopping.signals.requested:
         time.sleep(0.01)
 """
 

@@ -122,7 +122,7 @@ def job(
                 optimizer.step()
                 optimizer.zero_grad()
             if number == stop_at:
-                run._session.stop.receive(signal.SIGTERM)
+                run._session.stopping.signals.receive(signal.SIGTERM)
     except SystemExit:
         pass
     run.close()
@@ -290,7 +290,7 @@ def test_sparse_gradients_and_other_types() -> None:
                         optimizer.step()
                         optimizer.zero_grad()
                     if stop and number == 2:
-                        run._session.stop.receive(signal.SIGTERM)
+                        run._session.stopping.signals.receive(signal.SIGTERM)
             except SystemExit:
                 pass
         run.close()

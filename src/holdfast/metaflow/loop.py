@@ -279,7 +279,7 @@ class TaskLoop:
         run = self._run
         if run is None or os.getpid() != self._pid:
             return
-        from holdfast.run.signals import give_back
+        from holdfast.notices.signals import give_back
 
         try:
             _end(run, complete)

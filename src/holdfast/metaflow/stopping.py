@@ -57,7 +57,7 @@ class Stopping:
             )
             return
         self._tell(f"{notice}: the task stops when its next save is durable, and is retried")
-        if (signals := sys.modules.get("holdfast.run.signals")) is not None:
+        if (signals := sys.modules.get("holdfast.notices.signals")) is not None:
             signals.stop_all("preempted")
 
 
@@ -116,7 +116,7 @@ class Termination:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        signals = sys.modules.get("holdfast.run.signals")
+        signals = sys.modules.get("holdfast.notices.signals")
         if signals is not None and signals.is_awaited(frame):
             return  # a Run in the step saves at its next boundary, and leaves
         raise SystemExit(128 + number)

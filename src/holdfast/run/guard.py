@@ -31,12 +31,12 @@ class Guarded(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        stop = self._session.stop
-        if stop.requested:
-            if self._session.nothing_to_lose():
-                self._session.exit(f"stopped after step {self._session.engine.position.step:,}")
-            if time.monotonic() - stop.requested_s > self._grace_s:
-                self._session.exit("stopped; the steps since the last save will run again")
+        stopping = self._session.stopping
+        if stopping.requested:
+            if stopping.saved():
+                stopping.exit(f"stopped after step {self._session.engine.position.step:,}")
+            if time.monotonic() - stopping.signals.requested_s > self._grace_s:
+                stopping.exit("stopped; the steps since the last save will run again")
         if self._iterator is None:
             self._iterator = iter(self._items)
         return next(self._iterator)

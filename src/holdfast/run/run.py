@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import Any, Self, get_args
 
 from holdfast.core.codecs import codec_of
-from holdfast.core.retention import KeepPolicy, parse_keep
+from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
-from holdfast.errors import BadPolicy, HoldfastError, RunClosed, UsageError, briefly
+from holdfast.errors import HoldfastError, RunClosed, UsageError, briefly
 from holdfast.manager import CheckpointInfo, CheckpointManager
+from holdfast.run.arguments import check_rename, final_policy, whole
 from holdfast.run.box import Box
 from holdfast.run.console import Console
 from holdfast.run.environment import plain_config
@@ -123,7 +124,7 @@ class Run:
                 raise UsageError(
                     f"{option}={names!r} is text, not a list of names", hint=f"{option}=[{names!r}]"
                 )
-        _check_rename(rename or {})
+        check_rename(rename or {})
         if data not in get_args(Policy):
             raise UsageError(
                 f"data={data!r} is not known",
@@ -280,7 +281,7 @@ class Run:
 
         The first call of `epochs`, `batches` or `range` prints where the run starts.
         """
-        numbers = None if n is None else range(_whole(n, "epochs"))
+        numbers = None if n is None else range(whole(n, "epochs"))
         return self._loop(Label("epochs", name), IndexFeed(numbers), True, sys._getframe(1))
 
     def range(self, *bounds: int, name: str = "", count: bool = True) -> Loop:
@@ -424,55 +425,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.address!r} at step {self.step:,}>"
-
-
-def final_policy(text: str, policy: KeepPolicy) -> str:
-    """`on_finish=` as a retention policy: "final" is the last checkpoint, and `best=1`
-    without a metric the one that `keep` names.
-
-    >>> final_policy("final best=1", parse_keep("last=3 best=2:val_loss"))
-    'last=1 best=1:val_loss:min'
-    """
-    words: list[str] = []
-    for word in text.split():
-        if word == "final":
-            words.append("last=1")
-        elif word.startswith("best=") and ":" not in word:
-            if not policy.best:
-                raise BadPolicy(
-                    f"on_finish={text!r}: {word} names no metric, and neither does keep",
-                    hint=f"Write {word}:val_loss, or add best=1:val_loss to keep.",
-                )
-            words.append(f"{word}:{policy.best[0].metric}:{policy.best[0].mode}")
-        else:
-            words.append(word)
-    result = " ".join(words)
-    if parse_keep(result).empty:
-        raise BadPolicy(f"on_finish={text!r} has no rule", hint='Write on_finish="final".')
-    return result
-
-
-def _check_rename(rename: Mapping[str, str]) -> None:
-    """Names that change places would do so again at each start."""
-    for first in rename:
-        name, steps = rename[first], 1
-        while name in rename and name != first and steps < len(rename):
-            name, steps = rename[name], steps + 1
-        if name == first != rename[first]:
-            raise UsageError(
-                f"rename={dict(rename)!r} comes back to {first!r}, and would be done again "
-                "at every start",
-                hint="Use names that were never saved. To swap two, give both a new one.",
-            )
-
-
-def _whole(n: int, what: str) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__") or n.__index__() < 0:
-        raise UsageError(
-            f"{what} needs a whole number of at least 0, not {n!r}",
-            hint=f"run.{what}(20), or run.{what}(None) to go on without end.",
-        )
-    return n.__index__()
 
 
 def _key(address: str) -> str:

@@ -19,7 +19,6 @@ from holdfast.errors import (
     CorruptionError,
     HoldfastError,
     LoopError,
-    Preempted,
     SaveFailed,
     StoreError,
 )
@@ -53,7 +52,7 @@ from holdfast.run.rehearsal import Recorder
 from holdfast.run.restores import Restores
 from holdfast.run.saves import Saves
 from holdfast.run.settings import Settings
-from holdfast.run.signals import StopSignals, in_notebook
+from holdfast.run.stopping import Stopping
 from holdfast.run.tracking import Tracked, find_untracked
 from holdfast.run.triggers import Triggers
 from holdfast.run.unsaved import Unsaved
@@ -93,7 +92,14 @@ class Session:
         self.attributes = Attributes()
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
-        self.stop = StopSignals(inside=self.engine.inside, notice=self._notice)
+        self.stopping = Stopping(
+            self.engine,
+            console,
+            manager.address,
+            exit_code=settings.exit_code,
+            save=self._save_now,
+            saved=self.nothing_to_lose,
+        )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
@@ -238,8 +244,8 @@ class Session:
         self._final = False
         self.gradients.begin()
         if self._armed:
-            if self.stop.requested and self.engine.position.top.completed == 0:
-                self._stop_here()  # the signal came after the last boundary
+            if self.stopping.requested and self.engine.position.top.completed == 0:
+                self.stopping.here()  # the signal came after the last boundary
             return
         self._armed = True
         if not self._checked:
@@ -251,7 +257,7 @@ class Session:
                 if self._recorder.is_over(self.engine.position.step):
                     raise SystemExit(0)
         self.manager.acquire()
-        if not self.stop.install() and not self._warned_thread:
+        if not self.stopping.signals.install() and not self._warned_thread:
             self._warned_thread = True
             self.console.loud(
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
@@ -338,8 +344,8 @@ class Session:
             over = self._recorder.is_over(step)
         if last:
             return
-        if self.stop.requested:
-            self._stop_here()
+        if self.stopping.requested:
+            self.stopping.here()
         elif (reason or over) and self.engine.position.replayable and not self.gradients.defers():
             if over:
                 self._save_now("rehearsed")
@@ -348,23 +354,14 @@ class Session:
 
     def tail(self) -> None:
         self.unsaved.inner_ended(self.engine.position.step)
-        if not self.stop.requested or not self.engine.position.replayable:
-            return
-        # A resume from here runs the tail alone, without what the body left in variables.
-        # So that is for the worst case: usually there is time for the tail.
-        if not self.nothing_to_lose():
-            self._save_now("preempted")
-        self.console.say(
-            f"{self._address}: saved step {self.engine.position.step:,}; stopping when "
-            f"{self.engine.position.top.label} goes on"
-        )
+        self.stopping.in_tail()
 
     def outermost_done(self) -> None:
         self._finish()
 
     def interrupted(self, error: LoaderInterrupted) -> None:
-        if self.stop.installed and self.stop.wait():
-            self._stop_here()
+        if self.stopping.signals.installed and self.stopping.signals.wait():
+            self.stopping.here()
 
     # -- saving ----------------------------------------------------------------------
 
@@ -422,29 +419,6 @@ class Session:
         if self._final and last is not None:
             self.saves.attach(last, self.metrics.settle(is_step=False))
 
-    # -- stopping --------------------------------------------------------------------
-
-    def _notice(self, signal: str) -> None:
-        more = "; once more stops at once" if signal == "SIGINT" else ""
-        self.console.notice(f"{self._address}: {signal}: finishing this step, then saving{more}")
-
-    def _stop_here(self) -> None:
-        """Save and leave the process, if this is a place to come back to."""
-        if not self.nothing_to_lose():
-            if not self.engine.position.replayable:
-                return
-            self._save_now("preempted")
-        self.exit(f"saved step {self.engine.position.step:,}")
-
-    def exit(self, what: str) -> None:
-        """Leave because of a signal: status 75, or Preempted in a notebook."""
-        line = f"{self._address}: {self.stop.name}: {what}; run the same command again to go on"
-        self.console.say(line)
-        self.stop.restore()
-        if in_notebook():
-            raise Preempted(line)
-        raise SystemExit(self.settings.exit_code)
-
     def nothing_to_lose(self) -> bool:
         """Whether no step was completed since the last save, and that one is durable."""
         last = self.saves.of(self.engine.ticks)
@@ -471,9 +445,9 @@ class Session:
         self._save_now("final", finished=True)
         self._final, self._armed = True, False
         self._tidy()
-        if self.stop.requested:
-            self.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
-        self.stop.restore()
+        if self.stopping.requested:
+            self.stopping.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
+        self.stopping.signals.restore()
 
     def _tidy(self) -> None:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
@@ -483,7 +457,7 @@ class Session:
 
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
-        self.stop.restore()
+        self.stopping.signals.restore()
         self.gradients.close()
         self.barriers.close()
         if self._recorder is not None:

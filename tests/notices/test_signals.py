@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.run.signals import StopSignals
+from holdfast.notices.signals import StopSignals
 
 
 class Handlers:

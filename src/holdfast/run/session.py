@@ -39,6 +39,7 @@ from holdfast.run.console import (
     started_line,
 )
 from holdfast.run.constructed import Constructed
+from holdfast.run.contents import Contents
 from holdfast.run.engine import Engine
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
@@ -92,6 +93,15 @@ class Session:
         self.attributes = Attributes()
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
+        self.contents = Contents(
+            self.engine,
+            self.tracked,
+            self.metrics,
+            self.feeds,
+            self.gradients,
+            self.constructed,
+            self.attributes,
+        )
         self.stopping = Stopping(
             self.engine,
             console,
@@ -105,7 +115,6 @@ class Session:
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self._recorder = recorder
         self._address: str = manager.address
-        self._lengths: dict[str, int] = {}
         self._resuming = False
         """The first item after a resume inside a loop is to come."""
         self._armed = False
@@ -151,7 +160,7 @@ class Session:
             self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
-        self._lengths = dict(restored.loop.get("lengths", {}))
+        self.contents.lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
         return Replay(at.from_tree(restored.loop))
 
@@ -317,10 +326,10 @@ class Session:
         )
         begins = saved is None or not as_saved  # one that goes on may have an odd length
         if begins and (length := loop.feed.length()) is not None:
-            before = self._lengths.get(loop.place, length)
+            before = self.contents.lengths.get(loop.place, length)
             if before != length:
                 self.console.say(f"{loop.label}: {length:,} items in an epoch, {before:,} before")
-            self._lengths[loop.place] = length
+            self.contents.lengths[loop.place] = length
         return as_saved
 
     def passed(self, loop: Loop) -> None:
@@ -366,34 +375,20 @@ class Session:
     # -- saving ----------------------------------------------------------------------
 
     def _save(self, note: str, *, block: bool = False, finished: bool = False) -> None:
-        self.tracked.check_complete(loaded_adapters(), saving=True)
-        position = self.engine.snapshot()
-        state = self.tracked.state()
-        self.unsaved.tell(state, self.console, self._address)
-        loop = {
-            **at.to_tree(position),
-            "names": sorted(state),
-            "loaders": self.tracked.loaders(),
-            "metrics": self.metrics.to_tree(),
-            "lengths": dict(self._lengths),
-            "feeds": self.feeds.states(self.engine.open_feeds()),
-            "held": self.feeds.held(self.engine.open_feeds()[-1:] if position.inside else []),
-            "gradients": self.gradients.state(),
-            "settings": self.constructed.to_tree(),
-            "attributes": self.attributes.to_tree(loaded_adapters(), state),
-        }
+        content = self.contents.now()
+        self.unsaved.tell(content.state, self.console, self._address)
         pending = self.manager.save(
-            position.step,
-            state,
-            metrics=self.metrics.known(),
+            content.step,
+            content.state,
+            metrics=content.metrics,
             note=note,
-            loop=loop,
+            loop=content.loop,
             finished=finished,
             block=block,
             in_place=self.barriers.in_place(),
         )
         self.saves.submitted(self.engine.ticks, pending)
-        self.triggers.saved(position.step, self._clock())
+        self.triggers.saved(content.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""

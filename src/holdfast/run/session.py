@@ -102,17 +102,20 @@ class Session:
             self.constructed,
             self.attributes,
         )
+        self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self.stopping = Stopping(
             self.engine,
             console,
             manager.address,
             exit_code=settings.exit_code,
+            grace_s=settings.grace_s,
             save=self._save_now,
             saved=self.nothing_to_lose,
+            saves=self.saves,
+            want=triggers.want,
         )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
-        self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self._recorder = recorder
         self._address: str = manager.address
         self._resuming = False
@@ -377,17 +380,18 @@ class Session:
     def _save(self, note: str, *, block: bool = False, finished: bool = False) -> None:
         content = self.contents.now()
         self.unsaved.tell(content.state, self.console, self._address)
-        pending = self.manager.save(
-            content.step,
-            content.state,
-            metrics=content.metrics,
-            note=note,
-            loop=content.loop,
-            finished=finished,
-            block=block,
-            in_place=self.barriers.in_place(),
-        )
-        self.saves.submitted(self.engine.ticks, pending)
+        with self.saves.making():
+            pending = self.manager.save(
+                content.step,
+                content.state,
+                metrics=content.metrics,
+                note=note,
+                loop=content.loop,
+                finished=finished,
+                block=block,
+                in_place=self.barriers.in_place(),
+            )
+            self.saves.submitted(self.engine.ticks, pending)
         self.triggers.saved(content.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
@@ -437,12 +441,13 @@ class Session:
             self._finish()
 
     def _finish(self) -> None:
+        self.stopping.check_time()
         self._save_now("final", finished=True)
         self._final, self._armed = True, False
         self._tidy()
         if self.stopping.requested:
             self.stopping.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
-        self.stopping.signals.restore()
+        self.stopping.rest()
 
     def _tidy(self) -> None:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
@@ -452,7 +457,7 @@ class Session:
 
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
-        self.stopping.signals.restore()
+        self.stopping.rest()
         self.gradients.close()
         self.barriers.close()
         if self._recorder is not None:

@@ -44,6 +44,7 @@ from holdfast.run.engine import Engine
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
+from holdfast.run.held_state import HeldState
 from holdfast.run.loop import Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Label, Replay
@@ -103,6 +104,7 @@ class Session:
             self.attributes,
         )
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
+        self.held = HeldState(manager, settings.hold, self.contents, console)
         self.stopping = Stopping(
             self.engine,
             console,
@@ -112,7 +114,9 @@ class Session:
             save=self._save_now,
             saved=self.nothing_to_lose,
             saves=self.saves,
+            held=self.held,
             want=triggers.want,
+            mirrored=manager.finish_mirror,
         )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
@@ -269,7 +273,7 @@ class Session:
                 if self._recorder.is_over(self.engine.position.step):
                     raise SystemExit(0)
         self.manager.acquire()
-        if not self.stopping.signals.install() and not self._warned_thread:
+        if not self.stopping.await_signals() and not self._warned_thread:
             self._warned_thread = True
             self.console.loud(
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
@@ -363,6 +367,9 @@ class Session:
                 self._save_now("rehearsed")
                 raise SystemExit(0)
             self._save(reason)
+        elif self.held.on and self.engine.position.replayable:
+            with self.saves.making():
+                self.held.boundary(step, self.engine.ticks, self._clock(), epoch_end=epoch_end)
 
     def tail(self) -> None:
         self.unsaved.inner_ended(self.engine.position.step)
@@ -393,6 +400,7 @@ class Session:
             )
             self.saves.submitted(self.engine.ticks, pending)
         self.triggers.saved(content.step, self._clock())
+        self.held.start(content.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
@@ -458,6 +466,7 @@ class Session:
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
         self.stopping.rest()
+        self.held.drop()
         self.gradients.close()
         self.barriers.close()
         if self._recorder is not None:

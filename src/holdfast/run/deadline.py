@@ -143,3 +143,15 @@ def latest_s(asked_s: float, deadline: Deadline, save_s: float | None) -> float:
     if not deadline.said:
         needed_s = min(needed_s, half_s)
     return max(asked_s, deadline.at_s - needed_s)
+
+
+def slack_s(now_s: float, deadline: Deadline, save_s: float | None, step_s: float) -> float:
+    """How much time there is beside another step and a save; below 0, this boundary is the last
+    one at which a save is durable before the deadline. A save that was not measured takes as
+    long as is usual.
+
+    >>> slack_s(100.0, Deadline(130.0, said=True), 4.0, 20.0)
+    5.0
+    """
+    save_s = ASSUMED_GRACE_S if save_s is None else save_s
+    return deadline.at_s - now_s - step_s - save_s - MARGIN_S

@@ -273,7 +273,7 @@ class Session:
                 if self._recorder.is_over(self.engine.position.step):
                     raise SystemExit(0)
         self.manager.acquire()
-        if not self.stopping.await_signals() and not self._warned_thread:
+        if not self.stopping.await_requests() and not self._warned_thread:
             self._warned_thread = True
             self.console.loud(
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
@@ -360,7 +360,7 @@ class Session:
             over = self._recorder.is_over(step)
         if last:
             return
-        if self.stopping.requested:
+        if self.stopping.boundary():
             self.stopping.here()
         elif (reason or over) and self.engine.position.replayable and not self.gradients.defers():
             if over:

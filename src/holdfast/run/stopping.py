@@ -19,6 +19,9 @@ from holdfast.run.engine import Engine
 from holdfast.run.held_state import HeldState
 from holdfast.run.leaving import leave
 from holdfast.run.saves import Saves
+from holdfast.run.time_limit import TimeLimit
+
+Listen = Callable[[Callable[[Notice], None]], Callable[[], None]]
 
 _LOOK_S = 1.0  # a later notice may bring the deadline forward
 _AFTER_S = deadline.MARGIN_S / 2  # `run.guard` leaves by itself, and by the front door
@@ -48,10 +51,14 @@ class Stopping:
         held: HeldState,
         want: Callable[[str], None],
         mirrored: Callable[[float], object],
+        listen: Listen = lambda tell: lambda: None,
+        deadline_s: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`grace_s` is for how long this process may live after a signal, if anybody said so;
-        `want` asks for a save at the next boundary; `mirrored` waits so long for the mirror."""
+        `want` asks for a save at the next boundary; `mirrored` waits so long for the mirror;
+        `listen` has notices told until what it returns is called; `deadline_s` is what is known
+        without a notice, Unix time."""
         self.signals = StopSignals(inside=engine.inside, notice=self._notice)
         self.saved = saved
         self.deadline: Deadline | None = None
@@ -65,6 +72,9 @@ class Stopping:
         self._held = held
         self._want = want
         self._mirrored = mirrored
+        self._listen = listen
+        self._stop_listening: Callable[[], None] | None = None
+        self._limit = TimeLimit(deadline_s, saves.costs, clock)
         self._clock = clock
         self._heard: Notice | None = None
         """The notice that asked for the stop."""
@@ -87,12 +97,21 @@ class Stopping:
 
     # -- who asks for a stop -----------------------------------------------------------
 
-    def await_signals(self) -> bool:
+    def await_requests(self) -> bool:
         """A loop begins: from now on it is to be asked to stop. False if signals cannot be, off
         the main thread."""
         if self._over.is_set:
             self._begin()
+        if self._stop_listening is None:
+            self._stop_listening = self._listen(self.hear)
         return self.signals.install()
+
+    def boundary(self) -> bool:
+        """Whether to stop at this boundary, since somebody asked for it, or since it is the last
+        one with time for a save."""
+        if not self.requested and (notice := self._limit.boundary()) is not None:
+            self.hear(notice)
+        return self.requested
 
     def hear(self, notice: Notice) -> None:
         """Somebody says that this process will be stopped, or may be. From any thread."""
@@ -121,7 +140,8 @@ class Stopping:
         who = source if said is None else _said(said)
         more = "; once more stops at once" if source == "SIGINT" else ""
         self._console.notice(f"{self._address}: {who}: finishing this step, then saving{more}")
-        _watching.append(self)
+        if self not in _watching:
+            _watching.append(self)
         try:
             Helper(self._watch, name="holdfast-deadline")
         except NoThread:
@@ -193,6 +213,9 @@ class Stopping:
     def rest(self) -> None:
         """No stop is waited for any more."""
         self.signals.restore()
+        if (stop := self._stop_listening) is not None:
+            self._stop_listening = None
+            stop()
         self._over.set()
         with suppress(ValueError):
             _watching.remove(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import NoReturn
 
 from holdfast.core.aside import Helper, Latch, NoThread
@@ -59,7 +60,7 @@ class Stopping:
         `want` asks for a save at the next boundary; `mirrored` waits so long for the mirror;
         `listen` has notices told until what it returns is called; `deadline_s` is what is known
         without a notice, Unix time."""
-        self.signals = StopSignals(inside=engine.inside, notice=self._notice)
+        self.signals = StopSignals(inside=engine.inside, notice=self._notice, again=self._again)
         self.saved = saved
         self.deadline: Deadline | None = None
         self._engine = engine
@@ -147,6 +148,12 @@ class Stopping:
         except NoThread:
             pass  # the interpreter is ending, and so is the loop
 
+    def _again(self, source: str) -> None:
+        """A signal after the request: a grace that was said begins, and may end earlier."""
+        if self._grace_s is not None:
+            grace = deadline.after_signal(self._clock(), self._grace_s)
+            self.deadline = deadline.earlier(self.deadline, grace)
+
     # -- what the loop does about it ---------------------------------------------------
 
     def here(self) -> None:
@@ -227,7 +234,8 @@ class Stopping:
         return deadline.fit(self._clock(), self.deadline, save_s, behind=behind, margin_s=margin_s)
 
     def _latest_s(self) -> float:
-        assert self.deadline is not None
+        if self.deadline is None:
+            return inf  # it is being set, by the thread that asks for the stop
         return deadline.latest_s(self._asked_s, self.deadline, self._saves.costs.p95_s())
 
     def _claim(self) -> None:

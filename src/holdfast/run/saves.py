@@ -97,6 +97,7 @@ class Saves:
         for saved in ready:
             if (info := saved.checkpoint()) is not None:
                 self._triggers.committed(info)
+                self._triggers.spent(saved.pending.stats)
             elif saved.torn:
                 self._triggers.want("again")
         late, self._late = self._late, []

@@ -12,7 +12,7 @@ from holdfast.core.interval import AutoInterval
 from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.manager.history import RestoreEvent, SaveEvent
-from holdfast.run.costs import Costs, costs_of
+from holdfast.run.stalls import Stalls, stalls_of
 from holdfast.run.triggers import Triggers
 from tests.support.jobs import fresh_address
 
@@ -89,7 +89,7 @@ def test_a_history_is_read_only_where_it_matters() -> None:
 
 
 def test_what_steps_lose_behind_a_save_is_a_part_of_its_cost() -> None:
-    costs = Costs()
+    stalls = Stalls()
     now = 0.0
 
     def steps(*took: float, regular: bool = True) -> list[tuple[float, float]]:
@@ -97,43 +97,43 @@ def test_what_steps_lose_behind_a_save_is_a_part_of_its_cost() -> None:
         found = []
         for took_s in took:
             now += took_s
-            found += costs.boundary(now, regular=regular)
+            found += stalls.boundary(now, regular=regular)
         return found
 
     def save() -> None:
         nonlocal now
         now += 0.2
-        costs.begun(now)
+        stalls.begun(now)
 
     steps(*[1.0] * 20)
     save()
     steps(1.5, 1.25)  # three quarters of a second lost, a quarter of it in the barrier
-    costs.durable(event(0.2, barrier_s=0.25))
+    stalls.durable(event(0.2, barrier_s=0.25))
     ((cost_s, takes_s),) = steps(1.0)
     assert cost_s == pytest.approx(0.2 + 0.75)
     assert takes_s == 2.0
     # An evaluation behind a save says nothing about it: what was known stays.
     save()
     steps(60.0, regular=False)
-    costs.durable(event(0.2, barrier_s=0.25))
+    stalls.durable(event(0.2, barrier_s=0.25))
     ((cost_s, _),) = steps(1.0)
     assert cost_s == pytest.approx(0.45 + 0.5)
     # Saves that were waited for say nothing about others.
-    costs.durable(event(30.0, blocked=True))
-    costs.durable(None)
+    stalls.durable(event(30.0, blocked=True))
+    stalls.durable(None)
     assert steps(1.0) == []
 
 
 def test_steps_that_are_by_chance_faster_behind_a_save_do_not_make_it_cheap() -> None:
-    costs = Costs()
+    stalls = Stalls()
     for step in range(20):
-        costs.boundary(float(step), regular=True)
-    costs.begun(20.0)
-    costs.boundary(20.5, regular=True)
-    costs.durable(event(0.2))
-    assert costs.boundary(21.0, regular=True) == [(0.2, 2.0)]
+        stalls.boundary(float(step), regular=True)
+    stalls.begun(20.0)
+    stalls.boundary(20.5, regular=True)
+    stalls.durable(event(0.2))
+    assert stalls.boundary(21.0, regular=True) == [(0.2, 2.0)]
 
 
 def test_costs_in_a_history() -> None:
     events = [event(0.2, waited_s=0.5), event(9.0, blocked=True), event(9.0, error="no space")]
-    assert list(costs_of(events)) == [(0.7, 1.5)]
+    assert list(stalls_of(events)) == [(0.7, 1.5)]

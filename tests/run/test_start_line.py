@@ -11,7 +11,7 @@ SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, "machine")
-import jax  # a stand-in
+import torchvision  # a stand-in, for what no extra of ours brings
 import holdfast
 from holdfast.run import environment
 environment._CPU_INFO = Path("machine/cpuinfo")
@@ -42,8 +42,8 @@ class Project:
         self.install("0.9.1", "Xeon 8480")
         self.git("init", "-q")
 
-    def install(self, jax: str, cpu: str) -> None:
-        (self.folder / "machine" / "jax.py").write_text(f"__version__ = {jax!r}")
+    def install(self, torchvision: str, cpu: str) -> None:
+        (self.folder / "machine" / "torchvision.py").write_text(f"__version__ = {torchvision!r}")
         (self.folder / "machine" / "cpuinfo").write_text(f"model name\t: {cpu}\n")
 
     def git(self, *words: str) -> str:
@@ -94,7 +94,7 @@ def test_what_differs_from_the_last_run_is_said_once(tmp_path: Path) -> None:
 
     project.install("0.10.0", "EPYC 9654")
     assert project.start() == [
-        "since the last run: cpu Xeon 8480 -> EPYC 9654; jax 0.9.1 -> 0.10.0"
+        "since the last run: cpu Xeon 8480 -> EPYC 9654; torchvision 0.9.1 -> 0.10.0"
     ]
     assert project.start(lr=0.2) == ["config changed since the last run: lr: 0.1 -> 0.2"]
     said = project.start(lr=0.2, items=5)

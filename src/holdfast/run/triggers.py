@@ -13,7 +13,7 @@ from holdfast.core.interval import AutoInterval, Failures, parse_mtbf, parse_ove
 from holdfast.core.retention import KeepPolicy, Leaders
 from holdfast.core.schedule import Schedule, parse_every
 from holdfast.errors import HoldfastError, LoopError, UsageError
-from holdfast.run.costs import Costs, costs_of
+from holdfast.run.stalls import Stalls, stalls_of
 from holdfast.run.metrics import read
 
 
@@ -31,7 +31,7 @@ class Triggers:
         self.schedule = schedule
         self._auto = auto if schedule.auto else None
         self._say = say
-        self._costs = Costs()
+        self._stalls = Stalls()
         self._start_s = 0.0
         self._policy = policy
         self._watched = {rule.metric for rule in policy.best}
@@ -56,7 +56,7 @@ class Triggers:
             found = list(events())
         except HoldfastError:
             return  # nothing depends on a history
-        if line := self._auto.learn(Failures(), costs_of(found)):
+        if line := self._auto.learn(Failures(), stalls_of(found)):
             self._say(line)
 
     def check(self, loops: Iterable[str]) -> None:
@@ -100,7 +100,7 @@ class Triggers:
 
     def _interval(self, auto: AutoInterval, now_s: float, *, regular: bool) -> float:
         """What `auto` stands for, after the saves that are durable by now."""
-        for cost_s, takes_s in self._costs.boundary(now_s, regular=regular):
+        for cost_s, takes_s in self._stalls.boundary(now_s, regular=regular):
             if line := auto.spent(cost_s, takes_s, now_s - self._start_s):
                 self._say(line)
         return auto.seconds
@@ -108,11 +108,11 @@ class Triggers:
     def spent(self, stats: Any) -> None:
         """What a save of this process has cost, as its event says; once it is durable."""
         if self._auto is not None:
-            self._costs.durable(stats)
+            self._stalls.durable(stats)
 
     def saved(self, step: int, now_s: float) -> None:
         """A save was taken at this boundary."""
-        self._costs.begun(now_s)
+        self._stalls.begun(now_s)
         self._last_step = step
         self._last_s = now_s
         self._held = ""

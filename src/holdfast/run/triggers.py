@@ -13,8 +13,8 @@ from holdfast.core.interval import AutoInterval, Failures, parse_mtbf, parse_ove
 from holdfast.core.retention import KeepPolicy, Leaders
 from holdfast.core.schedule import Schedule, parse_every
 from holdfast.errors import HoldfastError, LoopError, UsageError
-from holdfast.run.stalls import Stalls, stalls_of
 from holdfast.run.metrics import read
+from holdfast.run.stalls import Stalls, stalls_of
 
 
 class Triggers:

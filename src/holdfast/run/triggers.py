@@ -6,7 +6,7 @@ metrics are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from holdfast.core.interval import AutoInterval, Failures, parse_mtbf, parse_overhead
@@ -47,7 +47,11 @@ class Triggers:
         self._last_step = step
         self._last_s = self._start_s = now_s
 
-    def learn(self, events: Callable[[], Iterable[Any]]) -> None:
+    def learn(
+        self,
+        events: Callable[[], Iterable[Any]],
+        failures: Callable[[Sequence[Any]], Failures] = lambda events: Failures(),
+    ) -> None:
         """Before the first step: what the run's history says about saves and failures, if it
         matters. Asks for it once."""
         if self._auto is None:
@@ -56,7 +60,7 @@ class Triggers:
             found = list(events())
         except HoldfastError:
             return  # nothing depends on a history
-        if line := self._auto.learn(Failures(), stalls_of(found)):
+        if line := self._auto.learn(failures(found), stalls_of(found)):
             self._say(line)
 
     def check(self, loops: Iterable[str]) -> None:

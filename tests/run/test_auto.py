@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +133,22 @@ def test_steps_that_are_by_chance_faster_behind_a_save_do_not_make_it_cheap() ->
     stalls.boundary(20.5, regular=True)
     stalls.durable(event(0.2))
     assert stalls.boundary(21.0, regular=True) == [(0.2, 2.0)]
+
+
+def test_steps_that_differ_by_more_than_a_save_costs_tell_nothing() -> None:
+    rng = random.Random(1)
+    stalls, now = Stalls(), 0.0
+    costs: list[float] = []
+    for step in range(2000):
+        now += max(0.1, rng.gauss(2.0, 1.0))
+        costs += [cost_s for cost_s, _ in stalls.boundary(now, regular=True)]
+        if step % 20 == 10:
+            stalls.begun(now)
+        if step % 20 == 13:
+            stalls.durable(event(0.2))
+    assert len(costs) > 90
+    assert sum(costs) / len(costs) < 0.5, "one step's deviation alone is a second"
+    assert sorted(costs)[len(costs) // 2] == 0.2
 
 
 def test_costs_in_a_history() -> None:

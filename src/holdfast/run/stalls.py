@@ -2,11 +2,13 @@
 
 A save reports how long the loop waited for it. That steps take longer while one is written
 shows only in the times between boundaries: those of quiet steps beside those behind a save.
-Such times are noisy, so the slow-down is a median of several saves. Times are arguments.
+Such times are noisy, so the slow-down is a median of several saves, and counts only where it
+stands out from what steps differ by anyway. Times are arguments.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,7 +17,10 @@ from holdfast.core.interval import middle
 
 _QUIET = 51  # steps without a save that tell how long one takes
 _FEW = 5
-_RECENT = 7  # saves, as many as the interval looks back
+_RECENT = 15  # saves: enough for what is about as much as a step differs from the next
+_SIGMA = 1.4826  # standard deviation over median absolute deviation, of normal noise
+_MEDIAN_ERROR = 1.2533  # of a median, over that of a mean
+_STANDS_OUT, _IS_GONE = 2.0, 0.5  # times that error; two, so that it does not come and go
 
 
 class Stalls:
@@ -24,7 +29,9 @@ class Stalls:
     def __init__(self) -> None:
         self._before_s: float | None = None
         self._quiet: deque[float] = deque(maxlen=_QUIET)
-        self._slower: deque[float] = deque(maxlen=_RECENT)
+        self._slower: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        """By save: seconds, and the standard deviation that chance alone gives them."""
+        self._stands_out = False
         self._writing = False
         self._behind: list[float] | None = None
         """Times of the steps behind the last save; None if they cannot be compared."""
@@ -58,11 +65,24 @@ class Stalls:
 
     def _cost(self, stats: Any) -> tuple[float, float]:
         if self._behind and len(self._quiet) >= _FEW:
-            slower_s = sum(self._behind) - len(self._behind) * middle(self._quiet)
-            self._slower.append(slower_s - stats.barrier_s)  # that is a part of these steps
+            usual_s = middle(self._quiet)
+            spread_s = _SIGMA * middle(abs(took_s - usual_s) for took_s in self._quiet)
+            steps = len(self._behind)
+            slower_s = sum(self._behind) - steps * usual_s
+            # The barrier is a part of these steps, and of the stall.
+            self._slower.append((slower_s - stats.barrier_s, spread_s * math.sqrt(steps)))
         self._writing, self._behind = False, None
-        slower_s = max(0.0, middle(self._slower)) if self._slower else 0.0
-        return stats.stall_s + slower_s, stats.total_s - stats.waited_s
+        return stats.stall_s + self._slower_s(), stats.total_s - stats.waited_s
+
+    def _slower_s(self) -> float:
+        if not self._slower:
+            return 0.0
+        slower_s = middle(each for each, _ in self._slower)
+        spread_s = middle(spread for _, spread in self._slower)
+        error_s = _MEDIAN_ERROR * spread_s / math.sqrt(len(self._slower))
+        limit = _IS_GONE if self._stands_out else _STANDS_OUT
+        self._stands_out = slower_s > limit * error_s
+        return slower_s if self._stands_out else 0.0
 
 
 def stalls_of(events: Iterable[Any]) -> Iterator[tuple[float, float]]:

@@ -39,7 +39,7 @@ from holdfast.run.readahead import Origin
 from holdfast.run.rehearsal import Recorder, address_in, part_of_this_process
 from holdfast.run.session import Session
 from holdfast.run.settings import Settings
-from holdfast.run.triggers import Triggers
+from holdfast.run.triggers import Triggers, auto_interval
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast")
@@ -59,8 +59,10 @@ class Run:
     Start the same program again after any interruption: the tracked objects, the random
     states and the place in the loops are those of the newest intact checkpoint.
 
-    every: when to save: steps (`500`), `"10min"`, `"epoch"`, several; the end of the
-        outermost loop and a preemption save always.
+    every: when to save: steps (`500`), `"10min"`, `"epoch"`, `"auto"`, several; the end of
+        the outermost loop and a preemption save always.
+    mtbf, overhead: for `every="auto"`: the mean time between failures ("6h"; else learned from
+        the run's history) and the share of the time that saves may take.
     keep: which checkpoints stay; a `best` rule also saves when its metric improves.
     config: plain settings, compared with the last run's; a difference raises
         ConfigChanged unless `allow_config_change`.
@@ -102,6 +104,8 @@ class Run:
         address: str | os.PathLike[str],
         *,
         every: int | str | None = "10min",
+        mtbf: float | str | None = None,
+        overhead: float | str = "1%",
         keep: str | None = "last=3",
         config: object = None,
         allow_config_change: bool = False,
@@ -146,6 +150,7 @@ class Run:
                 hint='data="refuse", data="by-sample" or data="restart-epoch".',
             )
         codec_of(compress)  # before an older run of this program is closed
+        auto = auto_interval(every, mtbf, overhead)
         part = part_of_this_process()
         if part is not None:
             address, store, every = address_in(part, os.fspath(address)), None, part.every
@@ -209,7 +214,7 @@ class Run:
         """For what a loop does not need: tags, pins, listings."""
         self._session = Session(
             manager,
-            Triggers(schedule, policy, manager.checkpoints),
+            Triggers(schedule, policy, manager.checkpoints, auto, self._say),
             self.box,
             settings,
             console,
@@ -427,6 +432,9 @@ class Run:
             self.close()
         except HoldfastError as error:
             self._session.console.loud(f"{self.address}: {error}")
+
+    def _say(self, line: str) -> None:
+        self._session.console.say(f"{self.address}: {line}")
 
     def _check_open(self) -> None:
         if self._closed:

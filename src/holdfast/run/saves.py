@@ -141,6 +141,7 @@ class Saves:
                 self._stands = info.step
                 self.costs.add(saved.pending.stats)
                 self._triggers.committed(info)
+                self._triggers.spent(saved.pending.stats)
             elif saved.torn:
                 self._triggers.want("again")
         self._waiting = [saved for saved in self._waiting if saved not in ready]

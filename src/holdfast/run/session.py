@@ -268,6 +268,7 @@ class Session:
             self._checked = True
             self.restores.check_claimed()
             self.tracked.check_complete(loaded_adapters())
+            self.triggers.learn(self.manager.events)
             if self._recorder is not None:
                 self._recorder.started(resumed.step if (resumed := self.restores.resumed) else None)
                 if self._recorder.is_over(self.engine.position.step):

@@ -61,10 +61,10 @@ def stats(address: str, newest: int, as_json: bool) -> None:
         events = run.events()
     from msgspec.structs import asdict
 
-    from holdfast.manager.history import SaveEvent, summarize
+    from holdfast.manager.history import RestoreEvent, SaveEvent, summarize
 
     saves = [event for event in reversed(events) if isinstance(event, SaveEvent)]
-    restores = [event for event in reversed(events) if not isinstance(event, SaveEvent)]
+    restores = [event for event in reversed(events) if isinstance(event, RestoreEvent)]
     summary = summarize(events)
     if as_json:
         print_json(

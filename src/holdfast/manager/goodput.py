@@ -195,8 +195,8 @@ def _attempts(told: dict[int, _Told], now_s: float | None, running: int | None) 
     attempts: list[Attempt] = []
     kept: int | None = None  # what later ones went on from
     following: _Span | None = None
-    for span in reversed(spans):
-        previous = spans[spans.index(span) - 1] if span is not spans[0] else None
+    for at in reversed(range(len(spans))):
+        span, previous = spans[at], spans[at - 1] if at else None
         attempts.append(
             span.attempt(
                 previous,
@@ -284,7 +284,7 @@ class _Span:
             end_s=self.end_s,
             from_step=self.from_step,
             to_step=self.to_step,
-            kept_step=max(kept_step, 0),
+            kept_step=max(kept_step, self.from_step),
             end=self.why,
             exit_code=self.end.exit_code if self.end else None,
             signal=self.end.signal if self.end else 0,

@@ -253,7 +253,7 @@ class _Span:
     def attempt(
         self, previous: _Span | None, following: _Span | None, kept: int | None, *, doubtful: bool
     ) -> Attempt:
-        hung = self.end_s - self.heard_s if self.why == "hang" else 0.0
+        hung = self.end_s - self.heard_s if self.why == "hang" and self.start.beat_s else 0.0
         worked_s = self.end_s - hung
         kept_step = self.to_step if kept is None else min(kept, self.to_step)
         cut_s = worked_s

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from holdfast.manager import heartbeat
 from holdfast.run.session import Session
 
 # After a stop was asked for, an evaluation may go on for so long to reach a place where
@@ -32,6 +33,8 @@ class Guarded(Iterator[Any]):
 
     def __next__(self) -> Any:
         stopping = self._session.stopping
+        position = self._session.engine.position
+        heartbeat.beat(self._session.manager.address, "guard", position.step)
         if stopping.requested:
             if stopping.saved():
                 stopping.exit(f"stopped after step {self._session.engine.position.step:,}")

@@ -266,8 +266,6 @@ def test_a_guarded_evaluation_that_is_too_long_is_left(tmp_path: Path) -> None:
     program = Program(
         tmp_path,
         """
-        import holdfast.run.guard
-        holdfast.run.guard.Guarded.__init__.__defaults__ = (0.2,)
         for index in run.range(2):
             values.append(index)
             if index == 1:
@@ -276,11 +274,12 @@ def test_a_guarded_evaluation_that_is_too_long_is_left(tmp_path: Path) -> None:
                         say("ready")
                     time.sleep(0.05)
         """,
+        options="grace=0.4",
     )
     os.kill(program.start().pid, signal.SIGTERM)
     code, _, err = program.end()
     assert code == 75
-    assert "the steps since the last save will run again" in err
+    assert "stopped in an evaluation; there is no checkpoint, and 1 step will run again" in err
     assert program.saved() == []
 
 

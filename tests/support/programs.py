@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import holdfast
@@ -16,7 +17,7 @@ import holdfast
 
 # Tests that are started in the background ignore it, and so would this process.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-run = holdfast.Run(sys.argv[1], every=None, keep=None)
+run = holdfast.Run(sys.argv[1], every=None, keep=None, OPTIONS)
 values = []
 run.track(values=values)
 
@@ -34,11 +35,12 @@ def wait(seconds=30.0):
 class Program:
     """A training script in a child process with a process group of its own."""
 
-    def __init__(self, tmp_path: Path, body: str) -> None:
+    def __init__(self, tmp_path: Path, body: str, *, options: str = "") -> None:
         self.address = str(tmp_path / "run")
         self.script = tmp_path / "train.py"
         self.errors = tmp_path / "stderr"
-        self.script.write_text(HEAD + textwrap.dedent(body))
+        head = HEAD.replace(", OPTIONS", f", {options}" if options else "")
+        self.script.write_text(head + textwrap.dedent(body))
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, until: str = "ready") -> subprocess.Popen[str]:
@@ -56,6 +58,13 @@ class Program:
             if line.strip() == until:
                 return self.process
         raise AssertionError(f"ended early: {self.end()}")
+
+    def await_error(self, text: str, timeout_s: float = 60.0) -> None:
+        """Wait until it has printed `text` to stderr."""
+        end = time.monotonic() + timeout_s
+        while text not in self.errors.read_text():
+            assert time.monotonic() < end, self.errors.read_text()
+            time.sleep(0.01)
 
     def end(self) -> tuple[int, str, str]:
         assert self.process is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 
 from holdfast.core.retention import KeepPolicy, parse_keep
+from holdfast.core.units import parse_duration
 from holdfast.errors import BadPolicy, UsageError
 
 
@@ -55,3 +58,36 @@ def whole(n: int, what: str) -> int:
             hint=f"run.{what}(20), or run.{what}(None) to go on without end.",
         )
     return n.__index__()
+
+
+def exit_status(code: int) -> int:
+    """0 would say that the run is complete, and nobody would start it again."""
+    if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"exit_code={code!r} is no status of a process that has more to do",
+            hint="Give a number from 1 to 255; 75 says: run me again.",
+        )
+    return code
+
+
+def grace_s(grace: float | str | None) -> float | None:
+    """`grace=` in seconds; else what the variable HOLDFAST_GRACE says, as "45s" or "45".
+
+    >>> grace_s("2min"), grace_s(45)
+    (120.0, 45.0)
+    """
+    said = "grace"
+    if grace is None:
+        grace, said = os.environ.get("HOLDFAST_GRACE", "").strip() or None, "HOLDFAST_GRACE"
+    if grace is None:
+        return None
+    try:
+        seconds = float(grace)
+    except ValueError:
+        try:
+            seconds = parse_duration(str(grace))
+        except ValueError as error:
+            raise UsageError(f"{said}: {error}", hint='Write grace="45s".') from None
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise UsageError(f"{said}={grace!r} is not above 0", hint='Write grace="45s".')
+    return seconds

@@ -18,7 +18,7 @@ from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import HoldfastError, RunClosed, UsageError, briefly
 from holdfast.manager import CheckpointInfo, CheckpointManager
-from holdfast.run.arguments import check_rename, final_policy, whole
+from holdfast.run.arguments import check_rename, exit_status, final_policy, grace_s, whole
 from holdfast.run.box import Box
 from holdfast.run.console import Console
 from holdfast.run.environment import plain_config
@@ -78,7 +78,10 @@ class Run:
         from there. It never holds training up; mirror_keep (by default as keep),
         mirror_bandwidth ("200MB/s") and mirror_wait, for how long `close` copies what is
         left ("5min"), are about it.
-    exit_code: the status after SIGTERM or SIGINT was answered with a save.
+    exit_code: the status after SIGTERM, SIGINT or a notice was answered with a save: 1 to 255.
+    grace: for how long this process may live after a signal, in seconds or as text ("2min"):
+        as your scheduler is set up. No last save is begun that would not fit. Without it (and
+        without the variable HOLDFAST_GRACE) 30 s are taken for usual, and a save is always tried.
     quiet: print only what must not be missed.
 
     Use it as a context manager to close it; else it is closed when Python exits.
@@ -103,6 +106,7 @@ class Run:
         rename: Mapping[str, str] | None = None,
         data: Policy = "refuse",
         exit_code: int = 75,
+        grace: float | str | None = None,
         quiet: bool = False,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
@@ -153,7 +157,8 @@ class Run:
             rename=dict(rename or {}),
             strict=strict,
             allow_pickle=allow_pickle,
-            exit_code=exit_code,
+            exit_code=exit_status(exit_code),
+            grace_s=grace_s(grace),
         )
         self.address = os.fspath(address)
         console = Console(quiet=quiet)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import HoldfastError, TornRead
+from holdfast.run.costs import Costs
 from holdfast.run.metrics import MetricBook
 from holdfast.run.publish import Publisher
 from holdfast.run.triggers import Triggers
@@ -53,10 +55,38 @@ class Saves:
         self._waiting: list[Saved] = []
         """Not known to be committed."""
         self._late: list[tuple[Saved, Mapping[str, Any]]] = []
+        self._stands: int | None = None
+        self.costs = Costs(lambda: manager.history.read())
+        self.busy = False
+        """The loop's thread is in a save."""
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Around what the loop's thread does for a save."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+
+    @property
+    def in_progress(self) -> int:
+        """Saves that were begun, and of which nobody knows yet whether they will be committed.
+        From any thread."""
+        return sum(not saved.done() for saved in list(self._waiting))
+
+    @property
+    def stands(self) -> int | None:
+        """The step of the newest checkpoint that this process made or resumed. From any
+        thread."""
+        made = [saved.pending for saved in list(self._waiting) if saved.done()]
+        steps = [pending.step for pending in made if pending.exception() is None]
+        return steps[-1] if steps else self._stands
 
     def resumed(self, ticks: int, info: Any) -> None:
         """The state is that of the checkpoint `info`."""
         self._last = Saved(ticks, info=info)
+        self._stands = info.step
 
     def submitted(self, ticks: int, pending: Any) -> None:
         """A save was begun."""
@@ -93,12 +123,14 @@ class Saves:
         if not self._waiting and not self._late:
             return
         ready = [saved for saved in self._waiting if saved.done()]
-        self._waiting = [saved for saved in self._waiting if not saved.done()]
         for saved in ready:
             if (info := saved.checkpoint()) is not None:
+                self._stands = info.step
+                self.costs.add(saved.pending.stats)
                 self._triggers.committed(info)
             elif saved.torn:
                 self._triggers.want("again")
+        self._waiting = [saved for saved in self._waiting if saved not in ready]
         late, self._late = self._late, []
         for saved, metrics in late:
             if saved.done():

@@ -40,6 +40,7 @@ from holdfast.run.console import (
     started_line,
 )
 from holdfast.run.constructed import Constructed
+from holdfast.run.contents import Contents
 from holdfast.run.engine import Engine
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
@@ -93,20 +94,31 @@ class Session:
         self.attributes = Attributes()
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
+        self.contents = Contents(
+            self.engine,
+            self.tracked,
+            self.metrics,
+            self.feeds,
+            self.gradients,
+            self.constructed,
+            self.attributes,
+        )
+        self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self.stopping = Stopping(
             self.engine,
             console,
             manager.address,
             exit_code=settings.exit_code,
+            grace_s=settings.grace_s,
             save=self._save_now,
             saved=self.nothing_to_lose,
+            saves=self.saves,
+            want=triggers.want,
         )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
-        self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self._recorder = recorder
         self._address: str = manager.address
-        self._lengths: dict[str, int] = {}
         self._resuming = False
         """The first item after a resume inside a loop is to come."""
         self._armed = False
@@ -156,7 +168,7 @@ class Session:
         heartbeat.checkpoint(self._address, restored.info.step, restored.info.id)
         heartbeat.beat(self._address, "training", restored.info.step)
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
-        self._lengths = dict(restored.loop.get("lengths", {}))
+        self.contents.lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
         return Replay(at.from_tree(restored.loop))
 
@@ -322,10 +334,10 @@ class Session:
         )
         begins = saved is None or not as_saved  # one that goes on may have an odd length
         if begins and (length := loop.feed.length()) is not None:
-            before = self._lengths.get(loop.place, length)
+            before = self.contents.lengths.get(loop.place, length)
             if before != length:
                 self.console.say(f"{loop.label}: {length:,} items in an epoch, {before:,} before")
-            self._lengths[loop.place] = length
+            self.contents.lengths[loop.place] = length
         return as_saved
 
     def passed(self, loop: Loop) -> None:
@@ -372,34 +384,21 @@ class Session:
     # -- saving ----------------------------------------------------------------------
 
     def _save(self, note: str, *, block: bool = False, finished: bool = False) -> None:
-        self.tracked.check_complete(loaded_adapters(), saving=True)
-        position = self.engine.snapshot()
-        state = self.tracked.state()
-        self.unsaved.tell(state, self.console, self._address)
-        loop = {
-            **at.to_tree(position),
-            "names": sorted(state),
-            "loaders": self.tracked.loaders(),
-            "metrics": self.metrics.to_tree(),
-            "lengths": dict(self._lengths),
-            "feeds": self.feeds.states(self.engine.open_feeds()),
-            "held": self.feeds.held(self.engine.open_feeds()[-1:] if position.inside else []),
-            "gradients": self.gradients.state(),
-            "settings": self.constructed.to_tree(),
-            "attributes": self.attributes.to_tree(loaded_adapters(), state),
-        }
-        pending = self.manager.save(
-            position.step,
-            state,
-            metrics=self.metrics.known(),
-            note=note,
-            loop=loop,
-            finished=finished,
-            block=block,
-            in_place=self.barriers.in_place(),
-        )
-        self.saves.submitted(self.engine.ticks, pending)
-        self.triggers.saved(position.step, self._clock())
+        content = self.contents.now()
+        self.unsaved.tell(content.state, self.console, self._address)
+        with self.saves.making():
+            pending = self.manager.save(
+                content.step,
+                content.state,
+                metrics=content.metrics,
+                note=note,
+                loop=content.loop,
+                finished=finished,
+                block=block,
+                in_place=self.barriers.in_place(),
+            )
+            self.saves.submitted(self.engine.ticks, pending)
+        self.triggers.saved(content.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
@@ -449,12 +448,13 @@ class Session:
             self._finish()
 
     def _finish(self) -> None:
+        self.stopping.check_time()
         self._save_now("final", finished=True)
         self._final, self._armed = True, False
         self._tidy()
         if self.stopping.requested:
             self.stopping.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
-        self.stopping.signals.restore()
+        self.stopping.rest()
         heartbeat.ended(self._address)
 
     def _tidy(self) -> None:
@@ -465,7 +465,7 @@ class Session:
 
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
-        self.stopping.signals.restore()
+        self.stopping.rest()
         self.gradients.close()
         self.barriers.close()
         if self._recorder is not None:

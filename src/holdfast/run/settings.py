@@ -21,3 +21,6 @@ class Settings:
     strict: bool = True
     allow_pickle: bool = False
     exit_code: int = 75
+    """Of a process that was asked to stop."""
+    grace_s: float | None = None
+    """For how long it may live after a signal; None if nobody said."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from holdfast.cli.options import json_option
+from holdfast.cli.options import json_option, python_command
 from holdfast.cli.render import print_json
 from holdfast.core.units import parse_duration
 
@@ -114,7 +114,6 @@ def run(
     several restarts in a row without a new checkpoint end it. Passes signals on, and leaves
     no process behind. Prints a line per event on stderr. Options come before the command.
     """
-    from holdfast.rehearse.stage import python_command
     from holdfast.supervise import Rules, Settings, supervise
 
     settings = Settings(

@@ -164,13 +164,29 @@ def descendants(strangers: Collection[tuple[int, str]] = ()) -> list[Process]:
 def send(process: Process, number: int) -> None:
     """Signal this very process: not another one that was given its pid since."""
     with contextlib.suppress(OSError):
-        handle = os.pidfd_open(process.pid)
+        handle = _handle(process.pid)
         try:
             now = look(process.pid)
-            if now is not None and now.started == process.started:
+            if now is None or now.started != process.started:
+                return
+            if handle is None:
+                os.kill(process.pid, number)
+            else:
                 signal.pidfd_send_signal(handle, number)
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
+
+
+def _handle(pid: int) -> int | None:
+    """What means this process even if another one gets its pid; None where the kernel, or a
+    sandbox that plays one, has no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except (OSError, AttributeError):
+        return None
 
 
 def catches(pid: int, number: int) -> bool:

@@ -262,7 +262,9 @@ def _signals() -> Iterator[int]:
     As PID 1 of a container this matters twice: the kernel drops signals that such a process
     has no handler for.
     """
-    hears, tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    hears, tells = os.pipe()
+    os.set_blocking(hears, False)
+    os.set_blocking(tells, False)
     before_fd = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     before: dict[int, Any] = {}
     for name in (*_FORWARDED, "SIGCHLD"):

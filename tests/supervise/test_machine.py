@@ -6,6 +6,9 @@ import signal
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
 
 from holdfast.supervise import machine
 from holdfast.supervise.machine import (
@@ -314,3 +317,86 @@ def test_a_hang_timeout_without_a_heartbeat_is_told() -> None:
     play.start()
     assert play.watch(100.0) == []
     assert [line for line in play.lines if "no heartbeat so far" in line] == play.lines[1:]
+
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+MOMENTS = st.one_of(
+    st.tuples(st.just("wait"), st.integers(1, 200)),
+    st.tuples(st.just("beat"), st.integers(0, 5)),
+    st.tuples(st.just("end"), st.sampled_from([0, 1, 2, 75, 137])),
+    st.tuples(st.just("signal"), st.sampled_from(SIGNALS)),
+    st.tuples(st.just("dumped"), st.just(0)),
+)
+TIMES = st.sampled_from([None, 50.0, 300.0])
+
+
+@limits(max_examples=300, deadline=None)
+@given(
+    moments=st.lists(MOMENTS, max_size=40),
+    hang_s=TIMES,
+    timeout_s=TIMES,
+    total_s=TIMES,
+    requeue=st.booleans(),
+)
+def test_whatever_happens(
+    moments: list[tuple[str, int]],
+    hang_s: float | None,
+    timeout_s: float | None,
+    total_s: float | None,
+    requeue: bool,
+) -> None:
+    """At most one attempt at a time; SIGKILL only after SIGTERM and its grace, or a second
+    Ctrl-C; nothing is started after a stop was asked for; nothing follows the end."""
+    play = Play(
+        hang_timeout_s=hang_s, timeout_s=timeout_s, total_timeout_s=total_s, requeue=requeue
+    )
+    running = asked = over = False
+    terminated_s: float | None = None
+    interrupts = 0
+
+    def check(actions: list[Action]) -> None:
+        nonlocal running, over, terminated_s
+        for action in actions:
+            assert not over
+            match action:
+                case Start():
+                    assert not running
+                    assert not asked
+                    running, terminated_s = True, None
+                    play.life = Life()
+                    check(play.give(Started(play.now_s, 1)))
+                case Kill():
+                    assert running
+                    late = terminated_s is not None and play.now_s - terminated_s >= 30
+                    assert late or interrupts > 1
+                case Send() if not isinstance(action, Forward):
+                    assert running
+                    terminated_s = play.now_s
+                case Exit():
+                    over = True
+                    assert not running
+                case _:
+                    pass
+
+    for what, number in moments:
+        match what:
+            case "wait":
+                for _ in range(number):
+                    play.now_s += 1
+                    check(play.give(Watched(play.now_s, play.life)))
+            case "beat" if running:
+                steps = (("run", number),)
+                play.life = Life(play.life.beats + 1, True, "run", "training", number, steps)
+                check(play.give(Watched(play.now_s, play.life)))
+            case "end" if running:
+                running = False
+                check(play.give(Exited(play.now_s, number, play.life, 0.5)))
+            case "signal" if not over:
+                asked = asked or number != signal.SIGUSR1
+                interrupts += number == signal.SIGINT
+                check(play.give(Signalled(play.now_s, number)))
+            case "dumped":
+                check(play.give(Dumped(play.now_s, "there")))
+            case _:
+                pass
+    assert play.state.stuck <= play.settings.max_stuck + 1

@@ -200,7 +200,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def test_a_hang_is_found_and_its_stacks_are_kept(tmp_path: Path) -> None:
-    """Also of a forked child; the program ignores SIGTERM."""
+    """Also of children, forked and spawned; the program ignores SIGTERM."""
     body = """
     import threading
     def waits_in_vain():
@@ -211,6 +211,11 @@ def test_a_hang_is_found_and_its_stacks_are_kept(tmp_path: Path) -> None:
     beat(n, checkpoint=n)
     if n == 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        spawned = "import holdfast, time; open({!r}, 'w'); time.sleep(60)".format(str(here / "up"))
+        subprocess.Popen([sys.executable, "-c", spawned])
+        while not (here / "up").exists():
+            time.sleep(0.01)
+        beat(n)
         if os.fork() == 0:
             def the_worker_waits():
                 time.sleep(60)
@@ -224,9 +229,11 @@ def test_a_hang_is_found_and_its_stacks_are_kept(tmp_path: Path) -> None:
     assert f"stacks in {folder}: sending SIGTERM" in job.said
     assert "not ended 300 ms after SIGTERM: killing it" in job.said
     texts = [path.read_text() for path in folder.iterdir()]
-    assert len(texts) == 2
+    assert len(texts) == 3
     assert sum("in waits_in_vain" in text for text in texts) >= 1
     [worker] = [text for text in texts if "in the_worker_waits" in text]
+    [spawned] = [text for text in texts if "import holdfast, time" in text]
+    assert 'File "<string>", line 1 in <module>' in spawned
     assert "cmdline: " in worker
 
 

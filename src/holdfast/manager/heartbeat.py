@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ import msgspec
 
 VARIABLE = "HOLDFAST_SUPERVISOR"
 """Holds the folder. Set by `holdfast run` for the command that it starts."""
-RECORD_BYTES = 1024
+RECORD_BYTES = 4096
 EVERY_S = 0.2
 """Loops may have a hundred thousand items a second; a write takes microseconds."""
 _FOLLOW_S = 0.5
-_ADDRESS_CHARACTERS = 400  # of its end: the record has a fixed size
+_ADDRESS_BYTES = 3500  # the record has a fixed size
 
 # A real-time signal: no program is stopped, stepped or preempted by one, and 34 to 36 are what
 # threading libraries and systemd take first. It is sent only to processes that catch it.
@@ -48,7 +49,7 @@ class Beat(msgspec.Struct):
     count: int = 0
     """Goes up with each sign of life."""
     address: str = ""
-    """Of the run that it was about."""
+    """Of the run that it was about; of a folder its whole path."""
     phase: str = "starting"
     """"starting", "restoring", "training", "saving", "guard" or "ended"."""
     step: int = 0
@@ -90,13 +91,13 @@ class _Heart:
     def beat(self, address: str, phase: str, step: int) -> None:
         self._open.add(address)
         changed = phase != self._beat.phase
-        self.tell(now=changed, address=_short(address), phase=phase, step=step)
+        self.tell(now=changed, address=_whole(address), phase=phase, step=step)
 
     def checkpoint(self, address: str, step: int, id: str) -> None:
         self._open.add(address)
         phase = "training" if self._beat.phase == "starting" else self._beat.phase
         self.tell(
-            now=True, address=_short(address), phase=phase, checkpoint=id, checkpoint_step=step
+            now=True, address=_whole(address), phase=phase, checkpoint=id, checkpoint_step=step
         )
 
     def ended(self, address: str) -> None:
@@ -194,8 +195,12 @@ def _stop() -> None:
     _heart = None
 
 
-def _short(address: str) -> str:
-    return address[-_ADDRESS_CHARACTERS:]
+@lru_cache
+def _whole(address: str) -> str:
+    """What names the run in another process, too."""
+    whole = address if "://" in address else os.path.abspath(address)
+    # JSON may take six bytes for one character. Nobody has a path that long.
+    return whole if len(msgspec.json.encode(whole)) <= _ADDRESS_BYTES else whole[:500]
 
 
 if sys.platform != "win32" and (_folder := os.environ.get(VARIABLE)):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Command:
             start_new_session=self._own_group,
         )
         self.pid = self._popen.pid
+        self._killed = False
         self.status: int | None = None
         """As a shell has it, once it has ended: 128 + the signal's number."""
 
@@ -90,13 +91,15 @@ class Command:
 
     def kill(self) -> None:
         """SIGKILL to every process that there is now."""
+        self._killed = True
         self._group(signal.SIGKILL)
         for process in self.processes():
             send(process, signal.SIGKILL)
 
-    def clear(self, grace_s: float) -> list[Process]:
+    def clear(self, grace_s: float, heed: Callable[[], None] = lambda: None) -> list[Process]:
         """After the command has ended: end what it left behind. SIGTERM first, since behind a
         shell that died of a signal there may be a training program that still wants to save.
+        Calls `heed` now and then; once it has called `kill`, nothing is waited for any more.
         Returns what could not be killed."""
         now = time.monotonic()
         kill_at, give_up_at = now + grace_s, now + grace_s + _UNKILLABLE_S
@@ -109,7 +112,7 @@ class Command:
             now = time.monotonic()
             if now >= give_up_at:
                 return left
-            if now >= kill_at:
+            if now >= kill_at or self._killed:
                 self.kill()
             for process in left:
                 if (process.pid, process.started) not in told:
@@ -120,6 +123,7 @@ class Command:
                 told.add((0, ""))
                 self._group(signal.SIGTERM)
             time.sleep(_POLL_S)
+            heed()
 
     def _group(self, number: int) -> bool:
         """Signal the process group, where it is the command's; whether it is there."""

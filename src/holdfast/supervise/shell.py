@@ -154,13 +154,17 @@ class _Shell:
         if self._state.phase == "waiting":
             pause_s = min(pause_s, max(0.0, self._state.start_at_s - time.monotonic()))
         select.select([self._wakes], [], [], pause_s)
-        for number in self._received():
-            if number != signal.SIGCHLD:
-                self._handle(machine.Signalled(time.monotonic(), number))
+        self._heed()
         if (command := self._command) is not None:
             command.reap()
             if command.status is not None:
                 self._ended(command, command.status)
+
+    def _heed(self) -> None:
+        """Take the signals that have come."""
+        for number in self._received():
+            if number != signal.SIGCHLD:
+                self._handle(machine.Signalled(time.monotonic(), number))
 
     def _received(self) -> Iterator[int]:
         with contextlib.suppress(BlockingIOError):
@@ -168,7 +172,7 @@ class _Shell:
                 yield from numbers
 
     def _ended(self, command: Command, status: int) -> None:
-        for process in command.clear(self._settings.grace_s):
+        for process in command.clear(self._settings.grace_s, self._heed):
             self._console.say(f"process {process.pid} cannot be killed (state {process.state})")
         life = self._beats.read()
         self._command = None

@@ -237,6 +237,20 @@ def test_a_hang_is_found_and_its_stacks_are_kept(tmp_path: Path) -> None:
     assert "cmdline: " in worker
 
 
+def test_a_process_that_was_stopped_is_a_hang_without_stacks(tmp_path: Path) -> None:
+    body = """
+    n = attempt()
+    beat(n, checkpoint=n)
+    if n == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    """
+    job = Supervised(tmp_path, body, "--hang-timeout", "1s", "--grace", "0.3s")
+    assert job.run() == 0
+    [path] = (tmp_path / "logs" / "hang-1").iterdir()
+    assert "state T" in path.read_text()
+    assert "it did not answer" in path.read_text()
+
+
 def test_timeouts(tmp_path: Path) -> None:
     body = """
     n = attempt()

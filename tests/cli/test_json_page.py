@@ -50,7 +50,7 @@ EXAMPLES = {
     "rm": ["holdfast rm runs/mnist@41200 --dry-run --json"],
     "prune": ["holdfast prune runs/again --keep last=1 --dry-run --json"],
     "gc": ["holdfast gc damaged/killed --dry-run --json"],
-    "doctor": ["holdfast doctor runs/mnist --json"],
+    "doctor": ["holdfast doctor --json", "holdfast doctor runs/mnist --json"],
     "rehearse": ["holdfast rehearse --json --seed 1 -- python forgetful.py"],
     "an error": ["holdfast ls nowhere --json"],
 }

@@ -17,6 +17,7 @@ from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.units import parse_size
 from holdfast.errors import HoldfastError, SaveFailed, TornRead, UsageError, briefly
+from holdfast.manager import heartbeat
 from holdfast.manager.capture import InPlace, capture
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
@@ -310,6 +311,7 @@ class CheckpointManager(Mirrored):
         # No lock: the thread that waits for this save may hold it.
         self._base = manifest
         order.pending.committed(info_of(self.address, record))
+        heartbeat.checkpoint(self.address, record.step, record.id)
         self._to_mirror(record.id)
 
     def wait(self) -> None:
@@ -325,6 +327,7 @@ class CheckpointManager(Mirrored):
         if self._released or self._pid != os.getpid():
             return  # a forked child holds nothing
         self.wait()
+        heartbeat.ended(self.address)
         self._finish()
         try:
             self._close_mirror()

@@ -142,6 +142,7 @@ def test_a_shell_that_passes_it_on_and_one_whose_trap_waits() -> None:
 def test_a_shell_entered_from_outside_is_no_part_of_the_job() -> None:
     entered = Process(77, ("bash",), "bash", terminal=True)  # docker exec -it
     assert states("parents", Facts((ME, entered), **POD)) == ["ok"]
+    assert states("parents", Facts((ME, script("python x.py"), entered), **POD)) == ["note"]
 
 
 def test_slurms_batch_script_and_its_steps() -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import holdfast
 from holdfast.jobs import gather
 from holdfast.jobs.facts import Facts
+from holdfast.manager.listing import Listing
 
 PROGRAM = """
 import json, os
@@ -114,3 +116,29 @@ def test_systemds_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_signal_has_its_bit() -> None:
     for one in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2):
         assert gather.signals_in(f"{1 << (one - 1):016x}") == {one.name}
+
+
+def test_a_run_and_its_disk(tmp_path: Path) -> None:
+    with holdfast.CheckpointManager(tmp_path / "run", keep="last=2") as manager:
+        for step in (1, 2, 3):
+            manager.save(step, {"x": bytes(5000 + step)}, block=True)
+        manager.tag(3, "gold")
+    with Listing(tmp_path / "run") as run:
+        saves, space = gather.of_run(run)
+        assert saves.p95_s is not None
+        assert 0 < saves.p95_s < 60
+        assert space is not None
+        assert (space.keep, space.protected) == ("last=2", 1)
+        assert 5000 < space.state_bytes < 10_000
+        assert space.stored_bytes >= 2 * 5000
+        assert space.free_bytes > 0
+        _, other = gather.of_run(run, keep="last=9")
+        assert other is not None
+        assert other.keep == "last=9"
+
+
+def test_a_run_that_is_in_no_folder() -> None:
+    with holdfast.CheckpointManager("memory://doctor-gather") as manager:
+        manager.save(1, {"x": 1}, block=True)
+        with Listing("memory://doctor-gather") as run:
+            assert gather.of_run(run)[1] is None

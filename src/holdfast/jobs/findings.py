@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from typing import Literal
 
 from holdfast.core.retention import KeepPolicy, parse_keep
 from holdfast.core.units import format_duration, format_seconds, format_size
@@ -21,7 +22,7 @@ from holdfast.jobs.shells import (
 from holdfast.manager.doctor import Finding, State
 
 KUBERNETES_GRACE_S = 30.0  # terminationGracePeriodSeconds, where nobody set it
-_SYSTEM = frozenset(("systemd", "slurmstepd", "containerd-shim", "sshd", "cron", "crond"))
+_DAEMONS = frozenset(("systemd", "containerd-shim", "sshd", "cron", "crond", "atd"))
 # A save also makes a manifest, a log entry, and temporary files.
 _FILES_OF_A_SAVE = 100
 
@@ -69,66 +70,69 @@ def _are(names: list[str]) -> str:
 
 # -- parents ----------------------------------------------------------------------
 
+Sender = Literal["container", "slurm", "step", "systemd", "nobody"]
+"""Who sends SIGTERM: to the first process of a container, to the batch script, to the tasks of
+a step, to the main process of a service, or nobody that could be told."""
+
 
 def _parents(facts: Facts) -> list[Finding]:
     """A finding for each process between who sends SIGTERM and this one that keeps it."""
-    chain = _below_sender(facts)
+    chain, sender = _below_sender(facts)
     found = [
-        finding for process in reversed(chain) if (finding := _keeps(process, facts)) is not None
+        finding for process in reversed(chain) if (finding := _keeps(process, sender)) is not None
     ]
     if found:
         return found
     if not chain:
-        who = "none that a signal has to pass"
-    else:
-        who = ", ".join(f"{_title(one)} ({one.pid})" for one in reversed(chain))
-        who = f"{who}: signals get through"
-    return [Finding("parents", "ok", who)]
+        return [Finding("parents", "ok", "none that a signal has to pass")]
+    passed = ", ".join(f"{_title(one)} ({one.pid})" for one in reversed(chain))
+    return [Finding("parents", "ok", f"{passed}: signals get through")]
 
 
-def _below_sender(facts: Facts) -> list[Process]:
+def _below_sender(facts: Facts) -> tuple[list[Process], Sender]:
     """The parents that a stop signal has to pass, nearest first: up to a shell that a person
     types into, to the daemon that signals its children, or to the container's first process."""
     chain: list[Process] = []
     for process in facts.ancestors[1:]:
-        name = program(process.argv) or process.name
-        if name.rstrip(":") in _SYSTEM or process.name in _SYSTEM or not process.argv:
-            break
+        if process.name == "slurmstepd":
+            return chain, "step" if facts.slurm and facts.slurm.step else "slurm"
         if is_interactive(process.argv) and process.terminal:
+            return chain, "nobody"
+        if process.name in _DAEMONS or not process.argv:
             break
-        if process.pid == 1 and not facts.container and not is_shell(process.argv):
+        if process.pid == 1:
+            if facts.container or is_shell(process.argv):
+                return [*chain, process], "container"
             break  # the machine's own init
         chain.append(process)
-    return chain
+    # Of a service systemd signals every process, unless it was told not to.
+    alone = facts.unit is not None and facts.unit.kill_mode not in ("", "control-group")
+    return chain, "systemd" if alone else "nobody"
 
 
-def _keeps(process: Process, facts: Facts) -> Finding | None:
+def _keeps(process: Process, sender: Sender) -> Finding | None:
     """What is wrong with a parent; None where it passes SIGTERM on, or will be gone."""
     title = f"{_title(process)} (process {process.pid})"
+    state: State = "note" if sender in ("nobody", "step") else "problem"
     if is_shell(process.argv):
-        return _shell(process, title, facts)
+        return _shell(process, title, state, sender)
     if "SIGTERM" in process.ignored:
-        return Finding(
-            "parents",
-            _severity(process, facts),
-            f"{title} ignores SIGTERM, and so does what it starts",
-            "Start it without `trap '' TERM` or nohup's like.",
-        )
+        what = f"{title} ignores SIGTERM, and so does what it starts"
+        return Finding("parents", state, what, "Start it without `trap '' TERM`.")
     # tini and dumb-init block their signals and wait for them.
-    if "SIGTERM" in process.caught | process.blocked or not _receives(process, facts):
+    if process.pid != 1 or "SIGTERM" in process.caught | process.blocked:
         return None
     what = f"{title} does not handle SIGTERM: as process 1 it never gets it, and passes none on"
     do = "Make the container's command: holdfast run -- … (or start it with --init)."
-    return Finding("parents", "problem", what, do)
+    return Finding("parents", state, what, do)
 
 
-def _shell(process: Process, title: str, facts: Facts) -> Finding | None:
+def _shell(process: Process, title: str, state: State, sender: Sender) -> Finding | None:
     if hands_over(process.script):
         return None  # here it waits for what comes before
     traps = "SIGTERM" in process.caught
     if traps and passes_on(process.script):
         return None
-    state = _severity(process, facts)
     what = f"{title} waits for its command and does not pass SIGTERM on"
     if traps and not process.script:
         # Any trap makes a shell handle this signal, and what it does then is not known.
@@ -140,27 +144,9 @@ def _shell(process: Process, title: str, facts: Facts) -> Finding | None:
         do = f"Write: {program(process.argv)} -c {shlex.quote(line)}"
     else:
         do = f"End the script in: {line}"
-    if _by_srun(facts):
+    if sender == "slurm":
         do = f"Start the training by `srun holdfast run -- …`, which signals reach. Or: {do}"
     return Finding("parents", state, what, do)
-
-
-def _by_srun(facts: Facts) -> bool:
-    """Whether a step of Slurm would help: the batch script alone gets few signals."""
-    return facts.slurm is not None and not facts.slurm.step
-
-
-def _severity(process: Process, facts: Facts) -> State:
-    """A problem where a scheduler signals this very process, and not those below it."""
-    if facts.unit is not None and facts.unit.kill_mode in ("", "control-group"):
-        return "note"  # systemd signals every process of the service
-    if facts.unit is not None or facts.container or _by_srun(facts) or _receives(process, facts):
-        return "problem"
-    return "note"
-
-
-def _receives(process: Process, facts: Facts) -> bool:
-    return process.pid == 1 and bool(facts.container or is_shell(process.argv))
 
 
 def _title(process: Process) -> str:

@@ -237,6 +237,20 @@ def test_a_hang_is_found_and_its_stacks_are_kept(tmp_path: Path) -> None:
     assert "cmdline: " in worker
 
 
+def test_a_process_that_was_stopped_is_a_hang_without_stacks(tmp_path: Path) -> None:
+    body = """
+    n = attempt()
+    beat(n, checkpoint=n)
+    if n == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    """
+    job = Supervised(tmp_path, body, "--hang-timeout", "1s", "--grace", "0.3s")
+    assert job.run() == 0
+    [path] = (tmp_path / "logs" / "hang-1").iterdir()
+    assert "state T" in path.read_text()
+    assert "it did not answer" in path.read_text()
+
+
 def test_timeouts(tmp_path: Path) -> None:
     body = """
     n = attempt()
@@ -257,7 +271,9 @@ def test_as_pid_1_it_reaps_and_hears_signals(tmp_path: Path) -> None:
         HIDING
         + """
 def answer(*_):
-    (here / "zombies").write_text(subprocess.getoutput("ps -eo stat --no-headers | grep -c Z"))
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    zombies = [text for text in stats if text.rpartition(")")[2].split()[0] == "Z"]
+    (here / "zombies").write_text(str(len(zombies)))
     os._exit(75)
 signal.signal(signal.SIGTERM, answer)
 (here / "parent").write_text(str(os.getppid()))
@@ -270,8 +286,8 @@ while True:
     prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     process = job.start(until="ready", prefix=prefix)
     assert job.pid("parent") == 1
-    [first] = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
-    os.kill(int(first), signal.SIGTERM)
+    children = Path("/proc", str(process.pid), "task", str(process.pid), "children")
+    os.kill(int(children.read_text()), signal.SIGTERM)
     assert job.end() == 75
     assert job.pid("zombies") == 0
 

@@ -31,7 +31,7 @@ VARIABLE = "HOLDFAST_SUPERVISOR"
 RECORD_BYTES = 4096
 EVERY_S = 0.2
 """Loops may have a hundred thousand items a second; a write takes microseconds."""
-_FOLLOW_S = 0.5
+FOLLOW_S = 0.5
 _ADDRESS_BYTES = 3500  # the record has a fixed size
 
 # A real-time signal: no program is stopped, stepped or preempted by one, and 34 to 36 are what
@@ -66,6 +66,8 @@ class _Heart:
         self._lock = threading.Lock()
         self._beat = Beat(os.getpid())
         self._open: set[str] = set()
+        self._latest = ""
+        """The address in the last call, as it was given."""
         self._due_s = 0.0
         self._file: int | None = os.open(
             Path(folder, f"{os.getpid()}.beat"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
@@ -85,15 +87,22 @@ class _Heart:
             try:
                 os.pwrite(self._file, data, 0)
             except OSError:  # the disk is full, say; a job must not end of that
-                os.close(self._file)
-                self._file = None
+                self.close()
 
     def beat(self, address: str, phase: str, step: int) -> None:
+        beat = self._beat
+        before = self._latest, beat.phase
+        if before == (address, phase) and time.monotonic() < self._due_s:
+            beat.step = step
+            beat.count += 1  # written with the next one
+            return
+        self._latest = address
         self._open.add(address)
-        changed = phase != self._beat.phase
+        changed = before != (address, phase)
         self.tell(now=changed, address=_whole(address), phase=phase, step=step)
 
     def checkpoint(self, address: str, step: int, id: str) -> None:
+        self._latest = address
         self._open.add(address)
         phase = "training" if self._beat.phase == "starting" else self._beat.phase
         self.tell(
@@ -107,6 +116,11 @@ class _Heart:
 
     def alive(self) -> None:
         self.tell(now=False)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 _heart: _Heart | None = None
@@ -142,7 +156,7 @@ def following(done: Callable[[], int]) -> Generator[None, None, None]:
 
     def follow() -> None:
         before = done()
-        while not over.wait(_FOLLOW_S):
+        while not over.wait(FOLLOW_S):
             if (now := done()) != before:
                 before = now
                 heart.alive()

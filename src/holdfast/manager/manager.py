@@ -310,8 +310,8 @@ class CheckpointManager(Mirrored):
     def _committed(self, record: Record, manifest: Manifest, order: Order) -> None:
         # No lock: the thread that waits for this save may hold it.
         self._base = manifest
-        order.pending.committed(info_of(self.address, record))
         heartbeat.checkpoint(self.address, record.step, record.id)
+        order.pending.committed(info_of(self.address, record))
         self._to_mirror(record.id)
 
     def wait(self) -> None:

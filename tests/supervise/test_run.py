@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -334,3 +335,29 @@ def test_a_slurm_job_is_requeued(tmp_path: Path) -> None:
     assert job.end() == 75
     assert (tmp_path / "asked").read_text() == "requeue 10_3\n"
     assert "job 10_3 is in the queue again" in job.said
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """No memory or no pids at that moment."""
+    program = """
+    import sys
+    from holdfast.supervise import Settings, shell
+    real, failed = shell.Command, []
+    def command(*args, **options):
+        if not failed:
+            failed.append(1)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(*args, **options)
+    shell.Command = command
+    settings = Settings(longest_backoff_s=0.05)
+    sys.exit(shell.supervise([sys.executable, "-c", "raise SystemExit(2)"], settings).status)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "could not start a process" in done.stderr
+    assert "attempt 2 ended with status 2" in done.stderr

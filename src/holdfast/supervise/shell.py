@@ -205,12 +205,22 @@ class _Shell:
     def _start(self, attempt: int) -> None:
         self._console.erase()
         folder = self._folder / str(attempt)
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            self._console.say(f"no folder for heartbeats: {error}")
         self._beats = Beats(folder)
         environment = {**os.environ, VARIABLE: str(folder)}
-        self._command = Command(
-            self._words, environment, foreground=_has_terminal(), strangers=self._strangers
-        )
+        try:
+            self._command = Command(
+                self._words, environment, foreground=_has_terminal(), strangers=self._strangers
+            )
+        except OSError as error:
+            # No memory or no pids, say, which may pass: as if the command had failed.
+            self._console.say(f"could not start a process: {error}")
+            self._handle(machine.Started(time.monotonic(), 0))
+            self._handle(machine.Exited(time.monotonic(), 1, jitter=self._chance.random()))
+            return
         self._handle(machine.Started(time.monotonic(), self._command.pid))
 
     def _stacks(self, hang: int) -> str:

@@ -240,6 +240,14 @@ def test_the_grace_to_ask_for_holds_a_save_that_takes_twice_as_long() -> None:
         assert needed_s(p95_s) % 10 == 0
 
 
+@pytest.mark.parametrize(
+    ("p95_s", "state"), [(None, "note"), (1.0, "note"), (6.0, "warning"), (60.0, "warning")]
+)
+def test_a_container_beside_kubernetes(p95_s: float | None, state: str) -> None:
+    facts = Facts((ME, TINI), container="/.dockerenv", saves=Saves(p95_s))
+    assert one("grace", facts).state == state
+
+
 # -- space ------------------------------------------------------------------------
 
 GB = 10**9

@@ -22,6 +22,7 @@ from holdfast.jobs.shells import (
 from holdfast.manager.doctor import Finding, State
 
 KUBERNETES_GRACE_S = 30.0  # terminationGracePeriodSeconds, where nobody set it
+DOCKER_GRACE_S = 10.0  # of `docker stop`, where nobody asked for more
 _DAEMONS = frozenset(("systemd", "containerd-shim", "sshd", "cron", "crond", "atd"))
 # A save also makes a manifest, a log entry, and temporary files.
 _FILES_OF_A_SAVE = 100
@@ -151,7 +152,11 @@ def _shell(process: Process, title: str, state: State, sender: Sender) -> Findin
 
 def _title(process: Process) -> str:
     if not is_shell(process.argv):
-        return program(process.argv) or process.name
+        name = program(process.argv) or process.name
+        if name.startswith("python"):  # of what it runs: a script, or a command as a script
+            words = [word.rpartition("/")[2] for word in process.argv[1:3]]
+            return " ".join([name, *words[:1]]) if words and words[0][:1] != "-" else name
+        return name
     text, path = script_of(process.argv)
     name = program(process.argv)
     return f"{name} -c" if text else f"{name} {path.rpartition('/')[2]}".rstrip()
@@ -170,6 +175,8 @@ def _grace(facts: Facts) -> list[Finding]:
         name, stop_s = facts.unit.name, facts.unit.stop_s
         do = f"systemctl edit {shlex.quote(name)}: TimeoutStopSec={{needed}}"
         found.append(_compare(f"systemd ({name})", stop_s, facts.saves, do))
+    if facts.container and not found:
+        found.append(_docker(facts.saves))
     if not found:
         what = "no Kubernetes, Slurm or systemd service here: who sends SIGTERM sets it"
         found.append(Finding("grace", "ok", f"{what}{_saves_text(facts.saves)}"))
@@ -201,6 +208,16 @@ def _kubernetes(saves: Saves | None) -> Finding:
     what = f"a save takes {format_seconds(p95_s)} (p95); {hidden}"
     state: State = "note" if needed <= KUBERNETES_GRACE_S else "warning"
     return Finding("grace", state, what, f"terminationGracePeriodSeconds: {needed} or more")
+
+
+def _docker(saves: Saves | None) -> Finding:
+    what = "a container: `docker stop` gives 10 seconds unless it is asked for more"
+    p95_s = _p95(saves)
+    if p95_s is None:
+        return Finding("grace", "note", what, "holdfast doctor RUN says what a run's saves need.")
+    state: State = "note" if p95_s < DOCKER_GRACE_S / 2 else "warning"
+    do = f"docker stop --time {needed_s(p95_s)}"
+    return Finding("grace", state, f"{what}{_saves_text(saves)}", do)
 
 
 def _slurm(facts: Facts) -> Finding:

@@ -22,6 +22,7 @@ from holdfast.errors import (
     SaveFailed,
     StoreError,
 )
+from holdfast.manager import heartbeat
 from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
@@ -41,6 +42,7 @@ from holdfast.run.console import (
 from holdfast.run.constructed import Constructed
 from holdfast.run.contents import Contents
 from holdfast.run.engine import Engine
+from holdfast.run.events import RunEvents
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
@@ -94,6 +96,7 @@ class Session:
         self.attributes = Attributes()
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
+        self.events = RunEvents(manager.history.add, manager.address)
         self.contents = Contents(
             self.engine,
             self.tracked,
@@ -112,6 +115,7 @@ class Session:
             exit_code=settings.exit_code,
             grace_s=settings.grace_s,
             save=self._save_now,
+            events=self.events,
             saved=self.nothing_to_lose,
             saves=self.saves,
             held=self.held,
@@ -134,6 +138,7 @@ class Session:
 
     def start(self) -> Replay | None:
         manager = self.manager
+        heartbeat.beat(self._address, "restoring", 0)
         finished = False  # also if the log cannot be read at all: its writer rebuilds it
         bringing = self.console.bringing_back(self._address, manager.mirror)
         with bringing, contextlib.suppress(CorruptionError):
@@ -158,14 +163,18 @@ class Session:
             self.restores.check_settings({})
             self.console.say(started_line(self._address, None, source=manager.mirror))
             self.triggers.start(None, self._clock())
+            heartbeat.beat(self._address, "training", 0)
             return None
         self.saves.resumed(self.engine.ticks, restored.info)
+        self.events.fell_back(restored)
         self._announce(restored)
         for line in said:
             self.console.say(line)
         if edited := self.attributes.edited():
             self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
+        heartbeat.checkpoint(self._address, restored.info.step, restored.info.id)
+        heartbeat.beat(self._address, "training", restored.info.step)
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         self.contents.lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
@@ -282,6 +291,8 @@ class Session:
             )
 
     def took(self, loop: Loop, item: Any) -> None:
+        if self.engine.landed:
+            self.events.going(self.engine.position.step, self.restores.resumed)
         self.unsaved.began(loop, self.engine.position.step, landed=self.engine.landed)
         if self._resuming and self.engine.landed:
             self._resuming = False
@@ -354,6 +365,7 @@ class Session:
         self.saves.collect()
         epoch_end = loop.label.kind == "epochs"
         step = self.engine.position.step
+        heartbeat.beat(self._address, "training", step)
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
         over = False
         if self._recorder is not None:
@@ -415,6 +427,7 @@ class Session:
 
     def _save_and_wait(self, note: str, *, finished: bool) -> None:
         step = f"step {self.engine.position.step:,}"
+        heartbeat.beat(self._address, "saving", self.engine.position.step)
         with self.console.working(
             f"{self._address}: saving {step}", f"{self._address}: saved {step}"
         ):
@@ -457,6 +470,7 @@ class Session:
         if self.stopping.requested:
             self.stopping.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
         self.stopping.rest()
+        heartbeat.ended(self._address)
 
     def _tidy(self) -> None:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
@@ -479,5 +493,6 @@ class Session:
             if steps := self.manager.finish_mirror(_BRIEFLY_S):
                 self.console.say(copying_line(self._address, self.manager.mirror, steps))
         finally:
+            self.events.ended(self.engine.position.step, finished=self._final)
             with self.console.copying(self._address, self.manager.mirror):
                 self.manager.close()

@@ -13,6 +13,7 @@ import pytest
 
 import holdfast
 from holdfast.errors import BadPolicy
+from holdfast.manager.history import EndEvent, NoticeEvent
 from tests.support.programs import Program
 
 # Random numbers, an array that is changed in place, the box, a loader with a place: what a
@@ -251,6 +252,12 @@ def test_what_a_save_made_superfluous_is_not_saved_again(tmp_path: Path) -> None
     assert code == 75
     assert "its last step is saved; the checkpoint of step 2 stands" in err
     assert training.saved() == [(2, "asked")]
+    with holdfast.CheckpointManager(training.address) as manager:
+        *_, notice, end = manager.history.read()
+    assert isinstance(notice, NoticeEvent)
+    assert notice.source == "SIGTERM"
+    assert isinstance(end, EndEvent)
+    assert (end.why, end.exit_code, end.step) == ("preempted", 75, 2)
 
 
 def test_a_held_state_uses_its_memory_again_and_is_whole(tmp_path: Path) -> None:

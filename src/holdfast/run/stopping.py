@@ -131,6 +131,7 @@ class Stopping:
             at = Deadline(self._clock() + notice.deadline_s - time.time(), said=True)
         if self.requested:
             self.deadline = deadline.earlier(self.deadline, at)
+            self._events.noticed(notice)
             self._console.notice(f"{self._address}: {_said(notice)}")
             return
         self._heard = notice
@@ -218,12 +219,15 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
-        after_s = self._clock() - self._asked_s
-        self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
+        self._tell_history()
         if in_notebook():
             raise Preempted(line)
         heartbeat.leaving(self._exit_code)
         raise SystemExit(self._exit_code)
+
+    def _tell_history(self) -> None:
+        ago_s = self._clock() - self._asked_s
+        self._events.stopping(self._heard or Notice(self.signals.name), ago_s, self._exit_code)
 
     def rest(self) -> None:
         """No stop is waited for any more."""
@@ -294,6 +298,9 @@ class Stopping:
         with suppress(ValueError):
             _watching.remove(self)
         self._await_others()
+        self._tell_history()
+        self._events.ended(self._engine.position.step, finished=False)
+        heartbeat.leaving(self._exit_code)
         leave(self._exit_code)
 
     def _await_others(self) -> None:

@@ -98,7 +98,7 @@ def hold_schedule(hold: bool | int | str | None) -> Schedule | None:
     """`hold=` as a schedule; True is each boundary.
 
     >>> hold_schedule(True)
-    Schedule(steps=1, seconds=None, epoch=True)
+    Schedule(steps=1, seconds=None, epoch=True, auto=False)
     """
     if hold is None or hold is False:
         return None

@@ -15,6 +15,7 @@ from holdfast.run import deadline
 from holdfast.run.console import Console, plural
 from holdfast.run.deadline import Deadline
 from holdfast.run.engine import Engine
+from holdfast.run.events import RunEvents
 from holdfast.run.saves import Saves
 
 _LOOK_S = 1.0  # a later notice may bring the deadline forward
@@ -39,6 +40,7 @@ class Stopping:
         saved: Callable[[], bool],
         saves: Saves,
         want: Callable[[str], None],
+        events: RunEvents,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`grace_s` is for how long this process may live after a signal, if anybody said so;
@@ -54,6 +56,7 @@ class Stopping:
         self._save = save
         self._saves = saves
         self._want = want
+        self._events = events
         self._clock = clock
         self._heard: Notice | None = None
         """The notice that asked for the stop."""
@@ -70,6 +73,7 @@ class Stopping:
         """Somebody says that this process will be stopped, or may be. From any thread."""
         if not notice.stops:
             self._want("notice")
+            self._events.noticed(notice)
             what = "saving when this step is complete, and going on"
             self._console.notice(f"{self._address}: {_said(notice)}: {what}")
             return
@@ -155,6 +159,8 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
+        after_s = self._clock() - self._asked_s
+        self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
         if in_notebook():
             raise Preempted(line)
         raise SystemExit(self._exit_code)

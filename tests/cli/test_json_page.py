@@ -52,6 +52,7 @@ EXAMPLES = {
     "gc": ["holdfast gc damaged/killed --dry-run --json"],
     "doctor": ["holdfast doctor runs/mnist --json"],
     "rehearse": ["holdfast rehearse --json --seed 1 -- python forgetful.py"],
+    "run": ["holdfast run --json -- python train.py"],
     "an error": ["holdfast ls nowhere --json"],
 }
 OF_ERRORS = {"ok", "error", "hint", "exit_code"}

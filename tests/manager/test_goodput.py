@@ -116,6 +116,20 @@ def test_a_step_between_two_signs_of_life_is_where_a_steady_pace_puts_it() -> No
     assert (first.productive_s, first.replay_s, first.replayed_steps) == (150, 50, 50)
 
 
+def test_steps_that_nobody_counted_are_lost_with_their_time() -> None:
+    """Killed between two beats; who saw it knows when, but not at which step."""
+    events = [
+        start(1, 0, 0, began_s=0),
+        save(1, 100, 100),
+        end(1, 120, "killed"),
+        start(2, 120, 100, began_s=120),
+    ]
+    first = found(events).attempts[0]
+    assert (first.productive_s, first.replay_s, first.replayed_steps) == (100, 20, 0)
+    events[2] = end(1, 120, "error", 100)
+    assert found(events).attempts[0].replay_s == 0, "it was at that step"
+
+
 def test_what_a_later_attempt_does_again_is_lost_in_every_earlier_one() -> None:
     """The newest checkpoints were damaged: a restore fell back behind an attempt's start."""
     events = [

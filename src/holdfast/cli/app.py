@@ -28,6 +28,7 @@ from holdfast.cli.rehearse import rehearse
 from holdfast.cli.render import print_json, shown
 from holdfast.cli.restore import restore
 from holdfast.cli.rm import rm
+from holdfast.cli.run import run
 from holdfast.cli.show import show
 from holdfast.cli.stats import stats
 from holdfast.cli.sync import sync
@@ -73,7 +74,7 @@ def cli(context: click.Context) -> None:
 COMMANDS = (
     *(ls, show, stats, diff, verify, restore, export, cp, sync),
     *(tag, pin, rm, prune, gc, doctor),
-    rehearse,
+    *(rehearse, run),
 )
 for command in COMMANDS:
     cli.add_command(command)

@@ -257,7 +257,9 @@ class _Span:
         worked_s = self.end_s - hung
         kept_step = self.to_step if kept is None else min(kept, self.to_step)
         cut_s = worked_s
-        if kept_step < self.to_step:
+        # An end that says no step comes behind steps that nobody counted.
+        uncounted = self.end is not None and not self.end.step and kept == self.to_step
+        if kept_step < self.to_step or uncounted:
             cut_s = min(max(self._time_of(kept_step), self.start_s), worked_s)
         stalls = sum(save.stall_s for save in self.saves if save.time_s <= cut_s)
         saving = min(stalls, cut_s - self.start_s)

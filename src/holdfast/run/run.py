@@ -18,7 +18,14 @@ from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import HoldfastError, RunClosed, UsageError, briefly
 from holdfast.manager import CheckpointInfo, CheckpointManager
-from holdfast.run.arguments import check_rename, exit_status, final_policy, grace_s, whole
+from holdfast.run.arguments import (
+    check_rename,
+    exit_status,
+    final_policy,
+    grace_s,
+    hold_schedule,
+    whole,
+)
 from holdfast.run.box import Box
 from holdfast.run.console import Console
 from holdfast.run.environment import plain_config
@@ -84,6 +91,9 @@ class Run:
     grace: for how long this process may live after a signal, in seconds or as text ("2min"):
         as your scheduler is set up. No last save is begun that would not fit. Without it (and
         without the variable HOLDFAST_GRACE) 30 s are taken for usual, and a save is always tried.
+    hold: keep a copy of the state in memory, taken at the boundaries that it names: `"1min"`, `500`
+        steps, True (each). After a request to stop it becomes a checkpoint if the loop does not
+        come back to a boundary in time: a long evaluation, a loader that is stuck.
     quiet: print only what must not be missed.
 
     Use it as a context manager to close it; else it is closed when Python exits.
@@ -111,6 +121,7 @@ class Run:
         data: Policy = "refuse",
         exit_code: int = 75,
         grace: float | str | None = None,
+        hold: bool | int | str | None = None,
         quiet: bool = False,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
@@ -164,6 +175,7 @@ class Run:
             allow_pickle=allow_pickle,
             exit_code=exit_status(exit_code),
             grace_s=grace_s(grace),
+            hold=hold_schedule(hold),
         )
         self.address = os.fspath(address)
         console = Console(quiet=quiet)

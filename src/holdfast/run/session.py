@@ -22,6 +22,7 @@ from holdfast.errors import (
     SaveFailed,
     StoreError,
 )
+from holdfast.manager import heartbeat
 from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
@@ -45,6 +46,7 @@ from holdfast.run.events import RunEvents
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
+from holdfast.run.held_state import HeldState
 from holdfast.run.loop import Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Label, Replay
@@ -105,6 +107,7 @@ class Session:
             self.attributes,
         )
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
+        self.held = HeldState(manager, settings.hold, self.contents, console)
         self.stopping = Stopping(
             self.engine,
             console,
@@ -115,7 +118,9 @@ class Session:
             events=self.events,
             saved=self.nothing_to_lose,
             saves=self.saves,
+            held=self.held,
             want=triggers.want,
+            mirrored=manager.finish_mirror,
         )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
@@ -133,6 +138,7 @@ class Session:
 
     def start(self) -> Replay | None:
         manager = self.manager
+        heartbeat.beat(self._address, "restoring", 0)
         finished = False  # also if the log cannot be read at all: its writer rebuilds it
         bringing = self.console.bringing_back(self._address, manager.mirror)
         with bringing, contextlib.suppress(CorruptionError):
@@ -157,6 +163,7 @@ class Session:
             self.restores.check_settings({})
             self.console.say(started_line(self._address, None, source=manager.mirror))
             self.triggers.start(None, self._clock())
+            heartbeat.beat(self._address, "training", 0)
             return None
         self.saves.resumed(self.engine.ticks, restored.info)
         self.events.fell_back(restored)
@@ -166,6 +173,8 @@ class Session:
         if edited := self.attributes.edited():
             self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
+        heartbeat.checkpoint(self._address, restored.info.step, restored.info.id)
+        heartbeat.beat(self._address, "training", restored.info.step)
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         self.contents.lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
@@ -274,7 +283,7 @@ class Session:
                 if self._recorder.is_over(self.engine.position.step):
                     raise SystemExit(0)
         self.manager.acquire()
-        if not self.stopping.signals.install() and not self._warned_thread:
+        if not self.stopping.await_requests() and not self._warned_thread:
             self._warned_thread = True
             self.console.loud(
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
@@ -356,6 +365,7 @@ class Session:
         self.saves.collect()
         epoch_end = loop.label.kind == "epochs"
         step = self.engine.position.step
+        heartbeat.beat(self._address, "training", step)
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
         over = False
         if self._recorder is not None:
@@ -363,13 +373,16 @@ class Session:
             over = self._recorder.is_over(step)
         if last:
             return
-        if self.stopping.requested:
+        if self.stopping.boundary():
             self.stopping.here()
         elif (reason or over) and self.engine.position.replayable and not self.gradients.defers():
             if over:
                 self._save_now("rehearsed")
                 raise SystemExit(0)
             self._save(reason)
+        elif self.held.on and self.engine.position.replayable:
+            with self.saves.making():
+                self.held.boundary(step, self.engine.ticks, self._clock(), epoch_end=epoch_end)
 
     def tail(self) -> None:
         self.unsaved.inner_ended(self.engine.position.step)
@@ -400,6 +413,7 @@ class Session:
             )
             self.saves.submitted(self.engine.ticks, pending)
         self.triggers.saved(content.step, self._clock())
+        self.held.start(content.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
@@ -413,6 +427,7 @@ class Session:
 
     def _save_and_wait(self, note: str, *, finished: bool) -> None:
         step = f"step {self.engine.position.step:,}"
+        heartbeat.beat(self._address, "saving", self.engine.position.step)
         with self.console.working(
             f"{self._address}: saving {step}", f"{self._address}: saved {step}"
         ):
@@ -455,6 +470,7 @@ class Session:
         if self.stopping.requested:
             self.stopping.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
         self.stopping.rest()
+        heartbeat.ended(self._address)
 
     def _tidy(self) -> None:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
@@ -465,6 +481,7 @@ class Session:
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
         self.stopping.rest()
+        self.held.drop()
         self.gradients.close()
         self.barriers.close()
         if self._recorder is not None:

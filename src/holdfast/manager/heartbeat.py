@@ -57,6 +57,8 @@ class Beat(msgspec.Struct):
     checkpoint: str = ""
     """The id of the newest checkpoint that was committed or gone on from."""
     checkpoint_step: int | None = None
+    left: int = 0
+    """The status with which it ends because it was asked to stop."""
 
 
 class _Heart:
@@ -99,7 +101,7 @@ class _Heart:
         self._latest = address
         self._open.add(address)
         changed = before != (address, phase)
-        self.tell(now=changed, address=_whole(address), phase=phase, step=step)
+        self.tell(now=changed, address=_whole(address), phase=phase, step=step, left=0)
 
     def checkpoint(self, address: str, step: int, id: str) -> None:
         self._latest = address
@@ -113,6 +115,9 @@ class _Heart:
         self._open.discard(address)
         if not self._open:
             self.tell(now=True, phase="ended")
+
+    def leaving(self, status: int) -> None:
+        self.tell(now=True, left=status)
 
     def alive(self) -> None:
         self.tell(now=False)
@@ -142,6 +147,13 @@ def ended(address: str) -> None:
     """The run is closed: no more beats of it."""
     if _heart is not None:
         _heart.ended(address)
+
+
+def leaving(status: int) -> None:
+    """This process ends with `status`, since it was asked to stop. What started it may end
+    with another, as `torchrun` does."""
+    if _heart is not None:
+        _heart.leaving(status)
 
 
 @contextlib.contextmanager

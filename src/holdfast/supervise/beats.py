@@ -44,6 +44,7 @@ class Beats:
             phase=ahead.phase,
             step=ahead.step,
             checkpoints=tuple(sorted(steps.items())),
+            left=max(beat.left for beat in beats),
         )
 
     def pids(self) -> list[int]:

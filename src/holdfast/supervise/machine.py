@@ -64,6 +64,8 @@ class Life:
     step: int = 0
     checkpoints: tuple[tuple[str, int], ...] = ()
     """The newest of each run: its address and step."""
+    left: int = 0
+    """The status with which a process ended because it was asked to stop."""
 
 
 # -- what happens ------------------------------------------------------------------
@@ -348,8 +350,10 @@ def _signalled(settings: Settings, state: State, event: Signalled) -> tuple[Stat
 
 
 def _exited(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:
-    status, now_s = event.status, event.now_s
+    now_s = event.now_s
     state = replace(state, life=event.life or state.life)
+    # What the training ended with: a launcher, such as `torchrun`, makes 1 of it.
+    status = state.life.left if 0 < event.status < 128 and state.life.left else event.status
     newest = state.newest
     ended = f"attempt {state.attempt} {status_text(status)} after "
     ended += format_seconds(now_s - state.attempt_s)

@@ -284,6 +284,7 @@ class Saver:
         """What the save has cost."""
         snapshot, packer = order.snapshot, self._packer
         return SaveEvent(
+            epoch=self._writer.epoch,
             time_s=snapshot.time_s,
             step=snapshot.step,
             id=record.id if record else "",

@@ -42,6 +42,7 @@ from holdfast.run.console import (
 from holdfast.run.constructed import Constructed
 from holdfast.run.contents import Contents
 from holdfast.run.engine import Engine
+from holdfast.run.events import RunEvents
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
@@ -95,6 +96,7 @@ class Session:
         self.attributes = Attributes()
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
+        self.events = RunEvents(manager.history.add, manager.address)
         self.contents = Contents(
             self.engine,
             self.tracked,
@@ -113,6 +115,7 @@ class Session:
             exit_code=settings.exit_code,
             grace_s=settings.grace_s,
             save=self._save_now,
+            events=self.events,
             saved=self.nothing_to_lose,
             saves=self.saves,
             held=self.held,
@@ -163,6 +166,7 @@ class Session:
             heartbeat.beat(self._address, "training", 0)
             return None
         self.saves.resumed(self.engine.ticks, restored.info)
+        self.events.fell_back(restored)
         self._announce(restored)
         for line in said:
             self.console.say(line)
@@ -287,6 +291,8 @@ class Session:
             )
 
     def took(self, loop: Loop, item: Any) -> None:
+        if self.engine.landed:
+            self.events.going(self.engine.position.step, self.restores.resumed)
         self.unsaved.began(loop, self.engine.position.step, landed=self.engine.landed)
         if self._resuming and self.engine.landed:
             self._resuming = False
@@ -486,5 +492,6 @@ class Session:
             if steps := self.manager.finish_mirror(_BRIEFLY_S):
                 self.console.say(copying_line(self._address, self.manager.mirror, steps))
         finally:
+            self.events.ended(self.engine.position.step, finished=self._final)
             with self.console.copying(self._address, self.manager.mirror):
                 self.manager.close()

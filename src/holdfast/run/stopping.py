@@ -16,6 +16,7 @@ from holdfast.run import deadline
 from holdfast.run.console import Console, plural
 from holdfast.run.deadline import Deadline
 from holdfast.run.engine import Engine
+from holdfast.run.events import RunEvents
 from holdfast.run.held_state import HeldState
 from holdfast.run.leaving import leave
 from holdfast.run.saves import Saves
@@ -50,6 +51,7 @@ class Stopping:
         saves: Saves,
         held: HeldState,
         want: Callable[[str], None],
+        events: RunEvents,
         mirrored: Callable[[float], object],
         listen: Listen = lambda tell: lambda: None,
         deadline_s: Callable[[], float | None] = lambda: None,
@@ -75,6 +77,7 @@ class Stopping:
         self._listen = listen
         self._stop_listening: Callable[[], None] | None = None
         self._limit = TimeLimit(deadline_s, saves.costs, clock)
+        self._events = events
         self._clock = clock
         self._heard: Notice | None = None
         """The notice that asked for the stop."""
@@ -117,6 +120,7 @@ class Stopping:
         """Somebody says that this process will be stopped, or may be. From any thread."""
         if not notice.stops:
             self._want("notice")
+            self._events.noticed(notice)
             what = "saving when this step is complete, and going on"
             self._console.notice(f"{self._address}: {_said(notice)}: {what}")
             return
@@ -206,6 +210,8 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
+        after_s = self._clock() - self._asked_s
+        self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
         if in_notebook():
             raise Preempted(line)
         raise SystemExit(self._exit_code)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import CheckpointManager
+from holdfast.manager.history import EndEvent, StartEvent
 from tests.supervise.programs import Supervised, exists, wait_for
 
 
@@ -340,3 +342,30 @@ def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None
     assert done.returncode == 2
     assert "could not start a process" in done.stderr
     assert "attempt 2 ended with status 2" in done.stderr
+
+
+def test_kills_and_hangs_are_in_the_history_of_the_run(tmp_path: Path) -> None:
+    body = """
+    import holdfast
+    n = attempt()
+    state = [0]
+    with holdfast.Run(here / "run", every=1, quiet=True) as run:
+        run.track(state=state)
+        for step in run.range(6):
+            run.manager.wait()
+            if n == 1 and step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if n == 2 and step == 4:
+                time.sleep(60)
+    """
+    job = Supervised(tmp_path, body, "--hang-timeout", "2s", "--grace", "0.1s")
+    assert job.run() == 0
+    with CheckpointManager(tmp_path / "run") as manager:
+        events = manager.history.read()
+    ends = [event for event in events if isinstance(event, EndEvent)]
+    assert [(end.why, end.step, end.epoch) for end in ends] == [
+        *(("killed", 2, 1), ("hang", 4, 2), ("finished", 6, 3)),
+    ]
+    assert ends[0].signal == signal.SIGKILL
+    starts = [event.pid for event in events if isinstance(event, StartEvent)]
+    assert [end.pid for end in ends] == starts

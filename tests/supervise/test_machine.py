@@ -409,7 +409,8 @@ def test_ends_that_the_process_could_not_tell_are_told_for_it(status: int, why: 
     play = Play()
     play.start()
     begun = Begun("run", 101, 7)
-    play.life = Life(1, True, "run", "training", 7, (), (begun,))
+    other = Begun("other", 102, 9, over=True)
+    play.life = Life(1, True, "run", "training", 7, began=(begun, other))
     actions = play.end(status)
     assert actions[:1] == ([Record(why, status, (begun,))] if why else actions[:1])
     assert why or not any(isinstance(action, Record) for action in actions)
@@ -419,7 +420,25 @@ def test_a_hang_is_told_as_one_whatever_the_status() -> None:
     play = Play(hang_timeout_s=60.0)
     play.start()
     begun = Begun("run", 101, 7)
-    play.life = Life(1, True, "run", "training", 7, (), (begun,))
+    play.life = Life(1, True, "run", "training", 7, began=(begun,))
     assert play.watch(100.0) == [SaveStacks(1)]
     play.give(Dumped(play.now_s, ""))
-    assert play.end(75) == [Record("hang", 75, (begun,))]
+    # It could still save, and said so: that it hung it did not know.
+    play.life = replace(play.life, began=(replace(begun, over=True),))
+    assert play.end(75) == [Record("hang", 75, play.life.began)]
+
+
+def test_a_launcher_that_hides_a_preemption() -> None:
+    play = Play(requeue=True)
+    play.start()
+    play.give(Signalled(1.0, signal.SIGUSR1))
+    play.life = Life(3, False, "run", "preempted", 7, preempted=(201, 202))
+    assert play.end(1) == [Requeue(), Exit(75)]
+
+
+def test_a_program_that_says_itself_what_a_preemption_is() -> None:
+    play = Play()
+    play.start()
+    play.give(Signalled(1.0, signal.SIGTERM))
+    play.life = Life(3, False, "run", "preempted", 7, preempted=(play.state.pid,))
+    assert play.end(3)[-1] == Exit(3)

@@ -104,19 +104,23 @@ def test_signals_are_passed_on_and_the_answer_passed_back(tmp_path: Path) -> Non
 
 
 def test_a_signal_that_the_command_does_not_know_goes_to_those_that_train(tmp_path: Path) -> None:
-    """As `torchrun`, which SIGUSR1 would end."""
+    """As `torchrun`, which SIGUSR1 would end, and which makes 1 of their status."""
     body = """
     child = '''
     import os, signal, sys, time
     from pathlib import Path
     from holdfast.manager import heartbeat
-    signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))
+    def answer(*_):
+        heartbeat.preempted()
+        os._exit(75)
+    signal.signal(signal.SIGUSR1, answer)
     heartbeat.beat("run", "training", 1)
     Path(sys.argv[1], "ready").touch()
     time.sleep(60)
     '''
     import textwrap
-    sys.exit(subprocess.call([sys.executable, "-c", textwrap.dedent(child), str(here)]))
+    subprocess.call([sys.executable, "-c", textwrap.dedent(child), str(here)])
+    sys.exit(1)
     """
     job = Supervised(tmp_path, body)
     job.start(until="ready").send_signal(signal.SIGUSR1)

@@ -51,7 +51,7 @@ class Beat(msgspec.Struct):
     address: str = ""
     """Of the run that it was about; of a folder its whole path."""
     phase: str = "starting"
-    """"starting", "restoring", "training", "saving", "guard" or "ended"."""
+    """"starting", "restoring", "training", "saving", "guard", "preempted" or "ended"."""
     step: int = 0
     """Completed steps."""
     checkpoint: str = ""
@@ -111,8 +111,11 @@ class _Heart:
 
     def ended(self, address: str) -> None:
         self._open.discard(address)
-        if not self._open:
+        if not self._open and self._beat.phase != "preempted":
             self.tell(now=True, phase="ended")
+
+    def preempted(self) -> None:
+        self.tell(now=True, phase="preempted")
 
     def alive(self) -> None:
         self.tell(now=False)
@@ -136,6 +139,12 @@ def checkpoint(address: str, step: int, id: str) -> None:
     """This checkpoint is committed, or was restored and is gone on from. From any thread."""
     if _heart is not None:
         _heart.checkpoint(address, step, id)
+
+
+def preempted() -> None:
+    """This process was told to stop, and now leaves, saved as far as it could."""
+    if _heart is not None:
+        _heart.preempted()
 
 
 def ended(address: str) -> None:

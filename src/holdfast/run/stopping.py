@@ -10,6 +10,7 @@ from typing import NoReturn
 from holdfast.core.aside import Helper, Latch, NoThread
 from holdfast.core.units import format_seconds
 from holdfast.errors import HoldfastError, Preempted
+from holdfast.manager import heartbeat
 from holdfast.notices.notice import Notice
 from holdfast.notices.signals import StopSignals, in_notebook
 from holdfast.run import deadline
@@ -210,6 +211,7 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
+        heartbeat.preempted()
         after_s = self._clock() - self._asked_s
         self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
         if in_notebook():
@@ -284,6 +286,7 @@ class Stopping:
         with suppress(ValueError):
             _watching.remove(self)
         self._await_others()
+        heartbeat.preempted()
         leave(self._exit_code)
 
     def _await_others(self) -> None:

@@ -58,6 +58,8 @@ class Begun:
     address: str
     pid: int
     step: int
+    over: bool = False
+    """It has said itself that it left the loop."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Life:
     step: int = 0
     checkpoints: tuple[tuple[str, int], ...] = ()
     """The newest of each run: its address and step."""
+    preempted: tuple[int, ...] = ()
+    """The processes that were told to stop, and left."""
     began: tuple[Begun, ...] = ()
     """The processes that came to their loop, each of which is its run's writer."""
 
@@ -200,6 +204,7 @@ class State:
     began_s: float
     phase: Phase = "waiting"
     attempt: int = 0
+    pid: int = 0
     start_at_s: float = 0.0
     attempt_s: float = 0.0
     """When the attempt began."""
@@ -263,6 +268,7 @@ def _started(state: State, event: Started) -> tuple[State, list[Action]]:
     after = replace(
         state,
         phase="running",
+        pid=event.pid,
         attempt_s=event.now_s,
         alive_s=event.now_s,
         seen_s=event.now_s,
@@ -370,6 +376,10 @@ def _signalled(settings: Settings, state: State, event: Signalled) -> tuple[Stat
 
 def _exited(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:
     state = replace(state, life=event.life or state.life)
+    told = state.life.preempted
+    if event.status and told and state.pid not in told:
+        # `torchrun` and shells make another status of the 75 of those that they have started.
+        event = replace(event, status=PREEMPTED)
     after, actions = _decided(settings, state, event)
     return after, [*_recorded(state, event.status), *actions]
 
@@ -377,13 +387,15 @@ def _exited(settings: Settings, state: State, event: Exited) -> tuple[State, lis
 def _recorded(state: State, status: int) -> list[Action]:
     """What the processes could not say themselves. One that ends well, or with a save after a
     signal, has said so."""
+    began = state.life.began
     if state.why:
         why = "timeout" if "timeout" in state.why else "hang"
     elif status in (0, PREEMPTED):
         return []
     else:
         why = "killed" if status > 128 else "exited"
-    return [Record(why, status, state.life.began)] if state.life.began else []
+        began = tuple(process for process in began if not process.over)
+    return [Record(why, status, began)] if began else []
 
 
 def _decided(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:

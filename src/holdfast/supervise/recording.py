@@ -13,12 +13,12 @@ logger = logging.getLogger("holdfast")
 _PATIENCE_S = 10.0
 
 
-def record(what: Record, now_s: float) -> None:
-    """Append it, with `now_s` (Unix time) as the moment. Never raises; waits a few seconds at
-    most."""
+def record(what: Record, now_s: float, text: str) -> None:
+    """Append it, with `now_s` (Unix time) as the moment, and `text` for people. Never raises;
+    waits a few seconds at most."""
     # A daemon: the supervisor may end before the store has answered.
     thread = threading.Thread(
-        target=_append, args=(what, now_s), name="holdfast-recording", daemon=True
+        target=_append, args=(what, now_s, text), name="holdfast-recording", daemon=True
     )
     try:
         thread.start()
@@ -27,7 +27,7 @@ def record(what: Record, now_s: float) -> None:
     thread.join(_PATIENCE_S)
 
 
-def _append(what: Record, now_s: float) -> None:
+def _append(what: Record, now_s: float, text: str) -> None:
     from holdfast.manager.history import EndEvent, append_outside
 
     for process in what.processes:
@@ -38,7 +38,7 @@ def _append(what: Record, now_s: float) -> None:
             exit_code=what.status if what.status < 128 else None,
             signal=max(0, what.status - 128),
             pid=process.pid,
-            text="holdfast run",
+            text=text,
         )
         try:
             append_outside(process.address, [event])

@@ -202,7 +202,8 @@ class _Shell:
                 if self._command is not None:
                     self._command.kill()
             case machine.Record():
-                record(action, self._ended_s)
+                text = f"stacks in {self._logs}" if action.why == "hang" and self._stacked else ""
+                record(action, self._ended_s, text)
             case machine.Requeue():
                 self._console.say(slurm.requeue(self._job))
             case machine.Exit():

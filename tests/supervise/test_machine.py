@@ -432,13 +432,5 @@ def test_a_launcher_that_hides_a_preemption() -> None:
     play = Play(requeue=True)
     play.start()
     play.give(Signalled(1.0, signal.SIGUSR1))
-    play.life = Life(3, False, "run", "preempted", 7, preempted=(201, 202))
+    play.life = Life(3, False, "run", "ended", 7, left=75)
     assert play.end(1) == [Requeue(), Exit(75)]
-
-
-def test_a_program_that_says_itself_what_a_preemption_is() -> None:
-    play = Play()
-    play.start()
-    play.give(Signalled(1.0, signal.SIGTERM))
-    play.life = Life(3, False, "run", "preempted", 7, preempted=(play.state.pid,))
-    assert play.end(3)[-1] == Exit(3)

@@ -111,7 +111,7 @@ def test_a_signal_that_the_command_does_not_know_goes_to_those_that_train(tmp_pa
     from pathlib import Path
     from holdfast.manager import heartbeat
     def answer(*_):
-        heartbeat.preempted()
+        heartbeat.leaving(75)
         os._exit(75)
     signal.signal(signal.SIGUSR1, answer)
     heartbeat.beat("run", "training", 1)
@@ -125,6 +125,27 @@ def test_a_signal_that_the_command_does_not_know_goes_to_those_that_train(tmp_pa
     job = Supervised(tmp_path, body)
     job.start(until="ready").send_signal(signal.SIGUSR1)
     assert job.end() == 75
+
+
+def test_the_status_of_the_training_counts_and_not_that_of_its_launcher(tmp_path: Path) -> None:
+    """As of `torchrun`, which ends with 1 when a process of its ends with 75."""
+    body = """
+    child = '''
+    import os, signal, sys
+    import holdfast
+    with holdfast.Run(sys.argv[1] + "/run") as run:
+        for step in run.range(1000):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+    '''
+    import textwrap
+    attempt()
+    sys.exit(bool(subprocess.call([sys.executable, "-c", textwrap.dedent(child), str(here)])))
+    """
+    job = Supervised(tmp_path, body, "--on-exit-code", "75=stop")
+    job.start()
+    assert job.end() == 75
+    assert job.starts == 1
 
 
 def test_a_second_sigint_kills(tmp_path: Path) -> None:

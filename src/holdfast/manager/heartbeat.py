@@ -51,12 +51,14 @@ class Beat(msgspec.Struct):
     address: str = ""
     """Of the run that it was about; of a folder its whole path."""
     phase: str = "starting"
-    """"starting", "restoring", "training", "saving", "guard", "preempted" or "ended"."""
+    """"starting", "restoring", "training", "saving", "guard" or "ended"."""
     step: int = 0
     """Completed steps."""
     checkpoint: str = ""
     """The id of the newest checkpoint that was committed or gone on from."""
     checkpoint_step: int | None = None
+    left: int = 0
+    """The status with which it ends because it was asked to stop."""
 
 
 class _Heart:
@@ -99,7 +101,7 @@ class _Heart:
         self._latest = address
         self._open.add(address)
         changed = before != (address, phase)
-        self.tell(now=changed, address=_whole(address), phase=phase, step=step)
+        self.tell(now=changed, address=_whole(address), phase=phase, step=step, left=0)
 
     def checkpoint(self, address: str, step: int, id: str) -> None:
         self._latest = address
@@ -111,11 +113,12 @@ class _Heart:
 
     def ended(self, address: str) -> None:
         self._open.discard(address)
-        if not self._open and self._beat.phase != "preempted":
+        if not self._open:
             self.tell(now=True, phase="ended")
 
-    def preempted(self) -> None:
-        self.tell(now=True, phase="preempted")
+    def leaving(self, status: int) -> None:
+        self._latest = ""  # if it goes on after all, its next beat is a change
+        self.tell(now=True, left=status)
 
     def alive(self) -> None:
         self.tell(now=False)
@@ -141,16 +144,17 @@ def checkpoint(address: str, step: int, id: str) -> None:
         _heart.checkpoint(address, step, id)
 
 
-def preempted() -> None:
-    """This process was told to stop, and now leaves, saved as far as it could."""
-    if _heart is not None:
-        _heart.preempted()
-
-
 def ended(address: str) -> None:
     """The run is closed: no more beats of it."""
     if _heart is not None:
         _heart.ended(address)
+
+
+def leaving(status: int) -> None:
+    """This process ends with `status`, since it was asked to stop. What started it may end
+    with another, as `torchrun` does."""
+    if _heart is not None:
+        _heart.leaving(status)
 
 
 @contextlib.contextmanager

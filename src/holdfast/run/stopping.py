@@ -211,11 +211,11 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
-        heartbeat.preempted()
         after_s = self._clock() - self._asked_s
         self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
         if in_notebook():
             raise Preempted(line)
+        heartbeat.leaving(self._exit_code)
         raise SystemExit(self._exit_code)
 
     def rest(self) -> None:
@@ -286,7 +286,7 @@ class Stopping:
         with suppress(ValueError):
             _watching.remove(self)
         self._await_others()
-        heartbeat.preempted()
+        heartbeat.leaving(self._exit_code)
         leave(self._exit_code)
 
     def _await_others(self) -> None:

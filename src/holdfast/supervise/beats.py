@@ -44,12 +44,12 @@ class Beats:
             phase=ahead.phase,
             step=ahead.step,
             checkpoints=tuple(sorted(steps.items())),
-            preempted=tuple(beat.pid for beat in beats if beat.phase == "preempted"),
             began=tuple(
                 Begun(beat.address, beat.pid, beat.step, beat.phase not in LOOP_PHASES)
                 for beat in beats
                 if beat.phase not in ("starting", "restoring")
             ),
+            left=max(beat.left for beat in beats),
         )
 
     def pids(self) -> list[int]:

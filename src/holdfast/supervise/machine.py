@@ -75,10 +75,10 @@ class Life:
     step: int = 0
     checkpoints: tuple[tuple[str, int], ...] = ()
     """The newest of each run: its address and step."""
-    preempted: tuple[int, ...] = ()
-    """The processes that were told to stop, and left."""
     began: tuple[Begun, ...] = ()
     """The processes that came to their loop, each of which is its run's writer."""
+    left: int = 0
+    """The status with which a process ended because it was asked to stop."""
 
 
 # -- what happens ------------------------------------------------------------------
@@ -204,7 +204,6 @@ class State:
     began_s: float
     phase: Phase = "waiting"
     attempt: int = 0
-    pid: int = 0
     start_at_s: float = 0.0
     attempt_s: float = 0.0
     """When the attempt began."""
@@ -268,7 +267,6 @@ def _started(state: State, event: Started) -> tuple[State, list[Action]]:
     after = replace(
         state,
         phase="running",
-        pid=event.pid,
         attempt_s=event.now_s,
         alive_s=event.now_s,
         seen_s=event.now_s,
@@ -376,10 +374,9 @@ def _signalled(settings: Settings, state: State, event: Signalled) -> tuple[Stat
 
 def _exited(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:
     state = replace(state, life=event.life or state.life)
-    told = state.life.preempted
-    if event.status and told and state.pid not in told:
-        # `torchrun` and shells make another status of the 75 of those that they have started.
-        event = replace(event, status=PREEMPTED)
+    if 0 < event.status < 128 and state.life.left:
+        # What the training ended with: a launcher, such as `torchrun`, makes 1 of it.
+        event = replace(event, status=state.life.left)
     after, actions = _decided(settings, state, event)
     return after, [*_recorded(state, event.status), *actions]
 

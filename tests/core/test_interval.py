@@ -15,6 +15,7 @@ from holdfast.core.interval import (
     AutoInterval,
     Failures,
     choose,
+    middle,
     optimum_s,
     parse_mtbf,
     parse_overhead,
@@ -100,7 +101,12 @@ def test_a_first_save_that_costs_more_than_the_others_is_forgotten_at_the_second
     auto = AutoInterval(6 * 3600)
     auto.spent(20.0, 20.0, 30.0)
     assert auto.seconds == pytest.approx(20 * 99)
-    assert "saving every 1 min 33 s" in auto.spent(0.2, 2.0, 2000.0)
+    assert auto.spent(0.2, 2.0, 2000.0) == ""
+    assert auto.seconds == pytest.approx(92.8, abs=0.1)
+    # A line is said when it has stayed so.
+    lines = [auto.spent(0.2, 2.0, 2000.0) for _ in range(10)]
+    assert [number for number, line in enumerate(lines) if line] == [3]
+    assert "saving every 1 min 33 s" in lines[3]
 
 
 def test_small_changes_are_not_followed_and_one_odd_save_is_none() -> None:
@@ -120,6 +126,18 @@ def test_a_cost_that_has_changed_is_followed_and_said_once() -> None:
     assert [bool(line) for line in lines].count(True) == 1
     assert auto.seconds == choose(1.0, 2.0, 6 * 3600, 0.01).seconds
     assert "a save costs 1.00 s" in "".join(lines)
+
+
+@given(st.lists(st.floats(0.0, 1e4), min_size=1, max_size=30), rates, budgets)
+def test_the_budget_is_kept_whatever_the_costs_are(
+    found: list[float], mtbf_s: float, budget: float
+) -> None:
+    auto = AutoInterval(mtbf_s, budget)
+    for number, cost_s in enumerate(found, 1):
+        auto.spent(cost_s, cost_s, 0.0)
+        usual_s = middle(found[max(0, number - 7) : number])
+        assert usual_s <= budget * (usual_s + auto.seconds) * (1 + 1e-9)
+        assert auto.seconds >= max(SHORTEST_S, usual_s)
 
 
 def test_the_line_says_what_decided() -> None:

@@ -49,6 +49,7 @@ _MOST_S = 1e12
 _RECENT = 7  # saves: what they cost has changed when four of them say so
 _STAYS = 0.1  # a choice that differs by less is not worth a change
 _SAID = 0.25  # nor by less than this a line
+_SAVES_PER_LINE = 5  # nor are the first estimates a line each
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ class AutoInterval:
         self._costs: deque[float] = deque(maxlen=_RECENT)
         self._takes: deque[float] = deque(maxlen=_RECENT)
         self._said_s = 0.0
+        self._since = 0
+        """Saves since a line was said."""
 
     def learn(self, failures: Failures, saves: Iterable[tuple[float, float]]) -> str:
         """What earlier processes of the run have seen: its failures, and of each save what it
@@ -172,7 +175,8 @@ class AutoInterval:
     def spent(self, cost_s: float, takes_s: float, trained_s: float) -> str:
         """A save is durable: what it cost the training, how long it took; and for how long
         this process has trained, without a failure. Returns what there is to say: why the
-        interval is what it is, when it is the first one or another than was said last."""
+        interval is what it is, when it is the first one or quite another than was said."""
+        self._since += 1
         self._costs.append(_within(cost_s))
         self._takes.append(_within(takes_s))
         return self._choose(trained_s)
@@ -183,12 +187,17 @@ class AutoInterval:
         # The lower one of two: a first save often costs several times what others do.
         cost_s, takes_s = middle(self._costs), middle(self._takes)
         choice = choose(cost_s, takes_s, mtbf_s, self._budget)
-        if self._said_s and _close(choice.seconds, self.seconds, _STAYS):
+        says = not self._said_s or (
+            self._since >= _SAVES_PER_LINE and not _close(choice.seconds, self._said_s, _SAID)
+        )
+        stays = _close(choice.seconds, self.seconds, _STAYS)
+        if choice.bound in ("budget", "save"):  # these are kept, not approached
+            stays = stays and choice.seconds <= self.seconds
+        if says or not stays:
+            self.seconds = choice.seconds
+        if not says:
             return ""
-        self.seconds = choice.seconds
-        if self._said_s and _close(choice.seconds, self._said_s, _SAID):
-            return ""
-        self._said_s = choice.seconds
+        self._said_s, self._since = self.seconds, 0
         given = None if self._mtbf_s is not None else seen
         return explain(choice, cost_s, takes_s, mtbf_s, self._budget, given)
 

@@ -18,7 +18,14 @@ from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import HoldfastError, RunClosed, UsageError, briefly
 from holdfast.manager import CheckpointInfo, CheckpointManager
-from holdfast.run.arguments import check_rename, exit_status, final_policy, grace_s, whole
+from holdfast.run.arguments import (
+    check_rename,
+    exit_status,
+    final_policy,
+    grace_s,
+    hold_schedule,
+    whole,
+)
 from holdfast.run.box import Box
 from holdfast.run.console import Console
 from holdfast.run.environment import plain_config
@@ -32,7 +39,7 @@ from holdfast.run.readahead import Origin
 from holdfast.run.rehearsal import Recorder, address_in, part_of_this_process
 from holdfast.run.session import Session
 from holdfast.run.settings import Settings
-from holdfast.run.triggers import Triggers
+from holdfast.run.triggers import Triggers, auto_interval
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast")
@@ -52,8 +59,10 @@ class Run:
     Start the same program again after any interruption: the tracked objects, the random
     states and the place in the loops are those of the newest intact checkpoint.
 
-    every: when to save: steps (`500`), `"10min"`, `"epoch"`, several; the end of the
-        outermost loop and a preemption save always.
+    every: when to save: steps (`500`), `"10min"`, `"epoch"`, `"auto"`, several; the end of
+        the outermost loop and a preemption save always.
+    mtbf, overhead: for `every="auto"`: the mean time between failures ("6h"; else learned from
+        the run's history) and the share of the time that saves may take.
     keep: which checkpoints stay; a `best` rule also saves when its metric improves.
     config: plain settings, compared with the last run's; a difference raises
         ConfigChanged unless `allow_config_change`.
@@ -82,6 +91,9 @@ class Run:
     grace: for how long this process may live after a signal, in seconds or as text ("2min"):
         as your scheduler is set up. No last save is begun that would not fit. Without it (and
         without the variable HOLDFAST_GRACE) 30 s are taken for usual, and a save is always tried.
+    hold: keep a copy of the state in memory, taken at the boundaries that it names: `"1min"`, `500`
+        steps, True (each). After a request to stop it becomes a checkpoint if the loop does not
+        come back to a boundary in time: a long evaluation, a loader that is stuck.
     quiet: print only what must not be missed.
 
     Use it as a context manager to close it; else it is closed when Python exits.
@@ -92,6 +104,8 @@ class Run:
         address: str | os.PathLike[str],
         *,
         every: int | str | None = "10min",
+        mtbf: float | str | None = None,
+        overhead: float | str = "1%",
         keep: str | None = "last=3",
         config: object = None,
         allow_config_change: bool = False,
@@ -107,6 +121,7 @@ class Run:
         data: Policy = "refuse",
         exit_code: int = 75,
         grace: float | str | None = None,
+        hold: bool | int | str | None = None,
         quiet: bool = False,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
@@ -135,6 +150,7 @@ class Run:
                 hint='data="refuse", data="by-sample" or data="restart-epoch".',
             )
         codec_of(compress)  # before an older run of this program is closed
+        auto = auto_interval(every, mtbf, overhead)
         part = part_of_this_process()
         if part is not None:
             address, store, every = address_in(part, os.fspath(address)), None, part.every
@@ -159,6 +175,7 @@ class Run:
             allow_pickle=allow_pickle,
             exit_code=exit_status(exit_code),
             grace_s=grace_s(grace),
+            hold=hold_schedule(hold),
         )
         self.address = os.fspath(address)
         console = Console(quiet=quiet)
@@ -197,7 +214,7 @@ class Run:
         """For what a loop does not need: tags, pins, listings."""
         self._session = Session(
             manager,
-            Triggers(schedule, policy, manager.checkpoints),
+            Triggers(schedule, policy, manager.checkpoints, auto, self._say),
             self.box,
             settings,
             console,
@@ -415,6 +432,9 @@ class Run:
             self.close()
         except HoldfastError as error:
             self._session.console.loud(f"{self.address}: {error}")
+
+    def _say(self, line: str) -> None:
+        self._session.console.say(f"{self.address}: {line}")
 
     def _check_open(self) -> None:
         if self._closed:

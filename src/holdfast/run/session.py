@@ -45,6 +45,7 @@ from holdfast.run.events import RunEvents
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
+from holdfast.run.held_state import HeldState
 from holdfast.run.loop import Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Label, Replay
@@ -105,6 +106,7 @@ class Session:
             self.attributes,
         )
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
+        self.held = HeldState(manager, settings.hold, self.contents, console)
         self.stopping = Stopping(
             self.engine,
             console,
@@ -115,7 +117,9 @@ class Session:
             events=self.events,
             saved=self.nothing_to_lose,
             saves=self.saves,
+            held=self.held,
             want=triggers.want,
+            mirrored=manager.finish_mirror,
         )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
@@ -268,12 +272,13 @@ class Session:
             self._checked = True
             self.restores.check_claimed()
             self.tracked.check_complete(loaded_adapters())
+            self.triggers.learn(self.manager.events)
             if self._recorder is not None:
                 self._recorder.started(resumed.step if (resumed := self.restores.resumed) else None)
                 if self._recorder.is_over(self.engine.position.step):
                     raise SystemExit(0)
         self.manager.acquire()
-        if not self.stopping.signals.install() and not self._warned_thread:
+        if not self.stopping.await_requests() and not self._warned_thread:
             self._warned_thread = True
             self.console.loud(
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
@@ -362,13 +367,16 @@ class Session:
             over = self._recorder.is_over(step)
         if last:
             return
-        if self.stopping.requested:
+        if self.stopping.boundary():
             self.stopping.here()
         elif (reason or over) and self.engine.position.replayable and not self.gradients.defers():
             if over:
                 self._save_now("rehearsed")
                 raise SystemExit(0)
             self._save(reason)
+        elif self.held.on and self.engine.position.replayable:
+            with self.saves.making():
+                self.held.boundary(step, self.engine.ticks, self._clock(), epoch_end=epoch_end)
 
     def tail(self) -> None:
         self.unsaved.inner_ended(self.engine.position.step)
@@ -399,6 +407,7 @@ class Session:
             )
             self.saves.submitted(self.engine.ticks, pending)
         self.triggers.saved(content.step, self._clock())
+        self.held.start(content.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
@@ -464,6 +473,7 @@ class Session:
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
         self.stopping.rest()
+        self.held.drop()
         self.gradients.close()
         self.barriers.close()
         if self._recorder is not None:

@@ -33,6 +33,7 @@ COMMANDS = [
     ["gc", "{run}", "--dry-run"],
     ["doctor", "{run}", "--full"],
     ["rehearse", "--report", "{name}/report.json", "--", "{name}"],
+    ["run", "--on-exit-code", "{name}", "--", "{name}"],
 ]
 
 

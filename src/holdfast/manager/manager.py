@@ -17,6 +17,7 @@ from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.units import parse_size
 from holdfast.errors import HoldfastError, SaveFailed, TornRead, UsageError, briefly
+from holdfast.manager import heartbeat
 from holdfast.manager.capture import InPlace
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
@@ -317,6 +318,7 @@ class CheckpointManager(Mirrored):
     def _committed(self, record: Record, manifest: Manifest, order: Order) -> None:
         # No lock: the thread that waits for this save may hold it.
         self._base = manifest
+        heartbeat.checkpoint(self.address, record.step, record.id)
         order.pending.committed(info_of(self.address, record))
         self._to_mirror(record.id)
 
@@ -333,6 +335,7 @@ class CheckpointManager(Mirrored):
         if self._released or self._pid != os.getpid():
             return  # a forked child holds nothing
         self.wait()
+        heartbeat.ended(self.address)
         self._finish()
         try:
             self._close_mirror()

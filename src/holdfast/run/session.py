@@ -22,6 +22,7 @@ from holdfast.errors import (
     SaveFailed,
     StoreError,
 )
+from holdfast.manager import heartbeat
 from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
@@ -137,6 +138,7 @@ class Session:
 
     def start(self) -> Replay | None:
         manager = self.manager
+        heartbeat.beat(self._address, "restoring", 0)
         finished = False  # also if the log cannot be read at all: its writer rebuilds it
         bringing = self.console.bringing_back(self._address, manager.mirror)
         with bringing, contextlib.suppress(CorruptionError):
@@ -161,6 +163,7 @@ class Session:
             self.restores.check_settings({})
             self.console.say(started_line(self._address, None, source=manager.mirror))
             self.triggers.start(None, self._clock())
+            heartbeat.beat(self._address, "training", 0)
             return None
         self.saves.resumed(self.engine.ticks, restored.info)
         self.events.fell_back(restored)
@@ -170,6 +173,8 @@ class Session:
         if edited := self.attributes.edited():
             self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
+        heartbeat.checkpoint(self._address, restored.info.step, restored.info.id)
+        heartbeat.beat(self._address, "training", restored.info.step)
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         self.contents.lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
@@ -360,6 +365,7 @@ class Session:
         self.saves.collect()
         epoch_end = loop.label.kind == "epochs"
         step = self.engine.position.step
+        heartbeat.beat(self._address, "training", step)
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
         over = False
         if self._recorder is not None:
@@ -421,6 +427,7 @@ class Session:
 
     def _save_and_wait(self, note: str, *, finished: bool) -> None:
         step = f"step {self.engine.position.step:,}"
+        heartbeat.beat(self._address, "saving", self.engine.position.step)
         with self.console.working(
             f"{self._address}: saving {step}", f"{self._address}: saved {step}"
         ):
@@ -463,6 +470,7 @@ class Session:
         if self.stopping.requested:
             self.stopping.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
         self.stopping.rest()
+        heartbeat.ended(self._address)
 
     def _tidy(self) -> None:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""

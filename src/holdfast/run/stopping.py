@@ -10,6 +10,7 @@ from typing import NoReturn
 from holdfast.core.aside import Helper, Latch, NoThread
 from holdfast.core.units import format_seconds
 from holdfast.errors import HoldfastError, Preempted
+from holdfast.manager import heartbeat
 from holdfast.notices.notice import Notice
 from holdfast.notices.signals import StopSignals, in_notebook
 from holdfast.run import deadline
@@ -214,6 +215,7 @@ class Stopping:
         self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
         if in_notebook():
             raise Preempted(line)
+        heartbeat.leaving(self._exit_code)
         raise SystemExit(self._exit_code)
 
     def rest(self) -> None:

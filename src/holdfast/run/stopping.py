@@ -211,12 +211,15 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
-        after_s = self._clock() - self._asked_s
-        self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
+        self._tell()
         if in_notebook():
             raise Preempted(line)
         heartbeat.leaving(self._exit_code)
         raise SystemExit(self._exit_code)
+
+    def _tell(self) -> None:
+        after_s = self._clock() - self._asked_s
+        self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
 
     def rest(self) -> None:
         """No stop is waited for any more."""
@@ -286,6 +289,8 @@ class Stopping:
         with suppress(ValueError):
             _watching.remove(self)
         self._await_others()
+        self._tell()
+        self._events.ended(self._engine.position.step, finished=False)
         leave(self._exit_code)
 
     def _await_others(self) -> None:

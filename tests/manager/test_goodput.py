@@ -204,6 +204,10 @@ def test_a_live_run_goes_on_until_now() -> None:
     events = [start(1, 10, 0, began_s=0), save(1, 60, 50)]
     [first] = found(events, now_s=100.0, running=1).attempts
     assert (first.end, first.productive_s) == ("running", 90)
+    rate = found(events, running=1)
+    assert (rate.attempts[0].end, rate.attempts[0].productive_s) == ("unknown", 50)
+    assert rate.failures == {}
+    assert failures(events, running=1).count == 0
     [first] = found(events, now_s=100.0, running=2).attempts
     assert (first.end, first.productive_s) == ("crashed", 50)
 

@@ -86,6 +86,14 @@ def test_a_loop_that_does_not_come_back_leaves_what_is_held(
     code, out, err = training.again()
     assert code == 0, err
     assert out == uninterrupted
+    with holdfast.CheckpointManager(training.address) as manager:
+        found = manager.goodput()
+    assert found is not None
+    assert [(one.end, one.text) for one in found.attempts] == [
+        ("preempted", "SIGTERM"),
+        ("finished", ""),
+    ]
+    assert found.attempts[0].kept_step == found.attempts[1].from_step == saved
 
 
 STALLS = """

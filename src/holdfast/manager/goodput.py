@@ -31,6 +31,8 @@ PLANNED = frozenset({"finished", "interrupted", "closed"})
 CRASHED = "crashed"
 """There is no word of its end: SIGKILL, or the machine went away."""
 RUNNING = "running"
+UNKNOWN = "unknown"
+"""It may be running, on another machine."""
 
 _OUTSIDE = ("killed", "exited")  # says less than what the process said of itself
 _LATEST_S = 1e12
@@ -54,7 +56,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     kept_step: int
     """Up to which nothing was done once more."""
     end: str
-    """Why it ended, "crashed" or "running"."""
+    """Why it ended, "crashed", "running" or "unknown"."""
+    text: str
+    """More of that, for people."""
     exit_code: int | None
     signal: int
     startup_s: float
@@ -129,7 +133,8 @@ def goodput(
 ) -> Goodput | None:
     """What `events` come to, in any order; None where no start was recorded.
 
-    `now_s`: the writer `running`, an epoch, is alive: its attempt goes on until then.
+    The writer `running`, an epoch, may be alive: its attempt goes on until `now_s`, or, if that
+    is None, nothing is known of its end.
     """
     events = [event for event in events if abs(event.time_s) <= _LATEST_S]
     told = _by_writer(events)
@@ -145,7 +150,8 @@ def goodput(
         "restart_s": down + startup,
         "unknown_s": sum(one.unknown_s for one in attempts),
     }
-    failed = Counter(one.end for one in attempts if not one.planned and one.end != RUNNING)
+    going = {RUNNING, UNKNOWN}
+    failed = Counter(one.end for one in attempts if not one.planned and one.end not in going)
     return Goodput(
         attempts=tuple(attempts),
         wall_s=sum(parts.values()),
@@ -191,7 +197,7 @@ def _by_writer(events: Iterable[Event]) -> dict[int, _Told]:
 
 def _attempts(told: dict[int, _Told], now_s: float | None, running: int | None) -> list[Attempt]:
     started = [epoch for epoch, writer in told.items() if writer.starts]
-    spans = [_Span(epoch, told[epoch], now_s if epoch == running else None) for epoch in started]
+    spans = [_Span(epoch, told[epoch], epoch == running, now_s) for epoch in started]
     attempts: list[Attempt] = []
     kept: int | None = None  # what later ones went on from
     following: _Span | None = None
@@ -221,7 +227,7 @@ def _trained_between(told: dict[int, _Told], span: _Span, following: _Span) -> b
 class _Span:
     """What is known of one attempt alone."""
 
-    def __init__(self, epoch: int, told: _Told, now_s: float | None) -> None:
+    def __init__(self, epoch: int, told: _Told, live: bool, now_s: float | None) -> None:
         self.epoch = epoch
         self.start = start = min(told.starts, key=lambda start: start.time_s)
         self.from_step = start.step
@@ -241,14 +247,18 @@ class _Span:
         self.heard_s = max(last_s, self.marks[-1][0])
         """When it was last heard of, but for its end."""
         self.end_s = self.heard_s
+        self.why = UNKNOWN if live else CRASHED
         if self.end is not None:
+            self.why = self.end.why
             self.end_s = max(self.heard_s, min(end.time_s for end in own))
-        elif now_s is not None:
+        elif live and now_s is not None:
+            self.why = RUNNING
             self.end_s = max(self.heard_s, now_s)
-        if self.end is not None and self.end.step > self.marks[-1][1]:
-            self.marks.append((self.end_s, self.end.step))
+        self.end_step = max((end.step for end in own), default=0)
+        """Which any of those who spoke of its end has counted; 0: nobody."""
+        if self.end_step > self.marks[-1][1]:
+            self.marks.append((self.end_s, self.end_step))
         self.to_step = self.marks[-1][1]
-        self.why = self.end.why if self.end else RUNNING if now_s is not None else CRASHED
 
     def attempt(
         self, previous: _Span | None, following: _Span | None, kept: int | None, *, doubtful: bool
@@ -258,7 +268,7 @@ class _Span:
         kept_step = self.to_step if kept is None else min(kept, self.to_step)
         cut_s = worked_s
         # An end that says no step comes behind steps that nobody counted.
-        uncounted = self.end is not None and not self.end.step and kept == self.to_step
+        uncounted = self.end is not None and not self.end_step and kept == self.to_step
         if kept_step < self.to_step or uncounted:
             cut_s = min(max(self._time_of(kept_step), self.start_s), worked_s)
         stalls = sum(save.stall_s for save in self.saves if save.time_s <= cut_s)
@@ -288,6 +298,7 @@ class _Span:
             to_step=self.to_step,
             kept_step=max(kept_step, self.from_step),
             end=self.why,
+            text=self.end.text if self.end else "",
             exit_code=self.end.exit_code if self.end else None,
             signal=self.end.signal if self.end else 0,
             startup_s=self.start_s - began_s,

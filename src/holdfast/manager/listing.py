@@ -176,9 +176,11 @@ class Listing:
         entry = None
         with suppress(CorruptionError):  # of the list of checkpoints
             entry = self._read()[0]
-        alive = entry is not None and entry.holder is not None and is_alive(entry.holder)
+        alive = False if entry is None or entry.holder is None else is_alive(entry.holder)
         return goodput(
-            events, now_s=self._clock(), running=entry.epoch if entry and alive else None
+            events,
+            now_s=self._clock() if alive else None,
+            running=None if entry is None or alive is False else entry.epoch,
         )
 
     def verify(

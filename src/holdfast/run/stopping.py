@@ -12,6 +12,7 @@ from holdfast.core.aside import Helper, Latch, NoThread
 from holdfast.core.units import format_seconds
 from holdfast.errors import HoldfastError, Preempted
 from holdfast.manager import heartbeat
+from holdfast.notices import listening
 from holdfast.notices.notice import Notice
 from holdfast.notices.signals import StopSignals, in_notebook
 from holdfast.run import deadline
@@ -55,8 +56,8 @@ class Stopping:
         want: Callable[[str], None],
         events: RunEvents,
         mirrored: Callable[[float], object],
-        listen: Listen = lambda tell: lambda: None,
-        deadline_s: Callable[[], float | None] = lambda: None,
+        listen: Listen = listening.listen,
+        deadline_s: Callable[[], float | None] = listening.deadline_s,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`grace_s` is for how long this process may live after a signal, if anybody said so;

@@ -286,11 +286,11 @@ class Stopping:
             return  # a kernel must not be exited
         assert self.deadline is not None
         self._mirrored(max(0.0, self.deadline.at_s - self._clock() - deadline.MARGIN_S))
+        self._tell()
+        self._events.ended(self._engine.position.step, finished=False)
         with suppress(ValueError):
             _watching.remove(self)
         self._await_others()
-        self._tell()
-        self._events.ended(self._engine.position.step, finished=False)
         leave(self._exit_code)
 
     def _await_others(self) -> None:

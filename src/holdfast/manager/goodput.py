@@ -34,7 +34,7 @@ RUNNING = "running"
 UNKNOWN = "unknown"
 """It may be running, on another machine."""
 
-_OUTSIDE = ("killed", "exited")  # says less than what the process said of itself
+_OWN = PLANNED | {"preempted", "error"}  # what a process says of itself
 _LATEST_S = 1e12
 
 
@@ -254,10 +254,11 @@ class _Span:
         elif live and now_s is not None:
             self.why = RUNNING
             self.end_s = max(self.heard_s, now_s)
-        self.end_step = max((end.step for end in own), default=0)
-        """Which any of those who spoke of its end has counted; 0: nobody."""
-        if self.end_step > self.marks[-1][1]:
-            self.marks.append((self.end_s, self.end_step))
+        self.counted = any(end.step and end.why in _OWN for end in own)
+        """It said itself at which step it ended; another one knows that with a delay."""
+        end_step = max((end.step for end in own), default=0)
+        if end_step > self.marks[-1][1]:
+            self.marks.append((self.end_s, end_step))
         self.to_step = self.marks[-1][1]
 
     def attempt(
@@ -267,8 +268,8 @@ class _Span:
         worked_s = self.end_s - hung
         kept_step = self.to_step if kept is None else min(kept, self.to_step)
         cut_s = worked_s
-        # An end that says no step comes behind steps that nobody counted.
-        uncounted = self.end is not None and not self.end_step and kept == self.to_step
+        # Where the process did not say its last step, it ended behind some that nobody counted.
+        uncounted = self.end is not None and not self.counted and kept == self.to_step
         if kept_step < self.to_step or uncounted:
             cut_s = min(max(self._time_of(kept_step), self.start_s), worked_s)
         stalls = sum(save.stall_s for save in self.saves if save.time_s <= cut_s)
@@ -346,7 +347,7 @@ def _cause(ends: Sequence[EndEvent]) -> EndEvent | None:
         return None
 
     def order(end: EndEvent) -> tuple[int, float]:
-        rank = 0 if end.why in ("hang", "timeout") else 2 if end.why in _OUTSIDE else 1
+        rank = 0 if end.why in ("hang", "timeout") else 1 if end.why in _OWN else 2
         return rank, end.time_s
 
     return min(ends, key=order)

@@ -96,6 +96,7 @@ def test_a_slurm_script() -> None:
 def test_whatever_the_command_is_slurm_gets_it(command: tuple[str, ...], run: str) -> None:
     script = slurm_script(Job(command, name="train", run=run))
     assert len(directives(script)) == 7
+    assert all(line.isprintable() for line in script.split("\n"))
     show = 'srun() { printf "%s\\0" "$@"; }; exec() { "$@"; }\n'
     done = subprocess.run(["bash", "-c", show + script], capture_output=True, check=True)
     assert done.stderr == b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import holdfast
 from holdfast.errors import BadPolicy
+from holdfast.manager.history import EndEvent, NoticeEvent
 from tests.support.programs import Program
 
 # Random numbers, an array that is changed in place, the box, a loader with a place: what a
@@ -168,6 +170,76 @@ def test_nobody_leaves_while_the_loop_is_in_its_last_save(tmp_path: Path) -> Non
     assert training.saved() == [(2, "preempted")]
 
 
+TWO = """
+other = holdfast.Run(sys.argv[1] + "-other", every=None, keep=None, grace=2, hold=True)
+more = []
+other.track(values=more)
+for index in run.range(3):
+    values.append(index)
+    for part in other.range(index * 10, index * 10 + 4):
+        more.append(part)
+        if (index, part) == (0, 2):
+            run.save()
+        if (index, part) == (0, 3) and other.resumed is None:
+            say("ready")
+            time.sleep(600)
+    break
+"""
+
+
+def test_of_two_runs_each_saves_what_it_holds(tmp_path: Path) -> None:
+    training = Program(tmp_path, TWO, options="grace=2, hold=True")
+    os.kill(training.start().pid, signal.SIGTERM)
+    os.kill(training.process.pid if training.process else 0, signal.SIGTERM)  # again: no matter
+    code, _, err = training.end()
+    assert code == 75, err
+    with holdfast.CheckpointManager(f"{training.address}-other") as manager:
+        assert [(info.step, info.note) for info in manager.checkpoints()] == [(3, "held")]
+
+
+def stuck(until: str, capfd: Any) -> str:
+    """A body that gets a signal, and does not come to its end before a line has been printed."""
+    signal.raise_signal(signal.SIGTERM)
+    err, end = "", time.monotonic() + 60
+    while until not in err:
+        assert time.monotonic() < end, err
+        time.sleep(0.01)
+        err += capfd.readouterr().err
+    return err
+
+
+def test_a_notebook_is_not_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd) -> None:
+    monkeypatch.setattr("holdfast.run.stopping.in_notebook", lambda: True)
+    run = holdfast.Run(tmp_path / "run", every=None, keep=None, hold=True, grace=2)
+    run.track(values=[])
+    with pytest.raises(holdfast.Preempted, match="step 3"):
+        for step in run.range(5):
+            if step == 2:
+                stuck("saved the state held of step 2", capfd)
+    assert (first := run.manager.checkpoints()[0].step) == 2, first
+    run.close()
+
+
+def test_when_what_is_held_cannot_be_saved_the_loop_may_still_come_back(
+    tmp_path: Path, capfd
+) -> None:
+    run = holdfast.Run(tmp_path / "run", every=None, keep=None, hold=True, grace=2)
+    run.track(values=[])
+    with pytest.raises(SystemExit):
+        for step in run.range(5):
+            if step == 2:
+                captured: Any = run._session.held._held[0][1]
+                captured._check = refuse
+                err = stuck("did not come back in time for a save", capfd)
+                assert "the state held could not be saved: full" in err
+    assert [info.step for info in run.manager.checkpoints()] == [3]
+    run.close()
+
+
+def refuse() -> None:
+    raise holdfast.errors.SaveFailed("full")
+
+
 def test_what_a_save_made_superfluous_is_not_saved_again(tmp_path: Path) -> None:
     training = Program(
         tmp_path,
@@ -188,6 +260,12 @@ def test_what_a_save_made_superfluous_is_not_saved_again(tmp_path: Path) -> None
     assert code == 75
     assert "its last step is saved; the checkpoint of step 2 stands" in err
     assert training.saved() == [(2, "asked")]
+    with holdfast.CheckpointManager(training.address) as manager:
+        *_, notice, end = manager.history.read()
+    assert isinstance(notice, NoticeEvent)
+    assert notice.source == "SIGTERM"
+    assert isinstance(end, EndEvent)
+    assert (end.why, end.exit_code, end.step) == ("preempted", 75, 2)
 
 
 def test_a_held_state_uses_its_memory_again_and_is_whole(tmp_path: Path) -> None:

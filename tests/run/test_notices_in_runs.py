@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +107,22 @@ def test_a_notice_without_a_deadline_is_as_a_signal(tmp_path: Path) -> None:
             assert deadline is not None
             assert deadline.said
             assert 40 < deadline.at_s - time.monotonic() <= 45
+
+
+def test_a_signal_after_a_notice_may_bring_the_deadline_forward(tmp_path: Path) -> None:
+    """Kubernetes evicts a pod from a spot node: SIGTERM comes after the cloud's notice."""
+    told = Told()
+    with running(tmp_path / "run", told, grace=20) as run, pytest.raises(SystemExit):
+        run.track(values=[])
+        for _ in run.range(5):
+            stopping = run._session.stopping
+            told.tell(Notice("AWS spot", SPOT, time.time() + 120))
+            assert stopping.deadline is not None
+            assert stopping.deadline.at_s - time.monotonic() > 100
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+                assert stopping.deadline.at_s - time.monotonic() <= 20
+    assert saved(tmp_path / "run") == [(1, "preempted")]
 
 
 def test_a_deadline_that_is_too_near_for_a_save(tmp_path: Path, capfd) -> None:

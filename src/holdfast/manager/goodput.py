@@ -1,21 +1,24 @@
 """Where a run's time went: what its history comes to.
 
-Pure. Each writer of the run is an *attempt*: it starts up, goes on with the loop, and ends. Every
-second of an attempt's loop whose steps a later attempt had to do once more is lost to replay,
-in the attempt that lost it. docs/goodput.md defines the parts. Lines may be missing, in any
-order, and of hosts whose clocks differ: durations are taken within one attempt, and no time
-between two attempts is less than nothing, so the parts always come to `wall_s`.
+Pure, but for `of_run`. Each writer of the run is an *attempt*: it starts up, goes on with the
+loop, and ends. Every second of an attempt's loop whose steps a later attempt had to do once more
+is lost to replay, in the attempt that lost it. docs/goodput.md defines the parts. Lines may be
+missing, in any order, and of hosts whose clocks differ: durations are taken within one attempt,
+and no time between two attempts is less than nothing, so the parts always come to `wall_s`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
 
 from holdfast.core.interval import Failures
+from holdfast.core.process import is_alive
+from holdfast.errors import CorruptionError
 from holdfast.manager.history import (
     BeatEvent,
     EndEvent,
@@ -25,6 +28,7 @@ from holdfast.manager.history import (
     SaveEvent,
     StartEvent,
 )
+from holdfast.repo.repo import Repo
 
 PLANNED = frozenset({"finished", "interrupted", "closed"})
 """Ends that somebody wanted: what follows is a pause, and they are no failures."""
@@ -164,6 +168,17 @@ def goodput(
         notices=sum(isinstance(event, NoticeEvent) for event in events),
         fallbacks=sum(isinstance(event, FallbackEvent) for event in events),
     )
+
+
+def of_run(repo: Repo, events: Iterable[Event], now_s: float) -> Goodput | None:
+    """What the `events` of a run come to, whose writer may be alive."""
+    head = None
+    with suppress(CorruptionError):  # of the log
+        head = repo.head()
+    holder = head.entry.holder if head else None
+    alive = is_alive(holder) if holder else False
+    running = None if head is None or alive is False else head.entry.epoch
+    return goodput(events, now_s=now_s if alive else None, running=running)
 
 
 def failures(events: Iterable[Event], *, running: int | None = None) -> Failures:

@@ -480,6 +480,7 @@ class Session:
 
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
+        self.engine.closed = True
         self.stopping.rest()
         self.held.drop()
         self.gradients.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import NoReturn
 
 from holdfast.core.aside import Helper, Latch, NoThread
 from holdfast.core.units import format_seconds
 from holdfast.errors import HoldfastError, Preempted
 from holdfast.manager import heartbeat
+from holdfast.notices import listening
 from holdfast.notices.notice import Notice
 from holdfast.notices.signals import StopSignals, in_notebook
 from holdfast.run import deadline
@@ -54,15 +56,15 @@ class Stopping:
         want: Callable[[str], None],
         events: RunEvents,
         mirrored: Callable[[float], object],
-        listen: Listen = lambda tell: lambda: None,
-        deadline_s: Callable[[], float | None] = lambda: None,
+        listen: Listen = listening.listen,
+        deadline_s: Callable[[], float | None] = listening.deadline_s,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`grace_s` is for how long this process may live after a signal, if anybody said so;
         `want` asks for a save at the next boundary; `mirrored` waits so long for the mirror;
         `listen` has notices told until what it returns is called; `deadline_s` is what is known
         without a notice, Unix time."""
-        self.signals = StopSignals(inside=engine.inside, notice=self._notice)
+        self.signals = StopSignals(inside=engine.inside, notice=self._notice, again=self._again)
         self.saved = saved
         self.deadline: Deadline | None = None
         self._engine = engine
@@ -130,6 +132,7 @@ class Stopping:
             at = Deadline(self._clock() + notice.deadline_s - time.time(), said=True)
         if self.requested:
             self.deadline = deadline.earlier(self.deadline, at)
+            self._events.noticed(notice)
             self._console.notice(f"{self._address}: {_said(notice)}")
             return
         self._heard = notice
@@ -151,6 +154,12 @@ class Stopping:
             Helper(self._watch, name="holdfast-deadline")
         except NoThread:
             pass  # the interpreter is ending, and so is the loop
+
+    def _again(self, source: str) -> None:
+        """A signal after the request: a grace that was said begins, and may end earlier."""
+        if self._grace_s is not None:
+            grace = deadline.after_signal(self._clock(), self._grace_s)
+            self.deadline = deadline.earlier(self.deadline, grace)
 
     # -- what the loop does about it ---------------------------------------------------
 
@@ -211,15 +220,15 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
-        self._tell()
+        self._tell_history()
         if in_notebook():
             raise Preempted(line)
         heartbeat.leaving(self._exit_code)
         raise SystemExit(self._exit_code)
 
-    def _tell(self) -> None:
-        after_s = self._clock() - self._asked_s
-        self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
+    def _tell_history(self) -> None:
+        ago_s = self._clock() - self._asked_s
+        self._events.stopping(self._heard or Notice(self.signals.name), ago_s, self._exit_code)
 
     def rest(self) -> None:
         """No stop is waited for any more."""
@@ -238,7 +247,8 @@ class Stopping:
         return deadline.fit(self._clock(), self.deadline, save_s, behind=behind, margin_s=margin_s)
 
     def _latest_s(self) -> float:
-        assert self.deadline is not None
+        if self.deadline is None:
+            return inf  # it is being set, by the thread that asks for the stop
         return deadline.latest_s(self._asked_s, self.deadline, self._saves.costs.p95_s())
 
     def _claim(self) -> None:
@@ -286,11 +296,12 @@ class Stopping:
             return  # a kernel must not be exited
         assert self.deadline is not None
         self._mirrored(max(0.0, self.deadline.at_s - self._clock() - deadline.MARGIN_S))
-        self._tell()
-        self._events.ended(self._engine.position.step, finished=False)
         with suppress(ValueError):
             _watching.remove(self)
         self._await_others()
+        self._tell_history()
+        self._events.ended(self._engine.position.step, finished=False)
+        heartbeat.leaving(self._exit_code)
         leave(self._exit_code)
 
     def _await_others(self) -> None:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from holdfast.manager.doctor import Health
     from holdfast.manager.history import Event
     from holdfast.manager.mirror_status import MirrorStatus
+    from holdfast.manager.results import Results
 
 Ref = str | int | None
 """A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
@@ -163,6 +164,13 @@ class Listing:
         if not events:
             self._repo.info()
         return events
+
+    def results(self, tell: Callable[[str], None] | None = None) -> Results:
+        """The stored results of calls (`Run.once`). `tell` gets what must not be missed."""
+        from holdfast.manager.results import Results
+
+        self._check_usable()
+        return Results(self._repo, *([tell] if tell else []))
 
     def verify(
         self, ref: Ref = None, *, repair_from: str | os.PathLike[str] | None = None

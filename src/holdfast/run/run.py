@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, get_args
 
@@ -26,10 +26,12 @@ from holdfast.run.feed import Policy
 from holdfast.run.feeds import Mode
 from holdfast.run.guard import Guarded
 from holdfast.run.loop import IndexFeed, Loop
+from holdfast.run.mapping import Executor
 from holdfast.run.position import Label
 from holdfast.run.publish import Publisher, parse_publish
 from holdfast.run.readahead import Origin
 from holdfast.run.rehearsal import Recorder, address_in, part_of_this_process
+from holdfast.run.results import Durable
 from holdfast.run.session import Session
 from holdfast.run.settings import Settings
 from holdfast.run.triggers import Triggers
@@ -206,6 +208,13 @@ class Run:
             recorder=None if part is None else Recorder(part, self.address),
             clock=clock,
         )
+        self._durable = Durable(
+            manager,
+            console,
+            self._session.stopping,
+            exit_code=exit_code,
+            check=self._check_open,
+        )
         self._closed = False
         self._pid = os.getpid()
         self._warned = False
@@ -341,6 +350,48 @@ class Run:
         engine.start()
         origin = Origin(id(caller), caller.f_code, threading.get_ident())
         return Loop(engine, label, feed, counted=count, loaders=loaders, mode=mode, origin=origin)
+
+    # -- results ---------------------------------------------------------------------
+
+    def once(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        version: str | int | None = None,
+        key: Callable[..., object] | None = None,
+        depends: Iterable[object] = (),
+    ) -> Any:
+        """Store what a function returns, and return that after a restart: `@run.once`, or
+        `run.once(prepare)(path)`.
+
+        It is found by the function's name, its arguments, or what `key(*args)` makes of them,
+        and its own code with what it `depends` on, or `version`. What is returned is always
+        made anew from what is stored. The global random states are put back after the call.
+
+        Raises UnsupportedValue for what cannot be stored, or found by. See docs/results.md.
+        """
+        return self._durable.once(function, version, key, depends)
+
+    @briefly
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        executor: Executor | None = None,
+        version: str | int | None = None,
+        key: Callable[[Any], object] | None = None,
+        depends: Iterable[object] = (),
+        max_pending: int | None = None,
+    ) -> Iterator[Any]:
+        """`function(item)` of each item, in their order: as `once`, so that after a restart
+        only what is missing is computed, from the first `next` on.
+
+        With an `executor` of `concurrent.futures` at most `max_pending` are on their way. An
+        item's error is raised when those that run are stored. A signal ends the process.
+        """
+        return self._durable.map(function, items, executor, version, key, depends, max_pending)
 
     # -- saving ----------------------------------------------------------------------
 

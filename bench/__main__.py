@@ -77,7 +77,7 @@ def _write(root: Path, known: dict[str, outcome.Outcome]) -> None:
     pictures: dict[str, str] = {}
     if plots.can_plot():
         for name, found in ordered.items():
-            plots.draw(found, root / _FIGURES.parent / f"{name}.svg")
+            CASES[name].draw(found, root / _FIGURES.parent / f"{name}.svg")
             pictures[name] = f"{_FIGURES.parent.name}/{name}.svg"
     report.write_page(root / _PAGE, ordered.values(), pictures)
 

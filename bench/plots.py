@@ -10,7 +10,7 @@ from typing import Any
 from bench.outcome import CEILING, Outcome
 from bench.report import OURS, quantity
 
-_OURS, _OTHER, _MACHINE = "#0b7a75", "#9aa5b1", "#e0c36b"
+OURS_COLOR, OTHER, _MACHINE = "#0b7a75", "#9aa5b1", "#e0c36b"
 
 
 def can_plot() -> bool:
@@ -18,16 +18,21 @@ def can_plot() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(outcome: Outcome, path: Path) -> None:
-    """Draw medians as bars, the range of the rounds as whiskers. Same figures, same bytes."""
-    # By name: a type checker must not need what only this module uses.
+def pyplot() -> Any:
+    """Matplotlib's, set up so that the same figures give the same bytes."""
+    # By name: a type checker must not need what only plots use.
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "holdfast", "svg.fonttype": "none", "font.size": 9})
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    """Draw medians as bars, the range of the rounds as whiskers. Same figures, same bytes."""
+    plot = pyplot()
     measures = [m for m in outcome.measures if m.plotted and _rows(outcome, m.key)]
     heights = [len(_rows(outcome, m.key)) for m in measures]
-    figure, axes = pyplot.subplots(
+    figure, axes = plot.subplots(
         len(measures),
         1,
         squeeze=False,
@@ -40,7 +45,7 @@ def draw(outcome: Outcome, path: Path) -> None:
         for place, row in enumerate(rows):
             values = outcome.figures[row][measure.key]
             median = outcome.median(row, measure.key) or 0.0
-            color = _MACHINE if row.startswith(CEILING) else _OURS if row == OURS else _OTHER
+            color = _MACHINE if row.startswith(CEILING) else OURS_COLOR if row == OURS else OTHER
             axis.barh(place, median, color=color, height=0.7)
             axis.plot([min(values), max(values)], [place, place], color="#333", linewidth=0.8)
             text = f" {quantity(median, measure.unit)}"
@@ -53,7 +58,7 @@ def draw(outcome: Outcome, path: Path) -> None:
         axis.xaxis.set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
+    plot.close(figure)
 
 
 def _rows(outcome: Outcome, key: str) -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
@@ -19,6 +20,7 @@ import torch
 import holdfast
 from holdfast.cli import cli
 from holdfast.core import decode, records, values
+from holdfast.manager import history
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -170,6 +172,7 @@ def test_every_page_is_in_the_index() -> None:
         (records.Leaf, "## Manifests"),
         (records.Chunk, "## Manifests"),
         (records.Fragment, "## Fragments"),
+        *((kind, "## Events") for kind in get_args(history.Event)),
     ],
 )
 def test_every_field_is_specified(kind: type[msgspec.Struct], heading: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench.cases import buckets, flows, large, loop, memory, restores, saves
+from bench import plots
+from bench.cases import buckets, flows, interruptions, large, loop, memory, restores, saves
 from bench.cases.common import Options
 from bench.outcome import Outcome
 
@@ -19,6 +21,7 @@ class Case:
     about: str
     apart: bool = True
     """Whether it must be started in a process of its own; else it starts some itself."""
+    draw: Callable[[Outcome, Path], None] = plots.draw
 
 
 CASES = {
@@ -31,4 +34,10 @@ CASES = {
     "large": Case(large.per_gb, 6, "a 10 GB state, per GB beside a 1 GB one"),
     "bucket": Case(buckets.buckets, 5, "uploads and downloads, S3 on loopback"),
     "metaflow": Case(flows.flows, 8, "checkpoints in Metaflow's steps", apart=False),
+    "interruptions": Case(
+        interruptions.interruptions,
+        4,
+        'months of interruptions, simulated: every="auto" and fixed intervals',
+        draw=interruptions.draw,
+    ),
 }

@@ -16,6 +16,7 @@ Importing this module imports no framework and opens nothing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -74,3 +75,9 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "HOLDFAST_SUPERVISOR" in os.environ:
+    # `holdfast run` may ask where the threads of this process are before it has a Run, or where
+    # it never gets one: a loader's worker that was spawned.
+    import_module("holdfast.manager.heartbeat")

@@ -280,6 +280,12 @@ class StructureMismatch(StateError):
         self.changed = tuple(changed)
 
 
+class UnsafePlace(HoldfastError):
+    """A job that runs here would lose work when it is stopped (`holdfast doctor`)."""
+
+    exit_code = 6
+
+
 class LoopError(HoldfastError):
     """The training loop is used in a way that cannot be resumed exactly."""
 

@@ -46,7 +46,8 @@ def test_every_case_runs_and_writes_its_page(tmp_path: Path) -> None:
     assert list(found) == list(CASES)
     for case in found.values():
         assert case.goals
-        beside = {"bucket": "boto3", "metaflow": "no decorator"}.get(case.case, "DCP")
+        others = {"bucket": "boto3", "metaflow": "no decorator", "interruptions": "every=10min"}
+        beside = others.get(case.case, "DCP")
         assert {"Holdfast", beside} <= case.figures.keys()
         for measure in case.measures:
             assert case.figures["Holdfast"][measure.key], (case.case, measure.key)

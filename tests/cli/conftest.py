@@ -15,6 +15,8 @@ import pytest
 
 import holdfast
 from holdfast.cli import main
+from holdfast.jobs import gather
+from holdfast.jobs.facts import Facts, Process
 from tests.cli.damage import flip as flip
 from tests.cli.damage import newest_pack as newest_pack
 from tests.cli.fixed import fixed as fixed
@@ -62,6 +64,17 @@ def same_error_as_json(cli: Command, *words: object) -> dict[str, Any]:
     assert value.json["exit_code"] == text.status
     assert f"Error: {value.json['error'].splitlines()[0]}" in text.err
     return value.json
+
+
+@pytest.fixture(autouse=True)
+def harmless_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the commands were typed in a terminal, beside a disk of 500 GB: a container in
+    which tests run may be one that `doctor` warns of."""
+    me = Process(2, ("python",), "python", terminal=True)
+    shell = Process(1, ("-bash",), "bash", terminal=True)
+    monkeypatch.setattr(gather, "gather", lambda: Facts((me, shell)))
+    monkeypatch.setattr(gather, "save_s", lambda run: 1.0)
+    monkeypatch.setattr(gather, "free", lambda folder: (500 * 10**9, None))
 
 
 @pytest.fixture

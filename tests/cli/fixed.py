@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from holdfast import rehearse
+from holdfast import rehearse, supervise
 from holdfast.manager import doctor
 from holdfast.rehearse.compare import Difference
 from holdfast.rehearse.report import Act, Cause, Report
 from holdfast.stores.abilities import Abilities
+from holdfast.supervise import Outcome
 from tests.cli.world import NOW_S, ROOT
 
 
@@ -46,6 +47,12 @@ def fixed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "probe", lambda store: able)
     monkeypatch.setattr(doctor, "format_ago", lambda seconds: "3 h ago")
     monkeypatch.setattr(rehearse, "rehearse", rehearsed)
+    monkeypatch.setattr(supervise, "supervise", supervised)
+
+
+def supervised(*args: object, **options: object) -> Outcome:
+    """In place of processes: it crashed once and hung once."""
+    return Outcome(0, 3, 1, "logs", {"runs/mnist": 41_400})
 
 
 def rehearsed(plan: object, say: object) -> Report:

@@ -50,8 +50,10 @@ EXAMPLES = {
     "rm": ["holdfast rm runs/mnist@41200 --dry-run --json"],
     "prune": ["holdfast prune runs/again --keep last=1 --dry-run --json"],
     "gc": ["holdfast gc damaged/killed --dry-run --json"],
-    "doctor": ["holdfast doctor runs/mnist --json"],
+    "doctor": ["holdfast doctor --json", "holdfast doctor runs/mnist --json"],
     "rehearse": ["holdfast rehearse --json --seed 1 -- python forgetful.py"],
+    "run": ["holdfast run --json -- python train.py"],
+    "init": ["holdfast init slurm --json --time 1d -- python train.py"],
     "an error": ["holdfast ls nowhere --json"],
 }
 OF_ERRORS = {"ok", "error", "hint", "exit_code"}

@@ -23,7 +23,15 @@ import numpy as np
 
 import holdfast
 from holdfast.cli import main
-from holdfast.manager.history import Event, RestoreEvent, SaveEvent
+from holdfast.manager.history import (
+    BeatEvent,
+    EndEvent,
+    Event,
+    NoticeEvent,
+    RestoreEvent,
+    SaveEvent,
+    StartEvent,
+)
 from holdfast.repo.writer import Writer
 from tests.cli.damage import flip, newest_pack
 
@@ -180,18 +188,36 @@ def _events() -> None:
     )
     last = msgspec.structs.replace(saves[4], note="end", blocked=True, result_s=1.65)
     restore = RestoreEvent(
-        time_s=NOW_S - 5_400, step=41_300, id="4" * 64, total_s=0.8, nbytes=1_200_000_000
+        time_s=NOW_S - 10_515, step=41_300, id="4" * 64, total_s=0.8, nbytes=1_200_000_000
     )
-    _write_events("runs/mnist", [*saves[:4], failed, restore, last])
+    began_s = NOW_S - 10_800
+    start = StartEvent(
+        time_s=began_s + 12, step=0, began_s=began_s, host="node-1", pid=4711, beat_s=30.0
+    )
+    killed = EndEvent(time_s=began_s + 265, why="killed", signal=9, pid=4711)
+    again = StartEvent(
+        time_s=began_s + 286,
+        step=41_300,
+        began_s=began_s + 275,
+        id="4" * 64,
+        host="node-2",
+        pid=815,
+        beat_s=30.0,
+    )
+    notice = NoticeEvent(time_s=began_s + 299, source="SIGTERM")
+    end = EndEvent(time_s=began_s + 302, why="preempted", step=41_400, exit_code=75, pid=815)
+    beat = BeatEvent(time_s=began_s + 260, step=41_380)
+    _write_events("runs/mnist", [start, *saves[:4], failed, beat, killed])
+    _write_events("runs/mnist", [restore, again, last, notice, end], epoch=2)
     names = " ".join(HOSTILE.values())
     hostile = SaveEvent(time_s=1e300, step=2**62, nbytes=2**62, total_s=1e12, error=names)
     _write_events("hostile/names", [hostile])
     _write_events("runs/again", [])
 
 
-def _write_events(address: str, events: list[Event]) -> None:
+def _write_events(address: str, events: list[Event], epoch: int = 1) -> None:
     lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-    Path(address, "events", "000001.jsonl").write_bytes(lines)
+    Path(address, "events", f"{epoch:06}.jsonl").write_bytes(lines)
 
 
 def _die_in_a_save() -> None:

@@ -346,11 +346,23 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         "Write runs/mnist or runs/mnist@latest.",
     ),
     # policies
-    "every is automatic": (
-        lambda: holdfast.Run(fresh_address(), every="auto"),
+    "every is automatic, and the failure rate no time": (
+        lambda: holdfast.Run(fresh_address(), every="auto", mtbf="often"),
         BadPolicy,
-        "every='auto' is not in this version of Holdfast",
-        'Give an interval, e.g. every="10min".',
+        "cannot read mtbf='often'",
+        'mtbf="6h"',
+    ),
+    "a failure rate that nothing looks at": (
+        lambda: holdfast.Run(fresh_address(), every="10min", mtbf="6h"),
+        UsageError,
+        "mtbf='6h' is about every='auto', not about every='10min'",
+        'Write every="auto", or leave mtbf out.',
+    ),
+    "an overhead that leaves no time to train": (
+        lambda: holdfast.Run(fresh_address(), every="auto", overhead=1),
+        BadPolicy,
+        "overhead=1 is not between 0.0001 % and 50 %",
+        'overhead="1%" or overhead=0.01',
     ),
     "keep is a number": (
         lambda: save(1, keep=3),

@@ -27,6 +27,9 @@ from holdfast.errors import BadPolicy
         ("epoch", Schedule(epoch=True)),
         ("10min epoch", Schedule(seconds=600, epoch=True)),
         ("epoch 500 steps 10min", Schedule(500, 600, True)),
+        ("auto", Schedule(auto=True)),
+        ("auto epoch", Schedule(epoch=True, auto=True)),
+        ("500 auto", Schedule(steps=500, auto=True)),
         (None, Schedule()),
     ],
 )
@@ -49,6 +52,7 @@ def test_what_people_write(value: int | str | None, schedule: Schedule) -> None:
         ("500 600", "two rules"),
         ("10min 5min", "two rules"),
         ("epoch epoch", "two rules"),
+        ("auto auto", "two rules"),
         ("10 min", "two rules|'min'"),
         ("epoch,10min", "'epoch,10min'"),
     ],
@@ -59,17 +63,13 @@ def test_what_is_wrong_is_shown_with_the_grammar(value: Any, says: str) -> None:
     assert '"10min"' in caught.value.hint
 
 
-def test_auto_is_refused_by_name() -> None:
-    with pytest.raises(BadPolicy, match="'auto' is not in this version"):
-        parse_every("auto")
-
-
 @given(
     st.builds(
         Schedule,
         steps=st.none() | st.integers(1, 10**6),
         seconds=st.none() | st.integers(1, 10**6).map(float),
         epoch=st.booleans(),
+        auto=st.booleans(),
     )
 )
 def test_str_reads_back(schedule: Schedule) -> None:
@@ -117,3 +117,25 @@ def test_epoch_is_due_after_the_tail_even_at_a_step_that_was_saved() -> None:
 
 def test_none_is_never_due() -> None:
     assert parse_every(None).due(10**9, 1e9, None, 0, epoch_end=True) is None
+
+
+@given(
+    interval_s=st.floats(0.01, 1e6),
+    boundaries=st.lists(st.floats(0.001, 1e5), min_size=1, max_size=50),
+)
+def test_auto_is_as_timed_with_the_interval_that_it_stands_for(
+    interval_s: float, boundaries: list[float]
+) -> None:
+    timed, auto = Schedule(seconds=interval_s), Schedule(auto=True)
+    assert timed.timed
+    assert auto.timed
+    now_s = last_s = 0.0
+    last = None
+    for step, took_s in enumerate(boundaries, 1):
+        now_s += took_s
+        due = auto.due(step, now_s, last, last_s, auto_s=interval_s)
+        assert bool(timed.due(step, now_s, last, last_s)) == bool(due)
+        assert due in (None, "every=auto")
+        if due:
+            last, last_s = step, now_s
+    assert auto.due(step + 1, now_s + 2e6, last, last_s) is None, "nothing is known yet"

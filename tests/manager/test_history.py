@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,10 +15,13 @@ import pytest
 import holdfast
 from holdfast.errors import NoStore, RunClosed, RunHeld, SaveFailed, StoreFull
 from holdfast.manager.history import (
+    EndEvent,
     Event,
     History,
+    NoticeEvent,
     RestoreEvent,
     SaveEvent,
+    append_outside,
     summarize,
 )
 from holdfast.manager.listing import Listing
@@ -29,8 +33,10 @@ from holdfast.stores.faulty import Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
 
-SAVE = SaveEvent(time_s=1.5, step=3, id="ab" * 32, total_s=0.25, nbytes=1000, note="every=3")
-RESTORE = RestoreEvent(time_s=2.5, step=3, id="ab" * 32, total_s=0.5, nbytes=1000)
+SAVE = SaveEvent(
+    time_s=1.5, step=3, id="ab" * 32, total_s=0.25, nbytes=1000, note="every=3", epoch=1
+)
+RESTORE = RestoreEvent(time_s=2.5, step=3, id="ab" * 32, total_s=0.5, nbytes=1000, epoch=1)
 
 
 def manager(store: Store, **options: Any) -> holdfast.CheckpointManager:
@@ -50,6 +56,10 @@ def events_of(store: Store) -> list[Event]:
     """After the manager was closed: an event is added when its save is over, and known to be."""
     with Listing(store.address, store=again(store)) as run:
         return run.events()
+
+
+def steps_of(store: Store) -> list[int]:
+    return [event.step for event in History(store).read() if not isinstance(event, NoticeEvent)]
 
 
 def writing(store: Store, epoch: int) -> History:
@@ -87,7 +97,7 @@ def test_writers_have_files_of_their_own(store: Store) -> None:
     steps = [(2, 20), (1, 10), (2, 21), (1_000_000, 30), (1, 11)]
     for epoch, step in steps:
         writers[epoch].add(msgspec.structs.replace(SAVE, step=step))
-    assert [event.step for event in History(store).read()] == [10, 11, 20, 21, 30]
+    assert steps_of(store) == [10, 11, 20, 21, 30]
 
 
 def test_other_objects_there_are_passed_over(store: Store) -> None:
@@ -131,7 +141,8 @@ def test_a_line_that_says_nothing_hides_no_other(store: Store, line: bytes) -> N
 def test_every_torn_end_is_left_out(store: Store) -> None:
     for length in range(len(ENCODED)):
         store.append(keys.events_key(length + 1), ENCODED + b"\n" + ENCODED[:length])
-    assert History(store).read() == [SAVE] * len(ENCODED)
+    epochs = range(1, len(ENCODED) + 1)
+    assert History(store).read() == [msgspec.structs.replace(SAVE, epoch=n) for n in epochs]
 
 
 def test_fields_of_a_later_version_do_not_hide_an_event(store: Store) -> None:
@@ -365,7 +376,7 @@ def test_few_restores_are_kept_for_later() -> None:
         history.add(msgspec.structs.replace(RESTORE, step=step))
     assert history.read() == []
     history.begin(7)
-    steps = [event.step for event in history.read()]
+    steps = steps_of(store)
     assert steps == list(range(1000))[-len(steps) :]
     assert 10 < len(steps) < 1000
 
@@ -380,6 +391,48 @@ def test_a_writer_that_is_refused_records_no_restore(store: Store) -> None:
             with pytest.raises(RunHeld):
                 other.acquire()
             assert keys_of(store) == before
+
+
+# -- by what watched over the process -------------------------------------------
+
+KILLED = EndEvent(time_s=3.5, why="killed", signal=9)
+
+
+def test_who_watched_adds_to_the_history_of_the_newest_writer(tmp_path: Path) -> None:
+    address = str(tmp_path / "run")
+    for step in (1, 2):
+        with manager(LocalStore(address)) as ckpts:
+            ckpts.save(step, {"x": step}, block=True)
+            assert not append_outside(address, [KILLED]), "its writer is alive"
+    # It died in the middle of a line.
+    LocalStore(address).append(keys.events_key(2), ENCODED[:50])
+    assert append_outside(address, [KILLED, RESTORE])
+    found = History(LocalStore(address)).read()
+    assert [(event.epoch, type(event).__name__) for event in found] == [
+        (1, "SaveEvent"),
+        (2, "SaveEvent"),
+        (2, "EndEvent"),
+        (2, "RestoreEvent"),
+    ]
+    assert found[2] == msgspec.structs.replace(KILLED, epoch=2)
+    with manager(LocalStore(address)) as ckpts:
+        assert ckpts.latest() is not None, "and the run is as it was"
+
+
+def test_who_watched_changes_nothing_where_no_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in (tmp_path / "nothing", "s3://", "xyz://a"):
+        assert not append_outside(address, [KILLED])
+    assert list(tmp_path.iterdir()) == []
+    with manager(LocalStore(tmp_path / "run")) as ckpts:
+        ckpts.acquire()
+    refused = FaultyStore(
+        LocalStore(tmp_path / "run"),
+        FaultPlan((Fault(Effect.FAIL, operation="append", error=StoreFull),)),
+    )
+    monkeypatch.setattr("holdfast.stores.open.open_store", lambda address: refused)
+    assert not append_outside(tmp_path / "run", [KILLED])
 
 
 # -- reading a run ------------------------------------------------------------

@@ -62,7 +62,7 @@ class Metaflow:
         )
 
     def environment(self) -> dict[str, str]:
-        kept = ("HOME", "LANG", "AWS_", "COVERAGE")
+        kept = ("HOME", "LANG", "AWS_", "COVERAGE", "HOLDFAST_NOTICES")
         self.temporary.mkdir(exist_ok=True)
         return {
             **{k: v for k, v in os.environ.items() if k.startswith(kept)},

@@ -14,8 +14,7 @@ import pytest
 import holdfast
 from holdfast.errors import Preempted
 from holdfast.metaflow.current import CurrentCheckpoint
-from holdfast.metaflow.notices import Watch
-from holdfast.metaflow.stopping import Stopping
+from holdfast.metaflow.stopping import Stopping, Watch
 from tests.metaflow.support import Metaflow
 from tests.metaflow.tasks import task
 from tests.metaflow.test_card import within
@@ -49,6 +48,7 @@ def test_a_task_on_a_spot_instance_is_told(metaflow: Metaflow) -> None:
             STOPS="1",
             AWS_EC2_METADATA_SERVICE_ENDPOINT=machine.url,
             AWS_EC2_METADATA_DISABLED="false",
+            HOLDFAST_NOTICES="aws",
         ).output
     assert metaflow.told == [
         {"attempt": 0, "loaded": 0},

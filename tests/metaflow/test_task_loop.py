@@ -205,6 +205,13 @@ def assert_fenced(left: holdfast.CheckpointManager) -> None:
         left.close()
 
 
+def test_a_task_saves_as_often_as_is_worth_it(tmp_path: Path) -> None:
+    one = Attempt(tmp_path)
+    run = one.current.run_with(every="auto", mtbf="6h", quiet=True)
+    one.train()
+    assert steps(run.address) == [STEPS], "it took less than the time until the first save"
+
+
 def test_where_there_can_be_no_run(tmp_path: Path) -> None:
     nodes = Attempt(tmp_path, run="n", several=True, rank=1, writer="rank-1")
     with pytest.raises(UsageError, match="runs on several"):

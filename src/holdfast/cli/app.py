@@ -20,6 +20,7 @@ from holdfast.cli.diff import diff
 from holdfast.cli.doctor import doctor
 from holdfast.cli.export import export
 from holdfast.cli.gc import gc
+from holdfast.cli.init import init
 from holdfast.cli.interrupts import ends_when_interrupted
 from holdfast.cli.ls import ls
 from holdfast.cli.pin import pin
@@ -28,11 +29,13 @@ from holdfast.cli.rehearse import rehearse
 from holdfast.cli.render import print_json, shown
 from holdfast.cli.restore import restore
 from holdfast.cli.rm import rm
+from holdfast.cli.run import run
 from holdfast.cli.show import show
 from holdfast.cli.stats import stats
 from holdfast.cli.sync import sync
 from holdfast.cli.tag import tag
 from holdfast.cli.verify import verify
+from holdfast.core.address import printable
 from holdfast.errors import HoldfastError
 
 # As a shell reports them: 128 + the signal's number.
@@ -73,7 +76,7 @@ def cli(context: click.Context) -> None:
 COMMANDS = (
     *(ls, show, stats, diff, verify, restore, export, cp, sync),
     *(tag, pin, rm, prune, gc, doctor),
-    rehearse,
+    *(rehearse, run, init),
 )
 for command in COMMANDS:
     cli.add_command(command)
@@ -122,7 +125,7 @@ def _place(error: OSError) -> str:
     folder, name = os.path.split(path)
     if name.startswith(".holdfast-"):  # a scratch folder of ours
         path = folder
-    return f": {path}" if path else ""
+    return f": {printable(path)}" if path else ""
 
 
 def _prepare_streams() -> None:

@@ -1,9 +1,11 @@
-"""`holdfast doctor`: the health of a run, and its repair."""
+"""`holdfast doctor`: the place that a job runs in; the health of a run, and its repair."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,72 +22,96 @@ from holdfast.cli.render import (
     terminal_width,
 )
 from holdfast.core.address import printable
-from holdfast.errors import CorruptionError
+from holdfast.core.retention import parse_keep
+from holdfast.errors import CorruptionError, UnsafePlace
 
 if TYPE_CHECKING:
-    from holdfast.manager.doctor import Health
+    from holdfast.manager.doctor import Finding, Health
 
 
 @click.command(
-    short_help="Look at the health of a run; repair its list.",
+    short_help="Look at where jobs run, and at the health of a run.",
     epilog="""\b
 Examples:
+  holdfast doctor                        # in the job, before it trains
   holdfast doctor runs/mnist
   holdfast doctor runs/mnist --full      # reads every byte
   holdfast doctor runs/mnist --repair
 
 \b
-Exit status: 0 healthy, 4 damage is left, 10 nothing there, 11 a process
-writes the run that was to be repaired.""",
+Exit status: 0 healthy, 4 damage is left, 6 a stop or a full disk would lose
+work here, 10 nothing there, 11 a process writes the run that was to be
+repaired.""",
 )
-@click.argument("address", metavar="RUN")
+@click.argument("address", metavar="[RUN]", default="")
 @click.option("--full", is_flag=True, help="Compare every byte with its digest, as verify does.")
 @click.option("--repair", is_flag=True, help="Rebuild a damaged list from what is whole.")
 @click.option("--take-over", is_flag=True, help="Repair even if a process writes the run.")
+@click.option("--keep", metavar="RULES", help="Whether these fit on the disk; else the run's own.")
 @json_option
-def doctor(address: str, full: bool, repair: bool, take_over: bool, as_json: bool) -> int:
-    """Look at a run: its log, checkpoints, leftovers, writer, file system, versions.
+def doctor(
+    address: str, full: bool, repair: bool, take_over: bool, keep: str | None, as_json: bool
+) -> int:
+    """Look at the place: signals, parents, grace, space; and at a run: its log,
+    checkpoints, leftovers, writer, file system, versions.
 
     Says for each finding what to do. Changes nothing but with --repair, which rebuilds
     the list of checkpoints from those that are whole, as a job does when it starts.
     """
-    address = whole_run(address)
-    with opened(address) as run:
-        health = run.examine(full=full)
-        repaired = repair and health.repairable
-        if repaired:
-            run.repair(take_over=take_over)
+    from holdfast.jobs import gather
+    from holdfast.jobs.findings import findings
+
+    if not address and (full or repair or take_over or keep is not None):
+        raise click.UsageError("--full, --repair, --take-over and --keep need a RUN")
+    parse_keep(keep)
+    facts = gather.gather()
+    health, repaired = None, False
+    if address:
+        address = whole_run(address)
+        with opened(address) as run:
             health = run.examine(full=full)
-    error = _damage(address, health)
+            repaired = repair and health.repairable
+            if repaired:
+                run.repair(take_over=take_over)
+                health = run.examine(full=full)
+            if not health.damage:
+                saves, space = gather.of_run(run, keep)
+                facts = replace(facts, saves=saves, space=space)
+    place = findings(facts)
+    error = (_damage(address, health) if health else None) or _loss(place)
     if as_json:
+        found = (*(health.findings if health else ()), *place)
         print_json(
             {
                 "ok": error is None,
                 **error_json(error),
-                "run": address,
-                **_json(health, repair, repaired),
+                "run": address or None,
+                "repaired": repaired if repair else None,
+                "findings": findings_json(found),
             }
         )
-        return 4 if error else 0
-    print(health_text(health))
+        return error.exit_code if error else 0
+    if health:
+        print(health_text(health.findings), end="\n\n")
+    print(health_text(place))
     if repaired:
         print("The list of checkpoints was rebuilt.")
     elif repair:
         print("There is nothing to repair: the list of checkpoints is whole.")
     if error:
         raise error
-    print(shown(f"{address} is healthy."))
+    print(shown(f"{address} is healthy." if address else "A job can be stopped here."))
     return 0
 
 
-def health_text(health: Health, width: int | None = None) -> str:
+def health_text(findings: Sequence[Finding], width: int | None = None) -> str:
     """A row for each finding; long ones go on below, and what to do after an arrow."""
     width = terminal_width() if width is None else width
     columns = [Column("CHECK"), Column("STATE")]
-    facts = [[finding.check, _state(finding.state)] for finding in health.findings]
+    facts = [[finding.check, _state(finding.state)] for finding in findings]
     room = max(10, width - table_width(columns, facts) - 2)
     rows: list[list[str]] = []
-    for finding, fact in zip(health.findings, facts, strict=True):
+    for finding, fact in zip(findings, facts, strict=True):
         lines = wrap(shown(finding.what), room, break_on_hyphens=False)
         if finding.do:
             lines += wrap(
@@ -98,7 +124,7 @@ def health_text(health: Health, width: int | None = None) -> str:
 
 
 def _state(state: str) -> str:
-    return state.upper() if state == "damage" else state
+    return state.upper() if state in ("damage", "problem") else state
 
 
 def _damage(address: str, health: Health) -> CorruptionError | None:
@@ -110,6 +136,9 @@ def _damage(address: str, health: Health) -> CorruptionError | None:
     return CorruptionError(f"{printable(address)} has {plural(len(damage), 'problem')}", hint=do)
 
 
-def _json(health: Health, asked: bool, repaired: bool) -> dict[str, Any]:
-    rows = findings_json(health.findings)
-    return {"repaired": repaired if asked else None, "findings": rows}
+def _loss(place: Sequence[Finding]) -> UnsafePlace | None:
+    problems = [finding for finding in place if finding.state == "problem"]
+    if not problems:
+        return None
+    do = next((finding.do for finding in problems if finding.do), "")
+    return UnsafePlace(f"a job would lose work here: {plural(len(problems), 'problem')}", hint=do)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,3 +67,14 @@ def watched(doing: str) -> Iterator[None]:
 def selector_of(reference: Reference) -> str:
     """What the manager takes as `ref`."""
     return str(reference.selector)
+
+
+def python_command(words: Sequence[str]) -> list[str]:
+    """`words` as they are started: a script alone is run by this Python.
+
+    >>> python_command(["echo", "hello"])
+    ['echo', 'hello']
+    """
+    if words[0].endswith(".py") and not os.access(words[0], os.X_OK):
+        return [sys.executable, *words]
+    return list(words)

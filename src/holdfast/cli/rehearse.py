@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from holdfast.cli.options import json_option
+from holdfast.cli.options import json_option, python_command
 from holdfast.cli.render import print_json, shown
 from holdfast.core.address import printable
 from holdfast.errors import UsageError
@@ -80,7 +80,6 @@ def rehearse(
     """
     from holdfast.rehearse import Plan, text_of
     from holdfast.rehearse import rehearse as play
-    from holdfast.rehearse.stage import python_command
 
     if report is not None and not Path(report).absolute().parent.is_dir():
         raise UsageError(

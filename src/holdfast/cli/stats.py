@@ -1,4 +1,4 @@
-"""`holdfast stats`: what a run's saves and restores have cost."""
+"""`holdfast stats`: what a run's saves and restores have cost, and where its time went."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from holdfast.cli.render import (
     terminal_width,
     wrapped,
 )
-from holdfast.core.units import format_seconds, format_size
+from holdfast.core.units import format_interval, format_seconds, format_size
 
 if TYPE_CHECKING:
+    from holdfast.manager.goodput import Attempt, Goodput
     from holdfast.manager.history import Event, SaveEvent, Summary
 
 _NEWEST = 20
@@ -31,7 +32,7 @@ _INDENT = "    "
 
 
 @click.command(
-    short_help="Show what a run's saves and restores have cost.",
+    short_help="Show what a run's saves have cost, and where its time went.",
     epilog="""\b
 Examples:
   holdfast stats runs/mnist
@@ -46,25 +47,39 @@ Examples:
     default=_NEWEST,
     show_default=True,
     metavar="N",
-    help="Show the newest N saves.",
+    help="Show the newest N saves and starts.",
 )
 @json_option
 def stats(address: str, newest: int, as_json: bool) -> None:
-    """Show what a run's saves have cost, newest first, and all of them together.
+    """Show what a run's saves have cost, and where its time went.
+
+    Of each save and of each start of the run's program, newest first, and of all of
+    them together.
 
     WAITED is how long the training stood still, TOOK the time until the checkpoint
     was durable. STATE is the size of the state, WRITTEN what was new in it, COPIED
     what was not read in place, MEMORY what saves held besides the state.
+
+    Of a start: its first and its last step, how it ENDED, how long its loop RAN, what
+    of that was LOST since its steps had to be done again, and how long the run was
+    DOWN until its loop went on after it.
     """
     address = whole_run(address)
     with opened(address) as run:
         events = run.events()
+        found = run.goodput(events)
     from msgspec.structs import asdict
 
-    from holdfast.manager.history import SaveEvent, summarize
+    from holdfast.manager.history import (
+        FallbackEvent,
+        NoticeEvent,
+        RestoreEvent,
+        SaveEvent,
+        summarize,
+    )
 
     saves = [event for event in reversed(events) if isinstance(event, SaveEvent)]
-    restores = [event for event in reversed(events) if not isinstance(event, SaveEvent)]
+    restores = [event for event in reversed(events) if isinstance(event, RestoreEvent)]
     summary = summarize(events)
     if as_json:
         print_json(
@@ -74,6 +89,12 @@ def stats(address: str, newest: int, as_json: bool) -> None:
                 "summary": asdict(summary),
                 "saves": [event_json(save) for save in saves],
                 "restores": [event_json(restore) for restore in restores],
+                "goodput": goodput_json(found) if found else None,
+                "starts": [start_json(one) for one in reversed(found.attempts)] if found else [],
+                "notices": [event_json(e) for e in reversed(events) if isinstance(e, NoticeEvent)],
+                "fallbacks": [
+                    event_json(e) for e in reversed(events) if isinstance(e, FallbackEvent)
+                ],
             }
         )
         return
@@ -88,7 +109,24 @@ def stats(address: str, newest: int, as_json: bool) -> None:
         if len(saves) > newest:
             older = f"and {len(saves) - newest:,} older (-n {len(saves)} shows them)"
             print(f"{ellipsis()} {older}")
-    print(summary_text(summary))
+    if text := summary_text(summary):
+        print(text, end="\n\n")
+    if found is None:
+        print(
+            wrapped(
+                "Where the time went is not known: no start was recorded. An older Holdfast wrote "
+                "this run, or a program without a `Run`."
+            )
+        )
+        return
+    print(starts_text(found.attempts, newest))
+    if len(found.attempts) > newest:
+        print(f"{ellipsis()} and {len(found.attempts) - newest:,} older")
+    print(goodput_text(found))
+    if found.attempts[-1].end == "unknown":
+        print(wrapped("Whether the last one still runs cannot be known from here."))
+    if any(event.epoch < found.attempts[0].epoch for event in saves):
+        print(wrapped("What came before the first start that was recorded does not count."))
 
 
 def event_json(event: Event) -> dict[str, Any]:
@@ -99,6 +137,119 @@ def event_json(event: Event) -> dict[str, Any]:
 
     stall = {"stall_s": event.stall_s} if isinstance(event, SaveEvent) else {}
     return {**asdict(event), **stall, "at": saved_at(event.time_s)}
+
+
+def goodput_json(found: Goodput) -> dict[str, Any]:
+    """Every number of it but for those of single starts."""
+    from msgspec.structs import asdict
+
+    value = asdict(found)
+    starts = len(value.pop("attempts"))
+    return {"fraction": found.fraction, "starts": starts, **value}
+
+
+def start_json(attempt: Attempt) -> dict[str, Any]:
+    """Every number of one start, and when that was."""
+    from msgspec.structs import asdict
+
+    at = saved_at(attempt.began_s)
+    return {**asdict(attempt), "replayed_steps": attempt.replayed_steps, "at": at}
+
+
+def starts_text(attempts: Sequence[Attempt], newest: int, width: int | None = None) -> str:
+    """A line for each start, newest first."""
+    width = terminal_width() if width is None else width
+    rows: list[list[str]] = []
+    following: Attempt | None = None
+    for one in reversed(attempts[-newest:]):
+        down = one.down_s + one.unknown_s + (following.startup_s if following else 0.0)
+        rows.append(
+            [
+                (saved_at(one.began_s) or "no valid time")[:16].replace("T", " "),
+                f"{one.from_step:,}",
+                f"{one.to_step:,}",
+                _ended(one),
+                _span(one.end_s - one.start_s),
+                _span(one.replay_s) if one.replayed_steps else "",
+                _span(down) if following and not one.planned else "",
+            ]
+        )
+        following = one
+    columns = [
+        Column("STARTED (UTC)"),
+        Column("FROM", right=True),
+        Column("TO", right=True),
+        Column("ENDED", elastic=True),
+        Column("RAN", right=True),
+        Column("LOST", right=True),
+        Column("DOWN", right=True),
+    ]
+    return table(columns, rows, width)
+
+
+def _ended(attempt: Attempt) -> str:
+    """How, in a word or two."""
+    if attempt.end == "crashed":
+        return "without a word"
+    if attempt.end == "killed" and attempt.signal:
+        return f"killed by {_signal_name(attempt.signal)}"
+    if attempt.end == "exited" and attempt.exit_code is not None:
+        return f"exited with {attempt.exit_code}"
+    if attempt.end == "running":
+        return "still running"
+    return f"{attempt.end} ({attempt.text})" if attempt.text else attempt.end
+
+
+def _signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def goodput_text(found: Goodput, width: int | None = None) -> str:
+    """Where the time went, in a few lines."""
+    width = terminal_width() if width is None else width
+    steps = plural(found.replayed_steps, "step")
+    down, starting = _span(found.down_s), _span(found.startup_s)
+    parts = [
+        ("productive", found.productive_s, ""),
+        ("stalled in saves", found.saving_s, ""),
+        ("lost to replay", found.replay_s, steps if found.replayed_steps else ""),
+        ("lost to restarts", found.restart_s, f"{down} down, {starting} starting up"),
+        ("unknown", found.unknown_s, ""),
+    ]
+    rows = [
+        [f"  {name}", _span(seconds), _percent(seconds, found.wall_s), about]
+        for name, seconds, about in parts
+        if seconds or name == "productive"
+    ]
+    columns = [Column(""), Column("", right=True), Column("", right=True), Column("", elastic=True)]
+    lines = table(columns, rows, width).split("\n")[1:]  # without titles
+    share = _percent(found.productive_s, found.wall_s) or "nothing"
+    counts = [plural(len(found.attempts), "start")]
+    counts += [f"{count:,} {_KINDS.get(kind, kind)}" for kind, count in found.failures.items()]
+    if found.fallbacks:
+        counts.append(f"{plural(found.fallbacks, 'restore')} past a damaged checkpoint")
+    head = f"Goodput: {share} of {_span(found.wall_s)}. {', '.join(counts)}."
+    paused = f"Pauses between runs, {_span(found.paused_s)} in all, do not count."
+    return "\n".join(
+        [wrapped(head, width=width), *lines, *([paused] if found.paused_s >= 1 else [])]
+    )
+
+
+def _span(seconds: float) -> str:
+    """From a minute on with seconds, from an hour on with minutes."""
+    return format_seconds(seconds) if seconds < 59.5 else format_interval(seconds)
+
+
+_KINDS = {"crashed": "ended without a word", "exited": "exited with an error", "hang": "hung"}
+
+
+def _percent(seconds: float, whole_s: float) -> str:
+    return f"{100 * seconds / whole_s:.1f} %" if whole_s > 0 else ""
 
 
 def saves_text(saves: Sequence[SaveEvent], width: int | None = None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from holdfast.core.records import Holder
 
 _PROC = Path("/proc")
 _PS_TIMEOUT_S = 10
+_OLDEST_S = 3e8  # ten years
 _DEAD_STATES = frozenset("ZXx")  # zombie, dead; "T" (stopped) can be continued
 
 
@@ -54,6 +56,17 @@ def is_alive(holder: Holder) -> bool | None:
     if seen is None:
         return None if pid_exists(holder.pid) else False
     return seen.state not in _DEAD_STATES and seen.started == holder.started
+
+
+def age_s() -> float | None:
+    """For how long the calling process exists; None if the system does not say so."""
+    seen = _look(os.getpid()) if _has_proc() else None
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    if seen is None or clock is None or not seen.started.isdigit():
+        return None
+    age = time.clock_gettime(clock) - int(seen.started) / os.sysconf("SC_CLK_TCK")
+    # In a time namespace (a container that was moved) the two count from different boots.
+    return age if 0 <= age < _OLDEST_S else None
 
 
 @lru_cache(maxsize=2)

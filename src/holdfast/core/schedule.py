@@ -3,6 +3,7 @@
     500, "500", "500 steps"     when a multiple of 500 steps has been passed
     "10min", "90s", "2h", "1d"  when that long has gone by since the last save
     "epoch"                     at each end of an epoch, after its tail
+    "auto"                      at the interval of `core.interval`, from what saves cost
     "10min epoch"               whichever comes first
     None                        only at the end
 
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from holdfast.core.units import exact_duration, parse_duration
 from holdfast.errors import BadPolicy
 
-GRAMMAR = 'every: 500 (steps), "10min", "2h", "epoch", several ("10min epoch"), None (at the end)'
+GRAMMAR = (
+    'every: 500 (steps), "10min", "2h", "epoch", "auto", several ("10min epoch"), None (at the end)'
+)
 _STEPS = re.compile(r"([0-9]{1,18})(steps?)?")
 
 
@@ -28,11 +31,12 @@ class Schedule:
     steps: int | None = None
     seconds: float | None = None
     epoch: bool = False
+    auto: bool = False
 
     @property
     def timed(self) -> bool:
         """Whether a clock decides, so that ranks of one job may disagree."""
-        return self.seconds is not None
+        return self.seconds is not None or self.auto
 
     def due(
         self,
@@ -41,6 +45,7 @@ class Schedule:
         last_step: int | None,
         last_time_s: float,
         epoch_end: bool = False,
+        auto_s: float | None = None,
     ) -> str | None:
         """Why a save is due after `step` completed steps ("every=500"), or None.
 
@@ -48,7 +53,8 @@ class Schedule:
         restored (None: none yet), `last_time_s` when that was (or the start), on the
         same clock as `now_s`; a monotonic one is best, one that was set back only
         delays. Steps count in multiples from step 0, not from the last save, so that
-        a run that was interrupted saves at the same steps as one that was not.
+        a run that was interrupted saves at the same steps as one that was not. `auto_s`
+        is the interval that `auto` stands for.
 
         >>> Schedule(steps=500).due(1000, 0.0, 730, 0.0)
         'every=500'
@@ -63,6 +69,8 @@ class Schedule:
             return f"every={self.steps}"
         if self.seconds is not None and now_s - last_time_s >= self.seconds:
             return f"every={exact_duration(self.seconds)}"
+        if self.auto and auto_s is not None and now_s - last_time_s >= auto_s:
+            return "every=auto"
         return None
 
     def __str__(self) -> str:
@@ -71,6 +79,8 @@ class Schedule:
             words.append(str(self.steps))
         if self.seconds is not None:
             words.append(exact_duration(self.seconds))
+        if self.auto:
+            words.append("auto")
         if self.epoch:
             words.append("epoch")
         return " ".join(words)
@@ -80,7 +90,7 @@ def parse_every(value: int | str | None) -> Schedule:
     """The schedule that `value` writes down. Raises BadPolicy with the word and the grammar.
 
     >>> parse_every("10min epoch")
-    Schedule(steps=None, seconds=600.0, epoch=True)
+    Schedule(steps=None, seconds=600.0, epoch=True, auto=False)
     """
     if value is None:
         return Schedule()
@@ -90,17 +100,14 @@ def parse_every(value: int | str | None) -> Schedule:
         return Schedule(steps=_steps(str(value), value))
     steps: int | None = None
     seconds: float | None = None
-    epoch = False
+    epoch = auto = False
     words = re.sub(r"(?<=[0-9])\s+(?=steps?\b)", "", value).split()
     if not words:
         raise BadPolicy(f"every={value!r} has no rule", hint=GRAMMAR)
     for word in words:
         if word == "auto":
-            raise BadPolicy(
-                "every='auto' is not in this version of Holdfast",
-                hint='Give an interval, e.g. every="10min".',
-            )
-        if word == "epoch":
+            twice, auto = auto, True
+        elif word == "epoch":
             twice, epoch = epoch, True
         elif match := _STEPS.fullmatch(word):
             twice, steps = steps is not None, _steps(match[1], value)
@@ -114,7 +121,7 @@ def parse_every(value: int | str | None) -> Schedule:
                 ) from None
         if twice:
             raise BadPolicy(f"every={value!r} has two rules like {word!r}", hint=GRAMMAR)
-    return Schedule(steps, seconds, epoch)
+    return Schedule(steps, seconds, epoch, auto)
 
 
 def _steps(word: str, value: int | str) -> int:

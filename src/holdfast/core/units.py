@@ -160,6 +160,23 @@ def format_duration(seconds: float) -> str:
     return "1 day" if days == 1 else f"{days:,} days"
 
 
+def format_interval(seconds: float) -> str:
+    """About `seconds`, in its two largest units, for reading.
+
+    >>> [format_interval(s) for s in (9.6, 250, 3600, 3700, 90_000, 1e7)]
+    ['10 s', '4 min 10 s', '1 h', '1 h 2 min', '25 h', '116 days']
+    """
+    whole = round(seconds)
+    if not 60 <= whole < 86400:
+        return format_duration(seconds)
+    if whole < 3600:
+        first, second = f"{whole // 60} min", (whole % 60, "s")
+    else:
+        minutes = round(seconds / 60)
+        first, second = f"{minutes // 60} h", (minutes % 60, "min")
+    return f"{first} {second[0]} {second[1]}" if second[0] else first
+
+
 def format_seconds(seconds: float) -> str:
     """About `seconds`, to three digits below a minute, in at most 7 columns, for reading.
 

@@ -32,7 +32,7 @@ from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.abilities import Abilities, probe
 
-State = Literal["ok", "note", "damage"]
+State = Literal["ok", "note", "warning", "problem", "damage"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,11 @@ class Finding:
     """One thing that was looked at."""
 
     check: str
-    """"run", "log", "checkpoint", "leftovers", "writer", "file system", "versions"."""
+    """Of a run: "run", "log", "checkpoint", "leftovers", "writer", "file system", "versions";
+    of the place: see `holdfast.jobs.findings`."""
     state: State
-    """"note": unusual, but nothing is lost."""
+    """"note": unusual, but nothing is lost. Of a place: "warning", a stop may lose work;
+    "problem", it does."""
     what: str
     do: str = ""
     """What to do about it: words, or a command."""

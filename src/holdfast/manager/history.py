@@ -1,17 +1,19 @@
-"""What a run's saves and restores cost: measured as they happen, kept for people.
+"""What happened to a run: measured as it happens, kept for people.
 
 One line of JSON per event in `events/<epoch>.jsonl`, appended by the process that writes the
-run, and by no other: who only reads leaves no trace in a run. Nothing depends on it: a line
-that cannot be written is not, and a torn one is passed over.
+run, and, once that one is dead, by what watched over it (`append_outside`): who only reads
+leaves no trace in a run. Nothing depends on it: a line that cannot be written is not, and a
+torn one is passed over. What the events come to is in `goodput`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -30,6 +32,7 @@ _MAX_EARLY = 100  # an evaluator restores again and again, and never writes
 # What a line may say, so that sums and averages of many are finite numbers, too.
 _Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 _Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Time = Annotated[float, Meta(ge=-1e12, le=1e12)]
 
 
 class SaveEvent(msgspec.Struct, frozen=True, kw_only=True, tag="save", tag_field="event"):
@@ -76,6 +79,8 @@ class SaveEvent(msgspec.Struct, frozen=True, kw_only=True, tag="save", tag_field
     """Of packs that were written for it."""
     memory_nbytes: _Number = 0
     """That saves hold besides the state: copies and staging blocks."""
+    epoch: _Number = 0
+    """Of the writer whose history it is in; a reader takes it from there."""
 
     @property
     def stall_s(self) -> float:
@@ -92,9 +97,91 @@ class RestoreEvent(msgspec.Struct, frozen=True, kw_only=True, tag="restore", tag
     total_s: _Seconds
     nbytes: _Number
     """That were read and verified."""
+    epoch: _Number = 0
+    """Of the writer whose history it is in; a reader takes it from there."""
 
 
-Event = SaveEvent | RestoreEvent
+class StartEvent(msgspec.Struct, frozen=True, kw_only=True, tag="start", tag_field="event"):
+    """A process has begun, or gone on, with the loop."""
+
+    time_s: _Time
+    """When the loop took its first item that was not trained on before, Unix time."""
+    step: _Number
+    """Completed steps that it goes on from."""
+    began_s: _Time
+    """When the process began; for a later `Run` of the same process, when that was made."""
+    id: str = ""
+    """Of the checkpoint that it goes on from."""
+    host: str = ""
+    pid: _Number = 0
+    boot: str = ""
+    """Of the machine: another one after it was booted."""
+    beat_s: _Seconds = 0.0
+    """How far apart its beats are at most; 0: it sends none."""
+    epoch: _Number = 0
+    """Of the writer whose history it is in; a reader takes it from there."""
+
+
+class BeatEvent(msgspec.Struct, frozen=True, kw_only=True, tag="beat", tag_field="event"):
+    """The loop was alive."""
+
+    time_s: _Time
+    step: _Number
+    """Completed ones."""
+    epoch: _Number = 0
+    """Of the writer whose history it is in; a reader takes it from there."""
+
+
+class FallbackEvent(msgspec.Struct, frozen=True, kw_only=True, tag="fallback", tag_field="event"):
+    """A restore found newer checkpoints damaged, and took an older one."""
+
+    time_s: _Time
+    step: _Number
+    """Of the checkpoint that was taken."""
+    id: str
+    skipped: _Number
+    """Newer ones that were damaged."""
+    epoch: _Number = 0
+    """Of the writer whose history it is in; a reader takes it from there."""
+
+
+class NoticeEvent(msgspec.Struct, frozen=True, kw_only=True, tag="notice", tag_field="event"):
+    """The process was told that it will be stopped, or that it may be."""
+
+    time_s: _Time
+    source: str
+    """"SIGTERM", "aws", "gcp", …"""
+    text: str = ""
+    deadline_s: _Time = 0.0
+    """Unix time; 0 if none was named."""
+    epoch: _Number = 0
+    """Of the writer whose history it is in; a reader takes it from there."""
+
+
+class EndEvent(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):
+    """A process is done with the run, as it says itself or as what watched over it saw.
+
+    `why`: "finished"; "preempted" (it was told to stop, and did); "interrupted" (Ctrl-C);
+    "error" (an exception); "closed" (given up without `finish`); "killed" (by a signal),
+    "exited" (with a status that says no more), "hang" and "timeout" (killed for it) are what a
+    supervisor says. A reader takes a reason that it does not know for an unplanned end.
+    """
+
+    time_s: _Time
+    why: str
+    step: _Number = 0
+    """Completed steps; 0 if that is not known."""
+    exit_code: int | None = None
+    signal: _Number = 0
+    """That killed it; 0 if none did."""
+    pid: _Number = 0
+    text: str = ""
+    epoch: _Number = 0
+    """Of the writer whose history it is in; a reader takes it from there."""
+
+
+Event = SaveEvent | RestoreEvent | StartEvent | BeatEvent | FallbackEvent | NoticeEvent | EndEvent
+_AnyEvent = TypeVar("_AnyEvent", bound=Event)
 _DECODER = msgspec.json.Decoder(Event)
 
 
@@ -173,9 +260,8 @@ class History:
                 self._append(self._epoch, [event])
 
     def _append(self, epoch: int, events: Sequence[Event]) -> None:
-        lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
         try:
-            self._store.append(keys.events_key(epoch), lines)
+            self._store.append(keys.events_key(epoch), _lines(epoch, events))
         except HoldfastError as error:
             logger.debug("an event of %s was not kept: %s", self._store.address, error.message)
 
@@ -197,6 +283,44 @@ class History:
             return
         for line in data.splitlines():
             try:
-                yield _DECODER.decode(line)
+                yield _in_epoch(_DECODER.decode(line), epoch)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue
+
+
+def append_outside(address: str | os.PathLike[str], events: Sequence[Event]) -> bool:
+    """Add to the history of a run whose writer is dead: for what watched over its process.
+
+    The lines go to the newest writer's. False, and nothing is added, where there is no run, where
+    its writer lives or may live on another machine, or where the store does not take them: this
+    never raises a HoldfastError.
+    """
+    from holdfast.core.process import is_alive
+    from holdfast.repo.repo import Repo
+    from holdfast.stores.open import open_store
+
+    try:
+        repo = Repo(open_store(address))
+        try:
+            head = repo.head()
+            if head is None or not head.entry.epoch:
+                return False
+            holder = head.entry.holder
+            if holder is not None and is_alive(holder) is not False:
+                return False
+            epoch = head.entry.epoch
+            repo.store.append(keys.events_key(epoch), b"\n" + _lines(epoch, events))
+        finally:
+            repo.close()
+    except HoldfastError as error:
+        logger.debug("events of %s were not kept: %s", address, error.message)
+        return False
+    return True
+
+
+def _lines(epoch: int, events: Sequence[Event]) -> bytes:
+    return b"".join(msgspec.json.encode(_in_epoch(event, epoch)) + b"\n" for event in events)
+
+
+def _in_epoch(event: _AnyEvent, epoch: int) -> _AnyEvent:
+    return event if event.epoch == epoch else msgspec.structs.replace(event, epoch=epoch)

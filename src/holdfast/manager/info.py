@@ -93,6 +93,8 @@ class RunStatus:
     """The process that opened the run for writing and did not close it; "" = none."""
     writer_alive: bool | None
     """Whether it still runs; None if there is none, or it cannot be known from here."""
+    keep: str = ""
+    """The retention rule that the newest save was made under."""
 
 
 def status_of(entry: Entry | None, records: tuple[Record, ...]) -> RunStatus:
@@ -107,6 +109,7 @@ def status_of(entry: Entry | None, records: tuple[Record, ...]) -> RunStatus:
         best={metric: first.id for metric, found in best.items() for first in found},
         writer=f"process {holder.pid} on {holder.host}" if holder else "",
         writer_alive=is_alive(holder) if holder else None,
+        keep=entry.keep if entry else "",
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -25,9 +26,10 @@ from holdfast.core.address import (
     select,
 )
 from holdfast.core.address import validate_tag as check_tag
+from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Decision, KeepPolicy, Mode, decide, parse_keep
-from holdfast.errors import CheckpointNotFound, NoStore, RunClosed, UsageError
+from holdfast.errors import CheckpointNotFound, CorruptionError, NoStore, RunClosed, UsageError
 from holdfast.manager.edits import more_metrics, require, split_metrics, with_tag
 from holdfast.manager.info import (
     CheckpointInfo,
@@ -49,9 +51,9 @@ from holdfast.stores.open import open_store
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Comparison
     from holdfast.manager.doctor import Health
+    from holdfast.manager.goodput import Goodput
     from holdfast.manager.history import Event
     from holdfast.manager.mirror_status import MirrorStatus
-    from holdfast.manager.results import Results
 
 Ref = str | int | None
 """A checkpoint: a step, "latest", "best:val_loss", a tag, the start of an id; None = latest."""
@@ -155,8 +157,8 @@ class Listing:
         return mirror_status(self._repo)
 
     def events(self) -> list[Event]:
-        """What each save and restore of the run's writers has cost, oldest first; none where
-        nothing was measured. Raises NoStore where there is no run."""
+        """What happened to the run, by its writers, oldest first: saves, restores, starts, ends;
+        none where nothing was recorded. Raises NoStore where there is no run."""
         from holdfast.manager.history import History
 
         self._check_usable()
@@ -165,12 +167,21 @@ class Listing:
             self._repo.info()
         return events
 
-    def results(self, tell: Callable[[str], None] | None = None) -> Results:
-        """The stored results of calls (`Run.once`). `tell` gets what must not be missed."""
-        from holdfast.manager.results import Results
+    def goodput(self, events: Sequence[Event] | None = None) -> Goodput | None:
+        """Where the run's time went, up to now if its writer is known to be alive; None where
+        no start was recorded. From `events`, else from those that are there."""
+        from holdfast.manager.goodput import goodput
 
-        self._check_usable()
-        return Results(self._repo, *([tell] if tell else []))
+        events = self.events() if events is None else events
+        entry = None
+        with suppress(CorruptionError):  # of the list of checkpoints
+            entry = self._read()[0]
+        alive = False if entry is None or entry.holder is None else is_alive(entry.holder)
+        return goodput(
+            events,
+            now_s=self._clock() if alive else None,
+            running=None if entry is None or alive is False else entry.epoch,
+        )
 
     def verify(
         self, ref: Ref = None, *, repair_from: str | os.PathLike[str] | None = None

@@ -17,27 +17,25 @@ from holdfast.core.frameworks import loaded_adapters
 from holdfast.core.records import Manifest, Record
 from holdfast.core.units import parse_size
 from holdfast.errors import HoldfastError, SaveFailed, TornRead, UsageError, briefly
-from holdfast.manager.capture import InPlace, capture
+from holdfast.manager import heartbeat
+from holdfast.manager.capture import InPlace
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
-from holdfast.manager.info import CheckpointInfo, Overview, Restored, info_of, overview_of
+from holdfast.manager.info import Overview, Restored, info_of, overview_of
 from holdfast.manager.listing import Ref
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.mirrored import Mirrored
+from holdfast.manager.orders import Captured, Orders
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
-from holdfast.manager.progress import current_work
 from holdfast.manager.restore import Restorer, Wish
 from holdfast.manager.saver import Order, Saver
 from holdfast.manager.snapshot import SnapshotMemories
 from holdfast.manager.staging import Staging
 from holdfast.manager.stored import Digests
-from holdfast.repo.fork import fork
-from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.base import Store
-from holdfast.stores.open import open_store
 
 logger = logging.getLogger("holdfast")
 
@@ -113,7 +111,6 @@ class CheckpointManager(Mirrored):
         )
         self.config = config
         self.environment = dict(environment or {})
-        self._allow_pickle = allow_pickle
         self._max_failures = max_save_failures
         self._rewrite_every = rewrite_every
         self._writer: Writer | None = None
@@ -128,6 +125,13 @@ class CheckpointManager(Mirrored):
         """Leaves of the save in progress that are read in place."""
         self._unsteady: set[str] = set()
         """Paths of leaves that changed while they were read in place."""
+        self._orders = Orders(
+            self._digests,
+            self._unsteady,
+            allow_pickle=allow_pickle,
+            clock=self._clock,
+            runs_in=lambda: (self.config, self.environment),
+        )
         self._base: Manifest | None = None
         """Manifest whose chunks the next save may reuse."""
         self._distrusted: set[str] = set()
@@ -240,36 +244,22 @@ class CheckpointManager(Mirrored):
             waiting = time.perf_counter()
             saver.finish()  # one copy of the state is enough
             waited_s = time.perf_counter() - waiting
-            snapshot = capture(
+            order = self._orders.take(
+                saver,
+                self._memories,
                 step,
                 state,
                 loop,
                 in_place,
                 waits=block,
-                memories=self._memories,
-                digests=self._digests,
-                unsteady=self._unsteady,
-                allow_pickle=self._allow_pickle,
-                clock=self._clock,
-            )
-            self._overlap = snapshot.overlap
-            pending = Pending(step, hurry=saver.hurry)
-            order = Order(
-                snapshot=snapshot,
-                pending=pending,
-                metrics=finite,
-                odd_metrics=odd,
-                tags=tag_names,
+                metrics=(finite, odd),
                 note=note,
+                tags=tag_names,
                 finished=finished,
-                config=self.config,
-                environment=self.environment,
                 asked_s=start,
                 waited_s=waited_s,
-                capture_s=time.perf_counter() - start - waited_s,
-                blocked=block,
-                work=current_work(),
             )
+            self._overlap, pending = order.snapshot.overlap, order.pending
             if not block:
                 saver.submit(order)
                 return pending
@@ -280,8 +270,27 @@ class CheckpointManager(Mirrored):
             options = {"metrics": metrics, "note": note, "tags": tag_names, "loop": loop}
             return self.save(step, state, **options, finished=finished, block=True)
         finally:
-            snapshot.overlap.drain()  # interrupted: the caller may go on to change things
+            order.snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
+
+    def hold(
+        self,
+        step: int,
+        state: Mapping[str, object],
+        *,
+        metrics: Mapping[str, float] | None = None,
+        note: str = "held",
+        loop: object = None,
+    ) -> Captured:
+        """Copy `state` as `save` does, and keep the copy: `Captured.commit` makes it a checkpoint,
+        later and from any thread, and `drop` gives its memory to the next one. Nothing of it is
+        read in place. Raises UnsupportedValue, RunHeld, Fenced."""
+        self.acquire()
+        with self._lock:
+            self._check_usable()
+            assert self._saver is not None
+            check = self._check_usable
+            return self._orders.hold(self._saver, step, state, loop, metrics or {}, note, check)
 
     def drain(self) -> None:
         """Copy what a save still reads in place; live objects may change when this returns.
@@ -309,6 +318,7 @@ class CheckpointManager(Mirrored):
     def _committed(self, record: Record, manifest: Manifest, order: Order) -> None:
         # No lock: the thread that waits for this save may hold it.
         self._base = manifest
+        heartbeat.checkpoint(self.address, record.step, record.id)
         order.pending.committed(info_of(self.address, record))
         self._to_mirror(record.id)
 
@@ -325,6 +335,7 @@ class CheckpointManager(Mirrored):
         if self._released or self._pid != os.getpid():
             return  # a forked child holds nothing
         self.wait()
+        heartbeat.ended(self.address)
         self._finish()
         try:
             self._close_mirror()
@@ -475,14 +486,3 @@ class CheckpointManager(Mirrored):
         """
         self._bring_back()
         return self._open_writer().collect(dry_run=dry_run, thorough=True)
-
-    def fork(self, ref: Ref, address: str | os.PathLike[str]) -> CheckpointInfo:
-        """Start a new run at `address` from a checkpoint, sharing its data.
-
-        The checkpoint stays pinned here until the new run no longer needs it.
-        """
-        child = Repo(open_store(os.fspath(address)), clock=self._clock)
-        try:
-            return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
-        finally:
-            child.close()

@@ -1,4 +1,4 @@
-"""`Mirrored`: what a manager does about its run's mirror."""
+"""`Mirrored`: what a manager does about its run's mirror, and about forks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.address import printable
 from holdfast.errors import HoldfastError, briefly
-from holdfast.manager.listing import Listing
+from holdfast.manager.info import CheckpointInfo, info_of
+from holdfast.manager.listing import Listing, Ref
 from holdfast.repo import keys
+from holdfast.repo.fork import fork
 from holdfast.repo.repo import Repo
 from holdfast.stores.base import Store
+from holdfast.stores.open import open_store
 
 if TYPE_CHECKING:
     from holdfast.manager.mirror import Mirror
@@ -91,6 +94,17 @@ class Mirrored(Listing):
         """Block until the mirror has every checkpoint that it is to have, with its tags and
         metrics of now. False after `timeout_s` seconds, or if it is not used any more."""
         return self._mirror is not None and self._mirror.wait(timeout_s)
+
+    def fork(self, ref: Ref, address: str | os.PathLike[str]) -> CheckpointInfo:
+        """Start a new run at `address` from a checkpoint, sharing its data.
+
+        The checkpoint stays pinned here until the new run no longer needs it.
+        """
+        child = Repo(open_store(os.fspath(address)), clock=self._clock)
+        try:
+            return info_of(os.fspath(address), fork(self._repo, self._resolve(ref), child))
+        finally:
+            child.close()
 
     def _is_run(self) -> bool:
         self._bring_back()

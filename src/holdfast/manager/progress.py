@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from holdfast.core.units import format_seconds, format_size
+from holdfast.manager import heartbeat
 
 _BAR_AFTER_S = 1.0  # what is over sooner needs none
 _LINE_AFTER_S = 5.0  # in a log, only what may be missed as time of training
@@ -80,10 +81,8 @@ def working(
     nothing to do, no line.
     """
     stream = sys.stderr if stream is None else stream  # None, too, where a program has none
-    work = Work()
-    token = _current.set(work)
     start = clock()
-    try:
+    with counted() as work:
         if stream is not None and _is_terminal(stream):
             with _drawing(Meter(doing, work, stream, clock)):
                 yield work
@@ -92,6 +91,17 @@ def working(
             seconds = clock() - start
             if seconds > _LINE_AFTER_S and work.done_nbytes:
                 say(done_line(done, work.done_nbytes, seconds))
+
+
+@contextmanager
+def counted() -> Generator[Work, None, None]:
+    """Count what the saves, restores and copies that are begun in the block have done, and
+    show nothing. A supervisor sees that they make progress."""
+    work = Work()
+    token = _current.set(work)
+    try:
+        with heartbeat.following(lambda: work.done_nbytes):
+            yield work
     finally:
         _current.reset(token)
 

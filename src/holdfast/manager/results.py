@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from holdfast.core.address import printable
 from holdfast.errors import CorruptionError, ObjectNotFound, StoredWrong
@@ -15,6 +15,7 @@ from holdfast.repo.results import Summary
 
 if TYPE_CHECKING:
     from holdfast.core.calls import Call
+    from holdfast.manager.listing import Listing
 
 logger = logging.getLogger("holdfast")
 
@@ -34,16 +35,19 @@ class Found(NamedTuple):
 
 
 class Results:
-    """The results of one run. From any thread; made for each use.
-
-    `tell` gets lines that must not be missed.
-    """
+    """The results of one run. From any thread."""
 
     def __init__(self, repo: Repo, tell: Callable[[str], None] = logger.error) -> None:
         self._repo = repo
         self._tell = tell
         self._began = False
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, run: Listing, tell: Callable[[str], None] = logger.error) -> Self:
+        """Of the run that is open as `run`. `tell` gets lines that must not be missed."""
+        run._check_usable()
+        return cls(run._repo, tell)
 
     def summary(self) -> Summary:
         """How many there are, and their bytes: one listing."""

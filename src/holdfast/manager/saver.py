@@ -79,6 +79,8 @@ class Order:
     """See `history.SaveEvent`."""
     work: Work
     """Where its bytes are counted for whoever waits."""
+    held_nbytes: int = 0
+    """Of memory that captured states take beside this one."""
 
 
 class _Job:
@@ -282,6 +284,7 @@ class Saver:
         """What the save has cost."""
         snapshot, packer = order.snapshot, self._packer
         return SaveEvent(
+            epoch=self._writer.epoch,
             time_s=snapshot.time_s,
             step=snapshot.step,
             id=record.id if record else "",
@@ -301,7 +304,7 @@ class Saver:
             copied_nbytes=snapshot.copied_nbytes,
             new_nbytes=packer.packed_nbytes if packer and record else 0,
             written_nbytes=record.new_bytes if record else 0,
-            memory_nbytes=snapshot.memory.nbytes + self._staging.nbytes,
+            memory_nbytes=snapshot.memory.nbytes + self._staging.nbytes + order.held_nbytes,
         )
 
     def _retire(self, records: tuple[Record, ...]) -> list[str]:

@@ -23,10 +23,9 @@ from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.folders import new_folder
 from holdfast.metaflow.loop import TaskLoop
 from holdfast.metaflow.reference import DEFAULT_NAME, Reference, check_format
-from holdfast.metaflow.stopping import stop
+from holdfast.metaflow.stopping import Watch, stop
 
 if TYPE_CHECKING:
-    from holdfast.metaflow.notices import Watch
     from holdfast.run.run import Run
 
 _GONE = (CorruptionError, ObjectNotFound, CheckpointNotFound, CheckpointRemoved)

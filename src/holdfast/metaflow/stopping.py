@@ -6,19 +6,39 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from holdfast.errors import Preempted
-from holdfast.metaflow.notices import SpotNotice, Watch, file_notice, on_ec2
+from holdfast.notices.detect import detect
+from holdfast.notices.file import file_notifier
+from holdfast.notices.listening import Listening, hold_back, notifiers_of
+from holdfast.notices.notice import Notice
+from holdfast.notices.notifier import Notifier
 
 if TYPE_CHECKING:
     from holdfast.metaflow.current import CurrentCheckpoint
 
-# Metaflow's own look at the machine is as often as Amazon asks for; a file costs nothing.
-_METADATA_S = 5.0
-_FILE_S = 1.0
+
+class Watch:
+    """Whether one of `notifiers` has said that the machine is taken away; `tell` gets what it
+    said, once, in another thread. Until `close`."""
+
+    def __init__(self, notifiers: Sequence[Notifier], tell: Callable[[str], None]) -> None:
+        self.notice = ""
+        """What was said; "" as long as nothing was."""
+        self._tell = tell
+        self._leave = Listening(lambda: notifiers, linger_s=0).listen(self._hear)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._leave()
+
+    def _hear(self, notice: Notice) -> None:
+        if notice.stops and not self.notice:
+            self.notice = notice.text or notice.source
+            self._tell(self.notice)
 
 
 class Stopping:
@@ -41,6 +61,8 @@ class Stopping:
         self._tell = tell
         self._stops = policy == "stop" and may_retry and _is_remote(current)
         self._termination = Termination()
+        # A Run in the step does what the policy says, and not by itself.
+        self._give_back = hold_back()
         self._watch = None if policy == "none" else _watch(current, self._noticed)
         checkpoint.heed(self._watch, stops=self._stops)
 
@@ -49,6 +71,7 @@ class Stopping:
         self._termination.close()
         if self._watch is not None:
             self._watch.close()
+        self._give_back()
 
     def _noticed(self, notice: str) -> None:
         if not self._stops:
@@ -65,10 +88,10 @@ def _watch(current: Any, tell: Callable[[str], None]) -> Watch | None:
     """Looks for a notice where one can come: in the file that Metaflow names on AWS Batch and
     Kubernetes, or from the machine itself. None elsewhere: no thread, no request."""
     if path := current.get("spot_termination_notice"):
-        return Watch(file_notice(path), interval_s=_FILE_S, tell=tell)
-    if on_ec2():
-        return Watch(SpotNotice(), interval_s=_METADATA_S, tell=tell)
-    return None
+        notifiers = [file_notifier(path)]
+    else:
+        notifiers = notifiers_of(detect())
+    return Watch(notifiers, tell) if notifiers else None
 
 
 def _is_remote(current: Any) -> bool:

@@ -26,14 +26,20 @@ class StopSignals:
 
     `inside(frame)` tells whether `frame`, the code that was interrupted, will come to a
     boundary of the run at all (False: the signal is not for it). `notice` gets the
-    signal's name once, inside the handler: it must not use buffered output.
+    signal's name once, inside the handler: it must not use buffered output. `again` gets
+    those that come later.
     """
 
     def __init__(
-        self, *, inside: Callable[[FrameType | None], bool], notice: Callable[[str], None]
+        self,
+        *,
+        inside: Callable[[FrameType | None], bool],
+        notice: Callable[[str], None],
+        again: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.inside = inside
         self._notice = notice
+        self._again = again
         self._interrupts = 0
         self.name = ""
         """What asked for a stop: "SIGTERM", or another reason; "" while nothing did."""
@@ -81,6 +87,8 @@ class StopSignals:
             self.name = why
             self.requested_s = time.monotonic()
             self._notice(self.name)
+        else:
+            self._again(why)
 
 
 class _Dispatcher:

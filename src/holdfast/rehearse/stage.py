@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,14 +100,3 @@ def comparison(
     one, other = (folder / "runs" / run for folder in folders)
     with Listing(one) as here, Listing(other) as there:
         return here.compare(step, there, step, values=values)
-
-
-def python_command(words: Sequence[str]) -> list[str]:
-    """`words` as they are started: a script alone is run by this Python.
-
-    >>> python_command(["echo", "hello"])
-    ['echo', 'hello']
-    """
-    if words[0].endswith(".py") and not os.access(words[0], os.X_OK):
-        return [sys.executable, *words]
-    return list(words)

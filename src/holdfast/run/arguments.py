@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 from holdfast.core.retention import KeepPolicy, parse_keep
+from holdfast.core.schedule import Schedule, parse_every
 from holdfast.core.units import parse_duration
 from holdfast.errors import BadPolicy, UsageError
 
@@ -91,3 +92,22 @@ def grace_s(grace: float | str | None) -> float | None:
     if not math.isfinite(seconds) or seconds <= 0:
         raise UsageError(f"{said}={grace!r} is not above 0", hint='Write grace="45s".')
     return seconds
+
+
+def hold_schedule(hold: bool | int | str | None) -> Schedule | None:
+    """`hold=` as a schedule; True is each boundary.
+
+    >>> str(hold_schedule(True)), str(hold_schedule("1min"))
+    ('1 epoch', '1min')
+    """
+    if hold is None or hold is False:
+        return None
+    if hold is True:
+        return Schedule(steps=1, epoch=True)
+    hint = 'hold=True (each step), hold=500 (steps), hold="1min", hold="epoch".'
+    if "auto" in str(hold):
+        raise BadPolicy(f"hold={hold!r} is no interval", hint=hint)
+    try:
+        return parse_every(hold)
+    except BadPolicy as error:
+        raise BadPolicy(error.message.replace("every=", "hold=", 1), hint=hint) from None

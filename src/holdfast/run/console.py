@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from holdfast.core.units import format_ago
-from holdfast.manager.progress import working
+from holdfast.manager.progress import counted, working
 
 _MOST_CHANGES = 10  # in one line
 
@@ -32,7 +32,8 @@ class Console:
     def working(self, doing: str, done: str) -> Iterator[None]:
         """Show how far the save or restore in the block is, if it is a long one."""
         if self.quiet:
-            yield
+            with counted():
+                yield
         else:
             with working(_safe(doing), done, self.say):
                 yield

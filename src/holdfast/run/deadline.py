@@ -28,6 +28,17 @@ class Deadline:
     """Somebody said so: a notice, `grace=`. Else it is what is usual."""
 
 
+def after_signal(now_s: float, grace_s: float | None) -> Deadline:
+    """`grace_s`: what the user said.
+
+    >>> after_signal(100.0, None)
+    Deadline(at_s=130.0, said=False)
+    """
+    if grace_s is None:
+        return Deadline(now_s + ASSUMED_GRACE_S, said=False)
+    return Deadline(now_s + grace_s, said=True)
+
+
 def earlier(one: Deadline | None, other: Deadline | None) -> Deadline | None:
     """What counts of two: the earlier one that was said, and what is usual only where
     nothing was said."""
@@ -89,7 +100,14 @@ class Fit:
     """Until the deadline; None if there is none."""
 
 
-def fit(now_s: float, deadline: Deadline | None, save_s: float | None, *, behind: int = 0) -> Fit:
+def fit(
+    now_s: float,
+    deadline: Deadline | None,
+    save_s: float | None,
+    *,
+    behind: int = 0,
+    margin_s: float = MARGIN_S,
+) -> Fit:
     """Whether a save of `save_s` that begins now is durable before the deadline. `behind`:
     saves that have to end before it begins.
 
@@ -107,15 +125,33 @@ def fit(now_s: float, deadline: Deadline | None, save_s: float | None, *, behind
     left_s = max(0.0, deadline.at_s - now_s)
     if needed_s is None or not deadline.said:
         return Fit(True, needed_s, left_s)
-    return Fit(needed_s + MARGIN_S <= left_s, needed_s, left_s)
+    return Fit(needed_s + margin_s <= left_s, needed_s, left_s)
 
 
 def latest_s(asked_s: float, deadline: Deadline, save_s: float | None) -> float:
-    """When the last save has to begin that is to be durable before the deadline; never before
-    `asked_s`, when the stop was asked for. Without a measurement, half of the time is for it.
+    """When a last save has to begin that is to be durable before the deadline; never before
+    `asked_s`, when the stop was asked for.
+
+    Without a measurement, half of the time is for it; and never more where the deadline is only
+    what is usual, which is no reason to give up at once.
 
     >>> latest_s(100.0, Deadline(130.0, said=True), 4.0)
     125.0
     """
-    needed_s = (deadline.at_s - asked_s) / 2 if save_s is None else save_s + MARGIN_S
+    half_s = max(0.0, deadline.at_s - asked_s) / 2
+    needed_s = half_s if save_s is None else save_s + MARGIN_S
+    if not deadline.said:
+        needed_s = min(needed_s, half_s)
     return max(asked_s, deadline.at_s - needed_s)
+
+
+def slack_s(now_s: float, deadline: Deadline, save_s: float | None, step_s: float) -> float:
+    """How much time there is beside another step and a save; below 0, this boundary is the last
+    one at which a save is durable before the deadline. A save that was not measured takes as
+    long as is usual.
+
+    >>> slack_s(100.0, Deadline(130.0, said=True), 4.0, 20.0)
+    5.0
+    """
+    save_s = ASSUMED_GRACE_S if save_s is None else save_s
+    return deadline.at_s - now_s - step_s - save_s - MARGIN_S

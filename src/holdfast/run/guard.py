@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from holdfast.manager import heartbeat
 from holdfast.run.session import Session
 
 
@@ -27,6 +28,8 @@ class Guarded(Iterator[Any]):
 
     def __next__(self) -> Any:
         stopping = self._session.stopping
+        position = self._session.engine.position
+        heartbeat.beat(self._session.manager.address, "guard", position.step)
         if stopping.requested:
             stopping.in_guard()
         if self._iterator is None:

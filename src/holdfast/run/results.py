@@ -113,7 +113,7 @@ class Durable:
             if self._results is None:
                 if self._manager.mirror:
                     self._manager.latest()  # what the mirror has is brought back first
-                self._results = self._manager.results(self._console.loud)
+                self._results = Results.of(self._manager, self._console.loud)
             return self._results
 
     def _call(self, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -152,6 +152,52 @@ class Durable:
                 return
             self._told.add((call.function, what))
         self._console.say(line)
+
+
+class CallsStored:
+    """`once` and `map` of a `Run`."""
+
+    _durable: Durable
+
+    def once(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        version: str | int | None = None,
+        key: Callable[..., object] | None = None,
+        depends: Iterable[object] = (),
+    ) -> Any:
+        """Store what a function returns, and return that after a restart: `@run.once`, or
+        `run.once(prepare)(path)`.
+
+        It is found by the function's name, its arguments, or what `key(*args)` makes of them,
+        and its own code with what it `depends` on, or `version`. What is returned is always
+        made anew from what is stored. The global random states are put back after the call.
+
+        Raises UnsupportedValue for what cannot be stored, or found by. See docs/results.md.
+        """
+        return self._durable.once(function, version, key, depends)
+
+    @briefly
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        executor: Executor | None = None,
+        version: str | int | None = None,
+        key: Callable[[Any], object] | None = None,
+        depends: Iterable[object] = (),
+        max_pending: int | None = None,
+    ) -> Iterator[Any]:
+        """`function(item)` of each item, in their order: as `once`, so that after a restart
+        only what is missing is computed, from the first `next` on.
+
+        With an `executor` of `concurrent.futures` at most `max_pending` are on their way. An
+        item's error is raised when those that run are stored. A signal ends the process.
+        """
+        return self._durable.map(function, items, executor, version, key, depends, max_pending)
 
 
 def _without_traces(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

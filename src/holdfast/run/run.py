@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, get_args
 
@@ -18,7 +18,14 @@ from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import HoldfastError, RunClosed, UsageError, briefly
 from holdfast.manager import CheckpointInfo, CheckpointManager
-from holdfast.run.arguments import check_rename, exit_status, final_policy, grace_s, whole
+from holdfast.run.arguments import (
+    check_rename,
+    exit_status,
+    final_policy,
+    grace_s,
+    hold_schedule,
+    whole,
+)
 from holdfast.run.box import Box
 from holdfast.run.console import Console
 from holdfast.run.environment import plain_config
@@ -26,15 +33,14 @@ from holdfast.run.feed import Policy
 from holdfast.run.feeds import Mode
 from holdfast.run.guard import Guarded
 from holdfast.run.loop import IndexFeed, Loop
-from holdfast.run.mapping import Executor
 from holdfast.run.position import Label
 from holdfast.run.publish import Publisher, parse_publish
 from holdfast.run.readahead import Origin
 from holdfast.run.rehearsal import Recorder, address_in, part_of_this_process
-from holdfast.run.results import Durable
+from holdfast.run.results import CallsStored, Durable
 from holdfast.run.session import Session
 from holdfast.run.settings import Settings
-from holdfast.run.triggers import Triggers
+from holdfast.run.triggers import Triggers, auto_interval
 from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast")
@@ -42,7 +48,7 @@ logger = logging.getLogger("holdfast")
 _open_runs: dict[str, weakref.ref[Run]] = {}
 
 
-class Run:
+class Run(CallsStored):
     """A resumable run at `address`, a folder or a URL.
 
         run = holdfast.Run("runs/mnist", every="10min", keep="last=3 best=2:val_loss")
@@ -54,8 +60,10 @@ class Run:
     Start the same program again after any interruption: the tracked objects, the random
     states and the place in the loops are those of the newest intact checkpoint.
 
-    every: when to save: steps (`500`), `"10min"`, `"epoch"`, several; the end of the
-        outermost loop and a preemption save always.
+    every: when to save: steps (`500`), `"10min"`, `"epoch"`, `"auto"`, several; the end of
+        the outermost loop and a preemption save always.
+    mtbf, overhead: for `every="auto"`: the mean time between failures ("6h"; else learned from
+        the run's history) and the share of the time that saves may take.
     keep: which checkpoints stay; a `best` rule also saves when its metric improves.
     config: plain settings, compared with the last run's; a difference raises
         ConfigChanged unless `allow_config_change`.
@@ -84,6 +92,9 @@ class Run:
     grace: for how long this process may live after a signal, in seconds or as text ("2min"):
         as your scheduler is set up. No last save is begun that would not fit. Without it (and
         without the variable HOLDFAST_GRACE) 30 s are taken for usual, and a save is always tried.
+    hold: keep a copy of the state in memory, taken at the boundaries that it names: `"1min"`, `500`
+        steps, True (each). After a request to stop it becomes a checkpoint if the loop does not
+        come back to a boundary in time: a long evaluation, a loader that is stuck.
     quiet: print only what must not be missed.
 
     Use it as a context manager to close it; else it is closed when Python exits.
@@ -94,6 +105,8 @@ class Run:
         address: str | os.PathLike[str],
         *,
         every: int | str | None = "10min",
+        mtbf: float | str | None = None,
+        overhead: float | str = "1%",
         keep: str | None = "last=3",
         config: object = None,
         allow_config_change: bool = False,
@@ -109,6 +122,7 @@ class Run:
         data: Policy = "refuse",
         exit_code: int = 75,
         grace: float | str | None = None,
+        hold: bool | int | str | None = None,
         quiet: bool = False,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
@@ -137,6 +151,7 @@ class Run:
                 hint='data="refuse", data="by-sample" or data="restart-epoch".',
             )
         codec_of(compress)  # before an older run of this program is closed
+        auto = auto_interval(every, mtbf, overhead)
         part = part_of_this_process()
         if part is not None:
             address, store, every = address_in(part, os.fspath(address)), None, part.every
@@ -161,6 +176,7 @@ class Run:
             allow_pickle=allow_pickle,
             exit_code=exit_status(exit_code),
             grace_s=grace_s(grace),
+            hold=hold_schedule(hold),
         )
         self.address = os.fspath(address)
         console = Console(quiet=quiet)
@@ -199,7 +215,7 @@ class Run:
         """For what a loop does not need: tags, pins, listings."""
         self._session = Session(
             manager,
-            Triggers(schedule, policy, manager.checkpoints),
+            Triggers(schedule, policy, manager.checkpoints, auto, self._say),
             self.box,
             settings,
             console,
@@ -351,48 +367,6 @@ class Run:
         origin = Origin(id(caller), caller.f_code, threading.get_ident())
         return Loop(engine, label, feed, counted=count, loaders=loaders, mode=mode, origin=origin)
 
-    # -- results ---------------------------------------------------------------------
-
-    def once(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        version: str | int | None = None,
-        key: Callable[..., object] | None = None,
-        depends: Iterable[object] = (),
-    ) -> Any:
-        """Store what a function returns, and return that after a restart: `@run.once`, or
-        `run.once(prepare)(path)`.
-
-        It is found by the function's name, its arguments, or what `key(*args)` makes of them,
-        and its own code with what it `depends` on, or `version`. What is returned is always
-        made anew from what is stored. The global random states are put back after the call.
-
-        Raises UnsupportedValue for what cannot be stored, or found by. See docs/results.md.
-        """
-        return self._durable.once(function, version, key, depends)
-
-    @briefly
-    def map(
-        self,
-        function: Callable[[Any], Any],
-        items: Iterable[Any],
-        *,
-        executor: Executor | None = None,
-        version: str | int | None = None,
-        key: Callable[[Any], object] | None = None,
-        depends: Iterable[object] = (),
-        max_pending: int | None = None,
-    ) -> Iterator[Any]:
-        """`function(item)` of each item, in their order: as `once`, so that after a restart
-        only what is missing is computed, from the first `next` on.
-
-        With an `executor` of `concurrent.futures` at most `max_pending` are on their way. An
-        item's error is raised when those that run are stored. A signal ends the process.
-        """
-        return self._durable.map(function, items, executor, version, key, depends, max_pending)
-
     # -- saving ----------------------------------------------------------------------
 
     @briefly
@@ -466,6 +440,9 @@ class Run:
             self.close()
         except HoldfastError as error:
             self._session.console.loud(f"{self.address}: {error}")
+
+    def _say(self, line: str) -> None:
+        self._session.console.say(f"{self.address}: {line}")
 
     def _check_open(self) -> None:
         if self._closed:

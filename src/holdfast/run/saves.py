@@ -81,7 +81,20 @@ class Saves:
         thread."""
         made = [saved.pending for saved in list(self._waiting) if saved.done()]
         steps = [pending.step for pending in made if pending.exception() is None]
-        return steps[-1] if steps else self._stands
+        if self._stands is not None:
+            steps.append(self._stands)
+        return max(steps, default=None)
+
+    @property
+    def durable_ticks(self) -> int | None:
+        """How many bodies were completed at the last save, if that one is durable or becomes it.
+        Waits for that. From any thread."""
+        last = self._last
+        return last.ticks if last is not None and last.checkpoint() is not None else None
+
+    def stands_at(self, step: int) -> None:
+        """A checkpoint was committed that was no save of the loop's."""
+        self._stands = step
 
     def resumed(self, ticks: int, info: Any) -> None:
         """The state is that of the checkpoint `info`."""
@@ -128,6 +141,7 @@ class Saves:
                 self._stands = info.step
                 self.costs.add(saved.pending.stats)
                 self._triggers.committed(info)
+                self._triggers.spent(saved.pending.stats)
             elif saved.torn:
                 self._triggers.want("again")
         self._waiting = [saved for saved in self._waiting if saved not in ready]

@@ -22,6 +22,7 @@ from holdfast.errors import (
     SaveFailed,
     StoreError,
 )
+from holdfast.manager import heartbeat
 from holdfast.run import environment
 from holdfast.run import position as at
 from holdfast.run.attributes import Attributes
@@ -41,9 +42,11 @@ from holdfast.run.console import (
 from holdfast.run.constructed import Constructed
 from holdfast.run.contents import Contents
 from holdfast.run.engine import Engine
+from holdfast.run.events import RunEvents
 from holdfast.run.feed import LoaderInterrupted, Policy
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
+from holdfast.run.held_state import HeldState
 from holdfast.run.loop import Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.position import Label, Replay
@@ -93,6 +96,7 @@ class Session:
         self.attributes = Attributes()
         self.unsaved = Unsaved(self.tracked, self.attributes, settings.late)
         self.engine = Engine(self)
+        self.events = RunEvents(manager.history.add, manager.address)
         self.contents = Contents(
             self.engine,
             self.tracked,
@@ -103,6 +107,7 @@ class Session:
             self.attributes,
         )
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
+        self.held = HeldState(manager, settings.hold, self.contents, console)
         self.stopping = Stopping(
             self.engine,
             console,
@@ -110,9 +115,12 @@ class Session:
             exit_code=settings.exit_code,
             grace_s=settings.grace_s,
             save=self._save_now,
+            events=self.events,
             saved=self.nothing_to_lose,
             saves=self.saves,
+            held=self.held,
             want=triggers.want,
+            mirrored=manager.finish_mirror,
         )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
         self._clock = clock
@@ -130,6 +138,7 @@ class Session:
 
     def start(self) -> Replay | None:
         manager = self.manager
+        heartbeat.beat(self._address, "restoring", 0)
         finished = False  # also if the log cannot be read at all: its writer rebuilds it
         bringing = self.console.bringing_back(self._address, manager.mirror)
         with bringing, contextlib.suppress(CorruptionError):
@@ -154,14 +163,18 @@ class Session:
             self.restores.check_settings({})
             self.console.say(started_line(self._address, None, source=manager.mirror))
             self.triggers.start(None, self._clock())
+            heartbeat.beat(self._address, "training", 0)
             return None
         self.saves.resumed(self.engine.ticks, restored.info)
+        self.events.fell_back(restored)
         self._announce(restored)
         for line in said:
             self.console.say(line)
         if edited := self.attributes.edited():
             self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
+        heartbeat.checkpoint(self._address, restored.info.step, restored.info.id)
+        heartbeat.beat(self._address, "training", restored.info.step)
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)
         self.contents.lengths = dict(restored.loop.get("lengths", {}))
         self.feeds.restore(restored.loop.get("feeds", {}), restored.loop.get("held", []))
@@ -264,12 +277,13 @@ class Session:
             self._checked = True
             self.restores.check_claimed()
             self.tracked.check_complete(loaded_adapters())
+            self.triggers.learn(self.manager.events)
             if self._recorder is not None:
                 self._recorder.started(resumed.step if (resumed := self.restores.resumed) else None)
                 if self._recorder.is_over(self.engine.position.step):
                     raise SystemExit(0)
         self.manager.acquire()
-        if not self.stopping.signals.install() and not self._warned_thread:
+        if not self.stopping.await_requests() and not self._warned_thread:
             self._warned_thread = True
             self.console.loud(
                 f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
@@ -277,6 +291,8 @@ class Session:
             )
 
     def took(self, loop: Loop, item: Any) -> None:
+        if self.engine.landed:
+            self.events.going(self.engine.position.step, self.restores.resumed)
         self.unsaved.began(loop, self.engine.position.step, landed=self.engine.landed)
         if self._resuming and self.engine.landed:
             self._resuming = False
@@ -349,6 +365,7 @@ class Session:
         self.saves.collect()
         epoch_end = loop.label.kind == "epochs"
         step = self.engine.position.step
+        heartbeat.beat(self._address, "training", step)
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
         over = False
         if self._recorder is not None:
@@ -356,13 +373,16 @@ class Session:
             over = self._recorder.is_over(step)
         if last:
             return
-        if self.stopping.requested:
+        if self.stopping.boundary():
             self.stopping.here()
         elif (reason or over) and self.engine.position.replayable and not self.gradients.defers():
             if over:
                 self._save_now("rehearsed")
                 raise SystemExit(0)
             self._save(reason)
+        elif self.held.on and self.engine.position.replayable:
+            with self.saves.making():
+                self.held.boundary(step, self.engine.ticks, self._clock(), epoch_end=epoch_end)
 
     def tail(self) -> None:
         self.unsaved.inner_ended(self.engine.position.step)
@@ -393,6 +413,7 @@ class Session:
             )
             self.saves.submitted(self.engine.ticks, pending)
         self.triggers.saved(content.step, self._clock())
+        self.held.start(content.step, self._clock())
 
     def _save_now(self, note: str, *, finished: bool = False) -> None:
         """A save that nothing follows, so it is tried twice. Returns when it is durable."""
@@ -406,6 +427,7 @@ class Session:
 
     def _save_and_wait(self, note: str, *, finished: bool) -> None:
         step = f"step {self.engine.position.step:,}"
+        heartbeat.beat(self._address, "saving", self.engine.position.step)
         with self.console.working(
             f"{self._address}: saving {step}", f"{self._address}: saved {step}"
         ):
@@ -448,6 +470,7 @@ class Session:
         if self.stopping.requested:
             self.stopping.exit(f"saved step {self.engine.position.step:,}, the last of the loop")
         self.stopping.rest()
+        heartbeat.ended(self._address)
 
     def _tidy(self) -> None:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
@@ -457,7 +480,9 @@ class Session:
 
     def close(self) -> None:
         """Flush and let go of everything. Raises SaveFailed if the newest save failed."""
+        self.engine.closed = True
         self.stopping.rest()
+        self.held.drop()
         self.gradients.close()
         self.barriers.close()
         if self._recorder is not None:
@@ -468,5 +493,6 @@ class Session:
             if steps := self.manager.finish_mirror(_BRIEFLY_S):
                 self.console.say(copying_line(self._address, self.manager.mirror, steps))
         finally:
+            self.events.ended(self.engine.position.step, finished=self._final)
             with self.console.copying(self._address, self.manager.mirror):
                 self.manager.close()

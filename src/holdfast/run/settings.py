@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.core.schedule import Schedule
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -24,3 +26,5 @@ class Settings:
     """Of a process that was asked to stop."""
     grace_s: float | None = None
     """For how long it may live after a signal; None if nobody said."""
+    hold: Schedule | None = None
+    """When to keep a copy of the state in memory."""

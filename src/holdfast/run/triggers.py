@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from holdfast.core.interval import AutoInterval, parse_mtbf, parse_overhead
 from holdfast.core.retention import KeepPolicy, Leaders
-from holdfast.core.schedule import Schedule
-from holdfast.errors import LoopError
+from holdfast.core.schedule import Schedule, parse_every
+from holdfast.errors import HoldfastError, LoopError, UsageError
 from holdfast.run.metrics import read
+from holdfast.run.stalls import Stalls, stalls_of
 
 
 class Triggers:
@@ -23,8 +25,14 @@ class Triggers:
         schedule: Schedule,
         policy: KeepPolicy,
         records: Callable[[], Iterable[Any]],
+        auto: AutoInterval | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.schedule = schedule
+        self._auto = auto if schedule.auto else None
+        self._say = say
+        self._stalls = Stalls()
+        self._start_s = 0.0
         self._policy = policy
         self._watched = {rule.metric for rule in policy.best}
         self._records = records
@@ -37,7 +45,21 @@ class Triggers:
     def start(self, step: int | None, now_s: float) -> None:
         """Training starts: from the checkpoint at `step`, or from nothing."""
         self._last_step = step
-        self._last_s = now_s
+        self._last_s = self._start_s = now_s
+
+    def learn(self, events: Callable[[], Iterable[Any]]) -> None:
+        """Before the first step: what the run's history says about saves and failures of
+        earlier processes, if it matters. Asks for it once."""
+        if self._auto is None:
+            return
+        from holdfast.manager.goodput import failures
+
+        try:
+            found = list(events())
+        except HoldfastError:
+            return  # nothing depends on a history
+        if line := self._auto.learn(failures(found), stalls_of(found)):
+            self._say(line)
 
     def check(self, loops: Iterable[str]) -> None:
         """Raises LoopError if a rule never comes true in loops of these kinds."""
@@ -70,13 +92,29 @@ class Triggers:
         `last`: no item follows in this loop, so the save is held until the loop around
         it goes on, and then includes what its tail does.
         """
-        scheduled = self.schedule.due(step, now_s, self._last_step, self._last_s, epoch_end)
+        auto_s = None
+        if self._auto is not None:
+            auto_s = self._interval(self._auto, now_s, regular=not epoch_end)
+        scheduled = self.schedule.due(step, now_s, self._last_step, self._last_s, epoch_end, auto_s)
         self._held = self._wanted or self._held or scheduled or ""
         self._wanted = ""
         return "" if last else self._held
 
+    def _interval(self, auto: AutoInterval, now_s: float, *, regular: bool) -> float:
+        """What `auto` stands for, after the saves that are durable by now."""
+        for cost_s, takes_s in self._stalls.boundary(now_s, regular=regular):
+            if line := auto.spent(cost_s, takes_s, now_s - self._start_s):
+                self._say(line)
+        return auto.seconds
+
+    def spent(self, stats: Any) -> None:
+        """What a save of this process has cost, as its event says; once it is durable."""
+        if self._auto is not None:
+            self._stalls.durable(stats)
+
     def saved(self, step: int, now_s: float) -> None:
         """A save was taken at this boundary."""
+        self._stalls.begun(now_s)
         self._last_step = step
         self._last_s = now_s
         self._held = ""
@@ -90,3 +128,19 @@ class Triggers:
     def best_metric(self) -> tuple[str, str] | None:
         """The first `best` rule's metric and mode."""
         return self._policy.default_best
+
+
+def auto_interval(
+    every: int | str | None, mtbf: float | str | None, overhead: float | str
+) -> AutoInterval | None:
+    """What `every="auto"` stands for; None if `every` says something else. Raises BadPolicy,
+    and UsageError for an `mtbf` that nothing would look at."""
+    budget = parse_overhead(overhead)
+    if parse_every(every).auto:
+        return AutoInterval(None if mtbf is None else parse_mtbf(mtbf), budget)
+    if mtbf is not None:
+        raise UsageError(
+            f"mtbf={mtbf!r} is about every='auto', not about every={every!r}",
+            hint='Write every="auto", or leave mtbf out.',
+        )
+    return None

@@ -1,0 +1,144 @@
+"""Looking at real processes: what `/proc` says of them, and what is made of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast.jobs import gather
+from holdfast.jobs.facts import Facts
+from holdfast.manager.listing import Listing
+
+PROGRAM = """
+import json, os
+from holdfast.jobs.gather import gather
+facts = gather({"PATH": os.environ["PATH"]})
+print(json.dumps([[sorted(p.ignored), sorted(p.blocked), list(p.argv), p.script, p.pid]
+                  for p in facts.ancestors]))
+"""
+
+
+def ancestors(*command: str, **options: object) -> list[list[object]]:
+    import json
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_what_a_shell_and_nohup_leave_behind(tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(PROGRAM)
+    text = f"trap '' TERM USR1\n{sys.executable} look.py\ntrue\n"
+    (tmp_path / "job.sh").write_text(text)
+    me, shell, *_ = ancestors("nohup", "bash", "job.sh", cwd=tmp_path)
+    assert {"SIGTERM", "SIGUSR1", "SIGHUP"} <= set(me[0])  # type: ignore[arg-type]
+    assert (shell[2], shell[3]) == (["bash", "job.sh"], text)
+
+
+def test_blocked_signals_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(PROGRAM)
+    block = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"
+    me, *_ = ancestors(
+        sys.executable, "-c", f"{block} os.execv(sys.executable, [sys.executable, 'look.py'])",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert me[1] == ["SIGTERM"]
+
+
+def test_the_first_process_of_a_container(tmp_path: Path) -> None:
+    """In a PID namespace of its own, as in a container, where this user may make one."""
+    spaces = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+    if subprocess.run([*spaces, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make namespaces")
+    (tmp_path / "look.py").write_text(PROGRAM)
+    me, shell = ancestors(*spaces, "sh", "-c", f"{sys.executable} look.py; true", cwd=tmp_path)
+    assert (shell[4], str(shell[3]).endswith("look.py; true")) == (1, True)
+    [me] = ancestors(*spaces, "sh", "-c", f"exec {sys.executable} look.py", cwd=tmp_path)
+    assert me[4] == 1
+
+
+def test_a_script_that_is_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert gather._regular(str(tmp_path / "pipe")) == ""
+    assert gather._regular("/dev/stdin") == ""
+
+
+def fake(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_slurm_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    fake(tmp_path, "scontrol", "echo 'KeepAliveTime = 9'; echo 'KillWait                = 45 sec'")
+    found = gather.gather({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "0"}).slurm
+    assert found is not None
+    assert (found.job, found.step, found.kill_wait_s) == ("7", False, 45.0)
+    assert found.left_s is not None
+    assert found.left_s < 0
+    fake(tmp_path, "scontrol", "exit 1")
+    found = gather.gather({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}).slurm
+    assert found is not None
+    assert (found.step, found.left_s, found.kill_wait_s) == (True, None, None)
+
+
+def test_a_program_that_does_not_answer_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(gather, "_TIMEOUT_S", 0.05)
+    fake(tmp_path, "scontrol", "exec sleep 60")
+    assert gather._output("scontrol") == ""
+    assert gather._output("no-such-program-here") == ""
+
+
+def test_kubernetes_and_a_machine_without_proc(tmp_path: Path) -> None:
+    facts = gather.gather({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, proc=tmp_path)
+    assert facts == Facts((), container="Kubernetes", kubernetes=True)
+
+
+def test_systemds_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    fake(tmp_path, "systemctl", "echo TimeoutStopUSec=1min 30s; echo KillMode=mixed")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/cgroup").write_text("0::/system.slice/train.service\n")
+    unit = gather.gather({}, proc=tmp_path).unit
+    assert unit is not None
+    assert (unit.name, unit.stop_s, unit.kill_mode) == ("train.service", 90.0, "mixed")
+
+
+def test_every_signal_has_its_bit() -> None:
+    for one in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2):
+        assert gather.signals_in(f"{1 << (one - 1):016x}") == {one.name}
+
+
+def test_a_run_and_its_disk(tmp_path: Path) -> None:
+    with holdfast.CheckpointManager(tmp_path / "run", keep="last=2") as manager:
+        for step in (1, 2, 3):
+            manager.save(step, {"x": bytes(5000 + step)}, block=True)
+        manager.tag(3, "gold")
+    with Listing(tmp_path / "run") as run:
+        saves, space = gather.of_run(run)
+        assert saves.p95_s is not None
+        assert 0 < saves.p95_s < 60
+        assert space is not None
+        assert (space.keep, space.protected) == ("last=2", 1)
+        assert 5000 < space.state_bytes < 10_000
+        assert space.stored_bytes >= 2 * 5000
+        assert space.free_bytes > 0
+        _, other = gather.of_run(run, keep="last=9")
+        assert other is not None
+        assert other.keep == "last=9"
+
+
+def test_a_run_that_is_in_no_folder() -> None:
+    with holdfast.CheckpointManager("memory://doctor-gather") as manager:
+        manager.save(1, {"x": 1}, block=True)
+        with Listing("memory://doctor-gather") as run:
+            assert gather.of_run(run)[1] is None

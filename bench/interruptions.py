@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Literal
 
-from holdfast.core.interval import AutoInterval, Failures
+from holdfast.core.interval import AutoInterval
 from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
-from holdfast.manager.history import SaveEvent
+from holdfast.manager.history import EndEvent, SaveEvent, StartEvent
 from holdfast.run.triggers import Triggers
 
 DAY_S = 86400.0
@@ -98,9 +100,12 @@ class Outcome:
 class _Process:
     """One process of the run, from its start to an interruption or the end."""
 
-    def __init__(self, world: World, triggers: Triggers, start_s: float, step: int) -> None:
+    def __init__(
+        self, world: World, triggers: Triggers, number: int, start_s: float, step: int
+    ) -> None:
         self._world = world
         self._triggers = triggers
+        self._number = number
         self.now_s = start_s
         self.step = step
         self.durable = step
@@ -149,6 +154,7 @@ class _Process:
             waited_s=waited_s,
             capture_s=world.stall_s * factor,
             total_s=waited_s + world.takes_s * factor,
+            epoch=self._number,
         )
         self._durable_s = self.now_s + world.takes_s * factor
         self.now_s += world.stall_s * factor
@@ -172,9 +178,11 @@ def simulate(world: World, every: str, *, mtbf_s: float | None = None, seed: int
     end_s = world.days * DAY_S
     interruptions = world.interruptions(seed)
     next_s = next(interruptions)
-    history: list[SaveEvent] = []
+    # A run reads its whole history, once. Here it would be read hundreds of times.
+    told: deque[StartEvent | EndEvent] = deque(maxlen=200)
+    recent: deque[SaveEvent] = deque(maxlen=20)
     lines: list[str] = []
-    now_s, trained_s, count, step, saves = 0.0, 0.0, 0, 0, 0
+    now_s, count, step, saves = 0.0, 0, 0, 0
     schedule = parse_every(every)
     auto = AutoInterval(mtbf_s)
     while now_s < end_s:
@@ -187,13 +195,15 @@ def simulate(world: World, every: str, *, mtbf_s: float | None = None, seed: int
         auto = AutoInterval(mtbf_s)
         triggers = Triggers(schedule, parse_keep(None), lambda: (), auto, lines.append)
         triggers.start(step or None, started_s)
-        seen = Failures(count, trained_s)
-        triggers.learn(partial(list, history), lambda events, seen=seen: seen)
-        process = _Process(world, triggers, started_s, step)
+        triggers.learn(partial(chain, told, recent))
+        process = _Process(world, triggers, count, started_s, step)
         process.train(next_s, end_s, jitters)
         now_s = process.now_s
-        trained_s += now_s - started_s
-        history = [*history, *process.events][-100:]
+        told += [
+            StartEvent(epoch=count, began_s=started_s, time_s=started_s, step=step),
+            EndEvent(epoch=count, time_s=now_s, why="killed", step=process.step),
+        ]
+        recent.extend(process.events)
         saves += len(process.events)
         if now_s < end_s:
             count += 1

@@ -36,7 +36,7 @@ CASES = {
     "metaflow": Case(flows.flows, 8, "checkpoints in Metaflow's steps", apart=False),
     "interruptions": Case(
         interruptions.interruptions,
-        7,
+        4,
         'months of interruptions, simulated: every="auto" and fixed intervals',
         draw=interruptions.draw,
     ),

@@ -30,7 +30,7 @@ def test_auto_reaches_98_percent_of_the_best_fixed_interval(key: str) -> None:
 
 
 def test_auto_reaches_98_percent_of_the_analytic_optimum() -> None:
-    world = small("spot", 30.0)
+    world = small("spot", 15.0)
     best = expected(world, optimum_s(world.cost_s, world.mtbf_s))
     for mtbf_s in (None, world.mtbf_s):
         assert simulate(world, "auto", mtbf_s=mtbf_s).goodput >= 0.98 * best

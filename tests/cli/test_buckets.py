@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import holdfast
+from holdfast.manager.history import EndEvent, StartEvent, append_outside
 from holdfast.stores import object_blocks
 from holdfast.stores.filesystem import OsFileSystem
 from holdfast.stores.open import open_store
@@ -93,3 +95,21 @@ def test_a_copy_that_has_no_room_for_its_packs_changes_nothing(
     monkeypatch.setattr(OsFileSystem, "allocate", room)
     assert holdfast_cli("cp", tmp_path / "run", s3.address).status == 0
     assert holdfast_cli("verify", s3.address).status == 0
+
+
+def test_where_the_time_went(bucket: Place, holdfast_cli: Command) -> None:
+    """A run in a bucket sends no beats; who watched over its process adds how it ended."""
+    address = at(bucket, "trained")
+    run = holdfast.Run(address, every=5, quiet=True)
+    for step in run.range(20):
+        if step == 12:
+            break
+    run.close()
+    assert append_outside(address, [EndEvent(time_s=time.time(), why="hang", signal=9)])
+    value = holdfast_cli("stats", address, "--json").json
+    [start] = value["starts"]
+    assert (start["from_step"], start["to_step"], start["end"]) == (0, 12, "hang")
+    assert value["goodput"]["failures"] == {"hang": 1}
+    with holdfast.CheckpointManager(address) as manager:
+        [begun] = [event for event in manager.events() if isinstance(event, StartEvent)]
+    assert begun.beat_s == 0

@@ -34,6 +34,11 @@ COMMANDS = [
     ["doctor", "{run}", "--full"],
     ["rehearse", "--report", "{name}/report.json", "--", "{name}"],
     ["run", "--on-exit-code", "{name}", "--", "{name}"],
+    ["init", "slurm", "--run", "{name}", "--", "{name}"],
+    ["init", "slurm", "--name", "{name}", "--", "{name}"],
+    ["init", "slurm", "-o", "{name}/job.sh", "--", "{name}"],
+    ["init", "k8s", "--image", "train:1", "--run", "/runs/{name}", "--", "{name}"],
+    ["init", "k8s", "--image", "{name}", "--", "{name}"],
 ]
 
 

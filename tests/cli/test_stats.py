@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 import holdfast
 from holdfast.cli.stats import goodput_text, starts_text
@@ -96,6 +100,27 @@ def test_stats_of_a_run_that_still_goes_on(tmp_path: Path, holdfast_cli: Command
     assert [one["end"] for one in last["starts"]] == ["finished"]
     assert last["goodput"]["wall_s"] >= value["goodput"]["wall_s"]
     assert last["starts"][0]["to_step"] == 10
+
+
+def test_the_example_of_the_page_is_what_is_printed() -> None:
+    """docs/goodput.md: the table, for the events of the code below it."""
+    page = (ROOT / "docs" / "goodput.md").read_text()
+    [table] = re.findall(r"^```text\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
+    [code] = re.findall(r"^```python\n(from .*?)^found", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    at = datetime(2026, 11, 27, 10, 2, tzinfo=UTC).timestamp()
+    events = [
+        replace(
+            event,
+            time_s=event.time_s + at,
+            **({"began_s": event.began_s + at} if isinstance(event, StartEvent) else {}),
+        )
+        for event in names["events"]
+    ]
+    found = goodput(events)
+    assert found is not None
+    assert starts_text(found.attempts, 20, 80) + "\n" + goodput_text(found, 80) == table
 
 
 def test_no_line_of_goodput_is_wider_than_the_terminal() -> None:

@@ -145,7 +145,7 @@ def test_the_line_says_what_decided() -> None:
         return AutoInterval(mtbf_s).learn(Failures(), [(cost_s, takes_s)])
 
     assert "4 min 57 s, as the budget of 1 % allows" in says(3.0, 9.0, 3600)
-    assert "without the budget every 2 min 25 s" in says(3.0, 9.0, 3600)
+    assert "least is lost with every 2 min 25 s, at 2 %" in says(3.0, 9.0, 3600)
     assert "15 min, as a save takes 10 min" in says(0.1, 600, 3600)
     assert "10 s, the shortest interval" in says(1e-6, 0.1, 3600)
     assert "1 h, the longest interval" in says(20, 20, 1e7)

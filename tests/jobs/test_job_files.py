@@ -96,6 +96,7 @@ def test_a_slurm_script() -> None:
 def test_whatever_the_command_is_slurm_gets_it(command: tuple[str, ...], run: str) -> None:
     script = slurm_script(Job(command, name="train", run=run))
     assert len(directives(script)) == 7
+    assert all(line.isprintable() for line in script.split("\n"))
     show = 'srun() { printf "%s\\0" "$@"; }; exec() { "$@"; }\n'
     done = subprocess.run(["bash", "-c", show + script], capture_output=True, check=True)
     assert done.stderr == b""
@@ -260,7 +261,10 @@ def test_a_manifest() -> None:
                                 *("holdfast", "run", "--grace", "80s", "--"),
                                 *("torchrun", "train.py"),
                             ],
-                            "env": [{"name": "PET_NPROC_PER_NODE", "value": "8"}],
+                            "env": [
+                                {"name": "HOLDFAST_GRACE", "value": "80s"},
+                                {"name": "PET_NPROC_PER_NODE", "value": "8"},
+                            ],
                             "resources": {"limits": {"nvidia.com/gpu": 8}},
                             "volumeMounts": [{"name": "runs", "mountPath": "/data/runs"}],
                         }

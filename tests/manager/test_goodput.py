@@ -126,6 +126,8 @@ def test_steps_that_nobody_counted_are_lost_with_their_time() -> None:
     ]
     first = found(events).attempts[0]
     assert (first.productive_s, first.replay_s, first.replayed_steps) == (100, 20, 0)
+    events[2] = end(1, 120, "killed", 100)
+    assert found(events).attempts[0].replay_s == 20, "a supervisor hears of steps with a delay"
     events[2] = end(1, 120, "error", 100)
     assert found(events).attempts[0].replay_s == 0, "it was at that step"
 
@@ -204,6 +206,10 @@ def test_a_live_run_goes_on_until_now() -> None:
     events = [start(1, 10, 0, began_s=0), save(1, 60, 50)]
     [first] = found(events, now_s=100.0, running=1).attempts
     assert (first.end, first.productive_s) == ("running", 90)
+    rate = found(events, running=1)
+    assert (rate.attempts[0].end, rate.attempts[0].productive_s) == ("unknown", 50)
+    assert rate.failures == {}
+    assert failures(events, running=1).count == 0
     [first] = found(events, now_s=100.0, running=2).attempts
     assert (first.end, first.productive_s) == ("crashed", 50)
 

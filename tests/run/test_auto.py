@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,24 @@ def test_a_run_saves_by_itself_and_says_why(capsys: pytest.CaptureFixture[str]) 
     train(address, 200, mtbf="1min", overhead="50%")
     train(address, 201, mtbf="1min", overhead="50%")
     assert capsys.readouterr().err.count("saving every") == 1, "a finished run has none"
+
+
+def test_a_run_learns_from_its_own_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    address = fresh_address()
+    found: list[str] = []
+    for attempt in range(3):
+        now = SimpleNamespace(s=0.0)
+        run = holdfast.Run(address, every="auto", clock=lambda now=now: now.s)
+        with contextlib.suppress(ZeroDivisionError), run:
+            for step in run.range(100):
+                now.s += 5.0
+                run.manager.wait()
+                if step == 20 + 20 * attempt:
+                    raise ZeroDivisionError
+        said = capsys.readouterr().err.partition("one failure in ")[2]  # the first of them
+        found.append(said.partition(";")[0])
+    # Half a day of the prior, and half a failure, with none, one and two more.
+    assert found == ["24 h until seen otherwise", "8 h as seen", "4 h 48 min as seen"]
 
 
 def triggers(auto: AutoInterval, said: list[str], every: str = "auto") -> Triggers:

@@ -26,6 +26,7 @@ from holdfast.manager.history import (
     StartEvent,
     append_outside,
 )
+from holdfast.notices.notice import Notice
 from holdfast.repo import keys
 from holdfast.run.events import RunEvents
 from holdfast.stores.faulty import Effect, Fault, FaultPlan, FaultyStore
@@ -87,6 +88,27 @@ def test_a_fallback_is_told(tmp_path: Path) -> None:
     train(tmp_path / "run", 20)
     [fallback] = told(tmp_path / "run", FallbackEvent)
     assert (fallback.step, fallback.skipped) == (5, 1)
+
+
+def test_notices_are_told(tmp_path: Path) -> None:
+    """Also those after which the run goes on."""
+    with holdfast.Run(tmp_path / "run", every=None, quiet=True) as job:
+        for step in job.range(5):
+            if step == 2:
+                job._session.stopping.hear(Notice("AWS spot", "rebalance", stops=False))
+    [notice] = told(tmp_path / "run", NoticeEvent)
+    assert (notice.source, notice.text) == ("AWS spot", "rebalance")
+    with (
+        pytest.raises(SystemExit),
+        holdfast.Run(tmp_path / "other", every=None, quiet=True) as job,
+    ):
+        for step in job.range(5):
+            if step == 2:
+                job._session.stopping.hear(Notice("Slurm", "time", time.time() + 900))
+    [notice] = told(tmp_path / "other", NoticeEvent)
+    [end] = told(tmp_path / "other", EndEvent)
+    assert (notice.source, end.why, end.text, end.exit_code) == ("Slurm", "preempted", "Slurm", 75)
+    assert notice.deadline_s - notice.time_s == pytest.approx(900, abs=60)
 
 
 def test_a_store_that_takes_no_events_stops_no_training() -> None:
@@ -232,7 +254,7 @@ def test_stats_of_a_program_that_was_killed_twice_and_preempted_once(tmp_path: P
     assert found.attempts[3].to_step == 80
     assert found.failures == {"killed": 1, "crashed": 1, "preempted": 1}
     [notice] = told(run, NoticeEvent)
-    assert notice.source == "SIGTERM"
+    assert notice.source == found.attempts[2].text == "SIGTERM"
 
     # What was lost in the first: from behind the save that the second went on from to its end.
     kept = min(second.steps)

@@ -13,6 +13,7 @@ import pytest
 
 import holdfast
 from holdfast.errors import BadPolicy
+from holdfast.manager.history import EndEvent, NoticeEvent
 from tests.support.programs import Program
 
 # Random numbers, an array that is changed in place, the box, a loader with a place: what a
@@ -85,6 +86,14 @@ def test_a_loop_that_does_not_come_back_leaves_what_is_held(
     code, out, err = training.again()
     assert code == 0, err
     assert out == uninterrupted
+    with holdfast.CheckpointManager(training.address) as manager:
+        found = manager.goodput()
+    assert found is not None
+    assert [(one.end, one.text) for one in found.attempts] == [
+        ("preempted", "SIGTERM"),
+        ("finished", ""),
+    ]
+    assert found.attempts[0].kept_step == found.attempts[1].from_step == saved
 
 
 STALLS = """
@@ -107,6 +116,22 @@ def test_a_loader_that_stalls(tmp_path: Path, uninterrupted: str) -> None:
     code, _, err = training.end()
     assert code == 75, err
     assert training.saved() == [(7, "held")]
+    code, out, err = training.again()
+    assert code == 0, err
+    assert out == uninterrupted
+
+
+def test_a_tail_that_gets_stuck_behind_the_last_save(tmp_path: Path, uninterrupted: str) -> None:
+    """Nothing is lost then, but the status says that there is more to do."""
+    body = 'if (epoch, item) == (1, 3) and run.resumed is None: say("ready"); wait()'
+    tail = "if epoch == 1 and run.resumed is None: time.sleep(600)"
+    training = program(tmp_path, body=body, tail=tail)
+    os.kill(training.start().pid, signal.SIGTERM)
+    code, _, err = training.end()
+    assert code == 75, err
+    assert "saved step 8; stopping when epochs goes on" in err
+    assert "the loop did not come back in time: its last step is saved" in err
+    assert training.saved() == [(8, "preempted")]
     code, out, err = training.again()
     assert code == 0, err
     assert out == uninterrupted
@@ -251,6 +276,12 @@ def test_what_a_save_made_superfluous_is_not_saved_again(tmp_path: Path) -> None
     assert code == 75
     assert "its last step is saved; the checkpoint of step 2 stands" in err
     assert training.saved() == [(2, "asked")]
+    with holdfast.CheckpointManager(training.address) as manager:
+        *_, notice, end = manager.history.read()
+    assert isinstance(notice, NoticeEvent)
+    assert notice.source == "SIGTERM"
+    assert isinstance(end, EndEvent)
+    assert (end.why, end.exit_code, end.step) == ("preempted", 75, 2)
 
 
 def test_a_held_state_uses_its_memory_again_and_is_whole(tmp_path: Path) -> None:

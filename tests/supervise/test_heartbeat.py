@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,14 @@ def test_a_forked_child_does_not_beat(folder: Path) -> None:
     heartbeat.beat("run", "training", 2)
     heartbeat.checkpoint("run", 2, "id")
     assert told(folder).step == 1
+
+
+def test_a_run_that_is_told_to_stop_says_so(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit), holdfast.Run(tmp_path / "run", quiet=True) as run:
+        run.track(state=[0])
+        for _ in run.range(4):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert Beats(folder).read().left == 75
 
 
 def test_a_full_disk_ends_no_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from holdfast.supervise import machine
 from holdfast.supervise.machine import (
     Action,
+    Begun,
     Dumped,
     Event,
     Exit,
@@ -20,6 +21,7 @@ from holdfast.supervise.machine import (
     Forward,
     Kill,
     Life,
+    Record,
     Requeue,
     SaveStacks,
     Say,
@@ -400,3 +402,35 @@ def test_whatever_happens(
             case _:
                 pass
     assert play.state.stuck <= play.settings.max_stuck + 1
+
+
+@pytest.mark.parametrize(("status", "why"), [(137, "killed"), (9, "exited"), (0, None), (75, None)])
+def test_ends_that_the_process_could_not_tell_are_told_for_it(status: int, why: str | None) -> None:
+    play = Play()
+    play.start()
+    begun = Begun("run", 101, 7)
+    other = Begun("other", 102, 9, over=True)
+    play.life = Life(1, True, "run", "training", 7, began=(begun, other))
+    actions = play.end(status)
+    assert actions[:1] == ([Record(why, status, (begun,))] if why else actions[:1])
+    assert why or not any(isinstance(action, Record) for action in actions)
+
+
+def test_a_hang_is_told_as_one_whatever_the_status() -> None:
+    play = Play(hang_timeout_s=60.0)
+    play.start()
+    begun = Begun("run", 101, 7)
+    play.life = Life(1, True, "run", "training", 7, began=(begun,))
+    assert play.watch(100.0) == [SaveStacks(1)]
+    play.give(Dumped(play.now_s, ""))
+    # It could still save, and said so: that it hung it did not know.
+    play.life = replace(play.life, began=(replace(begun, over=True),))
+    assert play.end(75) == [Record("hang", 75, play.life.began)]
+
+
+def test_a_launcher_that_hides_a_preemption() -> None:
+    play = Play(requeue=True)
+    play.start()
+    play.give(Signalled(1.0, signal.SIGUSR1))
+    play.life = Life(3, False, "run", "ended", 7, left=75)
+    assert play.end(1) == [Requeue(), Exit(75)]

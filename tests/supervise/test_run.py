@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import CheckpointManager
+from holdfast.manager.history import EndEvent, StartEvent
 from tests.supervise.programs import Supervised, exists, wait_for
 
 
@@ -102,19 +104,23 @@ def test_signals_are_passed_on_and_the_answer_passed_back(tmp_path: Path) -> Non
 
 
 def test_a_signal_that_the_command_does_not_know_goes_to_those_that_train(tmp_path: Path) -> None:
-    """As `torchrun`, which SIGUSR1 would end."""
+    """As `torchrun`, which SIGUSR1 would end, and which makes 1 of their status."""
     body = """
     child = '''
     import os, signal, sys, time
     from pathlib import Path
     from holdfast.manager import heartbeat
-    signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))
+    def answer(*_):
+        heartbeat.leaving(75)
+        os._exit(75)
+    signal.signal(signal.SIGUSR1, answer)
     heartbeat.beat("run", "training", 1)
     Path(sys.argv[1], "ready").touch()
     time.sleep(60)
     '''
     import textwrap
-    sys.exit(subprocess.call([sys.executable, "-c", textwrap.dedent(child), str(here)]))
+    subprocess.call([sys.executable, "-c", textwrap.dedent(child), str(here)])
+    sys.exit(1)
     """
     job = Supervised(tmp_path, body)
     job.start(until="ready").send_signal(signal.SIGUSR1)
@@ -361,3 +367,30 @@ def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None
     assert done.returncode == 2
     assert "could not start a process" in done.stderr
     assert "attempt 2 ended with status 2" in done.stderr
+
+
+def test_kills_and_hangs_are_in_the_history_of_the_run(tmp_path: Path) -> None:
+    body = """
+    import holdfast
+    n = attempt()
+    state = [0]
+    with holdfast.Run(here / "run", every=1, quiet=True) as run:
+        run.track(state=state)
+        for step in run.range(6):
+            run.manager.wait()
+            if n == 1 and step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if n == 2 and step == 4:
+                time.sleep(60)
+    """
+    job = Supervised(tmp_path, body, "--hang-timeout", "2s", "--grace", "0.1s")
+    assert job.run() == 0
+    with CheckpointManager(tmp_path / "run") as manager:
+        events = manager.history.read()
+    ends = [event for event in events if isinstance(event, EndEvent)]
+    assert [(end.why, end.step, end.epoch) for end in ends] == [
+        *(("killed", 2, 1), ("hang", 4, 2), ("finished", 6, 3)),
+    ]
+    assert ends[0].signal == signal.SIGKILL
+    starts = [event.pid for event in events if isinstance(event, StartEvent)]
+    assert [end.pid for end in ends] == starts

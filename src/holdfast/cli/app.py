@@ -35,6 +35,7 @@ from holdfast.cli.stats import stats
 from holdfast.cli.sync import sync
 from holdfast.cli.tag import tag
 from holdfast.cli.verify import verify
+from holdfast.core.address import printable
 from holdfast.errors import HoldfastError
 
 # As a shell reports them: 128 + the signal's number.
@@ -124,7 +125,7 @@ def _place(error: OSError) -> str:
     folder, name = os.path.split(path)
     if name.startswith(".holdfast-"):  # a scratch folder of ours
         path = folder
-    return f": {path}" if path else ""
+    return f": {printable(path)}" if path else ""
 
 
 def _prepare_streams() -> None:

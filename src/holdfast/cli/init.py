@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING
 
 import click
 
 from holdfast.cli.options import json_option
 from holdfast.cli.render import print_json, shown
+from holdfast.core.address import printable
 from holdfast.core.units import parse_duration
 from holdfast.errors import UsageError
 
@@ -29,12 +29,12 @@ Examples:
   holdfast init slurm --time 1d --gpus 4 -- torchrun train.py
   holdfast init slurm --array 0-9 -o sweep.sh -- python train.py
   holdfast init k8s --image team/train:1 --run /runs/gpt -- python train.py
-  holdfast init k8s --image team/train:1 --run s3://bucket/gpt -- python train.py""",
+  holdfast init k8s --image train:1 --run s3://bucket/gpt -- python train.py""",
 )
 @click.argument("kind", type=click.Choice(tuple(_OF_ONE)))
 @click.option("--name", metavar="NAME", help="Of the job; else the script's.")
 @click.option("--time", metavar="TIME", help="The time limit, such as 36h or 2d.")
-@click.option("--nodes", type=click.IntRange(1, 100_000), default=1, show_default=True, metavar="N")
+@click.option("--nodes", type=click.IntRange(1, 100_000), default=1, metavar="N", help="How many.")
 @click.option("--gpus", type=click.IntRange(0, 1000), default=0, metavar="N", help="Of each node.")
 @click.option(
     "--grace",
@@ -143,5 +143,5 @@ def _write(path: str, text: str, *, force: bool) -> None:
             file.write(text)
     except FileExistsError:
         raise UsageError(
-            f"{os.fsdecode(path)} exists", hint="Name another file, or overwrite it with --force."
+            f"{printable(path)} exists", hint="Name another file, or overwrite it with --force."
         ) from None

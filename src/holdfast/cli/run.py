@@ -37,8 +37,8 @@ DURATION = Duration()
     epilog="""\b
 Examples:
   holdfast run -- python train.py
-  holdfast run --hang-timeout 10min -- torchrun --nproc-per-node 8 train.py
-  holdfast run --on-exit-code 3,10-12=stop --total-timeout 2d -- python train.py
+  holdfast run --hang-timeout 10min -- python train.py
+  holdfast run --on-exit-code 3=stop --total-timeout 2d -- python train.py
 
 \b
 Exit status: that of the command, 128 + n if signal n ended it; 124 after

@@ -19,7 +19,7 @@ from holdfast.cli.render import (
     terminal_width,
     wrapped,
 )
-from holdfast.core.units import format_seconds, format_size
+from holdfast.core.units import format_interval, format_seconds, format_size
 
 if TYPE_CHECKING:
     from holdfast.manager.goodput import Attempt, Goodput
@@ -123,6 +123,10 @@ def stats(address: str, newest: int, as_json: bool) -> None:
     if len(found.attempts) > newest:
         print(f"{ellipsis()} and {len(found.attempts) - newest:,} older")
     print(goodput_text(found))
+    if found.attempts[-1].end == "unknown":
+        print(wrapped("Whether the last one still runs cannot be known from here."))
+    if any(event.epoch < found.attempts[0].epoch for event in saves):
+        print(wrapped("What came before the first start that was recorded does not count."))
 
 
 def event_json(event: Event) -> dict[str, Any]:
@@ -165,9 +169,9 @@ def starts_text(attempts: Sequence[Attempt], newest: int, width: int | None = No
                 f"{one.from_step:,}",
                 f"{one.to_step:,}",
                 _ended(one),
-                format_seconds(one.end_s - one.start_s),
-                format_seconds(one.replay_s) if one.replayed_steps else "",
-                format_seconds(down) if following and not one.planned else "",
+                _span(one.end_s - one.start_s),
+                _span(one.replay_s) if one.replayed_steps else "",
+                _span(down) if following and not one.planned else "",
             ]
         )
         following = one
@@ -185,13 +189,21 @@ def starts_text(attempts: Sequence[Attempt], newest: int, width: int | None = No
 
 def _ended(attempt: Attempt) -> str:
     """How, in a word or two."""
-    if attempt.end == "crashed":
-        return "without a word"
     if attempt.end == "killed" and attempt.signal:
         return f"killed by {_signal_name(attempt.signal)}"
     if attempt.end == "exited" and attempt.exit_code is not None:
         return f"exited with {attempt.exit_code}"
-    return "still running" if attempt.end == "running" else attempt.end
+    if attempt.text and attempt.end in ("preempted", "error"):
+        return f"{attempt.end} ({attempt.text})"
+    return _ENDS.get(attempt.end, attempt.end)
+
+
+_ENDS = {
+    "crashed": "without a word",
+    "running": "still running",
+    "hang": "hung",
+    "timeout": "timed out",
+}
 
 
 def _signal_name(number: int) -> str:
@@ -207,7 +219,7 @@ def goodput_text(found: Goodput, width: int | None = None) -> str:
     """Where the time went, in a few lines."""
     width = terminal_width() if width is None else width
     steps = plural(found.replayed_steps, "step")
-    down, starting = format_seconds(found.down_s), format_seconds(found.startup_s)
+    down, starting = _span(found.down_s), _span(found.startup_s)
     parts = [
         ("productive", found.productive_s, ""),
         ("stalled in saves", found.saving_s, ""),
@@ -216,7 +228,7 @@ def goodput_text(found: Goodput, width: int | None = None) -> str:
         ("unknown", found.unknown_s, ""),
     ]
     rows = [
-        [f"  {name}", format_seconds(seconds), _percent(seconds, found.wall_s), about]
+        [f"  {name}", _span(seconds), _percent(seconds, found.wall_s), about]
         for name, seconds, about in parts
         if seconds or name == "productive"
     ]
@@ -224,17 +236,25 @@ def goodput_text(found: Goodput, width: int | None = None) -> str:
     lines = table(columns, rows, width).split("\n")[1:]  # without titles
     share = _percent(found.productive_s, found.wall_s) or "nothing"
     counts = [plural(len(found.attempts), "start")]
-    counts += [f"{count:,} {_KINDS.get(kind, kind)}" for kind, count in found.failures.items()]
+    counts += [
+        f"{count:,} {_KINDS.get(kind) or _ENDS.get(kind, kind)}"
+        for kind, count in found.failures.items()
+    ]
     if found.fallbacks:
         counts.append(f"{plural(found.fallbacks, 'restore')} past a damaged checkpoint")
-    head = f"Goodput: {share} of {format_seconds(found.wall_s)}. {', '.join(counts)}."
-    paused = f"Pauses between runs, {format_seconds(found.paused_s)} in all, do not count."
+    head = f"Goodput: {share} of {_span(found.wall_s)}. {', '.join(counts)}."
+    paused = f"Pauses between runs, {_span(found.paused_s)} in all, do not count."
     return "\n".join(
         [wrapped(head, width=width), *lines, *([paused] if found.paused_s >= 1 else [])]
     )
 
 
-_KINDS = {"crashed": "ended without a word", "exited": "exited with an error", "hang": "hung"}
+def _span(seconds: float) -> str:
+    """From a minute on with seconds, from an hour on with minutes."""
+    return format_seconds(seconds) if seconds < 59.5 else format_interval(seconds)
+
+
+_KINDS = {"crashed": "ended without a word", "exited": "exited with an error"}
 
 
 def _percent(seconds: float, whole_s: float) -> str:

@@ -72,8 +72,8 @@ class Failures:
         >>> [round(failures.mtbf_s / 3600) for failures in seen]
         [24, 72, 1]
         """
-        observed = min(max(self.observed_s, 0.0), _MOST_S) + _PRIOR_OBSERVED_S
-        return observed / (max(self.count, 0) + _PRIOR_COUNT)
+        observed_s = _within(self.observed_s) + _PRIOR_OBSERVED_S
+        return observed_s / (max(self.count, 0) + _PRIOR_COUNT)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def explain(
     'saving every 1 min 33 s (a save costs 200 ms, one failure in 6 h as given; budget 1 %)'
     >>> explain(choose(3, 9, 3600, 0.01), 3, 9, 3600, 0.01, Failures(12, 43200))
     'saving every 4 min 57 s, as the budget of 1 % allows (a save costs 3.00 s, one failure in \
-1 h as seen; without the budget every 2 min 25 s)'
+1 h as seen; least is lost with every 2 min 25 s, at 2 %)'
     """
     if seen is None:
         source = "as given"
@@ -234,7 +234,8 @@ def explain(
     }[choice.bound]
     last = f"budget {percent}"
     if choice.bound == "budget":
-        last = f"without the budget every {format_interval(choice.optimum_s)}"
+        needs = 100 * cost_s / (cost_s + choice.optimum_s)
+        last = f"least is lost with every {format_interval(choice.optimum_s)}, at {needs:.2g} %"
     return (
         f"saving every {format_interval(choice.seconds)}{why} (a save costs "
         f"{format_seconds(cost_s)}, one failure in {format_interval(mtbf_s)} {source}; {last})"

@@ -37,8 +37,8 @@ def slurm_script(job: Job, *, partition: str = "", array: str = "") -> str:
         "",
     ]
     lines += _meeting(job)
-    doctor = shlex.join(["holdfast", "doctor", *([job.run] if job.run else [])])
-    command = shlex.join(job.command)
+    doctor = " ".join(["holdfast doctor", *([bash_word(job.run)] if job.run else [])])
+    command = " ".join(map(bash_word, job.command))
     return "\n".join(
         [
             *lines,
@@ -51,6 +51,26 @@ def slurm_script(job: Job, *, partition: str = "", array: str = "") -> str:
             "",
         ]
     )
+
+
+def bash_word(text: str) -> str:
+    r"""`text` as one word of bash, in one printable line: Slurm refuses a script in which a
+    line ends as in DOS, and a terminal would obey what else is in it.
+
+    >>> print(bash_word("it's"), bash_word("a\n\x1b[1mb"))
+    'it'"'"'s' $'a\n\x1b[1mb'
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(_escaped(char) for char in text)}'"
+
+
+def _escaped(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    if char == "\n":
+        return r"\n"
+    return char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in char.encode())
 
 
 def time_limit(seconds: float) -> str:

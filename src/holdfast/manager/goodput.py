@@ -1,21 +1,24 @@
 """Where a run's time went: what its history comes to.
 
-Pure. Each writer of the run is an *attempt*: it starts up, goes on with the loop, and ends. Every
-second of an attempt's loop whose steps a later attempt had to do once more is lost to replay,
-in the attempt that lost it. docs/goodput.md defines the parts. Lines may be missing, in any
-order, and of hosts whose clocks differ: durations are taken within one attempt, and no time
-between two attempts is less than nothing, so the parts always come to `wall_s`.
+Pure, but for `of_run`. Each writer of the run is an *attempt*: it starts up, goes on with the
+loop, and ends. Every second of an attempt's loop whose steps a later attempt had to do once more
+is lost to replay, in the attempt that lost it. docs/goodput.md defines the parts. Lines may be
+missing, in any order, and of hosts whose clocks differ: durations are taken within one attempt,
+and no time between two attempts is less than nothing, so the parts always come to `wall_s`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
 
 from holdfast.core.interval import Failures
+from holdfast.core.process import is_alive
+from holdfast.errors import CorruptionError
 from holdfast.manager.history import (
     BeatEvent,
     EndEvent,
@@ -25,14 +28,17 @@ from holdfast.manager.history import (
     SaveEvent,
     StartEvent,
 )
+from holdfast.repo.repo import Repo
 
 PLANNED = frozenset({"finished", "interrupted", "closed"})
 """Ends that somebody wanted: what follows is a pause, and they are no failures."""
 CRASHED = "crashed"
 """There is no word of its end: SIGKILL, or the machine went away."""
 RUNNING = "running"
+UNKNOWN = "unknown"
+"""It may be running, on another machine."""
 
-_OUTSIDE = ("killed", "exited")  # says less than what the process said of itself
+_OWN = PLANNED | {"preempted", "error"}  # what a process says of itself
 _LATEST_S = 1e12
 
 
@@ -54,7 +60,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     kept_step: int
     """Up to which nothing was done once more."""
     end: str
-    """Why it ended, "crashed" or "running"."""
+    """Why it ended, "crashed", "running" or "unknown"."""
+    text: str
+    """More of that, for people."""
     exit_code: int | None
     signal: int
     startup_s: float
@@ -129,7 +137,8 @@ def goodput(
 ) -> Goodput | None:
     """What `events` come to, in any order; None where no start was recorded.
 
-    `now_s`: the writer `running`, an epoch, is alive: its attempt goes on until then.
+    The writer `running`, an epoch, may be alive: its attempt goes on until `now_s`, or, if that
+    is None, nothing is known of its end.
     """
     events = [event for event in events if abs(event.time_s) <= _LATEST_S]
     told = _by_writer(events)
@@ -145,7 +154,8 @@ def goodput(
         "restart_s": down + startup,
         "unknown_s": sum(one.unknown_s for one in attempts),
     }
-    failed = Counter(one.end for one in attempts if not one.planned and one.end != RUNNING)
+    going = {RUNNING, UNKNOWN}
+    failed = Counter(one.end for one in attempts if not one.planned and one.end not in going)
     return Goodput(
         attempts=tuple(attempts),
         wall_s=sum(parts.values()),
@@ -158,6 +168,17 @@ def goodput(
         notices=sum(isinstance(event, NoticeEvent) for event in events),
         fallbacks=sum(isinstance(event, FallbackEvent) for event in events),
     )
+
+
+def of_run(repo: Repo, events: Iterable[Event], now_s: float) -> Goodput | None:
+    """What the `events` of a run come to, whose writer may be alive."""
+    head = None
+    with suppress(CorruptionError):  # of the log
+        head = repo.head()
+    holder = head.entry.holder if head else None
+    alive = is_alive(holder) if holder else False
+    running = None if head is None or alive is False else head.entry.epoch
+    return goodput(events, now_s=now_s if alive else None, running=running)
 
 
 def failures(events: Iterable[Event], *, running: int | None = None) -> Failures:
@@ -191,7 +212,7 @@ def _by_writer(events: Iterable[Event]) -> dict[int, _Told]:
 
 def _attempts(told: dict[int, _Told], now_s: float | None, running: int | None) -> list[Attempt]:
     started = [epoch for epoch, writer in told.items() if writer.starts]
-    spans = [_Span(epoch, told[epoch], now_s if epoch == running else None) for epoch in started]
+    spans = [_Span(epoch, told[epoch], epoch == running, now_s) for epoch in started]
     attempts: list[Attempt] = []
     kept: int | None = None  # what later ones went on from
     following: _Span | None = None
@@ -221,7 +242,7 @@ def _trained_between(told: dict[int, _Told], span: _Span, following: _Span) -> b
 class _Span:
     """What is known of one attempt alone."""
 
-    def __init__(self, epoch: int, told: _Told, now_s: float | None) -> None:
+    def __init__(self, epoch: int, told: _Told, live: bool, now_s: float | None) -> None:
         self.epoch = epoch
         self.start = start = min(told.starts, key=lambda start: start.time_s)
         self.from_step = start.step
@@ -241,14 +262,19 @@ class _Span:
         self.heard_s = max(last_s, self.marks[-1][0])
         """When it was last heard of, but for its end."""
         self.end_s = self.heard_s
+        self.why = UNKNOWN if live else CRASHED
         if self.end is not None:
+            self.why = self.end.why
             self.end_s = max(self.heard_s, min(end.time_s for end in own))
-        elif now_s is not None:
+        elif live and now_s is not None:
+            self.why = RUNNING
             self.end_s = max(self.heard_s, now_s)
-        if self.end is not None and self.end.step > self.marks[-1][1]:
-            self.marks.append((self.end_s, self.end.step))
+        self.counted = any(end.step and end.why in _OWN for end in own)
+        """It said itself at which step it ended; another one knows that with a delay."""
+        end_step = max((end.step for end in own), default=0)
+        if end_step > self.marks[-1][1]:
+            self.marks.append((self.end_s, end_step))
         self.to_step = self.marks[-1][1]
-        self.why = self.end.why if self.end else RUNNING if now_s is not None else CRASHED
 
     def attempt(
         self, previous: _Span | None, following: _Span | None, kept: int | None, *, doubtful: bool
@@ -257,8 +283,8 @@ class _Span:
         worked_s = self.end_s - hung
         kept_step = self.to_step if kept is None else min(kept, self.to_step)
         cut_s = worked_s
-        # An end that says no step comes behind steps that nobody counted.
-        uncounted = self.end is not None and not self.end.step and kept == self.to_step
+        # Where the process did not say its last step, it ended behind some that nobody counted.
+        uncounted = self.end is not None and not self.counted and kept == self.to_step
         if kept_step < self.to_step or uncounted:
             cut_s = min(max(self._time_of(kept_step), self.start_s), worked_s)
         stalls = sum(save.stall_s for save in self.saves if save.time_s <= cut_s)
@@ -288,6 +314,7 @@ class _Span:
             to_step=self.to_step,
             kept_step=max(kept_step, self.from_step),
             end=self.why,
+            text=self.end.text if self.end else "",
             exit_code=self.end.exit_code if self.end else None,
             signal=self.end.signal if self.end else 0,
             startup_s=self.start_s - began_s,
@@ -335,7 +362,7 @@ def _cause(ends: Sequence[EndEvent]) -> EndEvent | None:
         return None
 
     def order(end: EndEvent) -> tuple[int, float]:
-        rank = 0 if end.why in ("hang", "timeout") else 2 if end.why in _OUTSIDE else 1
+        rank = 0 if end.why in ("hang", "timeout") else 1 if end.why in _OWN else 2
         return rank, end.time_s
 
     return min(ends, key=order)

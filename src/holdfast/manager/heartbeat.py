@@ -117,6 +117,7 @@ class _Heart:
             self.tell(now=True, phase="ended")
 
     def leaving(self, status: int) -> None:
+        self._latest = ""  # if it goes on after all, its next beat is a change
         self.tell(now=True, left=status)
 
     def alive(self) -> None:

@@ -71,8 +71,8 @@ def exit_status(code: int) -> int:
 def hold_schedule(hold: bool | int | str | None) -> Schedule | None:
     """`hold=` as a schedule; True is each boundary.
 
-    >>> hold_schedule(True)
-    Schedule(steps=1, seconds=None, epoch=True)
+    >>> str(hold_schedule(True)), str(hold_schedule("1min"))
+    ('1 epoch', '1min')
     """
     if hold is None or hold is False:
         return None

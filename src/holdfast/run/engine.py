@@ -106,6 +106,8 @@ class Engine:
         """In a boundary: the interrupted code is ours, and a stop will be seen."""
         self.ended = False
         """`finish` was called: every loop stops at its next item."""
+        self.closed = False
+        """The run is: nothing of it is saved any more."""
         self._failed: HoldfastError | None = None
         self._host = host
         self._loops: list[Loop] = []
@@ -313,6 +315,8 @@ class Engine:
         """The `for` of a loop that has not ended has dropped it: by `break`, `return` or an
         exception. From here the program draws what a resume must see again."""
         if loop.status is not Status.OPEN or self.busy or not self.landed or sys.is_finalizing():
+            return
+        if self.closed:  # collected at any time: a framework may be half imported then
             return
         if threading.get_ident() == self._thread and self._matters(loop):
             loop.left = self._host.random.capture()

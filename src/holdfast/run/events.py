@@ -53,6 +53,7 @@ class RunEvents:
         self._started = False
         self._due_s = float("inf")
         self._why = ""
+        self._told_by = ""
         self._exit_code: int | None = None
 
     def fell_back(self, restored: Any) -> None:
@@ -107,13 +108,14 @@ class RunEvents:
         self.noticed(notice, ago_s=ago_s)
         self._why = "interrupted" if notice.source == "SIGINT" else "preempted"
         self._exit_code = exit_code
+        self._told_by = notice.source
 
     def ended(self, step: int, *, finished: bool) -> None:
         """The run is closed. Once."""
         if not self._started or self._pid != os.getpid():
             return
         self._started = False
-        why, text = self._why, ""
+        why, text = self._why, self._told_by
         if not why:
             error = _error()
             why = "finished" if finished else "closed"

@@ -132,6 +132,7 @@ class Stopping:
             at = Deadline(self._clock() + notice.deadline_s - time.time(), said=True)
         if self.requested:
             self.deadline = deadline.earlier(self.deadline, at)
+            self._events.noticed(notice)
             self._console.notice(f"{self._address}: {_said(notice)}")
             return
         self._heard = notice
@@ -184,6 +185,7 @@ class Stopping:
         if not self.saved():
             self.check_time()
             self._save("preempted")
+        self._give_up_turn()
         self._console.say(
             f"{self._address}: saved step {self._engine.position.step:,}; stopping when "
             f"{self._engine.position.top.label} goes on"
@@ -219,12 +221,15 @@ class Stopping:
         line = f"{self._address}: {self.signals.name}: {what}; run the same command again to go on"
         (self._console.loud if loud else self._console.say)(line)
         self.rest()
-        after_s = self._clock() - self._asked_s
-        self._events.stopping(self._heard or Notice(self.signals.name), after_s, self._exit_code)
+        self._tell_history()
         if in_notebook():
             raise Preempted(line)
         heartbeat.leaving(self._exit_code)
         raise SystemExit(self._exit_code)
+
+    def _tell_history(self) -> None:
+        ago_s = self._clock() - self._asked_s
+        self._events.stopping(self._heard or Notice(self.signals.name), ago_s, self._exit_code)
 
     def rest(self) -> None:
         """No stop is waited for any more."""
@@ -252,11 +257,23 @@ class Stopping:
         to, this returns when that one has failed, or never."""
         if self._mine:
             return
-        try:
-            self._turn.pop()
+        if self._take_turn():
             self._mine = True
-        except IndexError:
+        else:
             self._given_back.wait()
+
+    def _take_turn(self) -> bool:
+        try:
+            self._turn.pop()  # one call into C: one of two threads gets it
+        except IndexError:
+            return False
+        return True
+
+    def _give_up_turn(self) -> None:
+        """The loop's thread is going to be away again."""
+        if self._mine:
+            self._mine = False
+            self._turn.append(None)
 
     def _watch(self) -> None:
         """In a thread of its own, from the request on."""
@@ -264,13 +281,10 @@ class Stopping:
         while (left_s := self._latest_s() + _AFTER_S - self._clock()) > 0:
             if over.wait(min(left_s, _LOOK_S)):
                 return
-        while self._saves.busy:  # in the loop's thread: never leave under it
+        # Never in the loop's thread's place while that one is at it.
+        while self._saves.busy or not self._take_turn():
             if over.wait(_BUSY_S):
                 return
-        try:
-            self._turn.pop()
-        except IndexError:
-            return  # the loop's thread is at it
         try:
             self._instead()
         finally:
@@ -295,6 +309,9 @@ class Stopping:
         with suppress(ValueError):
             _watching.remove(self)
         self._await_others()
+        self._tell_history()
+        self._events.ended(self._engine.position.step, finished=False)
+        heartbeat.leaving(self._exit_code)
         leave(self._exit_code)
 
     def _await_others(self) -> None:

@@ -6,10 +6,10 @@ metrics are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from holdfast.core.interval import AutoInterval, Failures, parse_mtbf, parse_overhead
+from holdfast.core.interval import AutoInterval, parse_mtbf, parse_overhead
 from holdfast.core.retention import KeepPolicy, Leaders
 from holdfast.core.schedule import Schedule, parse_every
 from holdfast.errors import HoldfastError, LoopError, UsageError
@@ -47,15 +47,13 @@ class Triggers:
         self._last_step = step
         self._last_s = self._start_s = now_s
 
-    def learn(
-        self,
-        events: Callable[[], Iterable[Any]],
-        failures: Callable[[Sequence[Any]], Failures] = lambda events: Failures(),
-    ) -> None:
-        """Before the first step: what the run's history says about saves and failures, if it
-        matters. Asks for it once."""
+    def learn(self, events: Callable[[], Iterable[Any]]) -> None:
+        """Before the first step: what the run's history says about saves and failures of
+        earlier processes, if it matters. Asks for it once."""
         if self._auto is None:
             return
+        from holdfast.manager.goodput import failures
+
         try:
             found = list(events())
         except HoldfastError:

@@ -9,7 +9,7 @@ import msgspec
 
 from holdfast.core.process import pid_exists
 from holdfast.manager.heartbeat import LOOP_PHASES, RECORD_BYTES, Beat
-from holdfast.supervise.machine import Life
+from holdfast.supervise.machine import Begun, Life
 from holdfast.supervise.processes import look
 
 
@@ -44,6 +44,11 @@ class Beats:
             phase=ahead.phase,
             step=ahead.step,
             checkpoints=tuple(sorted(steps.items())),
+            began=tuple(
+                Begun(beat.address, beat.pid, beat.step, beat.phase not in LOOP_PHASES)
+                for beat in beats
+                if beat.phase not in ("starting", "restoring")
+            ),
             left=max(beat.left for beat in beats),
         )
 

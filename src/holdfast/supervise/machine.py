@@ -52,6 +52,17 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A process that came to its loop."""
+
+    address: str
+    pid: int
+    step: int
+    over: bool = False
+    """It has said itself that it left the loop."""
+
+
+@dataclass(frozen=True)
 class Life:
     """What the processes of an attempt have told so far."""
 
@@ -64,6 +75,8 @@ class Life:
     step: int = 0
     checkpoints: tuple[tuple[str, int], ...] = ()
     """The newest of each run: its address and step."""
+    began: tuple[Begun, ...] = ()
+    """The processes that came to their loop, each of which is its run's writer."""
     left: int = 0
     """The status with which a process ended because it was asked to stop."""
 
@@ -160,6 +173,16 @@ class Say:
 
 
 @dataclass(frozen=True)
+class Record:
+    """Tell the histories of the runs how their processes ended."""
+
+    why: str
+    """As of the end events of a run's history: "hang", "timeout", "killed" or "exited"."""
+    status: int
+    processes: tuple[Begun, ...]
+
+
+@dataclass(frozen=True)
 class Requeue:
     """Put the batch job into its queue again."""
 
@@ -171,7 +194,7 @@ class Exit:
     status: int
 
 
-Action = Start | SaveStacks | Send | Kill | Say | Requeue | Exit
+Action = Start | SaveStacks | Send | Kill | Say | Record | Requeue | Exit
 
 
 @dataclass(frozen=True)
@@ -350,10 +373,30 @@ def _signalled(settings: Settings, state: State, event: Signalled) -> tuple[Stat
 
 
 def _exited(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:
-    now_s = event.now_s
     state = replace(state, life=event.life or state.life)
-    # What the training ended with: a launcher, such as `torchrun`, makes 1 of it.
-    status = state.life.left if 0 < event.status < 128 and state.life.left else event.status
+    if 0 < event.status < 128 and state.life.left:
+        # What the training ended with: a launcher, such as `torchrun`, makes 1 of it.
+        event = replace(event, status=state.life.left)
+    after, actions = _decided(settings, state, event)
+    return after, [*_recorded(state, event.status), *actions]
+
+
+def _recorded(state: State, status: int) -> list[Action]:
+    """What the processes could not say themselves. One that ends well, or with a save after a
+    signal, has said so."""
+    began = state.life.began
+    if state.why:
+        why = "timeout" if "timeout" in state.why else "hang"
+    elif status in (0, PREEMPTED):
+        return []
+    else:
+        why = "killed" if status > 128 else "exited"
+        began = tuple(process for process in began if not process.over)
+    return [Record(why, status, began)] if began else []
+
+
+def _decided(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:
+    status, now_s = event.status, event.now_s
     newest = state.newest
     ended = f"attempt {state.attempt} {status_text(status)} after "
     ended += format_seconds(now_s - state.attempt_s)

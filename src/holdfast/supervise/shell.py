@@ -35,6 +35,7 @@ from holdfast.supervise.processes import (
     look,
     send,
 )
+from holdfast.supervise.recording import record
 from holdfast.supervise.stacks import save_stacks
 
 LOOK_S = 0.25
@@ -117,6 +118,8 @@ class _Shell:
         self._command: Command | None = None
         self._beats = Beats(folder)
         self._exit: int | None = None
+        self._ended_s = 0.0
+        """When the last attempt ended, Unix time."""
         self._saved_s: float | None = None
         self._newest: dict[str, int] = {}
         self._stacked = ""
@@ -172,6 +175,7 @@ class _Shell:
                 yield from numbers
 
     def _ended(self, command: Command, status: int) -> None:
+        self._ended_s = time.time()
         for process in command.clear(self._settings.grace_s, self._heed):
             self._console.say(f"process {process.pid} cannot be killed (state {process.state})")
         life = self._beats.read()
@@ -197,6 +201,9 @@ class _Shell:
             case machine.Kill():
                 if self._command is not None:
                     self._command.kill()
+            case machine.Record():
+                text = f"stacks in {self._logs}" if action.why == "hang" and self._stacked else ""
+                record(action, self._ended_s, text)
             case machine.Requeue():
                 self._console.say(slurm.requeue(self._job))
             case machine.Exit():

@@ -142,6 +142,23 @@ def test_who_does_not_answer_is_asked_less_often_and_said_once(
     assert warned == ["no notices from test for now: down"]
 
 
+def test_a_service_that_has_answered_is_asked_again_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listening, "_LONGEST_S", 3600.0)
+    monkeypatch.setattr(listening, "_LONGEST_ANSWERED_S", 0.02)
+    said = Said()
+    told: list[Notice] = []
+    leave = said.listening(interval_s=0.01).listen(told.append)
+    assert within(20, lambda: said.asked > 1)  # so that one was answered
+    said.error = OSError("down")
+    asked = said.asked
+    assert within(20, lambda: said.asked > asked + 20)  # unbounded, that would be hours
+    said.error, said.stands = None, [GONE]
+    assert within(20, lambda: told == [GONE])
+    leave()
+
+
 def test_an_outage_withdraws_nothing() -> None:
     said = Said(GONE)
     of_process = said.listening()

@@ -29,7 +29,10 @@ Tell = Callable[[Notice], None]
 logger = logging.getLogger("holdfast")
 
 _LINGER_S = 5.0
-_LONGEST_S = 60.0  # between two questions to somebody who does not answer
+# Between two questions to somebody who has never answered, and to somebody who has: that one comes
+# back, and the shortest notice is 30 s.
+_LONGEST_S = 60.0
+_LONGEST_ANSWERED_S = 5.0
 _SHORTEST_S = 0.01
 # Failures in a row after which it is said: a service that starts again fails once or twice.
 _WORTH_A_LINE = 3
@@ -108,6 +111,7 @@ class Listening:
         notifier = polled.notifier
         interval_s = max(_SHORTEST_S, notifier.interval_s)
         failures = 0
+        answered = False
         try:
             while not self._ends_alone(polled):
                 wait_s = interval_s
@@ -118,12 +122,12 @@ class Listening:
                     self._over.add(notifier.name)
                     return
                 except Exception as error:  # noqa: BLE001 - code of others; asked again
-                    wait_s = max(interval_s, min(_LONGEST_S, interval_s * 2**failures))
+                    wait_s = _wait_s(interval_s, failures, answered=answered)
                     failures += 1
                     level = logging.WARNING if failures == _WORTH_A_LINE else logging.DEBUG
                     logger.log(level, "no notices from %s for now: %s", notifier.name, error)
                 else:
-                    failures = 0
+                    failures, answered = 0, True
                     self._found(polled, notices)
                 time.sleep(wait_s)
         finally:
@@ -174,6 +178,21 @@ class _Listener:
             logger.exception("a notice could not be told: %s", notice)
 
 
+def _wait_s(interval_s: float, failures: int, *, answered: bool) -> float:
+    """Until somebody is asked again who has not answered, after `failures` in a row before.
+
+    >>> [_wait_s(1.0, failures, answered=False) for failures in (0, 1, 5, 6, 100_000)]
+    [1.0, 2.0, 32.0, 60.0, 60.0]
+    >>> [_wait_s(1.0, failures, answered=True) for failures in (0, 2, 3)]
+    [1.0, 4.0, 5.0]
+    >>> _wait_s(30.0, 3, answered=True)
+    30.0
+    """
+    longest_s = _LONGEST_ANSWERED_S if answered else _LONGEST_S
+    doublings = min(failures, 16)  # days of failures would be no float
+    return max(interval_s, min(longest_s, interval_s * 2**doublings))
+
+
 def _in_thread(work: Callable[[], object]) -> bool:
     try:
         Helper(work, name="holdfast-notices")
@@ -222,7 +241,6 @@ def _of_this_process() -> Listening:
 
 
 _listening = _of_this_process()
-_held_back: list[object] = []
 
 
 def _forked() -> None:

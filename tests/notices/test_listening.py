@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -175,6 +176,21 @@ def test_an_outage_withdraws_nothing() -> None:
     assert within(20, lambda: said.asked > asked + 1)
     assert first == late == [GONE]
     leave()
+
+
+@pytest.mark.parametrize("wrong", [["it goes"], None, 7])
+def test_what_is_no_notice_does_no_harm(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+    said = Said()
+    said.stands = wrong
+    of_process = said.listening()
+    told: list[Notice] = []
+    leave = of_process.listen(told.append)
+    assert within(20, lambda: said.asked > 3)
+    of_process.listen(unheard)()  # as the next loop of the program does
+    said.stands = [GONE]
+    assert within(20, lambda: told == [GONE])
+    leave()
+    assert "no notices from test for now" in caplog.text
 
 
 def test_a_listener_that_fails_keeps_nobody_from_hearing(

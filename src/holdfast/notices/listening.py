@@ -116,7 +116,7 @@ class Listening:
             while not self._ends_alone(polled):
                 wait_s = interval_s
                 try:
-                    notices = list(notifier.ask())
+                    notices = _checked(notifier.ask())
                 except Over as error:
                     logger.debug("%s is not asked any more: %s", notifier.name, error)
                     self._over.add(notifier.name)
@@ -176,6 +176,16 @@ class _Listener:
             self._tell(notice)
         except Exception:
             logger.exception("a notice could not be told: %s", notice)
+
+
+def _checked(notices: Iterable[object]) -> list[Notice]:
+    """What code of others has returned. Raises TypeError, so that no listener meets it."""
+    checked: list[Notice] = []
+    for notice in notices:
+        if not isinstance(notice, Notice):
+            raise TypeError(f"{notice!r} is no Notice")
+        checked.append(notice)
+    return checked
 
 
 def _wait_s(interval_s: float, failures: int, *, answered: bool) -> float:

@@ -141,6 +141,17 @@ def test_a_second_interrupt_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interrupt_at_the_door_gives_the_signals_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen(tell: Callable[[Notice], None]) -> Callable[[], None]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listening, "listen", listen)
+    before = [signal.getsignal(number) for number in _SIGNALS]
+    with pytest.raises(KeyboardInterrupt), holdfast.Preemption(quiet=True):
+        pytest.fail("the block was entered")
+    assert [signal.getsignal(number) for number in _SIGNALS] == before
+
+
 def test_handlers_that_were_there_are_called_and_come_back() -> None:
     called: list[int] = []
 

@@ -63,7 +63,11 @@ class Preemption:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._leave = listening.listen(self._hear)
+        try:
+            self._leave = listening.listen(self._hear)
+        except BaseException:  # a second Ctrl-C, which `__exit__` would not hear of
+            self._signals.restore()
+            raise
         return self
 
     def __exit__(

@@ -66,6 +66,7 @@ def test_a_healthy_run(run: Path, holdfast_cli: Command, monkeypatch: pytest.Mon
         "parents  ok     none that a signal has to pass\n"
         "grace    ok     no Kubernetes, Slurm or systemd service here: who sends SIGTERM\n"
         "                sets it; a save takes 1.00 s (p95)\n"
+        "notices  ok     no cloud was recognized, so only signals tell of the end\n"
         "space    ok     500 GB free; every checkpoint stays (keep), a checkpoint is up\n"
         "                to 40.2 KB: room for 12,452,679 more\n"
         "A is healthy.\n"

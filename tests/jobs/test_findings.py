@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast.jobs.facts import Facts, Process, Saves, Slurm, Space, Unit
+from holdfast.jobs.facts import Facts, Process, Saves, Slurm, Source, Space, Unit
 from holdfast.jobs.findings import findings, needed_s, space
 from holdfast.jobs.shells import hands_over, passes_on, with_exec
 from holdfast.manager.doctor import Finding
@@ -246,6 +246,38 @@ def test_the_grace_to_ask_for_holds_a_save_that_takes_twice_as_long() -> None:
 def test_a_container_beside_kubernetes(p95_s: float | None, state: str) -> None:
     facts = Facts((ME, TINI), container="/.dockerenv", saves=Saves(p95_s))
     assert one("grace", facts).state == state
+
+
+# -- notices ----------------------------------------------------------------------
+
+
+def test_notices_that_are_left_out() -> None:
+    assert states("notices", Facts((ME, LOGIN))) == ["ok"]
+    assert states("notices", Facts((ME, LOGIN), left_out="none")) == ["note"]
+
+
+SILENT = "http://169.254.169.254: timed out"
+
+
+@pytest.mark.parametrize(
+    ("source", "container", "p95_s", "state", "says"),
+    [
+        (Source("aws", "sys_vendor"), "", None, "ok", "AWS (sys_vendor): answers"),
+        (Source("aws", "sys_vendor"), "", 60.0, "ok", "a save takes"),
+        (Source("gcp", "product_name"), "", 60.0, "warning", "told 30.0 s ahead"),
+        (Source("azure", "tag", SILENT), "", 1.0, "warning", "would not be heard: http"),
+        (Source("aws", "sys_vendor", SILENT), "/.dockerenv", 1.0, "warning", "timed out"),
+        (Source("aws", "sys_vendor", "HTTP 403"), "/.dockerenv", 1.0, "warning", "HTTP 403"),
+        (Source("file", "HOLDFAST_NOTICE_FILE"), "", 1.0, "ok", "file (HOLDFAST_NOTICE_FILE)"),
+    ],
+)
+def test_notices(
+    source: Source, container: str, p95_s: float | None, state: str, says: str
+) -> None:
+    facts = Facts((ME, TINI), container=container, saves=Saves(p95_s), sources=(source,))
+    found = one("notices", facts)
+    assert (found.state, says in found.what) == (state, True), found
+    assert ("hop-limit" in found.do) == (bool(container) and "timed out" in source.error)
 
 
 # -- space ------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -99,7 +101,8 @@ def test_a_program_that_does_not_answer_is_left(
 
 
 def test_kubernetes_and_a_machine_without_proc(tmp_path: Path) -> None:
-    facts = gather.gather({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, proc=tmp_path)
+    variables = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    facts = gather.gather(variables, proc=tmp_path, dmi=tmp_path)
     assert facts == Facts((), container="Kubernetes", kubernetes=True)
 
 
@@ -108,9 +111,45 @@ def test_systemds_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     fake(tmp_path, "systemctl", "echo TimeoutStopUSec=1min 30s; echo KillMode=mixed")
     (tmp_path / "self").mkdir()
     (tmp_path / "self/cgroup").write_text("0::/system.slice/train.service\n")
-    unit = gather.gather({}, proc=tmp_path).unit
+    unit = gather.gather({}, proc=tmp_path, dmi=tmp_path).unit
     assert unit is not None
     assert (unit.name, unit.stop_s, unit.kill_mode) == ("train.service", 90.0, "mixed")
+
+
+def test_metadata_services_are_asked_once(tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            asked.append((self.command, self.path))
+            self.send_response(403 if self.command == "PUT" else 200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"127.0.0.1:{server.server_address[1]}"
+        variables = {
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{where}",
+            "GCE_METADATA_HOST": where,
+            "HOLDFAST_NOTICE_FILE": "/run/notice",
+            "http_proxy": "http://127.0.0.1:1",
+        }
+        aws, gcp, file = gather.gather(variables, dmi=tmp_path).sources
+        server.shutdown()
+    assert aws.error == f"http://{where}: HTTP 403"
+    assert (gcp.error, file.error) == ("", "")
+    assert asked == [
+        ("PUT", "/latest/api/token"),
+        ("GET", "/computeMetadata/v1/instance/preempted"),
+    ]
+    [gone] = gather.gather({"GCE_METADATA_HOST": where}, dmi=tmp_path).sources
+    assert "refused" in gone.error
 
 
 def test_every_signal_has_its_bit() -> None:

@@ -261,7 +261,10 @@ def test_a_manifest() -> None:
                                 *("holdfast", "run", "--grace", "80s", "--"),
                                 *("torchrun", "train.py"),
                             ],
-                            "env": [{"name": "PET_NPROC_PER_NODE", "value": "8"}],
+                            "env": [
+                                {"name": "HOLDFAST_GRACE", "value": "80s"},
+                                {"name": "PET_NPROC_PER_NODE", "value": "8"},
+                            ],
                             "resources": {"limits": {"nvidia.com/gpu": 8}},
                             "volumeMounts": [{"name": "runs", "mountPath": "/data/runs"}],
                         }

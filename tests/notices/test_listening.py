@@ -19,6 +19,10 @@ GONE = Notice("test", "it goes", 1000.0)
 RISK = Notice("test", "it may go", stops=False)
 
 
+def unheard(notice: Notice) -> None:
+    pytest.fail(str(notice))
+
+
 class Said:
     """A place; what it says is `stands`."""
 
@@ -94,7 +98,7 @@ def test_the_last_one_to_leave_ends_it_and_the_next_begins_anew() -> None:
     of_process = said.listening()
     for _ in range(3):
         asked = said.asked
-        leave = of_process.listen(pytest.fail)
+        leave = of_process.listen(unheard)
         assert within(20, lambda asked=asked: said.asked > asked)
         leave()
         assert within(20, lambda: not threads())
@@ -104,7 +108,7 @@ def test_loops_one_after_the_other_share_a_poller() -> None:
     said = Said()
     of_process = said.listening(linger_s=3600.0)
     for _ in range(5):
-        leave = of_process.listen(pytest.fail)
+        leave = of_process.listen(unheard)
         asked = said.asked
         assert within(20, lambda asked=asked: said.asked > asked)
         leave()
@@ -117,7 +121,7 @@ def test_who_said_that_it_is_over_is_not_asked_again() -> None:
     said.error = Over("none of those")
     of_process = said.listening()
     for _ in range(2):
-        leave = of_process.listen(pytest.fail)
+        leave = of_process.listen(unheard)
         assert within(20, lambda: said.asked == 1 and not threads())
         leave()
     assert said.asked == 1
@@ -212,7 +216,7 @@ def test_who_is_held_back_hears_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     said = Said(GONE)
     monkeypatch.setattr(listening, "_listening", said.listening())
     give_back = listening.hold_back()
-    listening.listen(pytest.fail)()
+    listening.listen(unheard)()
     assert said.asked == 0
     give_back()
     give_back()

@@ -37,7 +37,7 @@ DURATION = Duration()
     epilog="""\b
 Examples:
   holdfast run -- python train.py
-  holdfast run --hang-timeout 10min -- torchrun --nproc-per-node 8 train.py
+  holdfast run --hang-timeout 10min -- python train.py
   holdfast run --on-exit-code 3=stop --total-timeout 2d -- python train.py
 
 \b

@@ -49,6 +49,18 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Who can say that this machine is about to be taken away, besides signals."""
+
+    name: str
+    """"aws", "gcp", "azure" or "file"."""
+    why: str
+    """What says that it is here."""
+    error: str = ""
+    """Why it does not answer; "" = it does."""
+
+
+@dataclass(frozen=True)
 class Saves:
     """What the saves of a run have cost."""
 
@@ -84,6 +96,9 @@ class Facts:
     kubernetes: bool = False
     slurm: Slurm | None = None
     unit: Unit | None = None
+    sources: tuple[Source, ...] = ()
+    left_out: str = ""
+    """HOLDFAST_NOTICES, by which sources may be left out."""
     saves: Saves | None = None
     """None: no run was named."""
     space: Space | None = None

@@ -9,7 +9,7 @@ from typing import Literal
 from holdfast.core.retention import KeepPolicy, parse_keep
 from holdfast.core.units import format_duration, format_seconds, format_size
 from holdfast.errors import BadPolicy
-from holdfast.jobs.facts import Facts, Process, Saves, Space
+from holdfast.jobs.facts import Facts, Process, Saves, Source, Space
 from holdfast.jobs.shells import (
     hands_over,
     is_interactive,
@@ -31,7 +31,7 @@ _FILES_OF_A_SAVE = 100
 def findings(facts: Facts) -> tuple[Finding, ...]:
     """In the order in which they are shown. "problem": a stop, or a full disk, would lose what
     was done since the newest checkpoint. "warning": it may."""
-    found = [_signals(facts), *_parents(facts), *_grace(facts)]
+    found = [_signals(facts), *_parents(facts), *_grace(facts), *_notices(facts)]
     if facts.space is not None:
         found.append(space(facts.space))
     return tuple(found)
@@ -244,6 +244,47 @@ def _compare(name: str, grace_s: float | None, saves: Saves | None, do: str) -> 
         return Finding("grace", "ok", what)
     state: State = "warning" if p95_s < grace_s else "problem"
     return Finding("grace", state, what, do.format(needed=needed_s(p95_s)))
+
+
+# -- notices ----------------------------------------------------------------------
+
+# Between a cloud's notice and the end of the machine.
+_AHEAD_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
+_CLOUDS = {"aws": "AWS", "gcp": "Google Cloud", "azure": "Azure"}
+
+
+def _notices(facts: Facts) -> list[Finding]:
+    if not facts.sources and facts.left_out:
+        what = f"HOLDFAST_NOTICES={facts.left_out}: only signals tell of the end"
+        return [Finding("notices", "note", what)]
+    if not facts.sources:
+        what = "no cloud was recognized, so only signals tell of the end"
+        return [Finding("notices", "ok", what)]
+    return [_notice(source, facts) for source in facts.sources]
+
+
+def _notice(source: Source, facts: Facts) -> Finding:
+    where = f"{_CLOUDS.get(source.name, source.name)} ({source.why})"
+    if source.error:
+        what = f"{where}, but a notice would not be heard: {source.error}"
+        if source.name == "aws" and facts.container and "timed out" in source.error:
+            # The answer with the token may take so many hops, and a container is one more.
+            do = (
+                "aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2 "
+                "--instance-id …"
+            )
+        else:
+            do = "Let this program reach the machine's metadata service, not through a proxy."
+        return Finding("notices", "warning", what, do)
+    ahead_s = _AHEAD_S.get(source.name)
+    if ahead_s is None:
+        return Finding("notices", "ok", where)
+    what = f"{where}: answers; a spot machine is told {format_seconds(ahead_s)} ahead"
+    what += _saves_text(facts.saves)
+    if (_p95(facts.saves) or 0.0) < ahead_s:
+        return Finding("notices", "ok", what)
+    do = 'The last save would not fit: save more often (every="auto"), or to a disk with a mirror.'
+    return Finding("notices", "warning", what, do)
 
 
 # -- space ------------------------------------------------------------------------

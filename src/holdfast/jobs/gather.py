@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from holdfast.jobs.facts import Facts, Process, Saves, Slurm, Space, Unit
+from holdfast.jobs.facts import Facts, Process, Saves, Slurm, Source, Space, Unit
 from holdfast.jobs.shells import script_of
 from holdfast.stores.local import LocalStore
 from holdfast.stores.open import open_store
@@ -27,18 +27,23 @@ _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 
 
 def gather(
-    environment: Mapping[str, str] = os.environ, *, proc: Path = Path("/proc"), pid: int = 0
+    environment: Mapping[str, str] = os.environ,
+    *,
+    proc: Path = Path("/proc"),
+    dmi: Path = Path("/sys/class/dmi/id"),
 ) -> Facts:
-    """What can be seen from process `pid`, or from this one. Takes seconds where Slurm or
-    systemd does not answer. Never raises for what is not there."""
+    """What can be seen from this process. Takes seconds where Slurm, systemd or the cloud does
+    not answer. Never raises for what is not there."""
     kubernetes = "KUBERNETES_SERVICE_HOST" in environment
     container = next((name for name in _CONTAINER_FILES if os.path.exists(name)), "")
     return Facts(
-        ancestors=_ancestors(proc, pid or os.getpid()),
+        ancestors=_ancestors(proc, os.getpid()),
         container="Kubernetes" if kubernetes else container,
         kubernetes=kubernetes,
         slurm=_slurm(environment),
         unit=_unit(proc),
+        sources=_sources(environment, dmi),
+        left_out=environment.get("HOLDFAST_NOTICES", ""),
     )
 
 
@@ -171,6 +176,38 @@ def _slurm(environment: Mapping[str, str]) -> Slurm | None:
     said = _output("scontrol", "show", "config")
     wait = re.search(r"^KillWait\s*=\s*(\d+)", said, re.MULTILINE)
     return Slurm(job, "SLURM_STEP_ID" in environment, left_s, float(wait[1]) if wait else None)
+
+
+# One request that each of them answers at once, and that changes nothing.
+_QUESTIONS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "aws": ("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}),
+    "gcp": ("GET", "/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}),
+    "azure": ("GET", "/metadata/instance?api-version=2021-02-01", {"Metadata": "true"}),
+}
+
+
+def _sources(environment: Mapping[str, str], dmi: Path) -> tuple[Source, ...]:
+    from holdfast.notices.detect import detect
+
+    return tuple(
+        Source(place.name, place.why, _unanswered(place.name, place.where))
+        for place in detect(environment, dmi)
+        if place.found and place.name != "slurm"  # its time limit is a fact of its own
+    )
+
+
+def _unanswered(name: str, where: str) -> str:
+    """Why the metadata service says nothing; "" if it does. Takes a second at most."""
+    from holdfast.notices.metadata import Unanswered, request
+
+    if name not in _QUESTIONS:
+        return ""
+    method, path, headers = _QUESTIONS[name]
+    try:
+        answer = request(where, path, headers, method=method)
+    except Unanswered as error:
+        return str(error)
+    return "" if answer.status == 200 else f"{where}: HTTP {answer.status}"
 
 
 def _unit(proc: Path) -> Unit | None:

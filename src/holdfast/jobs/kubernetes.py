@@ -103,8 +103,8 @@ spec:
 def _job(job: Job, image: str, mount: str, claim: str, account: str) -> str:
     name = quoted(job.name)
     # Its own SIGKILL comes first, so that it ends in order.
-    grace_s = max(1, job.grace_s - _AFTER_S)
-    words = ["holdfast", "run", "--grace", f"{grace_s}s", "--", *job.command]
+    grace = f"{max(1, job.grace_s - _AFTER_S)}s"
+    words = ["holdfast", "run", "--grace", grace, "--", *job.command]
     lines = [
         "apiVersion: batch/v1",
         "kind: Job",
@@ -166,7 +166,7 @@ def _job(job: Job, image: str, mount: str, claim: str, account: str) -> str:
         "          # No shell: it would keep SIGTERM. As process 1 `holdfast run` passes it on.",
         "          command:",
         *(f"            - {argument(word)}" for word in words),
-        *_environment(job),
+        *_environment(job, grace),
     ]
     if job.gpus:
         lines += [
@@ -189,19 +189,22 @@ def _job(job: Job, image: str, mount: str, claim: str, account: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _environment(job: Job) -> list[str]:
-    """torchrun takes what no option says from these variables."""
-    if not job.torchrun:
-        return []
-    values = {"PET_NPROC_PER_NODE": str(job.gpus or 1)}
-    if job.nodes > 1:
+def _environment(job: Job, grace: str) -> list[str]:
+    values = {"HOLDFAST_GRACE": grace}
+    # torchrun takes from these variables what no option says.
+    if job.torchrun:
+        values["PET_NPROC_PER_NODE"] = str(job.gpus or 1)
+    if job.torchrun and job.nodes > 1:
         values |= {
             "PET_NNODES": str(job.nodes),
             "PET_RDZV_BACKEND": "c10d",
             "PET_RDZV_ID": job.name,
             "PET_RDZV_ENDPOINT": f"{job.name}-0.{job.name}:{PORT}",
         }
-    lines = ["          env:"]
+    lines = [
+        "          # Inside the pod nothing says how long it has: so the run knows what fits.",
+        "          env:",
+    ]
     for key, value in values.items():
         lines += [f"            - name: {quoted(key)}", f"              value: {quoted(value)}"]
     return lines

@@ -39,7 +39,7 @@ SCENARIOS = {
 
 def interruptions(options: Options) -> Outcome:
     """Goodput of each way to save, over `options.rounds` different months."""
-    days = 0.5 if options.quick else 30.0
+    days = 0.25 if options.quick else 30.0
     outcome = Outcome(
         case="interruptions",
         title="Months of interruptions",

@@ -126,6 +126,8 @@ def test_steps_that_nobody_counted_are_lost_with_their_time() -> None:
     ]
     first = found(events).attempts[0]
     assert (first.productive_s, first.replay_s, first.replayed_steps) == (100, 20, 0)
+    events[2] = end(1, 120, "killed", 100)
+    assert found(events).attempts[0].replay_s == 20, "a supervisor hears of steps with a delay"
     events[2] = end(1, 120, "error", 100)
     assert found(events).attempts[0].replay_s == 0, "it was at that step"
 

@@ -121,6 +121,22 @@ def test_a_loader_that_stalls(tmp_path: Path, uninterrupted: str) -> None:
     assert out == uninterrupted
 
 
+def test_a_tail_that_gets_stuck_behind_the_last_save(tmp_path: Path, uninterrupted: str) -> None:
+    """Nothing is lost then, but the status says that there is more to do."""
+    body = 'if (epoch, item) == (1, 3) and run.resumed is None: say("ready"); wait()'
+    tail = "if epoch == 1 and run.resumed is None: time.sleep(600)"
+    training = program(tmp_path, body=body, tail=tail)
+    os.kill(training.start().pid, signal.SIGTERM)
+    code, _, err = training.end()
+    assert code == 75, err
+    assert "saved step 8; stopping when epochs goes on" in err
+    assert "the loop did not come back in time: its last step is saved" in err
+    assert training.saved() == [(8, "preempted")]
+    code, out, err = training.again()
+    assert code == 0, err
+    assert out == uninterrupted
+
+
 def test_a_guarded_evaluation_that_is_too_long_saves_what_is_held(
     tmp_path: Path, uninterrupted: str
 ) -> None:

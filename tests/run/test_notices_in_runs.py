@@ -16,6 +16,7 @@ from holdfast.notices.notice import Notice
 from holdfast.run.costs import Costs
 from holdfast.run.deadline import Cost, Deadline, p95_s, slack_s
 from holdfast.run.time_limit import TimeLimit
+from tests.support.programs import Program
 
 SPOT = "the instance will terminate at 10:00:00Z"
 
@@ -235,3 +236,38 @@ def test_a_time_limit_that_is_over_or_unknown_stops_nothing() -> None:
     ends, _ = limit(-5.0, [])
     assert ends.boundary() is None
     assert TimeLimit(lambda: None, Costs(list)).boundary() is None
+
+
+STEPS = """
+for index in run.range(100_000):
+    values.append(index)
+    if index == 2:
+        say("ready")
+    time.sleep(0.02)
+"""
+
+
+def test_a_file_that_appears_stops_a_program(monkeypatch, tmp_path: Path) -> None:
+    notice = tmp_path / "notice"
+    monkeypatch.setenv("HOLDFAST_NOTICES", "file")
+    monkeypatch.setenv("HOLDFAST_NOTICE_FILE", str(notice))
+    program = Program(tmp_path, STEPS)
+    program.start()
+    notice.touch()
+    code, _, err = program.end()
+    assert code == 75
+    assert "notice file: the machine will be taken away" in err
+    [(step, note)] = program.saved()
+    assert note == "preempted"
+    assert f"notice file: saved step {step:,}; run the same command" in err
+
+
+def test_a_slurm_job_saves_before_its_time_is_over(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOLDFAST_NOTICES", "slurm")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", f"{time.time() + 35:.0f}")
+    program = Program(tmp_path, STEPS)
+    program.start()
+    code, _, err = program.end()
+    assert code == 75
+    assert "this job ends at " in err
+    assert [note for _, note in program.saved()] == ["preempted"]

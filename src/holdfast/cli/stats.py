@@ -189,15 +189,21 @@ def starts_text(attempts: Sequence[Attempt], newest: int, width: int | None = No
 
 def _ended(attempt: Attempt) -> str:
     """How, in a word or two."""
-    if attempt.end == "crashed":
-        return "without a word"
     if attempt.end == "killed" and attempt.signal:
         return f"killed by {_signal_name(attempt.signal)}"
     if attempt.end == "exited" and attempt.exit_code is not None:
         return f"exited with {attempt.exit_code}"
-    if attempt.end == "running":
-        return "still running"
-    return f"{attempt.end} ({attempt.text})" if attempt.text else attempt.end
+    if attempt.text and attempt.end in ("preempted", "error"):
+        return f"{attempt.end} ({attempt.text})"
+    return _ENDS.get(attempt.end, attempt.end)
+
+
+_ENDS = {
+    "crashed": "without a word",
+    "running": "still running",
+    "hang": "hung",
+    "timeout": "timed out",
+}
 
 
 def _signal_name(number: int) -> str:
@@ -230,7 +236,10 @@ def goodput_text(found: Goodput, width: int | None = None) -> str:
     lines = table(columns, rows, width).split("\n")[1:]  # without titles
     share = _percent(found.productive_s, found.wall_s) or "nothing"
     counts = [plural(len(found.attempts), "start")]
-    counts += [f"{count:,} {_KINDS.get(kind, kind)}" for kind, count in found.failures.items()]
+    counts += [
+        f"{count:,} {_KINDS.get(kind) or _ENDS.get(kind, kind)}"
+        for kind, count in found.failures.items()
+    ]
     if found.fallbacks:
         counts.append(f"{plural(found.fallbacks, 'restore')} past a damaged checkpoint")
     head = f"Goodput: {share} of {_span(found.wall_s)}. {', '.join(counts)}."
@@ -245,7 +254,7 @@ def _span(seconds: float) -> str:
     return format_seconds(seconds) if seconds < 59.5 else format_interval(seconds)
 
 
-_KINDS = {"crashed": "ended without a word", "exited": "exited with an error", "hang": "hung"}
+_KINDS = {"crashed": "ended without a word", "exited": "exited with an error"}
 
 
 def _percent(seconds: float, whole_s: float) -> str:

@@ -225,6 +225,24 @@ class MirrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     address: str
 
 
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What `results/….safetensors` says of itself: one call's result."""
+
+    format: int = FORMAT
+    function: str
+    """Module and qualified name."""
+    arguments: str
+    """Digest of the arguments."""
+    code: str
+    """Digest of the code, or of the version that stands for it."""
+    time_s: float
+    took_s: float = 0.0
+    """How long it was computed; 0 = not known."""
+    tree: Node
+    leaves: tuple[Leaf, ...]
+    """Offsets of their chunks are from the end of the object's header."""
+
+
 class Coming(msgspec.Struct, frozen=True, kw_only=True):
     """`mirrors/<epoch>-coming.json`: what a run that was lost is to have of its mirror."""
 

@@ -1,21 +1,24 @@
 """Where a run's time went: what its history comes to.
 
-Pure. Each writer of the run is an *attempt*: it starts up, goes on with the loop, and ends. Every
-second of an attempt's loop whose steps a later attempt had to do once more is lost to replay,
-in the attempt that lost it. docs/goodput.md defines the parts. Lines may be missing, in any
-order, and of hosts whose clocks differ: durations are taken within one attempt, and no time
-between two attempts is less than nothing, so the parts always come to `wall_s`.
+Pure, but for `of_run`. Each writer of the run is an *attempt*: it starts up, goes on with the
+loop, and ends. Every second of an attempt's loop whose steps a later attempt had to do once more
+is lost to replay, in the attempt that lost it. docs/goodput.md defines the parts. Lines may be
+missing, in any order, and of hosts whose clocks differ: durations are taken within one attempt,
+and no time between two attempts is less than nothing, so the parts always come to `wall_s`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
 
 from holdfast.core.interval import Failures
+from holdfast.core.process import is_alive
+from holdfast.errors import CorruptionError
 from holdfast.manager.history import (
     BeatEvent,
     EndEvent,
@@ -25,6 +28,7 @@ from holdfast.manager.history import (
     SaveEvent,
     StartEvent,
 )
+from holdfast.repo.repo import Repo
 
 PLANNED = frozenset({"finished", "interrupted", "closed"})
 """Ends that somebody wanted: what follows is a pause, and they are no failures."""
@@ -34,7 +38,7 @@ RUNNING = "running"
 UNKNOWN = "unknown"
 """It may be running, on another machine."""
 
-_OUTSIDE = ("killed", "exited")  # says less than what the process said of itself
+_OWN = PLANNED | {"preempted", "error"}  # what a process says of itself
 _LATEST_S = 1e12
 
 
@@ -166,6 +170,17 @@ def goodput(
     )
 
 
+def of_run(repo: Repo, events: Iterable[Event], now_s: float) -> Goodput | None:
+    """What the `events` of a run come to, whose writer may be alive."""
+    head = None
+    with suppress(CorruptionError):  # of the log
+        head = repo.head()
+    holder = head.entry.holder if head else None
+    alive = is_alive(holder) if holder else False
+    running = None if head is None or alive is False else head.entry.epoch
+    return goodput(events, now_s=now_s if alive else None, running=running)
+
+
 def failures(events: Iterable[Event], *, running: int | None = None) -> Failures:
     """How often the loop ended without being asked to by its program or its user, and for how
     long it went on in all. An attempt that says nothing of its end has failed, but for that of
@@ -254,10 +269,11 @@ class _Span:
         elif live and now_s is not None:
             self.why = RUNNING
             self.end_s = max(self.heard_s, now_s)
-        self.end_step = max((end.step for end in own), default=0)
-        """Which any of those who spoke of its end has counted; 0: nobody."""
-        if self.end_step > self.marks[-1][1]:
-            self.marks.append((self.end_s, self.end_step))
+        self.counted = any(end.step and end.why in _OWN for end in own)
+        """It said itself at which step it ended; another one knows that with a delay."""
+        end_step = max((end.step for end in own), default=0)
+        if end_step > self.marks[-1][1]:
+            self.marks.append((self.end_s, end_step))
         self.to_step = self.marks[-1][1]
 
     def attempt(
@@ -267,8 +283,8 @@ class _Span:
         worked_s = self.end_s - hung
         kept_step = self.to_step if kept is None else min(kept, self.to_step)
         cut_s = worked_s
-        # An end that says no step comes behind steps that nobody counted.
-        uncounted = self.end is not None and not self.end_step and kept == self.to_step
+        # Where the process did not say its last step, it ended behind some that nobody counted.
+        uncounted = self.end is not None and not self.counted and kept == self.to_step
         if kept_step < self.to_step or uncounted:
             cut_s = min(max(self._time_of(kept_step), self.start_s), worked_s)
         stalls = sum(save.stall_s for save in self.saves if save.time_s <= cut_s)
@@ -346,7 +362,7 @@ def _cause(ends: Sequence[EndEvent]) -> EndEvent | None:
         return None
 
     def order(end: EndEvent) -> tuple[int, float]:
-        rank = 0 if end.why in ("hang", "timeout") else 2 if end.why in _OUTSIDE else 1
+        rank = 0 if end.why in ("hang", "timeout") else 1 if end.why in _OWN else 2
         return rank, end.time_s
 
     return min(ends, key=order)

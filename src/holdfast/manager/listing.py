@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -26,10 +25,9 @@ from holdfast.core.address import (
     select,
 )
 from holdfast.core.address import validate_tag as check_tag
-from holdfast.core.process import is_alive
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import Decision, KeepPolicy, Mode, decide, parse_keep
-from holdfast.errors import CheckpointNotFound, CorruptionError, NoStore, RunClosed, UsageError
+from holdfast.errors import CheckpointNotFound, NoStore, RunClosed, UsageError
 from holdfast.manager.edits import more_metrics, require, split_metrics, with_tag
 from holdfast.manager.info import (
     CheckpointInfo,
@@ -170,18 +168,9 @@ class Listing:
     def goodput(self, events: Sequence[Event] | None = None) -> Goodput | None:
         """Where the run's time went, up to now if its writer is known to be alive; None where
         no start was recorded. From `events`, else from those that are there."""
-        from holdfast.manager.goodput import goodput
+        from holdfast.manager.goodput import of_run
 
-        events = self.events() if events is None else events
-        entry = None
-        with suppress(CorruptionError):  # of the list of checkpoints
-            entry = self._read()[0]
-        alive = False if entry is None or entry.holder is None else is_alive(entry.holder)
-        return goodput(
-            events,
-            now_s=self._clock() if alive else None,
-            running=None if entry is None or alive is False else entry.epoch,
-        )
+        return of_run(self._repo, self.events() if events is None else events, self._clock())
 
     def verify(
         self, ref: Ref = None, *, repair_from: str | os.PathLike[str] | None = None

@@ -106,6 +106,18 @@ def counted() -> Generator[Work, None, None]:
         _current.reset(token)
 
 
+@contextmanager
+def counting(doing: str, work: Work, *, shown: bool) -> Generator[None, None, None]:
+    """As `working`, of things that the block counts in `work` itself as if they were bytes. On
+    a terminal only, if `shown` and it is known how many there are."""
+    stream = sys.stderr
+    if not shown or stream is None or not _is_terminal(stream):
+        yield
+        return
+    with _drawing(Meter(doing, work, stream, time.perf_counter, show="{:,}".format)):
+        yield
+
+
 def done_line(done: str, nbytes: int, seconds: float) -> str:
     """
     >>> done_line("runs/gpt: saved step 41,200", 14_200_000_000, 12.0)
@@ -118,7 +130,16 @@ def done_line(done: str, nbytes: int, seconds: float) -> str:
 class Meter:
     """The bar of one `Work` on a terminal. `tick` and `close` from one thread at a time."""
 
-    def __init__(self, label: str, work: Work, stream: TextIO, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        label: str,
+        work: Work,
+        stream: TextIO,
+        clock: Callable[[], float],
+        *,
+        show: Callable[[int], str] = format_size,
+    ) -> None:
+        self._show = show
         self._label = label if len(label) <= _LABEL_WIDTH else f"...{label[3 - _LABEL_WIDTH :]}"
         self._work = work
         self._stream = stream
@@ -165,7 +186,7 @@ class Meter:
         return bar
 
     def _sizes(self, _: object) -> str:
-        return f"{format_size(self._work.done_nbytes)} of {format_size(self._work.total_nbytes)}"
+        return f"{self._show(self._work.done_nbytes)} of {self._show(self._work.total_nbytes)}"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ SEGMENTS = "segments/"
 FRAGMENTS = "fragments/"
 EVENTS = "events/"
 MIRRORS = "mirrors/"
+RESULTS = "results/"
 
 _ENTRY = re.compile(r"log/(\d{12})\.json")
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.json")
@@ -20,6 +21,7 @@ _OWNED = re.compile(r"(?:packs|segments|fragments)/((\d{6,})-[0-9a-f]{16}-\d+(?:
 _MIRROR = re.compile(r"mirrors/(\d{6,})\.json")
 _COMING = re.compile(r"mirrors/(\d{6,})-coming\.json")
 _EVENTS = re.compile(r"events/(\d{6,})\.jsonl")
+_RESULT = re.compile(r"results/[0-9a-f]{16}/([0-9a-f]{32})-([0-9a-f]{16})\.safetensors")
 _NAME = re.compile(r"\d{6,}-[0-9a-f]{16}-\d+(?:-\d+)?")
 
 
@@ -101,6 +103,22 @@ def coming_epoch(key: str) -> int | None:
     """The epoch of such a key, or None for any other key."""
     match = _COMING.fullmatch(key)
     return int(match[1]) if match else None
+
+
+def results_of(function: str) -> str:
+    """Where the results of a function are; `function` is the digest of its name."""
+    return f"{RESULTS}{function[:16]}/"
+
+
+def result_key(function: str, arguments: str, code: str) -> str:
+    """Of one result, by three digests. They are cut: the object repeats them whole."""
+    return f"{results_of(function)}{arguments[:32]}-{code[:16]}.safetensors"
+
+
+def result_names(key: str) -> tuple[str, str] | None:
+    """(arguments, code) in a result's key, both cut; None for any other key."""
+    match = _RESULT.fullmatch(key)
+    return (match[1], match[2]) if match else None
 
 
 def is_name(name: str) -> bool:

@@ -12,6 +12,7 @@ from holdfast.run.constructed import Constructed
 from holdfast.run.engine import Engine
 from holdfast.run.feeds import FeedBook
 from holdfast.run.gradients import Accumulation
+from holdfast.run.loop import Loop
 from holdfast.run.metrics import MetricBook
 from holdfast.run.tracking import Tracked
 
@@ -49,6 +50,17 @@ class Contents:
         self._gradients = gradients
         self._constructed = constructed
         self._attributes = attributes
+
+    def note_length(self, loop: Loop) -> str:
+        """An epoch of the loop begins: note how long it is. What to say of it, if that is
+        another length than before."""
+        length = loop.feed.length()
+        if length is None:
+            return ""
+        before = self.lengths.get(loop.place, length)
+        self.lengths[loop.place] = length
+        changed = before != length
+        return f"{loop.label}: {length:,} items in an epoch, {before:,} before" if changed else ""
 
     def now(self) -> Content:
         """Raises LoopError if something that should be tracked is not."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from holdfast.core.aside import Helper, NoThread
-from holdfast.errors import HoldfastError
 from holdfast.manager.history import SaveEvent
 from holdfast.run import deadline
+
+logger = logging.getLogger("holdfast")
 
 _READ_S = 1.0  # a store that does not answer must not take the time that the save needs
 
@@ -52,8 +54,9 @@ class Costs:
     def _look_back(self) -> None:
         try:
             events = list(self._read())
-        except HoldfastError:
-            return  # then only this process's saves count
+        except Exception as error:  # noqa: BLE001 - of a store, perhaps one that is being closed
+            logger.debug("what saves before this process have cost is not known: %s", error)
+            return
         self._before = [
             cost_of(event) for event in events if isinstance(event, SaveEvent) and not event.error
         ]

@@ -37,6 +37,7 @@ from holdfast.run.position import Label
 from holdfast.run.publish import Publisher, parse_publish
 from holdfast.run.readahead import Origin
 from holdfast.run.rehearsal import Recorder, address_in, part_of_this_process
+from holdfast.run.results import CallsStored, Durable
 from holdfast.run.session import Session
 from holdfast.run.settings import Settings
 from holdfast.run.triggers import Triggers, auto_interval
@@ -47,7 +48,7 @@ logger = logging.getLogger("holdfast")
 _open_runs: dict[str, weakref.ref[Run]] = {}
 
 
-class Run:
+class Run(CallsStored):
     """A resumable run at `address`, a folder or a URL.
 
         run = holdfast.Run("runs/mnist", every="10min", keep="last=3 best=2:val_loss")
@@ -222,6 +223,13 @@ class Run:
             publisher=publisher,
             recorder=None if part is None else Recorder(part, self.address),
             clock=clock,
+        )
+        self._durable = Durable(
+            manager,
+            console,
+            self._session.stopping,
+            exit_code=exit_code,
+            check=self._check_open,
         )
         self._closed = False
         self._pid = os.getpid()

@@ -344,11 +344,8 @@ class Session:
             loop.place, loop.loaders, loop.mode, loop.feed, saved, again=again
         )
         begins = saved is None or not as_saved  # one that goes on may have an odd length
-        if begins and (length := loop.feed.length()) is not None:
-            before = self.contents.lengths.get(loop.place, length)
-            if before != length:
-                self.console.say(f"{loop.label}: {length:,} items in an epoch, {before:,} before")
-            self.contents.lengths[loop.place] = length
+        if begins and (line := self.contents.note_length(loop)):
+            self.console.say(line)
         return as_saved
 
     def passed(self, loop: Loop) -> None:

@@ -185,6 +185,7 @@ class Stopping:
         if not self.saved():
             self.check_time()
             self._save("preempted")
+        self._give_up_turn()
         self._console.say(
             f"{self._address}: saved step {self._engine.position.step:,}; stopping when "
             f"{self._engine.position.top.label} goes on"
@@ -256,11 +257,23 @@ class Stopping:
         to, this returns when that one has failed, or never."""
         if self._mine:
             return
-        try:
-            self._turn.pop()
+        if self._take_turn():
             self._mine = True
-        except IndexError:
+        else:
             self._given_back.wait()
+
+    def _take_turn(self) -> bool:
+        try:
+            self._turn.pop()  # one call into C: one of two threads gets it
+        except IndexError:
+            return False
+        return True
+
+    def _give_up_turn(self) -> None:
+        """The loop's thread is going to be away again."""
+        if self._mine:
+            self._mine = False
+            self._turn.append(None)
 
     def _watch(self) -> None:
         """In a thread of its own, from the request on."""
@@ -268,13 +281,10 @@ class Stopping:
         while (left_s := self._latest_s() + _AFTER_S - self._clock()) > 0:
             if over.wait(min(left_s, _LOOK_S)):
                 return
-        while self._saves.busy:  # in the loop's thread: never leave under it
+        # Never in the loop's thread's place while that one is at it.
+        while self._saves.busy or not self._take_turn():
             if over.wait(_BUSY_S):
                 return
-        try:
-            self._turn.pop()
-        except IndexError:
-            return  # the loop's thread is at it
         try:
             self._instead()
         finally:

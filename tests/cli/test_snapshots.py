@@ -135,6 +135,7 @@ CASES = {
     "rehearse-incomplete": "rehearse --seed 1 -- python nothing.py",
     "rehearse-no-report": "rehearse --report nowhere/report.json -- python train.py",
     "run": "run -- python train.py",
+    "init-slurm": "init slurm --name mnist -- python train.py",
     "run-bad-rule": "run --on-exit-code 75=again -- python train.py",
     "run-bad-time": "run --hang-timeout 5m -- python train.py",
     "usage-no-argument": "show",

@@ -434,3 +434,16 @@ def test_a_launcher_that_hides_a_preemption() -> None:
     play.give(Signalled(1.0, signal.SIGUSR1))
     play.life = Life(3, False, "run", "ended", 7, left=75)
     assert play.end(1) == [Requeue(), Exit(75)]
+
+
+def test_a_launcher_that_dies_of_the_warning_is_not_asked() -> None:
+    """Slurm sends SIGUSR1 to every process of a step, also to a `torchrun`."""
+    play = Play(requeue=True)
+    play.start()
+    play.give(Signalled(play.now_s, signal.SIGUSR1))
+    play.life = Life(3, False, "run", "ended", 7, left=75)
+    assert play.end(128 + signal.SIGUSR1) == [Requeue(), Exit(75)]
+    play = Play(requeue=True)
+    play.start()
+    play.life = Life(3, False, "run", "ended", 7, left=75)
+    assert play.end(128 + signal.SIGSEGV) == [], "nobody had warned it"

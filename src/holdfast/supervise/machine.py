@@ -374,8 +374,9 @@ def _signalled(settings: Settings, state: State, event: Signalled) -> tuple[Stat
 
 def _exited(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:
     state = replace(state, life=event.life or state.life)
-    if 0 < event.status < 128 and state.life.left:
-        # What the training ended with: a launcher, such as `torchrun`, makes 1 of it.
+    if state.life.left and (0 < event.status < 128 or event.status == 128 + state.warned):
+        # What the training ended with. A launcher, such as `torchrun`, makes 1 of it, or dies
+        # of SIGUSR1 itself: Slurm sends that to every process of a step.
         event = replace(event, status=state.life.left)
     after, actions = _decided(settings, state, event)
     return after, [*_recorded(state, event.status), *actions]

@@ -79,6 +79,8 @@ class Life:
     """The processes that came to their loop, each of which is its run's writer."""
     left: int = 0
     """The status with which a process ended because it was asked to stop."""
+    notice: str = ""
+    """Whose notice had asked for that: the machine goes away, or the time of the job is over."""
 
 
 # -- what happens ------------------------------------------------------------------
@@ -413,6 +415,9 @@ def _decided(settings: Settings, state: State, event: Exited) -> tuple[State, li
     if state.warned and status in (PREEMPTED, 128 + state.warned):
         name = signal.Signals(state.warned).name
         return _end(state, status, f"{ended}; {name} had asked for it")
+    if state.life.notice and status == state.life.left and not settings.rules.names(status):
+        # Another attempt would hear the same and stop at its first boundary.
+        return _end(state, status, f"{ended}; the notice of {state.life.notice} had asked for it")
     if not state.why and settings.rules.verdict(status) == "stop":
         return _end(state, status, ended)
     stuck = 0 if _progressed(state, now_s) else state.stuck + 1

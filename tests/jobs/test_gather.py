@@ -104,6 +104,8 @@ def test_kubernetes_and_a_machine_without_proc(tmp_path: Path) -> None:
     variables = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     facts = gather.gather(variables, proc=tmp_path, dmi=tmp_path)
     assert facts == Facts((), container="Kubernetes", kubernetes=True)
+    for text, grace_s in (("45s", 45.0), ("80", 80.0), ("x", None), (" ", None)):
+        assert gather.gather({"HOLDFAST_GRACE": text}, dmi=tmp_path).grace_s == grace_s
 
 
 def test_systemds_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

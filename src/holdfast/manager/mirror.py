@@ -47,6 +47,7 @@ from holdfast.repo.mirrors import remember
 from holdfast.repo.pace import Pace
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
+from holdfast.repo.results_copy import ResultCopies
 from holdfast.stores.addresses import real_address
 from holdfast.stores.base import Store
 from holdfast.stores.open import open_store
@@ -93,6 +94,7 @@ class Mirror:
         self._pace = pace or Pace(options.bytes_per_s)
         self._target: Repo | None = None
         self._copies: Replicator | None = None
+        self._results: ResultCopies | None = None
         self._lock = threading.RLock()  # entering a Condition takes several steps
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
@@ -363,6 +365,10 @@ class Mirror:
             self._tidied = True
             copies.writer.collect()
         self._mend(copies)
+        if self._results is None:
+            stores = self._local.store, copies.target.store
+            self._results = ResultCopies(*stores, pace=self._pace, on_bytes=self._count)
+        self._results.bring()
 
     def _mend(self, copies: Replicator) -> None:
         """Replace what was found to be damaged in the run."""

@@ -118,11 +118,14 @@ class Mirrored(Listing):
             self._check_usable()
             if self._looked or self._mirror is None:
                 return
-            from holdfast.manager.recovery import bring_back, go_on, lists_nothing
+            from holdfast.manager import recovery
 
             start = time.perf_counter()
-            bring = bring_back if lists_nothing(self._repo) else go_on
+            nothing = recovery.lists_nothing(self._repo)
+            bring = recovery.bring_back if nothing else recovery.go_on
             self._brought = bring(self._repo, self.mirror, self.policy, take_over=self._take_over)
+            if nothing:
+                recovery.bring_results(self._repo, self.mirror)
             if self._brought:
                 logger.info(
                     "%s: %d checkpoint(s) brought back from %s in %.1f s",
@@ -161,6 +164,10 @@ class Mirrored(Listing):
         """The list has changed; `id` is a new checkpoint."""
         if self._mirror is not None:
             self._mirror.changed(id)
+
+    def results_changed(self) -> None:
+        """Results of calls were stored, which the mirror is to have, too."""
+        self._to_mirror()
 
     def _spared(self) -> str:
         return "" if self._mirror is None else self._mirror.spared()

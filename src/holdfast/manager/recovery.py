@@ -31,8 +31,10 @@ from holdfast.manager.progress import counter, current_work
 from holdfast.repo.copies import Source, look_at
 from holdfast.repo.head import Draft, Head
 from holdfast.repo.mirrors import expect, expect_no_more, expected
+from holdfast.repo.pace import Pace
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
+from holdfast.repo.results_copy import ResultCopies
 from holdfast.repo.writer import Writer
 from holdfast.stores.open import open_store
 
@@ -87,6 +89,25 @@ def bring_back(
             return frozenset()
         with copies:
             return _bring(copies, Source(head, records), keep)
+
+
+def bring_results(local: Repo, mirror: str) -> None:
+    """Have the results of calls that the mirror has, if it is the same run's. Without them they
+    are computed again: an error is told, and no more."""
+    try:
+        with closing(Repo(open_store(mirror), clock=local.clock)) as other:
+            if other.info().run == local.info().run:
+                ResultCopies(other.store, local.store, pace=Pace()).bring()
+    except NoStore:
+        pass
+    except (HoldfastError, OSError) as error:
+        why = error.message if isinstance(error, HoldfastError) else str(error)
+        logger.warning(
+            "%s: results of calls are not brought back from %s: %s",
+            printable(local.address),
+            printable(mirror),
+            why,
+        )
 
 
 def _copies(mirror: Repo, local: Repo, take_over: bool) -> Replicator:

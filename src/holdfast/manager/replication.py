@@ -17,6 +17,7 @@ from holdfast.repo.pace import Pace
 from holdfast.repo.pack_copy import THREADS
 from holdfast.repo.replicate import Replicator
 from holdfast.repo.repo import Repo
+from holdfast.repo.results_copy import ResultCopies
 from holdfast.stores.open import open_store
 
 
@@ -34,7 +35,12 @@ def replicate(
     Where there is nothing to do, the target is not written at all.
     """
     with closing(Repo(open_store(to), clock=source.clock)) as target:
-        return _replicate(source, target, address, wish, Pace(bandwidth), take_over)
+        pace = Pace(bandwidth)
+        results = _replicate(source, target, address, wish, pace, take_over)
+        if wish.ids is None and not wish.dry_run:
+            # Of calls. They belong to no checkpoint: whoever holds the target does not matter.
+            ResultCopies(source.store, target.store, pace=pace).bring(verify=wish.verify)
+        return results
 
 
 def _replicate(

@@ -258,6 +258,11 @@ def stored(store: Store, key: str, call: Call | None = None) -> Stored:
         if store.size(key) <= WHOLE_BYTES:
             raise
         return _of_large(store, key, call)
+    return in_memory(key, data, call)
+
+
+def in_memory(key: str, data: bytes, call: Call | None = None) -> Stored:
+    """As `stored`, of an object whose bytes were read."""
 
     def read(offset: int, into: memoryview) -> None:
         part = memoryview(data)[offset : offset + into.nbytes]

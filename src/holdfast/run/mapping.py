@@ -92,6 +92,7 @@ class ResumableMap:
         address: str,
         exit_code: int,
         check: Callable[[], None],
+        on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`here` is called in place of the function where there is no executor; `check` raises
@@ -108,6 +109,7 @@ class ResumableMap:
         self._address = address
         self._exit_code = exit_code
         self._check = check
+        self._on_end = on_end
         self._function = name_of(rule.function)
         self._label = f"{address}: {short_name(self._function)}"
         self._window: deque[_Slot] = deque()
@@ -138,6 +140,7 @@ class ResumableMap:
             # What was handed in is stored. What still runs is stored when it ends, by the
             # thread that says so.
             threads.shutdown()
+            self._on_end()
 
     def _each(self, threads: ThreadPoolExecutor) -> Iterator[Any]:
         items = enumerate(self._items)

@@ -104,6 +104,7 @@ class Durable:
             address=self._manager.address,
             exit_code=self._exit_code,
             check=self._check,
+            on_end=self._manager.results_changed,
         )
         return iter(mapped)
 
@@ -112,7 +113,9 @@ class Durable:
             self._check()
             if self._results is None:
                 if self._manager.mirror:
-                    self._manager.latest()  # what the mirror has is brought back first
+                    # What the mirror has is brought back first; and it is the run's writer that
+                    # copies to it.
+                    self._manager.acquire()
                 self._results = Results.of(self._manager, self._console.loud)
             return self._results
 
@@ -127,7 +130,9 @@ class Durable:
             self._say(call, "changed", changed_line(self._manager.address, call))
         start = time.perf_counter()
         value = _without_traces(rule.function, *args, **kwargs)
-        return results.keep(call, value, time.perf_counter() - start)
+        value = results.keep(call, value, time.perf_counter() - start)
+        self._manager.results_changed()
+        return value
 
     def _changed(self, results: Results, call: Call) -> bool:
         """Whether other code has stored a result of the same call."""

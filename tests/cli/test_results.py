@@ -50,3 +50,12 @@ def test_verify_reads_them(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found["results"]["count"] == 2
     assert len(found["results"]["problems"]) == 1
     assert main(["verify", f"{run}@latest"]) == 0, "of one checkpoint it says nothing of them"
+
+
+def test_a_run_that_has_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = holdfast.Run(tmp_path / "run", quiet=True)
+    run.once(np.ones, version=1)(3)
+    run.close()
+    assert main(["verify", str(tmp_path / "run")]) == 0
+    assert said(capsys) == "1 result of calls verified, all intact.\n"
+    assert main(["ls", str(tmp_path / "run")]) == 10

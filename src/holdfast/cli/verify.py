@@ -73,7 +73,7 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
         except NoStore:
             raise no_checkpoint(wanted.address) from None
     findings = lists.damage
-    if not results and not findings:
+    if not results and not findings and not calls:
         raise no_checkpoint(wanted.address)
     mirror = lists.mirror if source is None else ""
     error = _damage(wanted.address, results, findings, mirror, len(bad))
@@ -94,7 +94,8 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
         value["results"] = {"count": calls, "problems": [one.message for one in bad]}
         print_json({"ok": error is None, **error_json(error), **value})
         return 4 if error else 0
-    print(results_text(results))
+    if results:
+        print(results_text(results))
     for finding in findings:
         print(shown(f"{finding.check} DAMAGED: {finding.what}"))
         if source is not None:
@@ -106,8 +107,9 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
         print(shown(f"result DAMAGED: {one.message}"))
     if error:
         raise error
-    also = f" and {plural(calls, 'result')} of calls" if calls else ""
-    print(f"{plural(len(results), 'checkpoint')}{also} verified, all intact.")
+    what = [plural(len(results), "checkpoint")] if results else []
+    what += [f"{plural(calls, 'result')} of calls"] if calls else []
+    print(f"{' and '.join(what)} verified, all intact.")
     return 0
 
 

@@ -27,6 +27,7 @@ PUBLIC = [
     "HoldfastError",
     "Pending",
     "Preempted",
+    "Preemption",
     "Run",
     "Variables",
     "__version__",
@@ -79,7 +80,7 @@ def test_unknown_names_are_attribute_errors() -> None:
         holdfast.Runn  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["Run", "CheckpointManager", "Pending"])
+@pytest.mark.parametrize("name", ["Run", "CheckpointManager", "Pending", "Preemption"])
 def test_public_methods_are_documented(name: str) -> None:
     members = vars(getattr(holdfast, name)).items()
     methods = {

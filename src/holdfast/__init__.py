@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from holdfast.manager import CheckpointManager as CheckpointManager
     from holdfast.manager import Pending as Pending
     from holdfast.manager import open as open
+    from holdfast.notices.preemption import Preemption as Preemption
     from holdfast.run.run import Run as Run
     from holdfast.run.variables import Variables as Variables
 
@@ -44,6 +45,7 @@ __all__ = [
     "HoldfastError",
     "Pending",
     "Preempted",
+    "Preemption",
     "Run",
     "Variables",
     "__version__",
@@ -59,6 +61,7 @@ _HOMES = {
     "Directory": "holdfast.core.files",
     "File": "holdfast.core.files",
     "Pending": "holdfast.manager",
+    "Preemption": "holdfast.notices.preemption",
     "Run": "holdfast.run.run",
     "Variables": "holdfast.run.variables",
     "open": "holdfast.manager",

@@ -118,6 +118,16 @@ def test_a_machine_that_is_no_spot_instance_is_not_asked_again(
     assert len(machine.asked) == 2
 
 
+def test_who_is_asked_too_often_is_asked_again(machine: Machine) -> None:
+    ask = Spot(machine.url)
+    for status in (429, 401, 503):
+        machine.status = status
+        with pytest.raises(Unanswered, match=str(status)):
+            ask()
+    machine.status, machine.taken = 200, True
+    assert ask() == [TAKEN]
+
+
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://127.0.0.1:x", "nonsense"])
 def test_where_nobody_is(endpoint: str) -> None:
     with pytest.raises(Unanswered):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from holdfast.notices.signals import StopSignals
+from holdfast.notices.signals import _SIGNALS, StopSignals
 
 
 class Handlers:
@@ -23,9 +25,10 @@ class Handlers:
 
 @pytest.fixture
 def handlers() -> Iterator[Handlers]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     # Whatever the tests were started with: in the background, SIGINT is ignored.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     made = Handlers()
     yield made
@@ -40,6 +43,33 @@ def test_a_signal_is_a_flag(handlers: Handlers) -> None:
     assert handlers.stop.requested
     assert handlers.stop.name == "SIGTERM"
     assert handlers.noticed == ["SIGTERM"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_so_are_those_of_schedulers(handlers: Handlers, number: signal.Signals) -> None:
+    handlers.stop.install()
+    signal.raise_signal(number)
+    assert handlers.noticed == [number.name]
+    handlers.stop.restore()
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_handler_that_is_not_of_python_stays(handlers: Handlers, tmp_path: Path) -> None:
+    with (tmp_path / "stacks").open("w+") as stacks:
+        faulthandler.register(signal.SIGUSR1, file=stacks)
+        try:
+            handlers.stop.install()
+            signal.raise_signal(signal.SIGUSR1)
+            assert not handlers.stop.requested
+            handlers.stop.restore()
+            signal.raise_signal(signal.SIGUSR1)
+            stacks.seek(0)
+            assert stacks.read().count("most recent call first") == 2
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+    handlers.stop.install()
+    signal.raise_signal(signal.SIGUSR2)
+    assert handlers.noticed == ["SIGUSR2"]
 
 
 def test_a_second_interrupt_stops_at_once(handlers: Handlers) -> None:

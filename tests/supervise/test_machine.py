@@ -434,3 +434,34 @@ def test_a_launcher_that_hides_a_preemption() -> None:
     play.give(Signalled(1.0, signal.SIGUSR1))
     play.life = Life(3, False, "run", "ended", 7, left=75)
     assert play.end(1) == [Requeue(), Exit(75)]
+
+
+def test_a_launcher_that_dies_of_the_warning_is_not_asked() -> None:
+    """Slurm sends SIGUSR1 to every process of a step, also to a `torchrun`."""
+    play = Play(requeue=True)
+    play.start()
+    play.give(Signalled(play.now_s, signal.SIGUSR1))
+    play.life = Life(3, False, "run", "ended", 7, left=75)
+    assert play.end(128 + signal.SIGUSR1) == [Requeue(), Exit(75)]
+    play = Play(requeue=True)
+    play.start()
+    play.life = Life(3, False, "run", "ended", 7, left=75)
+    assert play.end(128 + signal.SIGSEGV) == [], "nobody had warned it"
+
+
+def test_what_a_notice_has_ended_is_not_started_again() -> None:
+    """Another attempt on the same machine would hear the same."""
+    left = Life(3, False, "run", "ended", 7, left=75, notice="AWS spot")
+    play = Play()
+    play.start()
+    play.life = left
+    assert play.end(75) == [Exit(75)]
+    assert "the notice of AWS spot had asked for it" in play.lines[-1]
+    play = Play(rules=Rules.parse(["75=restart"]))
+    play.start()
+    play.life = left
+    assert play.end(75) == []
+    play = Play()
+    play.start()
+    play.life = replace(left, notice="")
+    assert play.end(75) == [], "somebody sent the training itself a signal"

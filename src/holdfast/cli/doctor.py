@@ -23,7 +23,7 @@ from holdfast.cli.render import (
 )
 from holdfast.core.address import printable
 from holdfast.core.retention import parse_keep
-from holdfast.errors import CorruptionError, UnsafePlace
+from holdfast.errors import CorruptionError, NoStore, UnsafePlace
 
 if TYPE_CHECKING:
     from holdfast.manager.doctor import Finding, Health
@@ -65,20 +65,23 @@ def doctor(
         raise click.UsageError("--full, --repair, --take-over and --keep need a RUN")
     parse_keep(keep)
     facts = gather.gather()
-    health, repaired = None, False
+    health, repaired, missing = None, False, None
     if address:
         address = whole_run(address)
-        with opened(address) as run:
-            health = run.examine(full=full)
-            repaired = repair and health.repairable
-            if repaired:
-                run.repair(take_over=take_over)
+        try:
+            with opened(address) as run:
                 health = run.examine(full=full)
-            if not health.damage:
-                saves, space = gather.of_run(run, keep)
-                facts = replace(facts, saves=saves, space=space)
+                repaired = repair and health.repairable
+                if repaired:
+                    run.repair(take_over=take_over)
+                    health = run.examine(full=full)
+                if not health.damage:
+                    saves, space = gather.of_run(run, keep)
+                    facts = replace(facts, saves=saves, space=space)
+        except NoStore as error:  # as in the job that is to begin it: the place is of interest
+            missing = error
     place = findings(facts)
-    error = (_damage(address, health) if health else None) or _loss(place)
+    error = missing or (_damage(address, health) if health else None) or _loss(place)
     if as_json:
         found = (*(health.findings if health else ()), *place)
         print_json(
@@ -94,6 +97,8 @@ def doctor(
     if health:
         print(health_text(health.findings), end="\n\n")
     print(health_text(place))
+    if missing:
+        raise missing
     if repaired:
         print("The list of checkpoints was rebuilt.")
     elif repair:

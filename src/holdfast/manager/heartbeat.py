@@ -32,7 +32,8 @@ RECORD_BYTES = 4096
 EVERY_S = 0.2
 """Loops may have a hundred thousand items a second; a write takes microseconds."""
 FOLLOW_S = 0.5
-_ADDRESS_BYTES = 3500  # the record has a fixed size
+_ADDRESS_BYTES = 3400  # the record has a fixed size
+_NOTICE_CHARACTERS = 40
 
 # A real-time signal: no program is stopped, stepped or preempted by one, and 34 to 36 are what
 # threading libraries and systemd take first. It is sent only to processes that catch it.
@@ -59,6 +60,8 @@ class Beat(msgspec.Struct):
     checkpoint_step: int | None = None
     left: int = 0
     """The status with which it ends because it was asked to stop."""
+    notice: str = ""
+    """Whose notice asked for it, such as "AWS spot"; "" for a signal."""
 
 
 class _Heart:
@@ -101,7 +104,7 @@ class _Heart:
         self._latest = address
         self._open.add(address)
         changed = before != (address, phase)
-        self.tell(now=changed, address=_whole(address), phase=phase, step=step, left=0)
+        self.tell(now=changed, address=_whole(address), phase=phase, step=step, left=0, notice="")
 
     def checkpoint(self, address: str, step: int, id: str) -> None:
         self._latest = address
@@ -116,9 +119,9 @@ class _Heart:
         if not self._open:
             self.tell(now=True, phase="ended")
 
-    def leaving(self, status: int) -> None:
+    def leaving(self, status: int, notice: str) -> None:
         self._latest = ""  # if it goes on after all, its next beat is a change
-        self.tell(now=True, left=status)
+        self.tell(now=True, left=status, notice=notice[:_NOTICE_CHARACTERS])
 
     def alive(self) -> None:
         self.tell(now=False)
@@ -150,11 +153,11 @@ def ended(address: str) -> None:
         _heart.ended(address)
 
 
-def leaving(status: int) -> None:
-    """This process ends with `status`, since it was asked to stop. What started it may end
-    with another, as `torchrun` does."""
+def leaving(status: int, notice: str = "") -> None:
+    """This process ends with `status`, since it was asked to stop: by the notice of `notice`, or
+    by a signal. What started it may end with another, as `torchrun` does."""
     if _heart is not None:
-        _heart.leaving(status)
+        _heart.leaving(status, notice)
 
 
 @contextlib.contextmanager

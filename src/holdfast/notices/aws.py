@@ -42,6 +42,8 @@ class Spot:
 
     def _check_spot(self) -> None:
         answer = self._get("instance-life-cycle")
+        if answer.status not in (200, 403, 404):  # 429: others ask too often
+            raise Unanswered(f"{self._endpoint}: HTTP {answer.status} for the life cycle")
         if answer.status != 200 or answer.text.strip() != "spot":
             raise Over("this is no spot instance")
         self._is_spot = True

@@ -1,7 +1,8 @@
-"""SIGTERM and SIGINT become a flag that the loop reads at its next boundary.
+"""SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 become a flag that the loop reads at its next boundary.
 
 A handler runs between any two instructions of the training step, so it saves nothing
-and only remembers the signal. A second SIGINT stops at once.
+and only remembers the signal. A second SIGINT stops at once. SIGUSR1 and SIGUSR2 are what
+Slurm's `--signal=` and other schedulers send before they kill.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *_SCHEDULERS)
 
 # A loader notices that its worker died of a signal before this process has run its own
 # handler for the same signal: they are sent to a process group one after the other.
@@ -35,7 +37,7 @@ class StopSignals:
         *,
         inside: Callable[[FrameType | None], bool],
         notice: Callable[[str], None],
-        again: Callable[[str], None] = lambda name: None,
+        again: Callable[[str], object] = lambda name: None,
     ) -> None:
         self.inside = inside
         self._notice = notice
@@ -104,11 +106,14 @@ class _Dispatcher:
         if listener not in self.listeners:
             self.listeners.append(listener)
         self._pid = os.getpid()
+        caught = _caught()
         for number in _SIGNALS:
             previous = signal.getsignal(number)
             # Ignored before we came: a shell put the job into the background (nohup).
             # None: a handler that was not installed from Python and cannot be put back.
             if previous == self._handle or previous is signal.SIG_IGN or previous is None:
+                continue
+            if previous is signal.SIG_DFL and number in _SCHEDULERS and number in caught:
                 continue
             self._previous[number] = previous
             signal.signal(number, self._handle)
@@ -139,6 +144,18 @@ class _Dispatcher:
 
 
 _dispatcher = _Dispatcher()
+
+
+def _caught() -> frozenset[int]:
+    """The signals that have a handler of any language. Those of C show as SIG_DFL in Python:
+    `faulthandler.register(SIGUSR1)`, with which people ask a process where it is."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            [mask] = [line.split()[1] for line in file if line.startswith(b"SigCgt:")]
+    except (OSError, ValueError):
+        return frozenset()
+    bits = int(mask, 16)
+    return frozenset(number for number in _SIGNALS if bits >> (number - 1) & 1)
 
 
 def give_back() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
 
 from holdfast.core.retention import KeepPolicy, parse_keep
 from holdfast.core.schedule import Schedule, parse_every
-from holdfast.core.units import parse_duration
 from holdfast.errors import BadPolicy, UsageError
 
 
@@ -69,29 +66,6 @@ def exit_status(code: int) -> int:
             hint="Give a number from 1 to 255; 75 says: run me again.",
         )
     return code
-
-
-def grace_s(grace: float | str | None) -> float | None:
-    """`grace=` in seconds; else what the variable HOLDFAST_GRACE says, as "45s" or "45".
-
-    >>> grace_s("2min"), grace_s(45)
-    (120.0, 45.0)
-    """
-    said = "grace"
-    if grace is None:
-        grace, said = os.environ.get("HOLDFAST_GRACE", "").strip() or None, "HOLDFAST_GRACE"
-    if grace is None:
-        return None
-    try:
-        seconds = float(grace)
-    except ValueError:
-        try:
-            seconds = parse_duration(str(grace))
-        except ValueError as error:
-            raise UsageError(f"{said}: {error}", hint='Write grace="45s".') from None
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise UsageError(f"{said}={grace!r} is not above 0", hint='Write grace="45s".')
-    return seconds
 
 
 def hold_schedule(hold: bool | int | str | None) -> Schedule | None:

@@ -18,11 +18,11 @@ from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import HoldfastError, RunClosed, UsageError, briefly
 from holdfast.manager import CheckpointInfo, CheckpointManager
+from holdfast.notices.grace import grace_s
 from holdfast.run.arguments import (
     check_rename,
     exit_status,
     final_policy,
-    grace_s,
     hold_schedule,
     whole,
 )

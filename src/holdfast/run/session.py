@@ -286,8 +286,8 @@ class Session:
         if not self.stopping.await_requests() and not self._warned_thread:
             self._warned_thread = True
             self.console.loud(
-                f"{self._address}: the loop is not on the main thread: SIGTERM and SIGINT "
-                "will not be waited for"
+                f"{self._address}: the loop is not on the main thread: signals will not be "
+                "waited for"
             )
 
     def took(self, loop: Loop, item: Any) -> None:

@@ -224,8 +224,11 @@ class Stopping:
         self._tell_history()
         if in_notebook():
             raise Preempted(line)
-        heartbeat.leaving(self._exit_code)
+        self._tell_supervisor()
         raise SystemExit(self._exit_code)
+
+    def _tell_supervisor(self) -> None:
+        heartbeat.leaving(self._exit_code, self._heard.source if self._heard else "")
 
     def _tell_history(self) -> None:
         ago_s = self._clock() - self._asked_s
@@ -311,7 +314,7 @@ class Stopping:
         self._await_others()
         self._tell_history()
         self._events.ended(self._engine.position.step, finished=False)
-        heartbeat.leaving(self._exit_code)
+        self._tell_supervisor()
         leave(self._exit_code)
 
     def _await_others(self) -> None:

@@ -50,6 +50,7 @@ class Beats:
                 if beat.phase not in ("starting", "restoring")
             ),
             left=max(beat.left for beat in beats),
+            notice=max(beat.notice for beat in beats),
         )
 
     def pids(self) -> list[int]:

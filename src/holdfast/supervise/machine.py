@@ -79,6 +79,8 @@ class Life:
     """The processes that came to their loop, each of which is its run's writer."""
     left: int = 0
     """The status with which a process ended because it was asked to stop."""
+    notice: str = ""
+    """Whose notice had asked for that: the machine goes away, or the time of the job is over."""
 
 
 # -- what happens ------------------------------------------------------------------
@@ -374,8 +376,9 @@ def _signalled(settings: Settings, state: State, event: Signalled) -> tuple[Stat
 
 def _exited(settings: Settings, state: State, event: Exited) -> tuple[State, list[Action]]:
     state = replace(state, life=event.life or state.life)
-    if 0 < event.status < 128 and state.life.left:
-        # What the training ended with: a launcher, such as `torchrun`, makes 1 of it.
+    if state.life.left and (0 < event.status < 128 or event.status == 128 + state.warned):
+        # What the training ended with. A launcher, such as `torchrun`, makes 1 of it, or dies
+        # of SIGUSR1 itself: Slurm sends that to every process of a step.
         event = replace(event, status=state.life.left)
     after, actions = _decided(settings, state, event)
     return after, [*_recorded(state, event.status), *actions]
@@ -412,6 +415,9 @@ def _decided(settings: Settings, state: State, event: Exited) -> tuple[State, li
     if state.warned and status in (PREEMPTED, 128 + state.warned):
         name = signal.Signals(state.warned).name
         return _end(state, status, f"{ended}; {name} had asked for it")
+    if state.life.notice and status == state.life.left and not settings.rules.names(status):
+        # Another attempt would hear the same and stop at its first boundary.
+        return _end(state, status, f"{ended}; the notice of {state.life.notice} had asked for it")
     if not state.why and settings.rules.verdict(status) == "stop":
         return _end(state, status, ended)
     stuck = 0 if _progressed(state, now_s) else state.stuck + 1

@@ -47,6 +47,10 @@ class Rules:
             found.extend((_codes(word, text), verdict) for word in match["codes"].split(","))
         return cls(tuple(reversed(found)))
 
+    def names(self, status: int) -> bool:
+        """Whether a rule was given for it."""
+        return any(status in codes for codes, _ in self.rules)
+
     def verdict(self, status: int) -> Verdict:
         """By default 0 is the end of the work; 2 (a wrong argument, to Python and most
         programs), 126 and 127 (it could not be started) come again however often it is

@@ -459,3 +459,11 @@ def test_a_run_without_a_loop_is_a_run(tmp_path: Path) -> None:
     assert manager.stored_results().count == 1
     manager.close()
     assert LocalStore(tmp_path / "run").remove_debris(thorough=True) == 0
+
+
+def test_each_result_is_a_sign_of_life(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[None] = []
+    monkeypatch.setattr("holdfast.manager.heartbeat.alive", lambda: beats.append(None))
+    for _ in range(2):
+        list(opened(store).map(abs, range(4), version=1))
+    assert len(beats) == 8

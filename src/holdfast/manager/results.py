@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from holdfast.core.address import printable
 from holdfast.errors import CorruptionError, ObjectNotFound, StoredWrong
+from holdfast.manager import heartbeat
 from holdfast.repo import keys, results
 from holdfast.repo.repo import Repo
 
@@ -113,6 +114,7 @@ class Results:
         except CorruptionError:
             found = results.stored(store, key, call)
             value = found.value()
+        heartbeat.alive()
         return Found(value, found.result.time_s, found.result.took_s)
 
     def _begin(self) -> None:

@@ -200,8 +200,12 @@ def test_what_scripts_do_with_signals() -> None:
     ("p95_s", "state", "do"),
     [
         (None, "note", "holdfast doctor RUN says what the saves of a run need."),
-        (2.0, "note", "terminationGracePeriodSeconds: 30 or more"),
-        (41.0, "warning", "terminationGracePeriodSeconds: 100 or more"),
+        (2.0, "note", "terminationGracePeriodSeconds and HOLDFAST_GRACE: 30 or more"),
+        (
+            41.0,
+            "warning",
+            "terminationGracePeriodSeconds and HOLDFAST_GRACE: 100 or more",
+        ),
     ],
 )
 def test_kubernetes(p95_s: float | None, state: str, do: str) -> None:
@@ -223,6 +227,12 @@ def test_kubernetes(p95_s: float | None, state: str, do: str) -> None:
 def test_slurm(slurm: Slurm, p95_s: float | None, state: str, do: str) -> None:
     found = one("grace", Facts((ME, SLURMSTEPD), slurm=slurm, saves=Saves(p95_s)))
     assert (found.state, found.do) == (state, do)
+
+
+def test_the_grace_that_the_run_was_told() -> None:
+    for p95_s, state in ((None, "ok"), (10.0, "ok"), (50.0, "warning"), (90.0, "problem")):
+        facts = Facts((ME,), grace_s=80.0, saves=Saves(p95_s), **POD)
+        assert one("grace", facts).state == state
 
 
 def test_systemd() -> None:

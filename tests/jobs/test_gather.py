@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 import holdfast
 from holdfast.jobs import gather
 from holdfast.jobs.facts import Facts
+from holdfast.jobs.findings import findings
 from holdfast.manager.listing import Listing
 
 PROGRAM = """
@@ -104,6 +107,8 @@ def test_kubernetes_and_a_machine_without_proc(tmp_path: Path) -> None:
     variables = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     facts = gather.gather(variables, proc=tmp_path, dmi=tmp_path)
     assert facts == Facts((), container="Kubernetes", kubernetes=True)
+    for text, grace_s in (("45s", 45.0), ("80", 80.0), ("x", None), (" ", None)):
+        assert gather.gather({"HOLDFAST_GRACE": text}, dmi=tmp_path).grace_s == grace_s
 
 
 def test_systemds_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +155,17 @@ def test_metadata_services_are_asked_once(tmp_path: Path) -> None:
     ]
     [gone] = gather.gather({"GCE_METADATA_HOST": where}, dmi=tmp_path).sources
     assert "refused" in gone.error
+
+
+def test_a_token_that_does_not_come_through_to_a_container(tmp_path: Path) -> None:
+    """Connected, and then nothing: so it looks where the answer may take one hop only."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        facts = gather.gather({"AWS_EC2_METADATA_SERVICE_ENDPOINT": where}, dmi=tmp_path)
+    container = replace(facts, container="/.dockerenv")
+    [found] = [one for one in findings(container) if one.check == "notices"]
+    assert found.state == "warning"
+    assert "--http-put-response-hop-limit 2" in found.do
 
 
 def test_every_signal_has_its_bit() -> None:

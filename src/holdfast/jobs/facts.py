@@ -99,6 +99,8 @@ class Facts:
     sources: tuple[Source, ...] = ()
     left_out: str = ""
     """HOLDFAST_NOTICES, by which sources may be left out."""
+    grace_s: float | None = None
+    """What HOLDFAST_GRACE tells the run; None if nothing."""
     saves: Saves | None = None
     """None: no run was named."""
     space: Space | None = None

@@ -168,7 +168,7 @@ def _title(process: Process) -> str:
 def _grace(facts: Facts) -> list[Finding]:
     found: list[Finding] = []
     if facts.kubernetes:
-        found.append(_kubernetes(facts.saves))
+        found.append(_kubernetes(facts))
     if facts.slurm is not None:
         found.append(_slurm(facts))
     if facts.unit is not None:
@@ -198,7 +198,11 @@ def _saves_text(saves: Saves | None) -> str:
     return "" if p95_s is None else f"; a save takes {format_seconds(p95_s)} (p95)"
 
 
-def _kubernetes(saves: Saves | None) -> Finding:
+def _kubernetes(facts: Facts) -> Finding:
+    saves = facts.saves
+    if facts.grace_s is not None:
+        do = "terminationGracePeriodSeconds and HOLDFAST_GRACE: {needed} or more"
+        return _compare("Kubernetes, by HOLDFAST_GRACE", facts.grace_s, saves, do)
     hidden = "terminationGracePeriodSeconds cannot be seen from inside; it is 30 if nobody set it"
     p95_s = _p95(saves)
     if p95_s is None:
@@ -207,7 +211,8 @@ def _kubernetes(saves: Saves | None) -> Finding:
     needed = needed_s(p95_s)
     what = f"a save takes {format_seconds(p95_s)} (p95); {hidden}"
     state: State = "note" if needed <= KUBERNETES_GRACE_S else "warning"
-    return Finding("grace", state, what, f"terminationGracePeriodSeconds: {needed} or more")
+    do = f"terminationGracePeriodSeconds and HOLDFAST_GRACE: {needed} or more"
+    return Finding("grace", state, what, do)
 
 
 def _docker(saves: Saves | None) -> Finding:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from holdfast.errors import UsageError
 from holdfast.jobs.facts import Facts, Process, Saves, Slurm, Source, Space, Unit
 from holdfast.jobs.shells import script_of
 from holdfast.stores.local import LocalStore
@@ -43,6 +44,7 @@ def gather(
         slurm=_slurm(environment),
         unit=_unit(proc),
         sources=_sources(environment, dmi),
+        grace_s=_told_s(environment.get("HOLDFAST_GRACE", "")),
         left_out=environment.get("HOLDFAST_NOTICES", ""),
     )
 
@@ -176,6 +178,15 @@ def _slurm(environment: Mapping[str, str]) -> Slurm | None:
     said = _output("scontrol", "show", "config")
     wait = re.search(r"^KillWait\s*=\s*(\d+)", said, re.MULTILINE)
     return Slurm(job, "SLURM_STEP_ID" in environment, left_s, float(wait[1]) if wait else None)
+
+
+def _told_s(text: str) -> float | None:
+    from holdfast.notices.grace import grace_s
+
+    try:
+        return grace_s(text) if text.strip() else None
+    except UsageError:  # a run says it, and does not start
+        return None
 
 
 # One request that each of them answers at once, and that changes nothing.

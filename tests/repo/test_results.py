@@ -17,6 +17,7 @@ from holdfast.core.calls import Call
 from holdfast.core.digest import digest
 from holdfast.errors import DamagedObject, FormatTooNew, ObjectNotFound, UnsupportedValue
 from holdfast.repo import results
+from holdfast.repo.results_list import Summary, summary
 from holdfast.stores.base import Store
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
@@ -84,7 +85,7 @@ def test_large_values_come_in_blocks(store: Store) -> None:
     assert found.nbytes > 2 * results.WHOLE_BYTES
     assert_exact(found.value(), large, "result")
     found.verify()
-    assert results.summary(store).count == 1
+    assert summary(store).count == 1
 
 
 def test_it_is_a_safetensors_file(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_the_first_one_stays(store: Store) -> None:
 def test_there_is_none(store: Store) -> None:
     with pytest.raises(ObjectNotFound):
         results.stored(store, KEY, CALL)
-    assert results.summary(store) == results.Summary(0, 0)
+    assert summary(store) == Summary(0, 0)
 
 
 @pytest.mark.parametrize("part", [object(), {"f": lambda: 1}, [1, [object()]]])

@@ -206,7 +206,7 @@ def test_two_at_the_same_time_give_the_same_result(store: MemoryStore) -> None:
     with ThreadPoolExecutor(2) as pool:
         values = list(pool.map(compute, range(2)))
     assert values[0] == values[1]
-    assert Results.of(run.manager).summary().count == 1
+    assert run.manager.stored_results().count == 1
 
 
 # -- damage and lost replies ---------------------------------------------------------------
@@ -376,7 +376,7 @@ def test_other_items_are_stored_when_one_fails(store: MemoryStore) -> None:
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="bad item") as error:
         list(run.map(prepare, [1, 2, *range(10, 500)], executor=pool, version=1, max_pending=400))
     assert error.value.__notes__ == ["in run.map(prepare), item 0"]
-    stored = Results.of(run.manager).summary().count
+    stored = run.manager.stored_results().count
     assert 1 <= stored < 400, "what had not begun was cancelled"
     with pytest.raises(ValueError) as error:
         list(run.map(prepare, [2, 1], version=1))
@@ -397,7 +397,7 @@ def test_what_runs_when_the_loop_is_left_is_stored_when_it_ends(store: MemorySto
             assert value == 0
             break
         go.set()
-    assert 1 <= Results.of(run.manager).summary().count <= 4
+    assert 1 <= run.manager.stored_results().count <= 4
 
 
 def test_arguments_of_map_are_checked(store: MemoryStore) -> None:
@@ -410,7 +410,7 @@ def test_arguments_of_map_are_checked(store: MemoryStore) -> None:
         list(run.map(lambda x: x, [object()], version=1))
     keyed = run.map(lambda x: 5, [object(), object()], version=1, key=lambda x: "all")
     assert list(keyed) == [5, 5]
-    assert Results.of(run.manager).summary().count == 1
+    assert run.manager.stored_results().count == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -433,7 +433,7 @@ def test_a_signal_ends_the_process_between_two_items(
         assert signal.getsignal(number) == usual
     finally:
         signal.signal(number, before)
-    assert 4 <= Results.of(run.manager).summary().count < 8
+    assert 4 <= run.manager.stored_results().count < 8
     assert f"{number.name}: " in capsys.readouterr().err
 
 
@@ -450,12 +450,20 @@ def test_a_run_without_a_loop_is_a_run(tmp_path: Path) -> None:
     with holdfast.Run(tmp_path / "run", quiet=True) as run:
         assert run.once(version=1)(lambda: 3)() == 3
     manager = holdfast.CheckpointManager(tmp_path / "run")
-    assert Results.of(manager).summary().count == 1
+    assert manager.stored_results().count == 1
     with holdfast.Run(tmp_path / "run", quiet=True, every=1) as run:
         for _ in run.range(2):
             pass
     assert [info.step for info in manager.checkpoints()] == [1, 2]
     assert manager.gc() == []
-    assert Results.of(manager).summary().count == 1
+    assert manager.stored_results().count == 1
     manager.close()
     assert LocalStore(tmp_path / "run").remove_debris(thorough=True) == 0
+
+
+def test_each_result_is_a_sign_of_life(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[None] = []
+    monkeypatch.setattr("holdfast.manager.heartbeat.alive", lambda: beats.append(None))
+    for _ in range(2):
+        list(opened(store).map(abs, range(4), version=1))
+    assert len(beats) == 8

@@ -68,6 +68,7 @@ def stats(address: str, newest: int, as_json: bool) -> None:
     with opened(address) as run:
         events = run.events()
         found = run.goodput(events)
+        results = run.stored_results()
     from msgspec.structs import asdict
 
     from holdfast.manager.history import (
@@ -89,6 +90,7 @@ def stats(address: str, newest: int, as_json: bool) -> None:
                 "summary": asdict(summary),
                 "saves": [event_json(save) for save in saves],
                 "restores": [event_json(restore) for restore in restores],
+                "results": {"count": results.count, "nbytes": results.nbytes},
                 "goodput": goodput_json(found) if found else None,
                 "starts": [start_json(one) for one in reversed(found.attempts)] if found else [],
                 "notices": [event_json(e) for e in reversed(events) if isinstance(e, NoticeEvent)],
@@ -98,6 +100,9 @@ def stats(address: str, newest: int, as_json: bool) -> None:
             }
         )
         return
+    if results.count:
+        size = format_size(results.nbytes)
+        print(f"{plural(results.count, 'stored result')} of calls, {size}.", end="\n\n")
     if not events:
         nothing = (
             f"No save of {address} was measured: there is none yet, or an older Holdfast made it."

@@ -51,6 +51,8 @@ there.""",
 def verify(reference: str, other: str | None, as_json: bool) -> int:
     """Read every byte of a run's checkpoints, or of one, and check its digest.
 
+    Of a whole run its results of calls (`run.once`), too.
+
     Damage is reported with the leaf or the file that has it. Nothing is changed, unless
     with --repair-from: then damaged and missing objects are replaced, where OTHER has
     them and every byte there is right. The log, which lists the checkpoints, is looked
@@ -59,17 +61,22 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
     """
     wanted = parse_reference(reference)
     source = None if other is None else whole_run(other)
+    from holdfast.manager.results import Results
+
     with opened(wanted.address) as run, watched(f"verifying {wanted.address}"):
         ref = selector_of(wanted) if wanted.explicit else None
         results = run.verify(ref, repair_from=source)
+        calls = 0 if wanted.explicit else run.stored_results().count
+        bad = Results.of(run).verify() if calls else []
         try:
             lists = run.examine(checkpoints=False)
         except NoStore:
             raise no_checkpoint(wanted.address) from None
     findings = lists.damage
-    if not results and not findings:
+    if not results and not findings and not calls:
         raise no_checkpoint(wanted.address)
-    error = _damage(wanted.address, results, findings, lists.mirror if source is None else "")
+    mirror = lists.mirror if source is None else ""
+    error = _damage(wanted.address, results, findings, mirror, len(bad))
     repairs = [key for result in results for key in result.repaired]
     if as_json:
         rows = [
@@ -84,9 +91,11 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
             for result in results
         ]
         value = {"run": wanted.address, "checkpoints": rows, "findings": findings_json(findings)}
+        value["results"] = {"count": calls, "problems": [one.message for one in bad]}
         print_json({"ok": error is None, **error_json(error), **value})
         return 4 if error else 0
-    print(results_text(results))
+    if results:
+        print(results_text(results))
     for finding in findings:
         print(shown(f"{finding.check} DAMAGED: {finding.what}"))
         if source is not None:
@@ -94,9 +103,13 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
     if source is not None and repairs:
         print(shown(f"Replaced {plural(len(repairs), 'object')} by those of {source}:"))
         print("\n".join(f"  {shown(key)}" for key in repairs))
+    for one in bad:
+        print(shown(f"result DAMAGED: {one.message}"))
     if error:
         raise error
-    print(f"{plural(len(results), 'checkpoint')} verified, all intact.")
+    what = [plural(len(results), "checkpoint")] if results else []
+    what += [f"{plural(calls, 'result')} of calls"] if calls else []
+    print(f"{' and '.join(what)} verified, all intact.")
     return 0
 
 
@@ -128,10 +141,15 @@ def results_text(results: Sequence[Verification], width: int | None = None) -> s
 
 
 def _damage(
-    address: str, results: Sequence[Verification], findings: Sequence[Finding], mirror: str
+    address: str,
+    results: Sequence[Verification],
+    findings: Sequence[Finding],
+    mirror: str,
+    calls: int = 0,
 ) -> CorruptionError | None:
     """What to end with: of the checkpoints, and of what lists them. `mirror` is where to repair
-    from; "" if there is none, or something was repaired from already."""
+    from; "" if there is none, or something was repaired from already. `calls` is how many
+    results of calls are damaged."""
     run, word = printable(address), shell_word(address)
     intact = [result.info for result in results if result.ok]
     bad = len(results) - len(intact)
@@ -163,4 +181,8 @@ def _damage(
             "The run's job rebuilds it from the checkpoints that are whole when it starts, or: "
             f"holdfast doctor {word} --repair"
         )
+    if calls:
+        verb = "is" if calls == 1 else "are"
+        what.append(f"{plural(calls, 'result')} of calls in {run} {verb} damaged")
+        hint = hint or "They are computed again when the run's program asks for them."
     return CorruptionError(", and ".join(what), hint=hint) if what else None

@@ -147,6 +147,12 @@ def checkpoint(address: str, step: int, id: str) -> None:
         _heart.checkpoint(address, step, id)
 
 
+def alive() -> None:
+    """Something is done that is not of a loop: a result of a call. From any thread."""
+    if _heart is not None:
+        _heart.alive()
+
+
 def ended(address: str) -> None:
     """The run is closed: no more beats of it."""
     if _heart is not None:

@@ -43,6 +43,7 @@ from holdfast.manager.info import (
 from holdfast.manager.progress import current_work
 from holdfast.repo.lending import is_fork_pin
 from holdfast.repo.repo import Repo
+from holdfast.repo.results_list import Summary, summary
 from holdfast.stores.base import ObjectInfo, Store
 from holdfast.stores.open import open_store
 
@@ -171,6 +172,11 @@ class Listing:
         from holdfast.manager.goodput import of_run
 
         return of_run(self._repo, self.events() if events is None else events, self._clock())
+
+    def stored_results(self) -> Summary:
+        """How many results of calls (`Run.once`) the run has, and their bytes."""
+        self._check_usable()
+        return summary(self._repo.store)
 
     def verify(
         self, ref: Ref = None, *, repair_from: str | os.PathLike[str] | None = None

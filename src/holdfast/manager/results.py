@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from holdfast.core.address import printable
 from holdfast.errors import CorruptionError, ObjectNotFound, StoredWrong
+from holdfast.manager import heartbeat
 from holdfast.repo import keys, results
 from holdfast.repo.repo import Repo
-from holdfast.repo.results import Summary
 
 if TYPE_CHECKING:
     from holdfast.core.calls import Call
@@ -48,10 +48,6 @@ class Results:
         """Of the run that is open as `run`. `tell` gets lines that must not be missed."""
         run._check_usable()
         return cls(run._repo, tell)
-
-    def summary(self) -> Summary:
-        """How many there are, and their bytes: one listing."""
-        return results.summary(self._repo.store)
 
     def verify(self) -> list[CorruptionError]:
         """Read every byte of all; what is damaged."""
@@ -118,6 +114,7 @@ class Results:
         except CorruptionError:
             found = results.stored(store, key, call)
             value = found.value()
+        heartbeat.alive()
         return Found(value, found.result.time_s, found.result.took_s)
 
     def _begin(self) -> None:

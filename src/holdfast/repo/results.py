@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from holdfast.core.adapters import NOTHING, Destination
@@ -25,6 +24,7 @@ from holdfast.core.tree import CapturedLeaf, TreeDecoder, TreeEncoder, settle
 from holdfast.core.types import MiB, Node
 from holdfast.errors import DamagedObject, ObjectNotFound, StateError, UnsupportedValue
 from holdfast.repo import keys
+from holdfast.repo.results_list import listed
 from holdfast.stores.base import Store
 
 WHOLE_BYTES = 8 * MiB  # up to here an object is written and read in one piece
@@ -307,29 +307,14 @@ def _checked(key: str, file_bytes: int, read: Read, call: Call | None, threads: 
     return Stored(key, result, len(head), read, threads)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """All results of a run."""
-
-    count: int
-    nbytes: int
-
-
-def summary(store: Store) -> Summary:
-    """How many there are, by one listing."""
-    sizes = [i.size_bytes for i in store.list(keys.RESULTS) if keys.result_names(i.key)]
-    return Summary(len(sizes), sum(sizes))
-
-
 def damaged(store: Store) -> list[DamagedObject]:
     """Read every byte of every result; what is wrong. Raises FormatTooNew, StoreUnavailable."""
     found: list[DamagedObject] = []
-    for info in store.list(keys.RESULTS):
-        if keys.result_names(info.key):
-            try:
-                stored(store, info.key).verify()
-            except DamagedObject as error:
-                found.append(error)
-            except ObjectNotFound:
-                pass  # another process replaces it
+    for info in listed(store):
+        try:
+            stored(store, info.key).verify()
+        except DamagedObject as error:
+            found.append(error)
+        except ObjectNotFound:
+            pass  # another process replaces it
     return sorted(found, key=lambda error: error.key)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from holdfast.core.threads import share_out
 from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject, ObjectNotFound
-from holdfast.repo import keys, results
+from holdfast.repo import results
 from holdfast.repo.pace import Pace
+from holdfast.repo.results_list import listed
 from holdfast.stores.base import ObjectInfo, Store
 
 logger = logging.getLogger("holdfast")
@@ -44,11 +45,11 @@ class ResultCopies:
         With `verify` those that are in the target are read, too, and replaced if they are
         damaged. Raises CopyStopped, and what stores raise.
         """
-        found = _listed(self._source)
+        found = listed(self._source)
         if not found:
             return 0
         if self._there is None:
-            self._there = {info.key for info in _listed(self._target)}
+            self._there = {info.key for info in listed(self._target)}
         there = self._there
         if verify:
             damaged = [error.key for error in results.damaged(self._target)]
@@ -93,7 +94,3 @@ class ResultCopies:
             made.publish(info.size_bytes)
         finally:
             made.discard()
-
-
-def _listed(store: Store) -> list[ObjectInfo]:
-    return [info for info in store.list(keys.RESULTS) if keys.result_names(info.key)]

@@ -119,8 +119,9 @@ def test_all_damage_in_a_bucket_is_noticed(s3: Place, capfd: Any) -> None:
             where = f"{key}: {kind}"
             if key.startswith("log/"):
                 # Without its newest entry it is an older log, and whole.
-                expected = 0 if (key, kind) == (keys[-1], "deleted") else 4
-                assert main(["doctor", s3.address]) == expected, where
+                whole = (key, kind) == (keys[-1], "deleted")
+                # 6: nothing is wrong but with where the tests run, such as in the background.
+                assert main(["doctor", s3.address]) in ((0, 6) if whole else (4,)), where
             else:
                 assert main(["verify", s3.address]) == 4, where
             with holdfast.CheckpointManager(s3.address) as ckpts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def test_a_healthy_run(run: Path, holdfast_cli: Command, monkeypatch: pytest.Mon
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     done = holdfast_cli("doctor", run)
     assert (done.status, done.err) == (0, "")
-    assert tidy(done.out, run) == (
+    # The state is larger by PyTorch's random state where another test has loaded that.
+    out = re.sub(r"4\d\.\d KB: room for 1[12],\d{3},\d{3} more", "40 KB: room for more", done.out)
+    assert tidy(out, run) == (
         "CHECK        STATE  WHAT\n"
         "run          ok     format 1, id <id>, started 3 h ago\n"
         "log          ok     entry 8 (close) is the newest of 8\n"
@@ -68,7 +71,7 @@ def test_a_healthy_run(run: Path, holdfast_cli: Command, monkeypatch: pytest.Mon
         "                sets it; a save takes 1.00 s (p95)\n"
         "notices  ok     no cloud was recognized, so only signals tell of the end\n"
         "space    ok     500 GB free; every checkpoint stays (keep), a checkpoint is up\n"
-        "                to 40.2 KB: room for 12,452,679 more\n"
+        "                to 40 KB: room for more\n"
         "A is healthy.\n"
     )
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before

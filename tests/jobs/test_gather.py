@@ -184,7 +184,7 @@ def test_a_run_and_its_disk(tmp_path: Path) -> None:
         assert 0 < saves.p95_s < 60
         assert space is not None
         assert (space.keep, space.protected) == ("last=2", 1)
-        assert 5000 < space.state_bytes < 10_000
+        assert 5000 < space.state_bytes < 20_000  # with the random state of PyTorch, if loaded
         assert space.stored_bytes >= 2 * 5000
         assert space.free_bytes > 0
         _, other = gather.of_run(run, keep="last=9")

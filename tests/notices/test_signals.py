@@ -56,7 +56,7 @@ def test_so_are_those_of_schedulers(handlers: Handlers, number: signal.Signals) 
 
 def test_a_handler_that_is_not_of_python_stays(handlers: Handlers, tmp_path: Path) -> None:
     with (tmp_path / "stacks").open("w+") as stacks:
-        faulthandler.register(signal.SIGUSR1, file=stacks)
+        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)
         try:
             handlers.stop.install()
             signal.raise_signal(signal.SIGUSR1)

@@ -49,7 +49,8 @@ class Job:
     interruptions: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     _orphans: bool = False
-    """Its supervisor was killed: its program ends by itself, and is ours to reap."""
+    """Its outermost process was killed. What that had started (a program; git, which a start
+    asks for the commit) ends by itself, and is ours to reap."""
 
     @property
     def result(self) -> Path:
@@ -113,8 +114,10 @@ class Job:
         allowed = {PREEMPTED, *(-one for one in early), *(128 + one for one in early)}
         if kind == "SIGKILL of holdfast run":
             allowed = {-signal.SIGKILL}
+        text = (self.folder / "log.txt").read_text()[-3000:]
+        if kind == "SIGINT" and "KeyboardInterrupt" in text:
+            allowed.add(1)  # while Python itself was starting
         if not interrupted or process.returncode not in allowed:
-            text = (self.folder / "log.txt").read_text()[-3000:]
             raise AssertionError(f"{kind or 'nothing'}: status {process.returncode}\n{text}")
         self.interruptions[kind] += 1
         return False
@@ -135,6 +138,7 @@ class Job:
             if not inner:
                 return False  # not begun, or already over
             victim = min(inner)
+        self._orphans = kind == "SIGKILL" and not self.supervised
         try:
             os.kill(victim, getattr(signal, kind))
         except ProcessLookupError:

@@ -48,9 +48,6 @@ class Job:
     script: str = "interrupted"
     interruptions: Counter[str] = field(default_factory=Counter)
     starts: int = 0
-    _orphans: bool = False
-    """Its outermost process was killed. What that had started (a program; git, which a start
-    asks for the commit) ends by itself, and is ours to reap."""
 
     @property
     def result(self) -> Path:
@@ -90,7 +87,6 @@ class Job:
     def run(self, kind: str = "", after_s: float = 0.0) -> bool:
         """One start until its end; whether the run is complete. Fails if it ended badly."""
         before = children()
-        self._orphans = False
         process = self.start()
         interrupted = False
         try:
@@ -103,7 +99,9 @@ class Job:
         finally:
             process.kill()
             process.wait()
-        self._check_nobody_is_left(before)
+        # What a signal has killed at once left what it had started (a program; git, which a start
+        # asks for the commit). That ends by itself, and is ours to reap.
+        self._check_nobody_is_left(before, kind, reap=process.returncode < 0)
         if process.returncode == 0:
             # It came too late, but for what the supervisor has answered by itself.
             if interrupted and self.supervised and kind == "SIGKILL":
@@ -128,7 +126,6 @@ class Job:
             self.notice.write_text("soon")
             return True
         if kind == "SIGKILL of holdfast run":
-            self._orphans = True
             os.kill(pid, signal.SIGKILL)
             return True
         # A machine that goes away tells the outermost process; the kernel kills any of them.
@@ -138,7 +135,6 @@ class Job:
             if not inner:
                 return False  # not begun, or already over
             victim = min(inner)
-        self._orphans = kind == "SIGKILL" and not self.supervised
         try:
             os.kill(victim, getattr(signal, kind))
         except ProcessLookupError:
@@ -153,17 +149,21 @@ class Job:
         assert left == [], left
         return json.loads(self.result.read_text())
 
-    def _check_nobody_is_left(self, before: set[int]) -> None:
+    def _check_nobody_is_left(self, before: set[int], kind: str, *, reap: bool) -> None:
         """Orphans would be children of this process (see `adopt_orphans`), zombies, too."""
 
         def gone() -> bool:
             left = children() - before
-            if self._orphans:
+            if reap:
                 for pid in left:
                     os.waitpid(pid, os.WNOHANG)
             return not left
 
-        wait_until(gone, 60)
+        try:
+            wait_until(gone, 60)
+        except AssertionError:
+            left = [Path(f"/proc/{pid}/stat").read_text()[:60] for pid in children() - before]
+            raise AssertionError(f"{self.folder}, after {kind}: {left}") from None
 
 
 def children(pid: int | None = None) -> set[int]:
@@ -191,6 +191,8 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
+    # Where a shell has started this with `&`, it is ignored, here and in what is started.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="holdfast-interruptions-"))
     print(f"seed {options.seed}, folder {folder}", flush=True)

@@ -127,6 +127,22 @@ def test_a_signal_that_the_command_does_not_know_goes_to_those_that_train(tmp_pa
     assert job.end() == 75
 
 
+def test_a_warning_that_comes_while_the_program_still_imports_waits_for_it(tmp_path: Path) -> None:
+    body = """
+    (here / "ready").touch()
+    while not (here / "imported").exists():
+        time.sleep(0.01)
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+    time.sleep(60)
+    """
+    job = Supervised(tmp_path, body)
+    job.start(until="ready").send_signal(signal.SIGUSR1)
+    wait_for(lambda: "nothing handles SIGUSR1 yet: kept back" in job.said)
+    (tmp_path / "imported").touch()
+    assert job.end() == 75
+    assert "SIGUSR1 is handled now: passed on" in job.said
+
+
 def test_the_status_of_the_training_counts_and_not_that_of_its_launcher(tmp_path: Path) -> None:
     """As of `torchrun`, which ends with 1 when a process of its ends with 75."""
     body = """

@@ -122,6 +122,8 @@ class _Shell:
         """When the last attempt ended, Unix time."""
         self._saved_s: float | None = None
         self._newest: dict[str, int] = {}
+        self._kept = set[int]()
+        """Warnings that nothing had a handler for when they came, as while a program imports."""
         self._stacked = ""
         self._strangers = descendants()
 
@@ -147,6 +149,10 @@ class _Shell:
         now_s = time.monotonic()
         life = self._beats.read() if self._command is not None else machine.Life()
         self._handle(machine.Watched(now_s, life))
+        for number in sorted(self._kept):
+            if self._command is not None and self._warn(self._command, number):
+                self._kept.remove(number)
+                self._console.say(f"{signal.Signals(number).name} is handled now: passed on")
         if self._state.newest != self._newest:
             self._newest, self._saved_s = self._state.newest, now_s
         self._console.draw(self._state, now_s, self._saved_s)
@@ -245,19 +251,23 @@ class _Shell:
             return
         if number in _FROM_KEYS and _has_terminal():
             return  # the terminal has sent it to our whole process group
-        if number in (signal.SIGUSR1, signal.SIGUSR2) and not catches(command.pid, number):
-            # It would end a program that does not know it, as `torchrun` and shells: tell the
-            # processes that train.
-            self._beats.read()
-            told = [pid for pid in self._beats.pids() if catches(pid, number)]
-            for pid in told:
-                if (process := look(pid)) is not None:
-                    send(process, number)
-            if told or Path("/proc/self/status").exists():
-                if not told:
-                    self._console.say(f"nothing handles {signal.Signals(number).name}: kept back")
-                return
-        command.send(number)
+        if number not in (signal.SIGUSR1, signal.SIGUSR2) or not Path("/proc/self/status").exists():
+            command.send(number)
+        elif not self._warn(command, number):
+            self._kept.add(number)
+            self._console.say(f"nothing handles {signal.Signals(number).name} yet: kept back")
+
+    def _warn(self, command: Command, number: int) -> bool:
+        """Whether anything has a handler for the signal, and has been sent it. It would end a
+        program that has none, as `torchrun` and shells: then those that train are told."""
+        if catches(command.pid, number):
+            command.send(number)
+            return True
+        self._beats.read()
+        told = [look(pid) for pid in self._beats.pids() if catches(pid, number)]
+        for process in filter(None, told):
+            send(process, number)
+        return any(told)
 
 
 def _has_terminal() -> bool:

@@ -15,25 +15,9 @@ from holdfast.errors import UsageError
 from holdfast.notices import listening
 from holdfast.notices.notice import Notice
 from holdfast.notices.signals import _SIGNALS
+from tests.support.notices import Told
 
 TAKEN = Notice("AWS spot", "the instance will terminate", time.time() + 3600)
-
-
-class Told:
-    """Stands for this process's pollers."""
-
-    def __init__(self) -> None:
-        self.listeners: list[Callable[[Notice], None]] = []
-
-    def listen(self, tell: Callable[[Notice], None]) -> Callable[[], None]:
-        self.listeners.append(tell)
-        return lambda: self.listeners.remove(tell)
-
-    def tell(self, notice: Notice) -> None:
-        for listener in list(self.listeners):
-            thread = threading.Thread(target=listener, args=(notice,))
-            thread.start()
-            thread.join()
 
 
 @pytest.fixture(autouse=True)

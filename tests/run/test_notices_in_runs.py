@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,27 +16,10 @@ from holdfast.notices.notice import Notice
 from holdfast.run.costs import Costs
 from holdfast.run.deadline import Cost, Deadline, p95_s, slack_s
 from holdfast.run.time_limit import TimeLimit
+from tests.support.notices import Told
 from tests.support.programs import Program
 
 SPOT = "the instance will terminate at 10:00:00Z"
-
-
-class Told:
-    """Stands for `holdfast.notices.listening`."""
-
-    def __init__(self) -> None:
-        self.listeners: list[Callable[[Notice], None]] = []
-
-    def listen(self, tell: Callable[[Notice], None]) -> Callable[[], None]:
-        self.listeners.append(tell)
-        return lambda: self.listeners.remove(tell)
-
-    def tell(self, notice: Notice) -> None:
-        """As a poller does: from another thread."""
-        for listener in list(self.listeners):
-            thread = threading.Thread(target=listener, args=(notice,))
-            thread.start()
-            thread.join()
 
 
 @contextlib.contextmanager

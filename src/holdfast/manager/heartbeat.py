@@ -26,6 +26,8 @@ from typing import Any
 
 import msgspec
 
+from holdfast.core.ticking import ticking
+
 VARIABLE = "HOLDFAST_SUPERVISOR"
 """Holds the folder. Set by `holdfast run` for the command that it starts."""
 RECORD_BYTES = 4096
@@ -174,26 +176,16 @@ def following(done: Callable[[], int]) -> Generator[None, None, None]:
     if heart is None:
         yield
         return
-    over = threading.Event()
+    before = done()
 
     def follow() -> None:
-        before = done()
-        while not over.wait(FOLLOW_S):
-            if (now := done()) != before:
-                before = now
-                heart.alive()
+        nonlocal before
+        if (now := done()) != before:
+            before = now
+            heart.alive()
 
-    thread = threading.Thread(target=follow, name="holdfast-heartbeat", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # too many threads, or the interpreter is ending
+    with ticking(follow, FOLLOW_S, "holdfast-heartbeat"):
         yield
-        return
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def stacks_path(folder: str | os.PathLike[str], pid: int) -> Path:

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 
 from holdfast.core.address import printable
 from holdfast.core.aside import aside
-from holdfast.core.process import is_alive
-from holdfast.core.records import Holder, Record
+from holdfast.core.records import Record
 from holdfast.core.retention import not_wanted
 from holdfast.core.units import format_duration
 from holdfast.errors import (
@@ -42,6 +41,7 @@ from holdfast.manager.staging import yield_to_others
 from holdfast.repo import keys
 from holdfast.repo.copies import Source, look_at, updated
 from holdfast.repo.head import packs_of
+from holdfast.repo.holding import seen_alive
 from holdfast.repo.mend import Mended, mend_manifest, mend_packs
 from holdfast.repo.mirrors import remember
 from holdfast.repo.pace import Pace
@@ -498,9 +498,3 @@ class Mirror:
             copies.writer.let_go()  # or this process could not open it again
         if target is not None:
             target.close()
-
-
-def seen_alive(holder: Holder) -> bool:
-    """As for the run itself: a process of another machine, of which nothing is known, is taken
-    over. If it lives after all, its next commit is refused."""
-    return bool(is_alive(holder))

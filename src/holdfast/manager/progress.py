@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from holdfast.core.ticking import ticking
 from holdfast.core.units import format_seconds, format_size
 from holdfast.manager import heartbeat
 
@@ -192,24 +193,10 @@ class Meter:
 @contextmanager
 def _drawing(meter: Meter) -> Generator[None, None, None]:
     """Draw from a thread of its own: the caller's does the work, or waits for it."""
-    ended = threading.Event()
-
-    def draw() -> None:
-        while not ended.wait(_REDRAW_S):
-            meter.tick()
-
-    # A daemon: a crashed main thread must not hang on it.
-    thread = threading.Thread(target=draw, name="holdfast-progress", daemon=True)
     try:
-        thread.start()
-    except RuntimeError:  # too many threads, or the interpreter is ending
-        yield
-        return
-    try:
-        yield
+        with ticking(meter.tick, _REDRAW_S, "holdfast-progress"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         meter.close()
 
 

@@ -25,11 +25,11 @@ from holdfast.errors import (
     StoreError,
     StoreUnavailable,
 )
-from holdfast.manager.mirror import seen_alive
 from holdfast.manager.mirror_status import listed_in
 from holdfast.manager.progress import counter, current_work
 from holdfast.repo.copies import Source, look_at
 from holdfast.repo.head import Draft, Head
+from holdfast.repo.holding import seen_alive
 from holdfast.repo.mirrors import expect, expect_no_more, expected
 from holdfast.repo.pace import Pace
 from holdfast.repo.replicate import Replicator

@@ -72,3 +72,9 @@ def refuse_if_held(
         hint="Wait for it or stop it. --take-over goes on without asking: that process can "
         "then save no more.",
     )
+
+
+def seen_alive(holder: Holder) -> bool:
+    """As for the run itself: a process of another machine, of which nothing is known, is taken
+    over. If it lives after all, its next commit is refused."""
+    return bool(is_alive(holder))

@@ -5,11 +5,11 @@ Compared are the final state leaf by leaf with all random states, number, data a
 each step, and what the program prints at its end. What is run where:
 
                             no workers               two workers
-    killed                  every place              one of each kind; slow: every third
+    killed                  every place              of half the kinds; slow: every third
     stopped (SIGTERM)       one of each; slow: half  one, in a tail
     stopped, then killed    ends of stretches
     crashed (exception)     one of each kind
-    killed again and again  once                     slow: once
+    killed again and again  once                     slow: every other program, once
     real: SIGKILL           slow: of half the kinds  slow: one, in a body
     real: SIGTERM           slow: one, in a body     slow: one of each kind
 
@@ -61,10 +61,10 @@ def test_every_place(name: str) -> None:
 
 
 @every_program
-def test_one_place_of_each_kind_with_two_workers(name: str) -> None:
+def test_a_few_places_with_two_workers(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=2)
-    check_at(program, whole, one_of_each_kind(whole.places, number, KINDS), killed)
+    check_at(program, whole, one_of_each_kind(whole.places, number, KINDS[number % 2 :: 2]), killed)
     check_at(program, whole, one_of_each_kind(whole.places, number, ["tail"]), stopped)
 
 
@@ -83,7 +83,8 @@ def test_every_third_place_with_two_workers(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=2)
     check_at(program, whole, range(number % 3, len(whole.places), 3), killed)
-    check_over_and_over(program, whole)
+    if number % 2:
+        check_over_and_over(program, whole)
 
 
 @pytest.fixture(scope="module")

@@ -39,10 +39,10 @@ layers: $(VENV)/.dev  ## import-linter: imports go down only
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.dev  ## the quick tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ceph"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ceph"
 
 pytest-slow: $(VENV)/.dev node-servers  ## the slow tests, the built wheel among them
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not ceph"
+	$(BIN)/python -m pytest -n 2 -m "slow and not ceph"
 
 # It takes some ten minutes, root for the packages, and 300 MB. --no-install-recommends: no manager.
 ceph: $(VENV)/.dev  ## tests against a real Ceph: needs radosgw ceph-mon ceph-osd ceph-common

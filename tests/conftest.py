@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -31,3 +32,7 @@ settings.load_profile("holdfast")
 
 # The machine that runs the tests may be a cloud's: what it says about itself is for no test.
 os.environ["HOLDFAST_NOTICES"] = "none"
+
+# Where a shell has started the tests with `&`, it is ignored, here and in what they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

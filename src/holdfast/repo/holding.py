@@ -75,6 +75,7 @@ def refuse_if_held(
 
 
 def seen_alive(holder: Holder) -> bool:
-    """As for the run itself: a process of another machine, of which nothing is known, is taken
-    over. If it lives after all, its next commit is refused."""
+    """Whether a process is known to live. For mirrors, as for the run itself: one of another
+    machine, of which nothing is known, is taken over. If it lives after all, its next commit is
+    refused."""
     return bool(is_alive(holder))

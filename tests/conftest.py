@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.servers.fixtures import azure as azure
@@ -36,3 +37,9 @@ os.environ["HOLDFAST_NOTICES"] = "none"
 # Where a shell has started the tests with `&`, it is ignored, here and in what they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The matrix forks thousands of loaders' workers, which costs the more the larger a process
+    is: after all other tests it is five times as large, and a fork takes five times as long."""
+    items.sort(key=lambda item: "tests/matrix/" not in item.nodeid)

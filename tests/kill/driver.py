@@ -1,4 +1,8 @@
-"""Starts scripts, lets them die, starts them again until they finish."""
+"""Starts scripts, lets them die, starts them again until they finish.
+
+Those that use torch are forked from a process that has imported it, see `Nursery`; the ones that
+all others must equal are started by themselves.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import CheckpointManager
+from tests.support.nursery import ROOT, Forked, kill_group, nurseries
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
 SAVING = ("capture", "pack", "fsync", "manifest", "log", "retention", "restore")
 OVERLAP = ("read", "barrier")
@@ -33,6 +37,8 @@ class Script:
     args: tuple[str, ...] = ()
     address: str = ""
     """Of its run; "": a folder beside the results."""
+    forked: bool = True
+    """From a nursery, if it uses torch."""
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
 
@@ -49,26 +55,35 @@ class Script:
     def counts(self) -> Path:
         return self.folder / "counts.json"
 
-    def start(self, die: str | None = None) -> subprocess.Popen[bytes]:
-        """One process, with a hash seed and a working directory of its own."""
+    def start(self, die: str | None = None) -> subprocess.Popen[bytes] | Forked:
+        """One process, with another hash seed than the one before, and a working directory of
+        its own."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.starts += 1
         elsewhere = self.folder / f"cwd{self.starts}"
         elsewhere.mkdir()
-        command = [sys.executable, str(HERE / "child.py"), "--count", str(self.counts)]
+        args = ["--count", str(self.counts)]
         if die:
-            command += ["--die", die]
-        command += [str(HERE / "scripts" / f"{self.name}.py")]
-        command += [self.where, str(self.result), *self.args]
+            args += ["--die", die]
+        args += [
+            str(HERE / "scripts" / f"{self.name}.py"),
+            self.where,
+            str(self.result),
+            *self.args,
+        ]
+        child, said = HERE / "child.py", self.folder / "log.txt"
+        if self.forked and self.name == "torch_train":
+            nursery = nurseries()[self.starts % 2]
+            return nursery.start(child, *args, cwd=elsewhere, log=said)
         environment = {
             **os.environ,
             "PYTHONHASHSEED": str(self.starts),
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        with open(self.folder / "log.txt", "ab") as log:
+        with open(said, "ab") as log:
             return subprocess.Popen(
-                command,
+                [sys.executable, str(child), *args],
                 cwd=elsewhere,
                 env=environment,
                 stdout=log,
@@ -113,13 +128,6 @@ class Script:
         return Counter(json.loads(self.counts.read_text()))
 
 
-def kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
 def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Names of results that are not the same, with the first step of a curve."""
     lines: list[str] = []
@@ -143,7 +151,7 @@ def choose(counts: Counter[str], point: str, chance: random.Random, share: int =
 
 def reference(name: str, folder: Path, *args: str) -> tuple[dict[str, Any], Counter[str]]:
     """The uninterrupted run's result, and how often it passed each point."""
-    script = Script(name, folder / "whole", args)
+    script = Script(name, folder / "whole", args, forked=False)
     result = script.finish()
     assert script.starts == 1
     return result, script.passed()

@@ -40,14 +40,14 @@ def test_a_torch_script_killed_in_every_place(tmp_path: Path, workers: str) -> N
     [
         ("generic", (), SAVING, 10),
         ("torch_train", ("0",), (*OVERLAP, *PLACES), 10),
-        ("torch_train", ("2",), PLACES, 5),
+        ("torch_train", ("2",), PLACES, 10),
     ],
     ids=["saving and restoring", "places of the loop", "places of the loop, 2 workers"],
 )
 def test_over_a_hundred_kills(
     tmp_path: Path, name: str, args: tuple[str, ...], points: tuple[str, ...], each: int
 ) -> None:
-    """70 + 70 + 25 and more: at least 10 in each phase and in each place, 5 with workers."""
+    """70 + 70 + 50 and more: at least 10 in each phase and in each place."""
     wanted, counts = reference(name, tmp_path, *args)
     kills: Counter[str] = Counter()
     for round_ in range(4 * each):

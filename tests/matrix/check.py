@@ -5,13 +5,15 @@ In one process, which makes every place affordable; `processes` does the same wi
 
 from __future__ import annotations
 
+import copy
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from tests.matrix.job import Job, Program, seeded
-from tests.support.jobs import Killed, fresh_address
+from tests.support.jobs import Killed, copied, fresh_address
 
 Ending = Callable[[Job, int], None]
 
@@ -103,16 +105,54 @@ def check(program: Program, whole: Job, ending: Ending, what: str) -> None:
     """End the program as `ending` says, start it again, and compare."""
     first = Job(fresh_address(), whole.workers, ending, attempt=0)
     process(program, first)
-    again = Job(first.address, whole.workers, kernel=first.kernel)
+    try:
+        go_on(program, whole, Left(first.address, len(first.steps), first.kernel), what)
+    finally:
+        first.put_away()
+    # Steps of the first process are those of the whole run.
+    assert first.steps == whole.steps[: len(first.steps)], f"{what}: before the end"
+
+
+@dataclass
+class Left:
+    """What a process leaves behind."""
+
+    address: str
+    steps: int
+    kernel: dict[str, Any]
+
+
+def go_on(program: Program, whole: Job, left: Left, what: str) -> None:
+    """Start the program again, and compare."""
+    again = Job(left.address, whole.workers, kernel=left.kernel)
     try:
         assert process(program, again), f"{what}: the second process did not come to its end"
     finally:
-        first.put_away()
         again.put_away()
     compare(whole.steps, whole.bits(), again.steps, again.bits(), what)
-    # Steps of the first process are those of the whole run, and none is left out.
-    assert first.steps == whole.steps[: len(first.steps)], f"{what}: before the end"
-    assert len(first.steps) + len(again.steps) >= len(whole.steps), what
+    assert left.steps + len(again.steps) >= len(whole.steps), f"{what}: steps were left out"
+
+
+def _check_killed(program: Program, whole: Job, places: Iterable[int]) -> None:
+    """What a process killed at a place leaves is what its store held at that moment. So one
+    process passes them all, and at each its store is copied: half the work."""
+    wanted, left = set(places), dict[int, Left]()
+
+    def leave(job: Job, number: int) -> None:
+        if number in wanted:
+            kernel = copy.deepcopy(job.kernel)
+            left[number] = Left(copied(job.address), len(job.steps), kernel)
+
+    first = Job(fresh_address(), whole.workers, leave, attempt=0)
+    process(program, first)
+    try:
+        assert first.steps == whole.steps[: len(first.steps)], "before the end"
+        for at in wanted:
+            # In a first attempt some programs pass fewer.
+            found = left.get(at) or Left(copied(first.address), len(first.steps), first.kernel)
+            go_on(program, whole, found, f"killed at place {at} ({whole.places[at]})")
+    finally:
+        first.put_away()
 
 
 def check_over_and_over(program: Program, whole: Job) -> None:
@@ -159,16 +199,13 @@ def compare(
     assert not differing, f"{what}: {differing[:8]} differ"
 
 
-def check_everywhere(program: Program, whole: Job, *endings: Callable[[int], Ending]) -> None:
-    """End it at each of its places, in each of these ways."""
-    for make in endings:
-        check_at(program, whole, range(len(whole.places)), make)
-
-
 def check_at(
     program: Program, whole: Job, places: Iterable[int], make: Callable[[int], Ending]
 ) -> None:
     """End it at each of these places."""
+    if make is killed:
+        _check_killed(program, whole, places)
+        return
     for at in places:
         check(program, whole, make(at), f"{make.__name__} at place {at} ({whole.places[at]})")
 

@@ -16,7 +16,7 @@ from holdfast.run.metrics import MetricBook
 from holdfast.run.random_states import RandomStates
 from holdfast.run.tracking import Tracked
 from tests.matrix import check as checks
-from tests.matrix.check import check_everywhere, crashed, killed, left_alone, stopped_then_killed
+from tests.matrix.check import check_at, crashed, killed, left_alone, stopped_then_killed
 from tests.matrix.programs import PROGRAMS
 
 Patch = pytest.MonkeyPatch
@@ -91,4 +91,4 @@ def test_a_fault_is_noticed(
     whole = left_alone(program, workers=0)  # the matrix itself shows that it is green now
     fault(monkeypatch)
     with pytest.raises(AssertionError, match=r"differ|did not come to its end|before the end"):
-        check_everywhere(program, whole, ending)
+        check_at(program, whole, range(len(whole.places)), ending)

@@ -5,7 +5,7 @@ Compared are the final state leaf by leaf with all random states, number, data a
 each step, and what the program prints at its end. What is run where:
 
                             no workers               two workers
-    killed                  every place              of half the kinds; slow: every third
+    killed                  every place              one of each kind; slow: every other
     stopped (SIGTERM)       one of each; slow: half  one, in a tail
     stopped, then killed    ends of stretches
     crashed (exception)     one of each kind
@@ -21,14 +21,12 @@ numbers together cover all; see `one_of_each_kind`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.matrix.check import (
     check_at,
-    check_everywhere,
     check_over_and_over,
     compare,
     crashed,
@@ -40,8 +38,9 @@ from tests.matrix.check import (
     stopped_then_killed,
 )
 from tests.matrix.job import INSIDE, OUTSIDE
-from tests.matrix.processes import ROOT, Nursery, read_result
+from tests.matrix.processes import read_result, run
 from tests.matrix.programs import PROGRAMS
+from tests.support.nursery import ROOT, nurseries
 
 NUMBERS = {name: number for number, name in enumerate(PROGRAMS)}
 KINDS = (*INSIDE, *OUTSIDE)
@@ -53,7 +52,7 @@ every_program = pytest.mark.parametrize("name", PROGRAMS)
 def test_every_place(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=0)
-    check_everywhere(program, whole, killed)
+    check_at(program, whole, range(len(whole.places)), killed)
     check_at(program, whole, in_front_of_another_kind(whole.places), stopped_then_killed)
     for make in (stopped, crashed):
         check_at(program, whole, one_of_each_kind(whole.places, number, KINDS), make)
@@ -64,7 +63,7 @@ def test_every_place(name: str) -> None:
 def test_a_few_places_with_two_workers(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=2)
-    check_at(program, whole, one_of_each_kind(whole.places, number, KINDS[number % 2 :: 2]), killed)
+    check_at(program, whole, one_of_each_kind(whole.places, number, KINDS), killed)
     check_at(program, whole, one_of_each_kind(whole.places, number, ["tail"]), stopped)
 
 
@@ -78,46 +77,36 @@ def test_a_signal_at_every_other_place(name: str) -> None:
 
 @pytest.mark.slow
 @every_program
-def test_every_third_place_with_two_workers(name: str) -> None:
+def test_every_other_place_with_two_workers(name: str) -> None:
     """A loader's workers are started and ended for each: the most costly test of all."""
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=2)
-    check_at(program, whole, range(number % 3, len(whole.places), 3), killed)
+    check_at(program, whole, range(number % 2, len(whole.places), 2), killed)
     if number % 2:
         check_over_and_over(program, whole)
-
-
-@pytest.fixture(scope="module")
-def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nursery, Nursery]]:
-    folder = tmp_path_factory.mktemp("nurseries")
-    first, second = Nursery(folder / "first", 1), Nursery(folder / "second", 2)
-    yield first, second
-    first.close()
-    second.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @every_program
-def test_real_processes(
-    name: str, workers: int, nurseries: tuple[Nursery, Nursery], tmp_path: Path
-) -> None:
+def test_real_processes(name: str, workers: int, tmp_path: Path) -> None:
     """SIGKILL, and SIGTERM that must end in status 75; then the same command again, from
     another folder and with another hash seed."""
     program, number = PROGRAMS[name], NUMBERS[name] + workers
     whole = left_alone(program, workers)
-    first, second = nurseries
+    first, second = nurseries()
     places = left_alone(program, workers, attempt=0).places
     kill, stop = (["body"], INSIDE) if workers else (KINDS[number % 2 :: 2], ["body"])
     ends = [("SIGKILL", at, -9) for at in one_of_each_kind(places, number, kill)]
     ends += [("SIGTERM", at, 75) for at in one_of_each_kind(places, number + 1, stop)]
     for signal, at, status in ends:
         what = f"{signal} at place {at} ({places[at]})"
-        address, result = tmp_path / f"{signal}{at}", tmp_path / f"{signal}{at}.result"
-        code = first.start(name, address, workers=workers, attempt=0, end=(signal, at))
-        assert code == status, f"{what}:\n{first.tail()}"
-        code = second.start(name, address, workers=workers, attempt=1, result=result)
-        assert code == 0, f"{what}:\n{second.tail()}"
+        folder = tmp_path / f"{signal}{at}"
+        log, result = folder / "log.txt", folder / "result"
+        code = run(first, folder, name, workers=workers, attempt=0, end=(signal, at))
+        assert code == status, f"{what}:\n{log.read_text()[-3000:]}"
+        code = run(second, folder, name, workers=workers, attempt=1, result=result)
+        assert code == 0, f"{what}:\n{log.read_text()[-3000:]}"
         compare(whole.steps, whole.bits(), *read_result(result), what)
 
 

@@ -9,6 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 HEAD = """
 import os, signal, subprocess, sys, time
@@ -37,6 +38,8 @@ def holdfast_run(*options: str) -> list[str]:
 class Supervised:
     """A supervisor and the program that it starts."""
 
+    started: ClassVar[list[subprocess.Popen[str]]] = []
+
     def __init__(self, tmp_path: Path, body: str, *options: str) -> None:
         self.folder = tmp_path
         self.script = tmp_path / "train.py"
@@ -63,6 +66,7 @@ class Supervised:
                 text=True,
                 start_new_session=True,
             )
+        self.started.append(self.process)
         if until:
             wait_for(lambda: self.made(until) or self.process_ended())
             assert self.made(until), self.said

@@ -21,6 +21,7 @@ from holdfast.supervise.machine import (
     Forward,
     Kill,
     Life,
+    PassedOn,
     Record,
     Requeue,
     SaveStacks,
@@ -282,6 +283,17 @@ def test_a_warning_that_is_answered_is_the_end_and_another_is_not(number: signal
     assert play.end(1) == []  # a crash, hours later perhaps
     play.start()
     assert play.give(Signalled(play.now_s, number)) == [Forward(number)]
+    assert play.end(75) == [Exit(75)]
+
+
+def test_a_warning_that_a_later_attempt_hears_and_answers_is_the_end() -> None:
+    play = Play()
+    play.start()
+    play.give(Signalled(1.0, signal.SIGUSR1))
+    assert play.end(1) == []
+    play.start()
+    assert play.give(PassedOn(signal.SIGUSR1)) == []
+    assert play.lines[-1] == "SIGUSR1 is handled now: passed on"
     assert play.end(75) == [Exit(75)]
 
 

@@ -143,6 +143,27 @@ def test_a_warning_that_comes_while_the_program_still_imports_waits_for_it(tmp_p
     assert "SIGUSR1 is handled now: passed on" in job.said
 
 
+def test_a_warning_that_the_program_did_not_live_to_hear_goes_to_the_next_one(
+    tmp_path: Path,
+) -> None:
+    body = """
+    if attempt() == 1:
+        (here / "ready").touch()
+        while not (here / "over").exists():
+            time.sleep(0.01)
+        os._exit(9)
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+    time.sleep(60)
+    """
+    job = Supervised(tmp_path, body)
+    job.start(until="ready").send_signal(signal.SIGUSR1)
+    wait_for(lambda: "nothing handles SIGUSR1 yet: kept back" in job.said)
+    (tmp_path / "over").touch()
+    assert job.end() == 75
+    assert job.starts == 2
+    assert "SIGUSR1 is handled now: passed on" in job.said
+
+
 def test_the_status_of_the_training_counts_and_not_that_of_its_launcher(tmp_path: Path) -> None:
     """As of `torchrun`, which ends with 1 when a process of its ends with 75."""
     body = """

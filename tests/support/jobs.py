@@ -7,10 +7,14 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 import holdfast
+from holdfast.manager import manager
+from holdfast.manager.saver import Saver
+from holdfast.stores.memory import MemoryStore
 
 _numbers = itertools.count()
 
@@ -18,6 +22,32 @@ _numbers = itertools.count()
 def fresh_address() -> str:
     """A run in memory that no other test uses."""
     return f"memory://run-{next(_numbers)}"
+
+
+_savers: WeakSet[Saver] = WeakSet()
+
+
+class _Known(Saver):
+    """One that can be waited for."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        _savers.add(self)
+
+
+manager.Saver = _Known  # type: ignore[misc]
+
+
+def copied(address: str) -> str:
+    """Another run in memory, with what this one's store holds once no save is in progress."""
+    for saver in list(_savers):
+        saver.finish()
+    store, other = (
+        MemoryStore.named(one.removeprefix("memory://")) for one in (address, fresh_address())
+    )
+    with store._lock:
+        other._objects.update(store._objects)
+    return other.address
 
 
 class Killed(BaseException):
@@ -84,25 +114,38 @@ class Countdown:
 Script = Callable[[str, Countdown, list[Any]], None]
 
 
-def kill_everywhere(script: Script, *, address: Callable[[], str] = fresh_address) -> int:
-    """Run `script(address, die, trace)` with a kill at each of its `die()` calls, start it
-    again, and require the trace of an uninterrupted run. Returns the number of kills.
+class Copying(Countdown):
+    """Copies the run at each call: what a process that is killed there leaves behind."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self.address = address
+        self.left: list[str] = []
+
+    def __call__(self) -> None:
+        self.left.append(copied(self.address))
+        super().__call__()
+
+
+def kill_everywhere(script: Script, *, only: Callable[[int], bool] = lambda number: True) -> int:
+    """Run `script(address, die, trace)`, and from what it has left at each of its `die()` calls
+    (those whose number is `only`) run it again: each must end with the trace of the first.
+    Returns the number of calls.
 
     The script tracks `trace`, so that after a resume it holds what the first one did.
     """
-    whole: list[Any] = []
-    count = Countdown()
+    address = fresh_address()
+    places, whole = Copying(address), list[Any]()
     with process():
-        script(address(), count, whole)
+        script(address, places, whole)
     assert whole
-    for n in range(count.calls):
-        where, trace = address(), []
-        with process():
-            script(where, Countdown(n), [])
-        with process():
-            script(where, Countdown(), trace)
-        assert trace == whole, f"killed at place {n}"
-    return count.calls
+    for number, left in enumerate(places.left):
+        if only(number):
+            trace: list[Any] = []
+            with process():
+                script(left, Countdown(), trace)
+            assert trace == whole, f"killed at place {number}"
+    return places.calls
 
 
 def train(

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 import holdfast
 from tests.run.feed_checks import plain
-from tests.support.jobs import Countdown, Script, fresh_address, process
+from tests.support.jobs import Countdown, Script, kill_everywhere
 
 SAMPLES, BATCH, EPOCHS = 6, 3, 4
 BATCHES = SAMPLES // BATCH
@@ -205,19 +205,7 @@ def script(kind: Callable[[], Make]) -> Script:
 
 
 def check(kind: Callable[[], Make], kills: Callable[[int], bool] = lambda number: True) -> None:
-    job = script(kind)
-    whole: list[Any] = []
-    count = Countdown()
-    with process():
-        job(fresh_address(), count, whole)
-    assert count.calls == EPOCHS * CALLS
-    for number in filter(kills, range(count.calls)):
-        where, trace = fresh_address(), []
-        with process():
-            job(where, Countdown(number), [])
-        with process():
-            job(where, Countdown(), trace)
-        assert trace == whole, f"killed at place {number}"
+    assert kill_everywhere(script(kind), only=kills) == EPOCHS * CALLS
 
 
 @pytest.mark.parametrize(

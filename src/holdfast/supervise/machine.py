@@ -131,7 +131,15 @@ class Signalled:
     number: int
 
 
-Event = Started | Watched | Dumped | Exited | Signalled
+@dataclass(frozen=True)
+class PassedOn:
+    """A warning that nothing had a handler for, in this attempt or one before, has one now and
+    was passed on."""
+
+    number: int
+
+
+Event = Started | Watched | Dumped | Exited | Signalled | PassedOn
 
 # -- what is to be done ------------------------------------------------------------
 
@@ -260,6 +268,9 @@ def handle(settings: Settings, state: State, event: Event) -> tuple[State, list[
             return _dumped(settings, state, event)
         case Signalled():
             return _signalled(settings, state, event)
+        case PassedOn():
+            line = Say(f"{signal.Signals(event.number).name} is handled now: passed on")
+            return replace(state, warned=event.number), [line]
         case Exited():
             return _exited(settings, state, event)
 

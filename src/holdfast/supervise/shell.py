@@ -152,7 +152,7 @@ class _Shell:
         for number in sorted(self._kept):
             if self._command is not None and self._warn(self._command, number):
                 self._kept.remove(number)
-                self._console.say(f"{signal.Signals(number).name} is handled now: passed on")
+                self._handle(machine.PassedOn(number))
         if self._state.newest != self._newest:
             self._newest, self._saved_s = self._state.newest, now_s
         self._console.draw(self._state, now_s, self._saved_s)

@@ -53,6 +53,12 @@ class IndexFeed:
     def length(self) -> int | None:
         return None if self._numbers is None else len(self._numbers)
 
+    def end(self) -> None:
+        """No number follows those that were taken."""
+        self._numbers = (
+            range(self._taken) if self._numbers is None else self._numbers[: self._taken]
+        )
+
     def close(self) -> None:
         pass
 
@@ -123,6 +129,12 @@ class Loop(Iterator[Any]):
             return self._engine.advance(self, caller)
         except HoldfastError as error:
             raise brief(error)  # noqa: B904 -- it is the same error
+
+    def end(self) -> None:
+        """The item in progress is the last, however many there were to be: for loops that a
+        framework goes through and may stop early. Only of `epochs` and `range`."""
+        assert isinstance(self.feed, IndexFeed)
+        self.feed.end()
 
     def let_go(self) -> None:
         """The `for` has dropped the loop; see `Items`."""

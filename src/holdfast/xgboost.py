@@ -1,0 +1,347 @@
+"""Holdfast for XGBoost: boosting goes on at the round where it was interrupted.
+
+    run = holdfast.Run("runs/boost", every="5min", keep="last=2 best=1:valid-auc:max")
+    booster = holdfast.xgboost.train(
+        params, dtrain, 500, run=run, evals=[(dvalid, "valid")], early_stopping_rounds=20
+    )
+
+or, for `xgboost.train` and the estimators of `xgboost.sklearn`, a callback:
+
+    model = xgboost.XGBClassifier(n_estimators=500, callbacks=[holdfast.xgboost.Callback(run)])
+
+A checkpoint holds the model as UBJSON (no pickle), the history of the metrics, and the state of
+the other callbacks. The rounds are the total: started again after 200 of 500, 300 follow.
+
+**Bit for bit.** XGBoost draws rows and columns from a generator that no file holds, and its
+updaters draw from it when they are made. Where a training samples (`subsample`, `colsample_by…`,
+`rate_drop` of DART), each round is therefore seeded by its number (`seed_per_iteration`) and has
+updaters of its own: the booster equals an uninterrupted one's, but not that of the same
+parameters without Holdfast. Where nothing is sampled, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.manager import open as open_checkpoint
+from holdfast.run.run import Run
+
+try:
+    import xgboost
+    from xgboost.callback import CallbackContainer, EarlyStopping, TrainingCallback
+except ModuleNotFoundError as error:
+    if error.name != "xgboost":
+        raise
+    raise HoldfastError(
+        "holdfast.xgboost needs XGBoost", hint="pip install 'holdfast[xgboost]'"
+    ) from None
+
+__all__ = ["Callback", "load_model", "train"]
+
+# What changes in it from round to round.
+_STOPPING = ("stopping_history", "best_scores", "current_rounds", "starting_round")
+_SAMPLING = ("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode")
+
+
+def train(
+    params: dict[str, Any],
+    dtrain: xgboost.DMatrix,
+    num_boost_round: int = 10,
+    *,
+    run: Run,
+    name: str = "booster",
+    callbacks: Sequence[TrainingCallback] | None = None,
+    **options: Any,
+) -> xgboost.Booster:
+    """`xgboost.train` that goes on where it was interrupted; the booster after all rounds.
+
+    num_boost_round: how many there are in total, whichever process makes them.
+    run: saves as its `every=` says, and logs each metric as "data-metric": "valid-auc".
+    name: of the booster in checkpoints. Each training of a run that is not inside a loop of it
+        needs its own.
+    options: as of `xgboost.train`.
+
+    Raises UsageError for what cannot be resumed, StateError where the checkpoint is of another
+    training, and SystemExit at a round's end once the process was asked to stop.
+    """
+    return xgboost.train(
+        params,
+        dtrain,
+        num_boost_round,
+        callbacks=[*(callbacks or ()), Callback(run, name=name)],
+        **options,
+    )
+
+
+def load_model(ref: str, name: str = "booster") -> xgboost.Booster:
+    """The booster of a checkpoint: `load_model("runs/boost@best")`.
+
+    Raises StateError if the checkpoint has none of that name.
+    """
+    state = open_checkpoint(ref)[name]
+    return xgboost.Booster(model_file=bytearray(state["model"].tobytes()))
+
+
+class Callback(TrainingCallback):
+    """Makes a training by `xgboost.train` or an estimator's `fit` resumable.
+
+        xgboost.train(params, dtrain, 500, callbacks=[holdfast.xgboost.Callback(run)])
+
+    Its place among other callbacks does not matter: it is called first. Those that have
+    `state_dict` and `load_state_dict` are saved, and XGBoost's own. Make it before the first loop
+    of the run; inside such a loop (over folds, say) one may serve one training after the other.
+    """
+
+    def __init__(self, run: Run, *, name: str = "booster") -> None:
+        super().__init__()
+        self._run = run
+        self._name = name
+        self._state = _State()
+        run.track(**{name: self._state})
+        self._used = False
+
+    def before_training(self, model: Any) -> Any:
+        if not isinstance(model, xgboost.Booster):
+            raise UsageError(
+                "xgboost.cv trains a booster of each fold in turn, which cannot be resumed",
+                hint="Train fold after fold: for fold in run.range(5): holdfast.xgboost.train(…)",
+            )
+        if xgboost.collective.get_world_size() > 1:
+            raise UsageError("several XGBoost workers that train together cannot be resumed yet")
+        if self._used and not self._run._session.engine.position.inside:
+            raise UsageError(
+                f"this run had a training named {self._name!r} before this one",
+                hint="Give each a callback of its own, with a name: Callback(run, name=…)",
+            )
+        self._used = True
+        container, training = _surroundings(self)
+        others = container.callbacks
+        others.remove(self)
+        others.insert(0, self)
+        self._total = int(training["num_boost_round"])
+        self._rounds = self._run.range(self._total, name=self._name)
+        self._number = next(self._rounds, None)
+        self._begun = True
+        if self._number != 0 and self._state.restored:
+            # Not in place: parameters that XGBoost has looked at are lost by that.
+            data = [training["dtrain"], *(one for one, _ in training["evals"])]
+            model = xgboost.Booster(training["params"], data, self._state.model)
+        self._state.begin(model, container)
+        if self._number != 0:
+            self._go_on(self._total if self._number is None else self._number)
+        return model
+
+    def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        if not self._begun:
+            self._number = next(self._rounds, None)
+        self._begun = False
+        if self._number is None or self._state.stopped:
+            return True
+        self._state.sampling.vary(self._number)
+        return False
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        newest = {
+            f"{data}-{metric}": values[-1]
+            for data, metrics in evals_log.items()
+            for metric, values in metrics.items()
+        }
+        if newest:
+            self._run.log(**newest)
+        return False
+
+    def after_training(self, model: Any) -> Any:
+        if self._number is not None:
+            if self._number + 1 < self._total:
+                self._state.stopped = True  # early, and for good
+            self._rounds.end()
+            next(self._rounds, None)
+        vars(model).pop("update", None)
+        return model
+
+    def _go_on(self, done: int) -> None:
+        """Behind `done` rounds that another process has made."""
+        if not self._state.put_back():
+            return  # there are no rounds at all
+        booster = self._state.booster
+        update = booster.update
+
+        def shifted(dtrain: Any, iteration: int, fobj: Any = None) -> None:
+            update(dtrain, iteration=done + iteration, fobj=fobj)
+
+        booster.update = shifted  # type: ignore[method-assign]
+        others = self._state.container.callbacks
+        others[1:] = [_Shifted(callback, done) for callback in others[1:]]
+
+
+class _State:
+    """What a checkpoint holds of a training."""
+
+    def __init__(self) -> None:
+        self.restored: dict[str, Any] = {}
+        self.stopped = False
+        """Another callback has ended it."""
+        self._begun = False
+
+    @property
+    def model(self) -> bytearray:
+        """The booster that was restored."""
+        return bytearray(self.restored["model"].tobytes())
+
+    def begin(self, booster: xgboost.Booster, container: CallbackContainer) -> None:
+        self.booster = booster
+        self.container = container
+        self.sampling = _Sampling(booster)
+        self.stopped = False
+        self._begun = True
+        self._callbacks = list(container.callbacks)
+        self._parameters = _parameters(booster)
+
+    def state_dict(self) -> dict[str, Any]:
+        if not self._begun:
+            return self.restored
+        now = _parameters(self.booster)
+        return {
+            "model": np.frombuffer(self.booster.save_raw("ubj"), np.uint8),
+            "history": {
+                data: {metric: list(values) for metric, values in metrics.items()}
+                for data, metrics in self.container.history.items()
+            },
+            "callbacks": {name: _state_of(callback) for name, callback in _named(self._callbacks)},
+            # Of a schedule of the learning rate, say: the model does not hold them.
+            "parameters": {
+                name: value for name, value in now.items() if value != self._parameters.get(name)
+            },
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.restored = dict(state)
+
+    def put_back(self) -> bool:
+        """Make all around the booster what it was when it was saved; False if nothing was."""
+        if not self.restored:
+            return False
+        saved = self.restored
+        if saved["parameters"]:
+            self.booster.set_param(saved["parameters"])
+        for data, metrics in saved["history"].items():
+            history = self.container.history.setdefault(data, OrderedDict())
+            history.update((metric, list(values)) for metric, values in metrics.items())
+        for name, callback in _named(self._callbacks):
+            if state := saved["callbacks"].get(name):
+                _put_back(callback, state)
+        self.stopped = saved["stopped"]
+        return True
+
+
+class _Sampling:
+    """Makes what a round draws depend on its number alone."""
+
+    def __init__(self, booster: xgboost.Booster) -> None:
+        self._booster = booster
+        self._updaters: list[str] | None = None
+        """Their names in two ways, in turn; [] if nothing is drawn."""
+
+    def vary(self, number: int) -> None:
+        """Before the round `number`."""
+        if self._updaters is None:
+            self._updaters = self._ways()
+        if self._updaters:
+            self._booster.set_param("updater", self._updaters[number % 2])
+
+    def _ways(self) -> list[str]:
+        config = json.loads(self._booster.save_config())
+        booster = config["learner"]["gradient_booster"]
+        trees = booster.get("gbtree", booster)
+        parameters = trees.get("tree_train_param", {})
+        samples = any(float(parameters.get(name, 1)) < 1 for name in _SAMPLING)
+        drops = float(booster.get("dart_train_param", {}).get("rate_drop", 0)) > 0
+        ranks = config["learner"]["objective"]["name"].startswith("rank:")
+        if not (samples or drops or ranks):
+            return []
+        self._booster.set_param("seed_per_iteration", "true")
+        names = [updater["name"] for updater in trees["updater"]]
+        # A change of the names makes new updaters, and "sync" does nothing on one machine.
+        ways = [",".join(names), ",".join([*names, "sync"])]
+        with warnings.catch_warnings():  # it warns once of whoever does this
+            warnings.filterwarnings("ignore", ".*manually specified the `updater`.*")
+            self._booster.set_param("updater", ways[0])
+            self._booster.save_config()
+        return ways
+
+
+class _Shifted(TrainingCallback):
+    """Tells another callback the number of a round in the whole training."""
+
+    def __init__(self, callback: TrainingCallback, by: int) -> None:
+        super().__init__()
+        self._callback = callback
+        self._by = by
+
+    def after_training(self, model: Any) -> Any:
+        return self._callback.after_training(model)
+
+    def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        return self._callback.before_iteration(model, epoch + self._by, evals_log)
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        return self._callback.after_iteration(model, epoch + self._by, evals_log)
+
+
+def _surroundings(callback: Callback) -> tuple[CallbackContainer, dict[str, Any]]:
+    """What calls the callbacks, and the variables of `xgboost.train`: callbacks are told neither.
+
+    Raises UsageError outside of `xgboost.train` and what calls it.
+    """
+    container: CallbackContainer | None = None
+    frame = sys._getframe(2)
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, CallbackContainer) and callback in found.callbacks:
+            container = found
+        if container is not None and "num_boost_round" in frame.f_locals:
+            return container, frame.f_locals
+        frame = frame.f_back
+    raise UsageError(
+        f"holdfast.xgboost.Callback does not know what calls it in XGBoost {xgboost.__version__}",
+        hint="Give it to xgboost.train or to an estimator of xgboost.sklearn.",
+    )
+
+
+def _parameters(booster: xgboost.Booster) -> dict[str, str]:
+    """Those of its trees, as XGBoost writes them."""
+    trained = json.loads(booster.save_config())["learner"]["gradient_booster"]
+    return dict(trained.get("gbtree", trained).get("tree_train_param", {}))
+
+
+def _named(callbacks: Iterable[TrainingCallback]) -> Iterator[tuple[str, TrainingCallback]]:
+    """Those that have a state, by their class and their place among those of that class."""
+    counts: Counter[str] = Counter()
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) or hasattr(callback, "load_state_dict"):
+            name = type(callback).__qualname__
+            yield f"{name}-{counts[name]}", callback
+            counts[name] += 1
+
+
+def _state_of(callback: Any) -> Any:
+    if hasattr(callback, "state_dict"):
+        return callback.state_dict()
+    return {name: copy.deepcopy(getattr(callback, name)) for name in _STOPPING}
+
+
+def _put_back(callback: Any, state: Any) -> None:
+    if hasattr(callback, "load_state_dict"):
+        callback.load_state_dict(state)
+    else:
+        vars(callback).update(state)

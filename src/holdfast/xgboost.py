@@ -26,12 +26,12 @@ import json
 import sys
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, StateError, UsageError
 from holdfast.manager import open as open_checkpoint
 from holdfast.run.run import Run
 
@@ -87,8 +87,12 @@ def load_model(ref: str, name: str = "booster") -> xgboost.Booster:
 
     Raises StateError if the checkpoint has none of that name.
     """
-    state = open_checkpoint(ref)[name]
-    return xgboost.Booster(model_file=bytearray(state["model"].tobytes()))
+    checkpoint = open_checkpoint(ref)
+    if name not in checkpoint:
+        raise StateError(
+            f"{ref} has no booster named {name!r}", hint=f"It has: {', '.join(checkpoint)}."
+        )
+    return xgboost.Booster(model_file=_joined(checkpoint[name]["model"]))
 
 
 class Callback(TrainingCallback):
@@ -107,7 +111,6 @@ class Callback(TrainingCallback):
         self._name = name
         self._state = _State()
         run.track(**{name: self._state})
-        self._used = False
 
     def before_training(self, model: Any) -> Any:
         if not isinstance(model, xgboost.Booster):
@@ -117,12 +120,12 @@ class Callback(TrainingCallback):
             )
         if xgboost.collective.get_world_size() > 1:
             raise UsageError("several XGBoost workers that train together cannot be resumed yet")
-        if self._used and not self._run._session.engine.position.inside:
+        siblings = self._run._session.engine.position.siblings
+        if any(loop.label.name == self._name for loop in siblings):
             raise UsageError(
-                f"this run had a training named {self._name!r} before this one",
-                hint="Give each a callback of its own, with a name: Callback(run, name=…)",
+                f"this run had a training named {self._name!r} just before this one",
+                hint="Give each a name of its own: holdfast.xgboost.Callback(run, name=…)",
             )
-        self._used = True
         container, training = _surroundings(self)
         others = container.callbacks
         others.remove(self)
@@ -130,20 +133,23 @@ class Callback(TrainingCallback):
         self._total = int(training["num_boost_round"])
         self._rounds = self._run.range(self._total, name=self._name)
         self._number = next(self._rounds, None)
-        self._begun = True
+        self._begins = True
         if self._number != 0 and self._state.restored:
             # Not in place: parameters that XGBoost has looked at are lost by that.
             data = [training["dtrain"], *(one for one, _ in training["evals"])]
             model = xgboost.Booster(training["params"], data, self._state.model)
-        self._state.begin(model, container)
+        self._state.begin(model, container, self._total)
         if self._number != 0:
             self._go_on(self._total if self._number is None else self._number)
         return model
 
     def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-        if not self._begun:
+        if self._begins:
+            self._begins = False
+            if self._number != 0:
+                self._state.put_back_callbacks()
+        else:
             self._number = next(self._rounds, None)
-        self._begun = False
         if self._number is None or self._state.stopped:
             return True
         self._state.sampling.vary(self._number)
@@ -170,8 +176,7 @@ class Callback(TrainingCallback):
 
     def _go_on(self, done: int) -> None:
         """Behind `done` rounds that another process has made."""
-        if not self._state.put_back():
-            return  # there are no rounds at all
+        self._state.put_back()
         booster = self._state.booster
         update = booster.update
 
@@ -194,12 +199,13 @@ class _State:
 
     @property
     def model(self) -> bytearray:
-        """The booster that was restored."""
-        return bytearray(self.restored["model"].tobytes())
+        """The booster that was restored, as UBJSON."""
+        return _joined(self.restored["model"])
 
-    def begin(self, booster: xgboost.Booster, container: CallbackContainer) -> None:
+    def begin(self, booster: xgboost.Booster, container: CallbackContainer, total: int) -> None:
         self.booster = booster
         self.container = container
+        self._total = total
         self.sampling = _Sampling(booster)
         self.stopped = False
         self._begun = True
@@ -211,7 +217,7 @@ class _State:
             return self.restored
         now = _parameters(self.booster)
         return {
-            "model": np.frombuffer(self.booster.save_raw("ubj"), np.uint8),
+            "model": _cut(self.booster.save_raw("ubj")),
             "history": {
                 data: {metric: list(values) for metric, values in metrics.items()}
                 for data, metrics in self.container.history.items()
@@ -221,27 +227,28 @@ class _State:
             "parameters": {
                 name: value for name, value in now.items() if value != self._parameters.get(name)
             },
-            "stopped": self.stopped,
+            "stopped": self._total if self.stopped else 0,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.restored = dict(state)
 
-    def put_back(self) -> bool:
-        """Make all around the booster what it was when it was saved; False if nothing was."""
-        if not self.restored:
-            return False
+    def put_back(self) -> None:
+        """Make all around the booster what it was when it was saved."""
         saved = self.restored
-        if saved["parameters"]:
+        if saved.get("parameters"):
             self.booster.set_param(saved["parameters"])
-        for data, metrics in saved["history"].items():
+        for data, metrics in saved.get("history", {}).items():
             history = self.container.history.setdefault(data, OrderedDict())
             history.update((metric, list(values)) for metric, values in metrics.items())
+        self.stopped = saved.get("stopped", 0) >= self._total  # else more rounds are asked for
+
+    def put_back_callbacks(self) -> None:
+        """As late as possible: when training begins they set themselves up."""
+        saved = self.restored.get("callbacks", {})
         for name, callback in _named(self._callbacks):
-            if state := saved["callbacks"].get(name):
-                _put_back(callback, state)
-        self.stopped = saved["stopped"]
-        return True
+            if name in saved:
+                _put_back(callback, saved[name])
 
 
 class _Sampling:
@@ -288,6 +295,9 @@ class _Shifted(TrainingCallback):
         self._callback = callback
         self._by = by
 
+    def before_training(self, model: Any) -> Any:
+        return self._callback.before_training(model)
+
     def after_training(self, model: Any) -> Any:
         return self._callback.after_training(model)
 
@@ -316,6 +326,26 @@ def _surroundings(callback: Callback) -> tuple[CallbackContainer, dict[str, Any]
         f"holdfast.xgboost.Callback does not know what calls it in XGBoost {xgboost.__version__}",
         hint="Give it to xgboost.train or to an estimator of xgboost.sklearn.",
     )
+
+
+_TREES = b"L" + len(b"trees").to_bytes(8, "big") + b"trees[#L"
+_COUNT_BYTES = 8
+"""In front of the trees in XGBoost's UBJSON: their name and number; a length has 8 bytes."""
+
+
+def _cut(model: bytearray) -> dict[str, Any]:
+    """The model in two parts: one that grows at its end only, of which each save stores what is
+    new, and a small one in front of it."""
+    data = np.frombuffer(model, np.uint8)
+    found = model.rfind(_TREES)
+    if found < 0:
+        return {"head": data}
+    at = found + len(_TREES) + _COUNT_BYTES
+    return {"head": data[:at], "trees": data[at:]}
+
+
+def _joined(parts: Mapping[str, Any]) -> bytearray:
+    return bytearray(b"".join(parts[name].tobytes() for name in ("head", "trees") if name in parts))
 
 
 def _parameters(booster: xgboost.Booster) -> dict[str, str]:

@@ -80,9 +80,14 @@ def last_line(output: str) -> str:
 DIGITS = Example("torch_digits.py", "--epochs", "4", "--every", "10")
 TOUR = Example("generic.py", "--sweeps", "150", "--every", "10")
 MANUAL = Example("char_transformer.py", "--epochs", "2", "--every", "5", "--characters", "30000")
+TREES = Example("xgboost_digits.py", "--rounds", "30", "--every", "3")
 
-
-EXAMPLES = {"torch_digits": DIGITS, "generic": TOUR, "char_transformer": MANUAL}
+EXAMPLES = {
+    "torch_digits": DIGITS,
+    "generic": TOUR,
+    "char_transformer": MANUAL,
+    "xgboost_digits": TREES,
+}
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAMPLES))

@@ -383,11 +383,16 @@ say(values)
 
 
 def kill_workers_of(process: subprocess.Popen[str]) -> None:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    # Where one ends meanwhile, such as git, the kernel may leave out another.
+    while len(workers := children.read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     killed = 0
-    for child in children:
-        with contextlib.suppress(ProcessLookupError):  # a short-lived one, such as git
-            os.kill(int(child), signal.SIGKILL)
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker), signal.SIGKILL)
             killed += 1
     assert killed >= 2
 

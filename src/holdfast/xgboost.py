@@ -127,9 +127,8 @@ class Callback(TrainingCallback):
                 hint="Give each a name of its own: holdfast.xgboost.Callback(run, name=…)",
             )
         container, training = _surroundings(self)
-        others = container.callbacks
-        others.remove(self)
-        others.insert(0, self)
+        # Who asks them before training goes on with what it had: a set, until XGBoost 3.
+        container.callbacks = [self, *(one for one in container.callbacks if one is not self)]
         self._total = int(training["num_boost_round"])
         self._rounds = self._run.range(self._total, name=self._name)
         self._number = next(self._rounds, None)
@@ -184,8 +183,8 @@ class Callback(TrainingCallback):
             update(dtrain, iteration=done + iteration, fobj=fobj)
 
         booster.update = shifted  # type: ignore[method-assign]
-        others = self._state.container.callbacks
-        others[1:] = [_Shifted(callback, done) for callback in others[1:]]
+        container = self._state.container
+        container.callbacks = [self, *(_Shifted(one, done) for one in container.callbacks[1:])]
 
 
 class _State:
@@ -294,9 +293,6 @@ class _Shifted(TrainingCallback):
         super().__init__()
         self._callback = callback
         self._by = by
-
-    def before_training(self, model: Any) -> Any:
-        return self._callback.before_training(model)
 
     def after_training(self, model: Any) -> Any:
         return self._callback.after_training(model)

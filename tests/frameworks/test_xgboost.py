@@ -83,7 +83,7 @@ Training = Callable[..., Any]
 
 
 def train(address: str, *others: TrainingCallback, rounds: int = ROUNDS, **params: Any) -> Any:
-    """The booster's bytes and attributes, the history, what `Counting` saw, the run's step."""
+    """The booster's bytes, predictions and attributes, the history, the run's step and metrics."""
     options = {key: params.pop(key) for key in ("early_stopping_rounds",) if key in params}
     schedule = params.pop("schedule", None)
     mine = [*others, *([LearningRateScheduler(schedule)] if schedule else ())]
@@ -100,9 +100,12 @@ def train(address: str, *others: TrainingCallback, rounds: int = ROUNDS, **param
             **options,
         )
     assert counting.begun == 1
+    # XGBoost asks no more callbacks behind one that ends the training: its last round goes unheard.
+    assert counting.seen == sorted(set(counting.seen))
+    assert len(set(range(run.step)) - set(counting.seen)) <= 1
     predicted = booster.predict(xgboost.DMatrix(X)).tobytes()
     raw = bytes(booster.save_raw("ubj"))
-    return raw, predicted, booster.attributes(), history, counting.seen, run.step, run.metrics
+    return raw, predicted, booster.attributes(), history, run.step, run.metrics
 
 
 @pytest.mark.parametrize(
@@ -152,12 +155,12 @@ def test_what_is_drawn_differs_from_round_to_round() -> None:
 
 def test_more_rounds_follow_also_behind_an_early_end() -> None:
     address = fresh_address()
-    assert train(address, rounds=4)[5] == 4
+    assert train(address, rounds=4)[4] == 4
     assert train(address, rounds=9) == train(fresh_address(), rounds=9)
     address = fresh_address()
     early = train(address, eta=1.0, early_stopping_rounds=2, rounds=50)
-    assert early[5] < 50
-    assert train(address, eta=1.0, early_stopping_rounds=20, rounds=51)[5] > early[5]
+    assert early[4] < 50
+    assert train(address, eta=1.0, early_stopping_rounds=20, rounds=51)[4] > early[4]
 
 
 def test_the_best_one_is_kept_and_can_be_loaded(tmp_path: Path) -> None:
@@ -322,5 +325,5 @@ def test_real_processes(tmp_path: Path) -> None:
     third = start("run")
     said, _ = third.communicate(timeout=60)
     assert third.returncode == 0
-    assert said.split()[0] in ("15", "16", "17", "18")
+    assert int(said.split()[0]) >= 7
     assert (tmp_path / "run.ubj").read_bytes() == (tmp_path / "whole.ubj").read_bytes()

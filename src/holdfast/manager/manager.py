@@ -23,8 +23,8 @@ from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import Overview, Restored, info_of, overview_of
-from holdfast.manager.listing import Ref
 from holdfast.manager.loaded import LoadedCheckpoint
+from holdfast.manager.lookup import Ref
 from holdfast.manager.mirrored import Mirrored
 from holdfast.manager.orders import Captured, Orders
 from holdfast.manager.overlap import Overlap

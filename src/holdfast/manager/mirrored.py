@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from holdfast.core.address import printable
 from holdfast.errors import HoldfastError, briefly
 from holdfast.manager.info import CheckpointInfo, info_of
-from holdfast.manager.listing import Listing, Ref
+from holdfast.manager.listing import Listing
+from holdfast.manager.lookup import Ref
 from holdfast.repo import keys
 from holdfast.repo.fork import fork
 from holdfast.repo.repo import Repo

@@ -35,8 +35,7 @@ _NAMED = {
 # The others are stored as U8 with the item size as last dimension: a byte for each number of
 # less than eight bits, as on the host.
 _UNNAMED = (
-    *("complex128", "int1", "uint1", "int2", "uint2", "int4", "uint4"),
-    *("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn"),
+    *("complex128", "int2", "uint2", "int4", "uint4", "float4_e2m1fn"),
     *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz"),
 )
 

@@ -31,13 +31,13 @@ class Parts(NamedTuple):
 
 def parts_of(value: object) -> Parts | None:
     """None if no class of `value` is registered."""
-    if isinstance(value, type):
+    if value is None or isinstance(value, type):
         return None
     keyed, treedef = jax.tree_util.tree_flatten_with_path(
         value, is_leaf=lambda child: child is not value
     )
-    if jax.tree_util.treedef_is_leaf(treedef):
-        return None
+    if treedef.num_leaves == 1 and jax.tree_util.treedef_is_leaf(treedef):
+        return None  # and not one without children
     children: dict[str, Any] = {}
     for path, child in keyed:
         name = _name(path[0])
@@ -128,9 +128,7 @@ def _without_structure(
     values = [decoder.decode(inner, NOTHING, f"{path}/{child}") for child, inner in pairs.items()]
     if simple:
         return together(values, lambda made: classes.make_namedtuple(kind, name, names, made))
-    return together(
-        values, lambda made: classes.Record(name, dict(zip(names, made, strict=True)))
-    )
+    return together(values, lambda made: classes.Record(name, dict(zip(names, made, strict=True))))
 
 
 def decode_code(target: object) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from holdfast.core.adapters import Decoder, Encoder, Waiting
 from holdfast.core.classes import is_namedtuple, type_name
@@ -43,7 +44,7 @@ class JaxAdapter:
         return parts_of(value) is not None
 
     def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
-        if is_key(value) and not isinstance(value, jax.core.Tracer):
+        if is_key(value) and not isinstance(value, Tracer):
             return encode_key(value, path, encoder)
         if isinstance(value, jax.Array):
             node: dict[str, Node] = {}
@@ -69,7 +70,7 @@ class JaxAdapter:
         tag = node["!"]
         if tag == "jax.code":
             return decode_code(target)
-        if tag == "jax.node":
+        if tag in ("jax.node", "jax.tuple"):
             return decode_node(node, target, path, decoder)
         if tag == "jax.nnx":
             kind, words, decode = object, "a module of nnx", decode_module

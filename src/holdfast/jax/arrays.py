@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from holdfast.core.adapters import Decoder, Encoder, Waiting
 from holdfast.core.arrays import ArraySource, MemoryDestination
@@ -43,13 +45,13 @@ class HeldSource(ArraySource):
 
 def is_key(value: object) -> bool:
     """Whether `value` is an array of random keys (`jax.random.key`)."""
-    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def check_supported(value: Any, path: str) -> None:
     """Raises UnsupportedValue for arrays whose bytes are not here; StateError for those that
     have none any more."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise UnsupportedValue(
             path,
             f"a tracer ({value.aval})",
@@ -152,10 +154,9 @@ def read_node(node: dict[str, Node], path: str, decoder: Decoder) -> Saved:
 def decode_array(node: dict[str, Node], target: object, path: str, decoder: Decoder) -> Any:
     saved = read_node(node, path, decoder)
     live = target if isinstance(target, jax.Array | jax.ShapeDtypeStruct) else None
-    if live is not None:
-        if is_key(live) or (live.shape, str(live.dtype)) != (saved.shape, saved.dtype):
-            decoder.changed(path, str(saved), words(live.dtype, live.shape))
-            return live
+    if live is not None and not _fits(live, saved):
+        decoder.changed(path, str(saved), words(live.dtype, live.shape))
+        return live
     if saved.dtype in WIDE and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise StateError(
             f"{path!r} was saved as {saved}, which JAX would make half as wide here",
@@ -167,6 +168,10 @@ def decode_array(node: dict[str, Node], target: object, path: str, decoder: Deco
     if host.size:
         decoder.request(saved.leaf, MemoryDestination(bits(host)))
     return batch.add(host, placement(live), weak=saved.weak)
+
+
+def _fits(live: Any, saved: Saved) -> bool:
+    return not is_key(live) and (live.shape, str(live.dtype)) == (saved.shape, saved.dtype)
 
 
 def placement(live: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from holdfast.core.classes import is_namedtuple
 from holdfast.jax.arrays import is_key
@@ -50,7 +51,7 @@ def _flat(value: Any) -> dict[str, Any]:
 def memory(value: Any) -> Memory | None:
     """None if `value` is no array. Others may lie in the same memory, but no change of them
     shows in this one: each has a place of its own here."""
-    if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+    if not isinstance(value, jax.Array) or isinstance(value, Tracer):
         return None
     return "jax", id(value), id(value) + 1
 

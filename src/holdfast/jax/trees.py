@@ -1,10 +1,11 @@
 """Registered nodes of pytrees: classes of Equinox, Flax and Optax, and of a program's own.
 
-    {"!": "jax.node", "type": "optax._src.transform:ScaleByAdamState", "v": <dict of children>}
+    {"!": "jax.node", "type": "equinox.nn._linear:Linear", "v": <dict of children>}
+    {"!": "jax.tuple", "type": "optax._src.transform:ScaleByAdamState", "v": <dict of children>}
 
 Only the children are saved, by the names that the class has registered. How a node is put
 together from them, and what else it has (static fields, functions), is the program's: a
-restore needs a live node of the same class in its place.
+restore needs a live node of the same class in its place. A named tuple has nothing else.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ def encode_node(value: Any, parts: Parts, path: str, encoder: Encoder) -> dict[s
     pairs: list[Node] = []
     for name, child in parts.children.items():
         pairs.append([name, encode_child(child, f"{path}/{name}", encoder)])
+    tag = "jax.tuple" if classes.is_namedtuple(type(value)) else "jax.node"
     kind = classes.type_name(type(value))
-    return {"!": "jax.node", "type": kind, "v": {"!": "dict", "v": pairs}}
+    return {"!": tag, "type": kind, "v": {"!": "dict", "v": pairs}}
 
 
 def encode_child(child: Any, path: str, encoder: Encoder) -> Node:
@@ -90,7 +92,7 @@ def decode_node(node: dict[str, Node], target: object, path: str, decoder: Decod
         raise DamagedObject("the tree", "its type is malformed", leaf=path)
     live = None if target is NOTHING or isinstance(target, _PLAIN) else parts_of(target)
     if live is None:
-        return _without_structure(name, pairs, target, path, decoder)
+        return _without_structure(node["!"] == "jax.tuple", name, pairs, target, path, decoder)
     kind = type(cast(object, target))
     if kind is not classes.class_for(name, target):
         decoder.changed(path, f"a {_short(name)}", f"a {_short(classes.type_name(kind))}")
@@ -111,13 +113,16 @@ def decode_node(node: dict[str, Node], target: object, path: str, decoder: Decod
 
 
 def _without_structure(
-    name: str, pairs: dict[str, Node], target: object, path: str, decoder: Decoder
+    named_tuple: bool,
+    name: str,
+    pairs: dict[str, Node],
+    target: object,
+    path: str,
+    decoder: Decoder,
 ) -> Any:
     """No live node says how the children belong together."""
-    kind = classes.find_class(name)
     names = list(pairs)
-    simple = kind is not None and classes.is_namedtuple(kind) and _fields(kind) == names
-    if not simple and (target is not NOTHING or decoder.filling):
+    if not named_tuple and (target is not NOTHING or decoder.filling):
         here = "nothing" if target is NOTHING or target is None else type(target).__name__
         decoder.changed(
             path,
@@ -126,7 +131,8 @@ def _without_structure(
         )
         return target
     values = [decoder.decode(inner, NOTHING, f"{path}/{child}") for child, inner in pairs.items()]
-    if simple:
+    if named_tuple:
+        kind = classes.find_class(name)
         return together(values, lambda made: classes.make_namedtuple(kind, name, names, made))
     return together(values, lambda made: classes.Record(name, dict(zip(names, made, strict=True))))
 
@@ -134,10 +140,6 @@ def _without_structure(
 def decode_code(target: object) -> Any:
     """What a program has in the place of code; None where there is no program."""
     return None if target is NOTHING else target
-
-
-def _fields(kind: Any) -> list[str]:
-    return list(kind._fields)
 
 
 def _short(name: str) -> str:

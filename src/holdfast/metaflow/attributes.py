@@ -12,7 +12,8 @@ from holdfast.run.variables import Variables
 
 # What a restore fills, and cannot make.
 _FILLED = frozenset(
-    ("object", "torch.module", "torch.optimizer", "torch.object", "file", "dir")  # tags of nodes
+    ["object", "torch.module", "torch.optimizer", "torch.object", "file", "dir"]  # tags of nodes
+    + ["jax.node", "jax.nnx"]
 )
 
 

@@ -23,7 +23,7 @@ from holdfast.core.classes import Record
 from holdfast.errors import StateError, StructureMismatch, UnsupportedValue, UsageError
 from holdfast.jax.arrays import HeldSource, encode_arrays
 from holdfast.jax.dtypes import DTYPES, STORED
-from tests.support.jax_values import bits
+from tests.support.jax_values import bits, enable_x64
 from tests.support.jobs import fresh_address
 
 
@@ -49,7 +49,7 @@ def test_every_dtype(name: str) -> None:
     elif dtype.kind == "V" and dtype.itemsize == 1 and STORED[name] == "U8":
         raw = np.asarray(chance.integers(0, 4, shape)).astype(dtype)[..., None].view("u1")
     host = raw.view(dtype).reshape(shape)
-    with jax.enable_x64(dtype.itemsize >= 8):
+    with enable_x64(dtype.itemsize >= 8):
         for part in (host, host[0, 0, 0], host[:0]):
             value = jax.device_put(part)
             assert value.dtype == dtype
@@ -89,7 +89,7 @@ def test_an_array_stays_free_or_bound_to_its_device() -> None:
 
 
 def test_wide_ones_need_what_they_were_made_with() -> None:
-    with jax.enable_x64(True):
+    with enable_x64(True):
         value = jnp.arange(3, dtype=jnp.float64)
     with pytest.raises(
         StateError, match=r"float64\[3\], which JAX would make half as wide"

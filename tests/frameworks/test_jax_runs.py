@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import subprocess
 import sys
@@ -231,7 +232,10 @@ def step_nnx(model: Net, optimizer: Any, metrics: Any, x: Any) -> Any:
         return jnp.mean((model(x) - 1) ** 2)
 
     value, grads = nnx.value_and_grad(loss)(model)
-    optimizer.update(model, grads)
+    if "model" in inspect.signature(optimizer.update).parameters:
+        optimizer.update(model, grads)
+    else:  # Flax before 0.11: the optimizer holds the model
+        optimizer.update(grads)
     metrics.update(loss=value)
     model.calls[...] = model.calls[...] + 1
     return value

@@ -44,8 +44,9 @@ class HeldSource(ArraySource):
 
 
 def is_key(value: object) -> bool:
-    """Whether `value` is an array of random keys (`jax.random.key`)."""
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    """Whether `value` is an array of random keys (`jax.random.key`), or the shape of one."""
+    known = isinstance(value, jax.Array | jax.ShapeDtypeStruct)
+    return known and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def check_supported(value: Any, path: str) -> None:
@@ -192,28 +193,44 @@ def decode_key(node: dict[str, Node], target: object, path: str, decoder: Decode
     if not isinstance(impl, str) or not isinstance(data, dict) or data.get("!") != "jax.array":
         raise DamagedObject("the tree", "a random key is malformed", leaf=path)
     live: Any = target if isinstance(target, jax.Array | jax.ShapeDtypeStruct) else None
-    inner: Any = None
-    kind: Any = impl
+    words_of_key = f"a random key ({impl})"
     if live is not None and not is_key(live):
-        decoder.changed(path, f"a random key ({impl})", words(live.dtype, live.shape))
+        decoder.changed(path, words_of_key, words(live.dtype, live.shape))
         return live
-    if live is not None:
-        if impl_of(live) != impl:
-            decoder.changed(path, f"a random key ({impl})", f"a random key ({impl_of(live)})")
-            return live
-        kind = jax.random.key_impl(live)
-        inner = jax.random.key_data(live)
+    if live is not None and not _is_for(live, impl):
+        decoder.changed(path, words_of_key, f"a random key ({live.dtype})")
+        return live
+    inner = None if live is None else _data_of(live)
     value = decoder.decode(data, inner, path)
     if value is inner and live is not None:
         return live  # another shape, which was reported
 
-    def wrap(words: Any) -> Any:
+    def wrap(data: Any) -> Any:
         try:
-            return jax.random.wrap_key_data(words, impl=kind)
+            made = jax.random.wrap_key_data(data, impl=impl)
         except (ValueError, TypeError) as error:
             raise StateError(f"{path!r} is a random key of another JAX: {error}") from None
+        if isinstance(inner, jax.ShapeDtypeStruct) and (where := placement(live)) is not None:
+            return jax.device_put(made, where)
+        return made
 
     return then(value, wrap)
+
+
+def _is_for(live: Any, impl: str) -> bool:
+    if isinstance(live, jax.Array):
+        return impl_of(live) == impl
+    try:
+        return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype == live.dtype
+    except ValueError:
+        return False
+
+
+def _data_of(live: Any) -> Any:
+    """The words of live keys, or their shape where there are none, or none any more."""
+    if isinstance(live, jax.Array) and not live.is_deleted():
+        return jax.random.key_data(live)
+    return jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(live.shape, live.dtype))
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

@@ -103,7 +103,10 @@ def _is_node(value: Any) -> bool:
     plain = isinstance(value, type | dict | list) or kind.__module__ in ("builtins", "numpy")
     if plain or isinstance(value, jax.Array) or is_namedtuple(kind):
         return False
-    return parts_of(value) is not None
+    try:
+        return parts_of(value) is not None
+    except Exception:  # noqa: BLE001 -- of the program's own class, which this must not disturb
+        return False
 
 
 def _is_optimizer(value: Any) -> bool:

@@ -13,7 +13,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # before anything asks JAX for one
 
 enable_x64: Any = getattr(jax, "enable_x64", None)
 if enable_x64 is None:
-    from jax.experimental import enable_x64  # before JAX 0.8
+    from jax.experimental import enable_x64  # type: ignore[no-redef]  # before JAX 0.8
 
 
 def bits(value: Any) -> Any:

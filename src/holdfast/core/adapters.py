@@ -104,6 +104,8 @@ class Decoder(Protocol):
     """Accepts or refuses one checkpoint's tree, then fills it in."""
 
     allow_pickle: bool
+    filling: bool
+    """Whether this is a restore into live objects. Else all values are new."""
 
     @property
     def selection(self) -> Selection:
@@ -165,6 +167,12 @@ empty, but for an "id" if there are references to it."""
 
 class Adapter(Protocol):
     """What `holdfast.<framework>` offers as its module attribute `adapter`."""
+
+    # Besides the verbs below an adapter may have:
+    # `claims(value)`: whether `value`, of a class of the program's own, is this framework's.
+    # `is_structural(value)`: see `frameworks.is_structural`.
+    # `is_replaced(value)`: whether a program replaces such a value at each step, so that to
+    # track it, and not to put it into the box, would save the first one over and over.
 
     name: str
     """Tags of its nodes start with `<name>.`."""

@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from holdfast.core import classes
+from holdfast.core import classes, frameworks
 from holdfast.core.adapters import NOTHING
 from holdfast.core.leaves import Later, settle, together
 from holdfast.core.types import Node
@@ -15,6 +15,10 @@ from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.core.decode import TreeDecoder
+
+_OPEN = frozenset({"box"})
+"""Paths of structures that take what they have no place for: names of `run.box` may be
+declared later."""
 
 DICTS: frozenset[type] = frozenset((dict, OrderedDict, defaultdict, Counter))
 
@@ -59,6 +63,8 @@ def decode_list(
         decoder.changed(path, "a list", kind_name(target))
         return target
     live = cast(list[Any], target) if type(target) is list else []
+    if _other_length(decoder, len(items), live, path):
+        return live
     result = _children(decoder, items, live, path)
     for index in range(len(items), len(live)):
         if decoder.is_live(live[index]):
@@ -83,6 +89,8 @@ def decode_dict(decoder: TreeDecoder, node: dict[str, Node], target: object, pat
     live = cast(dict[Any, Any], target) if isinstance(target, dict) else dict[Any, Any]()
     target = cast(object, target)
     result = _new_dict(node, path)
+    # A structure of the program's takes what it has a place for.
+    closed = bool(live) and path not in _OPEN and frameworks.is_structural(live)
     late = False
     for key, inner in pairs_of(decoder, node, path):
         name = key if type(key) is str else key_label(key)
@@ -92,6 +100,9 @@ def decode_dict(decoder: TreeDecoder, node: dict[str, Node], target: object, pat
         if decoder.selecting and not decoder.selection.wanted(where):
             continue  # `select` does not look behind references
         child = live.get(key, NOTHING) if live else NOTHING
+        if closed and child is NOTHING and key not in live:
+            decoder.unexpected(where)
+            continue
         value = decoder.decode_node(inner, child, where)
         result[key] = value
         late = late or type(value) is Later
@@ -169,7 +180,7 @@ def _absent(
         inner = f"{path}/{name}" if path else name
         if not decoder.selection.wanted(inner):
             kept[key] = value
-        elif decoder.is_live(value):
+        elif decoder.is_live(value) or frameworks.is_structural(value):
             decoder.missing(inner)
             kept[key] = value
     return kept
@@ -221,14 +232,32 @@ def _items_in(target: object) -> tuple[Any, ...]:
 
 
 def decode_tuple(decoder: TreeDecoder, node: dict[str, Node], target: object, path: str) -> Any:
-    return together(_children(decoder, items_of(node, path), _items_in(target), path), tuple)
+    items, live = items_of(node, path), _items_in(target)
+    if _other_length(decoder, len(items), live, path):
+        return target
+    return together(_children(decoder, items, live, path), tuple)
+
+
+def _other_length(decoder: TreeDecoder, saved: int, live: Sequence[Any], path: str) -> bool:
+    """Report a structure of the program's with more or fewer items than were saved."""
+    if not live or len(live) == saved or not frameworks.is_structural(live):
+        return False
+    if decoder.selecting and decoder.selection.divides(path):
+        return False
+    decoder.changed(path, f"{saved} items", f"{len(live)} items")
+    return True
 
 
 def decode_namedtuple(
     decoder: TreeDecoder, node: dict[str, Node], target: object, path: str
 ) -> Any:
-    children = _children(decoder, items_of(node, path), _items_in(target), path, whole=True)
     names, name = node.get("fields"), node.get("type")
+    if classes.is_namedtuple(type(target)) and frameworks.is_structural(target):
+        live = cast(Any, target)
+        if classes.class_for(name, live) is not type(live) or names != list(live._fields):
+            decoder.changed(path, f"{name}{names}", f"{kind_name(live)}{list(live._fields)}")
+            return live
+    children = _children(decoder, items_of(node, path), _items_in(target), path, whole=True)
     if (
         not isinstance(name, str)
         or not isinstance(names, list)

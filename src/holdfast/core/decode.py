@@ -58,6 +58,7 @@ class TreeDecoder:
         self.selection = Selection()
         self.selecting = False
         """Whether the selection asks for anything."""
+        self.filling = False
         self.adapters = 0
         """How many adapters' nodes are being decoded, inside one another. They merge what
         was saved with what is live themselves."""
@@ -148,6 +149,7 @@ class TreeDecoder:
         path: str,
     ) -> dict[str, Any]:
         self._scope = tree
+        self.filling = into is not None
         self._definitions = None
         self._made.clear()
         self.selection = selection

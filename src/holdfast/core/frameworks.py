@@ -4,29 +4,80 @@ from __future__ import annotations
 
 import importlib
 import sys
+from itertools import islice
+from typing import Any, cast
 
 from holdfast.core.adapters import Adapter
 from holdfast.errors import StateError
 
-ADAPTERS = {"torch": "holdfast.torch"}
+ADAPTERS = {"torch": "holdfast.torch", "jax": "holdfast.jax"}
 """Root package of a framework -> the module that has its `adapter`."""
+
+_MEMBERS = {"jaxlib": "jax", "optax": "jax", "equinox": "jax", "flax": "jax"}
+"""Root packages whose classes belong to a framework of another name."""
+
+_CLAIMING = ("jax",)
+"""Frameworks with which programs register classes of their own: their adapters are asked."""
+
+_OWN_TYPES = frozenset({"builtins", "collections", "numpy"})
+"""Modules whose classes nobody claims."""
+
+_NUMBERS = frozenset({type(None), bool, int, float, complex, str, bytes})
+_STRUCTURE_DEPTH = 12
+_STRUCTURE_ITEMS = 64  # of one container: long ones are data
 
 _roots_of_type: dict[type, tuple[str, ...]] = {}
 
 
 def adapter_for_value(value: object) -> Adapter | None:
     """The adapter of the framework that the type of `value`, or a base of it, comes
-    from; None if there is none. Imports no framework."""
+    from, or to which the program has made it known; None if there is none. Imports no
+    framework."""
     kind = type(value)
     roots = _roots_of_type.get(kind)
     if roots is None:
         found = dict.fromkeys(base.__module__.partition(".")[0] for base in kind.__mro__)
-        roots = tuple(root for root in found if root in ADAPTERS)
+        named = dict.fromkeys(_MEMBERS.get(root, root) for root in found)
+        roots = tuple(root for root in named if root in ADAPTERS)
         _roots_of_type[kind] = roots
     for root in roots:
         if root in sys.modules:
             return _load(root)
+    # Not remembered by type: a class may be registered after it was first met.
+    if kind.__module__ not in _OWN_TYPES:
+        for root in _CLAIMING:
+            if root in sys.modules and _is_imported(root):
+                adapter: Any = _load(root)
+                if adapter.claims(value):
+                    return adapter
     return None
+
+
+def is_structural(value: object) -> bool:
+    """Whether `value` is, or holds as an item of plain containers, something whose container
+    is a structure of the program's: what a restore fills, and adds nothing to."""
+    found = [getattr(one, "is_structural", None) for one in loaded_adapters()]
+    verbs = [verb for verb in found if verb is not None]
+    return bool(verbs) and _holds(value, verbs, _STRUCTURE_DEPTH)
+
+
+def is_replaced(value: object) -> bool:
+    """Whether a step makes a new value instead of changing this one (see `Adapter`)."""
+    found = [getattr(one, "is_replaced", None) for one in loaded_adapters()]
+    return any(verb(value) for verb in found if verb is not None)
+
+
+def _holds(value: object, verbs: list[Any], depth: int) -> bool:
+    kind = type(value)
+    if kind in _NUMBERS or depth == 0:
+        return False
+    if isinstance(value, dict):
+        items: Any = cast("dict[Any, Any]", value).values()
+    elif isinstance(value, list | tuple) and not any(verb(value) for verb in verbs):
+        items = cast("list[Any]", value)
+    else:
+        return any(verb(value) for verb in verbs)
+    return any(_holds(item, verbs, depth - 1) for item in islice(items, _STRUCTURE_ITEMS))
 
 
 def adapter_for_tag(tag: str) -> Adapter | None:

@@ -217,7 +217,7 @@ def _same_bytes(a: Leaf, b: Leaf) -> bool | None:
 
 
 _BYTE_TYPES = frozenset({"u1", "|u1", "uint8", "torch.uint8"})
-_ARRAYS = frozenset({"array", "torch.tensor"})
+_ARRAYS = frozenset({"array", "torch.tensor", "jax.array"})
 
 
 def _numbers_in(side: Side) -> tuple[bool, int]:

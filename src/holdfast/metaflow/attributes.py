@@ -12,7 +12,17 @@ from holdfast.run.variables import Variables
 
 # What a restore fills, and cannot make.
 _FILLED = frozenset(
-    ("object", "torch.module", "torch.optimizer", "torch.object", "file", "dir")  # tags of nodes
+    # Tags of nodes.
+    [
+        "object",
+        "torch.module",
+        "torch.optimizer",
+        "torch.object",
+        "file",
+        "dir",
+        "jax.node",
+        "jax.nnx",
+    ]
 )
 
 

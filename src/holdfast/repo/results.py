@@ -34,6 +34,7 @@ _ROOT = "result"
 """What the path of every leaf starts with."""
 # They come back as what they save, and not as what they are.
 _STATES = ("object", "torch.module", "torch.optimizer", "torch.object")
+_PARTS = ("jax.node", "jax.nnx")
 
 Read = Callable[[int, memoryview], None]
 """Fill a buffer from an offset of the object on."""
@@ -74,6 +75,10 @@ def _refuse_states(tree: Node) -> None:
                 kind = str(tagged.get("type", "object"))
                 hint = "Return its state_dict(), and load that where it is used."
                 raise UnsupportedValue(_ROOT, f"{kind}, which has a state_dict()", hint=hint)
+            if tagged.get("!") in _PARTS:
+                what = f"{tagged.get('type')}, of which only the arrays would come back"
+                hint = "Return its arrays, for example jax.tree.leaves(value)."
+                raise UnsupportedValue(_ROOT, what, hint=hint)
             waiting += tagged.values()
         elif isinstance(node, list):
             waiting += cast("list[Any]", node)

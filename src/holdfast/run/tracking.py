@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from holdfast.core import frameworks
 from holdfast.errors import StructureMismatch, UntrackedParameters, UsageError
 from holdfast.run.box import Box, redeclare, values_of
 
@@ -47,6 +48,13 @@ class Tracked:
                     "restored in place",
                     hint=f"Keep it in the box: state = run.box({name}={shown}); "
                     f"then use state.{name}.",
+                )
+            if frameworks.is_replaced(value):
+                raise UsageError(
+                    f"cannot track {name}: a {type(value).__name__} is a value, and a step makes "
+                    "a new one instead of changing it",
+                    hint=f"Keep it in the box: state = run.box({name}={name}); then "
+                    f"state.{name} = step(state.{name}).",
                 )
         fresh = [name for name in objects if name not in self._objects]
         self._objects.update(objects)

@@ -22,7 +22,7 @@ def refuse(config: dict[str, str], booster: Any, caller: dict[str, Any]) -> None
     forest = config["boosting"] == "rf"
     goss = config.get("data_sample_strategy") == "goss"
     reasons = {
-        'boosting="dart" cannot be resumed: LightGBM drops no trees that it has read from a model': (
+        'boosting="dart" cannot be resumed: LightGBM never drops trees that it has read': (
             config["boosting"] == "dart",
             'boosting="gbdt", or the DART of XGBoost with holdfast.xgboost',
         ),

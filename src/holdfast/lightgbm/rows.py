@@ -19,9 +19,10 @@ def rows_of_an_estimator(booster: lightgbm.Booster) -> dict[int, Any]:
     while frame is not None:
         scope = frame.f_locals
         if scope.get("train_set") is booster.train_set and "_X" in scope:
-            sets = scope.get("valid_sets") or []
-            given = zip(sets, scope.get("eval_set") or (), strict=False)
-            rows = {id(data): X for data, (X, *_) in given}
+            sets, given = scope.get("valid_sets") or [], scope.get("eval_set") or []
+            if isinstance(given, tuple):  # one pair is taken for a list of it
+                given = [given]
+            rows = {id(data): pair[0] for data, pair in zip(sets, given, strict=False)}
             return {**rows, id(booster.train_set): scope["_X"]}
         frame = frame.f_back
     return {}

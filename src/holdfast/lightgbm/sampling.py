@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from holdfast.errors import UsageError
 from holdfast.lightgbm.training import Training
 
 
 class Sampling:
-    """Makes what a round draws depend on its number alone."""
+    """Seeds each round where a training samples; else it changes nothing."""
 
     def __init__(self, training: Training) -> None:
         self._training = training
         self._first = training.config
         self._goss = training.config.get("data_sample_strategy") == "goss"
+        self._drew = False
         self._seeds = self._drawn_from(training.config)
+        if self._seeds:
+            training.collect()
 
     def vary(self, number: int) -> None:
-        """Before the round `number`, after all else that resets parameters."""
-        new: dict[str, Any] = {}
+        """Before the round `number`, after all callbacks."""
+        if not self._seeds:
+            return
+        new = self._training.collected()
         for name in self._seeds:
             place = number
             if name == "bagging_seed" and not self._goss:
@@ -28,20 +34,34 @@ class Sampling:
                 fraction = float(self._training.value("bagging_fraction"))
                 new["bagging_fraction"] = _nearly(fraction, number % 2)
             new[name] = _seed(int(self._first[name]), place)
+        if self._goss:
+            self._check_rate()
         self._reset(new)
 
     def end(self) -> None:
         """After the last round: what the model says of its parameters is what they were."""
-        first: dict[str, Any] = {name: self._first[name] for name in self._seeds}
-        if "bagging_seed" in first and not self._goss:
-            first["bagging_fraction"] = self._training.value("bagging_fraction")
-        self._reset(first)
+        if not self._seeds:
+            return
+        new = self._training.collected(end=True)
+        new.update({name: self._first[name] for name in self._seeds})
+        if "bagging_seed" in new and not self._goss:
+            new["bagging_fraction"] = self._training.value("bagging_fraction")
+        self._reset(new)
 
     def _reset(self, new: dict[str, Any]) -> None:
         if "objective_seed" in new:  # made again, with its generators
             new["objective"] = self._first["objective"]
-        if new:
-            self._training.reset(**new)
+        self._training.reset(**new)
+
+    def _check_rate(self) -> None:
+        draws = self._training.own_rounds() >= int(1 / float(self._training.value("learning_rate")))
+        if self._drew and not draws:
+            raise UsageError(
+                "the learning rate has fallen below 1 / rounds: GOSS would draw no rows again, and "
+                "LightGBM go on with rows that it has freed",
+                hint="Let it fall more slowly, or leave GOSS.",
+            )
+        self._drew = draws
 
     def _drawn_from(self, config: dict[str, str]) -> list[str]:
         """The seeds of what is drawn in each round."""

@@ -9,9 +9,10 @@ from typing import Any
 
 import lightgbm
 import numpy as np
-from lightgbm.basic import (  # pyright: ignore[reportPrivateImportUsage]
-    _LIB,
+from lightgbm.basic import (
+    _LIB,  # pyright: ignore[reportPrivateImportUsage]
     _ConfigAliases,
+    _param_dict_to_str,
     _safe_call,
 )
 from lightgbm.callback import CallbackEnv
@@ -34,9 +35,10 @@ class Training:
 
     def __init__(self, callback: object, env: CallbackEnv, caller: dict[str, Any]) -> None:
         self._lists: list[list[Any]] = [
-            caller.get(f"callbacks_{when}_iter") or [] for when in ("before", "after")
+            caller.get(f"callbacks_{when}_iter") for when in ("before", "after")
         ]
-        if self._lists[0][:1] != [callback] or not isinstance(caller["callbacks_after_iter"], list):
+        known = all(isinstance(one, list) for one in self._lists)
+        if not known or self._lists[0][:1] != [callback]:
             raise UsageError(
                 "holdfast.lightgbm.Callback does not know what calls it in "
                 f"LightGBM {lightgbm.__version__}",
@@ -48,6 +50,7 @@ class Training:
         self._own_objective = caller.get("fobj") is not None
         self._inert = 0, 0
         """Where trees begin that say nothing, and how many there are."""
+        self._collected: dict[str, Any] = {}
         self.restored: list[Any] = []
         """Callbacks that must not begin again when they are called next."""
         self.config = self._settings()
@@ -55,7 +58,7 @@ class Training:
         rows = rows_of_an_estimator(self.booster)
         sets = [self.booster.train_set, *self.booster.valid_sets]
         self._data = [(data, source_of(data, rows)) for data in sets]
-        self._trees_before = self.booster.current_iteration()
+        self._read = self._read_first = self.booster.current_iteration()
         self._prepare()
 
     # -- what is around the booster --------------------------------------------------
@@ -99,8 +102,32 @@ class Training:
 
     def reset(self, **parameters: Any) -> None:
         """Those of LightGBM's booster; `booster.params` stays what the user knows."""
-        text = " ".join(f"{name}={value}" for name, value in parameters.items())
-        _safe_call(_LIB.LGBM_BoosterResetParameter(self.booster._handle, text.encode()))
+        text = _param_dict_to_str(parameters).encode()
+        _safe_call(_LIB.LGBM_BoosterResetParameter(self.booster._handle, text))
+
+    def collect(self) -> None:
+        """Keep what callbacks reset until `collected`.
+
+        With GOSS, LightGBM reads freed memory if its parameters are reset twice in a round.
+        """
+
+        def reset_parameter(parameters: dict[str, Any]) -> Any:
+            self._collected.update(parameters)
+            self.booster.params.update(parameters)
+            return self.booster
+
+        self.booster.reset_parameter = reset_parameter
+
+    def collected(self, *, end: bool = False) -> dict[str, Any]:
+        """What callbacks have reset since they were asked last."""
+        if end:
+            vars(self.booster).pop("reset_parameter", None)
+        found, self._collected = self._collected, {}
+        return found
+
+    def own_rounds(self) -> int:
+        """How many the booster counts as its own: those of trees that it has read are not."""
+        return self.booster.current_iteration() - self._read
 
     def pretend(self, *, end: bool = False) -> None:
         """LightGBM makes a round before it asks whether to go on: not of a finished training."""
@@ -184,10 +211,11 @@ class Training:
         if self.config.get("data_sample_strategy") == "goss":
             self._raise_count(old.current_iteration())
         _put_before(made, old)
+        self._read = old.current_iteration()
 
     def _raise_count(self, trees: int) -> None:
         """GOSS draws no rows in the first 1 / learning_rate rounds that the booster counts."""
-        wanted = trees - self._trees_before
+        wanted = trees - self._read_first
         others = (*self.before, *self.after)
         if not self.before and all(type(one).__module__ == "lightgbm.callback" for one in others):
             wanted = min(wanted, int(1 / float(self.value("learning_rate"))) + 1)  # the rate stays

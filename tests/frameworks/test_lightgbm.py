@@ -19,6 +19,7 @@ import pytest
 import holdfast
 import holdfast.lightgbm
 from holdfast.errors import HoldfastError, UsageError
+from tests.examples.test_examples import Example, last_line
 from tests.support.jobs import Killed, copied, fresh_address, kill_everywhere, steps_of
 
 ROWS, ROUNDS = 400, 12
@@ -178,7 +179,7 @@ def job(
         booster = holdfast.lightgbm.train(parameters, data, rounds, run=run, **options)
     return [
         booster.model_to_string(num_iteration=-1),
-        booster.predict(X_VALID, raw_score=True).tolist(),
+        np.asarray(booster.predict(X_VALID, raw_score=True)).tolist(),
         booster.best_iteration,
         {data: dict(scores) for data, scores in booster.best_score.items()},
         {data: dict(scores) for data, scores in history.items()},
@@ -403,7 +404,7 @@ def test_what_is_kept_and_how_it_is_loaded() -> None:
     assert steps_of(address) == sorted({best, len(end[4]["valid"]["l2"])})
     booster = holdfast.lightgbm.load_model(f"{address}@best:valid-l2:min")
     assert booster.current_iteration() == best
-    assert booster.predict(X_VALID, raw_score=True).tolist() == end[1]
+    assert np.asarray(booster.predict(X_VALID, raw_score=True)).tolist() == end[1]
     state = holdfast.open(address)["booster"]
     assert state["model"].tobytes().startswith(b"tree\n")
 
@@ -455,6 +456,7 @@ def test_folds_in_a_loop_of_the_run() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*eval_set.*")
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")  # 4.6 itself
 @pytest.mark.parametrize("kind", ["classifier", "regressor", "ranker"])
 def test_estimators(kind: str) -> None:
     label, label_valid = {"classifier": CLASSES, "regressor": NUMBERS, "ranker": GRADES}[kind]
@@ -647,3 +649,13 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
     again = start("killed")
     assert again.returncode == 0, again.stderr
     assert again.stdout == whole.stdout
+
+
+@pytest.mark.slow
+def test_the_example(tmp_path: Path) -> None:
+    example = Example("lightgbm_digits.py", "--rounds", "30", "--every", "1")
+    whole = last_line(example.finish(tmp_path / "whole", tmp_path))
+    assert example.kill_after(tmp_path / "killed", tmp_path, 8, 0.01)
+    again = example.finish(tmp_path / "killed", tmp_path)
+    assert "resumed" in again
+    assert last_line(again) == whole

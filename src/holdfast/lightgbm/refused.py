@@ -20,7 +20,7 @@ def refuse(config: dict[str, str], booster: Any, caller: dict[str, Any]) -> None
         return config.get(name, "") not in ("", "0")
 
     forest = config["boosting"] == "rf"
-    goss = config.get("data_sample_strategy") == "goss"
+    goss = config["data_sample_strategy"] == "goss"
     reasons = {
         'boosting="dart" cannot be resumed: LightGBM never drops trees that it has read': (
             config["boosting"] == "dart",

@@ -15,7 +15,7 @@ class Sampling:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._first = training.config
-        self._goss = training.config.get("data_sample_strategy") == "goss"
+        self._goss = training.config["data_sample_strategy"] == "goss"
         self._drew = False
         self._seeds = self._drawn_from(training.config)
         if self._seeds:

@@ -34,7 +34,7 @@ class Training:
     """
 
     def __init__(self, callback: object, env: CallbackEnv, caller: dict[str, Any]) -> None:
-        self._lists: list[list[Any]] = [
+        self._lists: list[Any] = [
             caller.get(f"callbacks_{when}_iter") for when in ("before", "after")
         ]
         known = all(isinstance(one, list) for one in self._lists)
@@ -54,6 +54,11 @@ class Training:
         self.restored: list[Any] = []
         """Callbacks that must not begin again when they are called next."""
         self.config = self._settings()
+        if "data_sample_strategy" not in self.config:
+            raise UsageError(
+                f"LightGBM {lightgbm.__version__} does not say how it samples",
+                hint="pip install 'lightgbm>=4.5'",
+            )
         refuse(self.config, self.booster, caller)
         rows = rows_of_an_estimator(self.booster)
         sets = [self.booster.train_set, *self.booster.valid_sets]
@@ -208,7 +213,7 @@ class Training:
         booster.best_iteration = made.best_iteration
         made.__dict__, booster.__dict__ = booster.__dict__, made.__dict__
         self._prepare()
-        if self.config.get("data_sample_strategy") == "goss":
+        if self.config["data_sample_strategy"] == "goss":
             self._raise_count(old.current_iteration())
         _put_before(made, old)
         self._read = old.current_iteration()

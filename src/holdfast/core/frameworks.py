@@ -8,7 +8,7 @@ import sys
 from holdfast.core.adapters import Adapter
 from holdfast.errors import StateError
 
-ADAPTERS = {"torch": "holdfast.torch"}
+ADAPTERS = {"torch": "holdfast.torch", "sklearn": "holdfast.sklearn"}
 """Root package of a framework -> the module that has its `adapter`."""
 
 _roots_of_type: dict[type, tuple[str, ...]] = {}

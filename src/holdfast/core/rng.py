@@ -18,7 +18,9 @@ MT_WORDS = 624
 def capture_rng() -> dict[str, object]:
     """Python's `random`, NumPy's global generator, and those of each framework that
     is loaded: a tree of plain values and arrays."""
-    frameworks = {adapter.name: adapter.capture_rng() for adapter in loaded_adapters()}
+    captured = {adapter.name: adapter.capture_rng() for adapter in loaded_adapters()}
+    # A framework without generators need not be installed where this is restored.
+    frameworks = {name: states for name, states in captured.items() if states}
     return {
         "python": python_state(random.getstate()),
         "numpy": numpy_state(np.random.get_state(legacy=False)),

@@ -24,7 +24,8 @@ except ModuleNotFoundError as error:
     ) from None
 
 from holdfast.sklearn.adapter import adapter as adapter
+from holdfast.sklearn.plain import load_estimator as load_estimator
 
-__all__ = ["adapter"]
+__all__ = ["adapter", "load_estimator"]
 
 del _sklearn

@@ -16,6 +16,7 @@ from holdfast.sklearn import contents, settings
 from holdfast.sklearn.birch import decode_leaves
 from holdfast.sklearn.classes import is_plain_object, is_rebuilt
 from holdfast.sklearn.estimators import decode_object, encode_object
+from holdfast.sklearn.neighbors import decode_search_tree, encode_search_tree, is_search_tree
 from holdfast.sklearn.trees import decode_tree, encode_tree, is_tree
 from holdfast.sklearn.values import (
     decode_bunch,
@@ -32,6 +33,7 @@ _DECODERS: dict[str, Callable[[dict[str, Node], object, str, Decoder], Any]] = {
     "sklearn.estimator": decode_object,
     "sklearn.object": decode_object,
     "sklearn.tree": decode_tree,
+    "sklearn.neighbors": decode_search_tree,
     "sklearn.leaves": decode_leaves,
     "sklearn.bunch": decode_bunch,
     "sklearn.rebuilt": decode_rebuilt,
@@ -59,6 +61,8 @@ class SklearnAdapter:
             return encode_tree(value, path, encoder)
         if type(value) is Bunch:
             return encode_bunch(value, path, encoder)
+        if is_search_tree(type(value)):
+            return encode_search_tree(value, path, encoder)
         if is_rebuilt(type(value)):
             return encode_rebuilt(value, path, encoder)
         if is_plain_object(type(value)):

@@ -284,9 +284,7 @@ def test_estimators_that_nobody_saves_are_named(capfd: pytest.CaptureFixture[str
 
 
 def _texts() -> Any:
-    return TfidfVectorizer(stop_words=frozenset(["and"]), dtype=np.float32).fit(
-        ["a bc and de", "bc"]
-    )
+    return TfidfVectorizer(stop_words=["and"], dtype=np.float32).fit(["a bc and de", "bc"])
 
 
 def _sparse() -> Any:
@@ -411,7 +409,7 @@ def _set(name: str, index: int, to: int) -> Callable[[Any], None]:
     ],
 )
 def test_trees_that_would_lead_out_of_memory(change: Any, monkeypatch: Any) -> None:
-    with pytest.raises(NoIntactCheckpoint, match="its tree|its nodes|the nodes"):
+    with pytest.raises(NoIntactCheckpoint, match=r"its tree|the nodes"):
         spoiled(DecisionTreeClassifier(random_state=0).fit(X, Y), change, monkeypatch)
 
 

@@ -206,8 +206,8 @@ def decode_bunch(node: dict[str, Node], target: object, path: str, decoder: Deco
 def encode_rebuilt(value: Any, path: str, encoder: Encoder) -> Node:
     kind = type(value)
     maker, arguments, *state = value.__reduce__()
-    if len(arguments) == 3 and arguments[0] is kind and arguments[2] in (None, ()) and not state:
-        maker, arguments = kind, ()  # as Cython has it for a class without attributes
+    if len(arguments) == 3 and arguments[0] is kind and not state:
+        maker, arguments = kind, arguments[2] or ()  # as Cython has it: these are all attributes
     if maker is not kind or not all(type(one) in (int, float) for one in arguments):
         raise UnsupportedValue(
             path, f"value of type {type_name(kind)}", hint="Pass allow_pickle=True."

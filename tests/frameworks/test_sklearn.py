@@ -1,5 +1,7 @@
 """scikit-learn: what is killed anywhere and resumed ends with the same bits."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# scikit-learn has no types of its own: what pyright infers from its defaults is too narrow.
 from __future__ import annotations
 
 import warnings

@@ -1,5 +1,7 @@
 """scikit-learn: retention and preemption, edits of the program, versions, refusals."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# scikit-learn has no types of its own: what pyright infers from its defaults is too narrow.
 from __future__ import annotations
 
 import functools

@@ -152,10 +152,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         "cannot save 'x': it is a time zone of type Clock",
         "Use datetime.timezone or zoneinfo.ZoneInfo.",
     ),
-    "an array of objects": (
-        lambda: save(np.array([object()])),
+    "an array of structures with objects": (
+        lambda: save(np.zeros(2, [("a", "O")])),
         UnsupportedValue,
-        "cannot save 'x': it is a NumPy array of Python objects",
+        "cannot save 'x': it is a NumPy array of structures with Python objects",
         "Use a list, array.tolist(), or an array with a numeric dtype or strings of a fixed",
     ),
     "an array with a deep dtype": (

@@ -70,7 +70,7 @@ def _describe(dtype: DType, path: str, nesting: int) -> Node:
         raise UnsupportedValue(
             path,
             "NumPy array of "
-            + ("strings of any length" if dtype.kind == "T" else "Python objects"),
+            + ("strings of any length" if dtype.kind == "T" else "structures with Python objects"),
             hint="Use a list, array.tolist(), or an array with a numeric dtype or strings of "
             "a fixed length.",
         )

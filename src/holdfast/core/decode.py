@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
-from holdfast.core import containers, decode_array, frameworks, generators, objects, stored, values
+from holdfast.core import (
+    containers,
+    decode_array,
+    frameworks,
+    generators,
+    object_arrays,
+    objects,
+    stored,
+    values,
+)
 from holdfast.core.adapters import NOTHING, Destination
 from holdfast.core.containers import DICTS, pairs_of
 from holdfast.core.files import Directory, File
@@ -393,6 +402,7 @@ _TAGS: dict[str, _Handler] = {
     "seedsequence": objects.decode_seed_sequence,
     "array": decode_array.decode_array,
     "scalar": decode_array.decode_scalar,
+    "objects": object_arrays.decode_objects,
     "numbers": decode_array.decode_numbers,
     "file": stored.decode_file,
     "dir": stored.decode_directory,
@@ -400,6 +410,9 @@ _TAGS: dict[str, _Handler] = {
 }
 
 _LIVE_TAGS = frozenset(
-    ["object", "random", "randomstate", "bitgenerator", "generator", "ref", "array", "file", "dir"]
+    {
+        *("object", "random", "randomstate", "bitgenerator", "generator"),
+        *("ref", "array", "objects", "file", "dir"),
+    }
 )
 """Tags whose handlers look at a live target themselves."""

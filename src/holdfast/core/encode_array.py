@@ -8,6 +8,7 @@ import numpy as np
 
 from holdfast.core import arrays, values
 from holdfast.core.adapters import Encoder
+from holdfast.core.object_arrays import encode_objects
 from holdfast.core.sharing import Layout, SharedMemory
 from holdfast.core.types import Node
 
@@ -24,6 +25,8 @@ class ArrayNodes:
     def encode(self, encoder: Encoder, value: arrays.Array, path: str) -> dict[str, Node]:
         """The node of `value`, which must be kept alive until the save is captured."""
         dtype = value.dtype
+        if dtype.kind == "O":
+            return encode_objects(value, path, encoder)
         node: dict[str, Node] = {"!": "array", "dtype": arrays.dtype_node(dtype, path)}
         dense = value.flags.c_contiguous
         if not dense:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from holdfast.core.adapters import Adapter
 from holdfast.errors import StateError
 
-ADAPTERS = {"torch": "holdfast.torch", "jax": "holdfast.jax"}
+ADAPTERS = {"torch": "holdfast.torch", "jax": "holdfast.jax", "sklearn": "holdfast.sklearn"}
 """Root package of a framework -> the module that has its `adapter`."""
 
 _MEMBERS = {"jaxlib": "jax", "optax": "jax", "equinox": "jax", "flax": "jax"}

@@ -19,7 +19,7 @@ def capture_rng() -> dict[str, object]:
     """Python's `random`, NumPy's global generator, and those of each framework that
     is loaded: a tree of plain values and arrays."""
     captured = {adapter.name: adapter.capture_rng() for adapter in loaded_adapters()}
-    # One without generators of its own is not asked for by who restores.
+    # A framework without generators need not be installed where this is restored.
     frameworks = {name: states for name, states in captured.items() if states}
     return {
         "python": python_state(random.getstate()),

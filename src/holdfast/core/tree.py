@@ -15,7 +15,7 @@ under "!"; `docs/format.md` lists the fields of each:
     date datetime time timedelta timezone zone
     dict odict defaultdict counter tuple set frozenset deque numbers
     enum namedtuple dataclass object pickle
-    array scalar npstr npbytes
+    array scalar npstr npbytes objects
     random generator bitgenerator randomstate seedsequence
     file dir link                                   (link only in dir)
     ref

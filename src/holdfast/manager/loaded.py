@@ -54,6 +54,10 @@ class _Opened:
         pairs = mapping_pairs(node)
         if pairs is not None:
             return LazyMapping(self, pairs, path)
+        return self.whole(node, path)
+
+    def whole(self, node: Node, path: str) -> Any:
+        """The whole value of any node, verified."""
         decoder = self.decoder()
         value = decoder.decode(node, NOTHING, path)
         self.reader.fetch(decoder.requests)
@@ -77,6 +81,11 @@ class LazyMapping(Mapping[Any, Any]):
         Raises KeyError, DamagedObject, CheckpointRemoved.
         """
         return self._opened.value(self._items[key], f"{self._path}/{key}".lstrip("/"))
+
+    def whole(self, key: Any) -> Any:
+        """The value at `key` as it was saved, as far as that can be made: no view of what it
+        holds. Raises as `[]` does."""
+        return self._opened.whole(self._items[key], f"{self._path}/{key}".lstrip("/"))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._items)

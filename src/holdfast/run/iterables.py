@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from holdfast.errors import LoopError
 from holdfast.run.console import plural
 from holdfast.run.feed import BaseFeed, Policy, Stateful, describe
 from holdfast.run.held import Held
-from holdfast.run.randomness import PrivateStreams
+from holdfast.run.randomness import PrivateStreams, data_module
 
 
 def open_feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed:
@@ -25,8 +24,8 @@ def open_feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed:
     """
     adapter = adapter_for_value(loader)
     if adapter is not None:
-        module = import_module(f"holdfast.{adapter.name}.data")
-        feed = module.feed(loader, policy=policy)
+        module = data_module(adapter.name)
+        feed = None if module is None else module.feed(loader, policy=policy)
         if feed is not None:
             return feed
     if isinstance(loader, Stateful) and not isinstance(loader, type):

@@ -178,7 +178,7 @@ def libraries() -> tuple[Library, ...]:
     """Python, numpy, and each framework in memory (`random_library` in its data module)."""
     found: list[Library] = [PYTHON, NUMPY]
     for adapter in loaded_adapters():
-        library = getattr(_data_module(adapter.name), "random_library", None)
+        library = getattr(data_module(adapter.name), "random_library", None)
         if library is not None:
             found.append(library)
     return tuple(found)
@@ -189,7 +189,8 @@ def owner_of(value: object, known: Iterable[Library]) -> Library | None:
     return next((library for library in known if library.owns(value)), None)
 
 
-def _data_module(framework: str) -> Any:
+def data_module(framework: str) -> Any:
+    """`holdfast.<framework>.data`, which knows its loaders and generators; None without."""
     name = f"holdfast.{framework}.data"
     try:
         return import_module(name)

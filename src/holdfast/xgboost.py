@@ -190,6 +190,12 @@ class Callback(TrainingCallback):
 class _State:
     """What a checkpoint holds of a training."""
 
+    # With a `__dict__` each save would search XGBoost's objects for random generators.
+    __slots__ = (
+        *("restored", "stopped", "booster", "container", "sampling"),
+        *("_begun", "_total", "_callbacks", "_parameters"),
+    )
+
     def __init__(self) -> None:
         self.restored: dict[str, Any] = {}
         self.stopped = False

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import DamagedObject, ObjectNotFound
@@ -290,6 +290,8 @@ class StoreContract:
 
     @shared
     @given(data=st.binary(max_size=300), offset=st.integers(0, 320), length=st.integers(0, 320))
+    @example(data=b"1", offset=1, length=1)  # of a server that answers with something
+    @example(data=b"", offset=0, length=1)
     def test_ranges(self, store: Store, data: bytes, offset: int, length: int) -> None:
         key = f"{fresh()}/a"
         store.put_new(key, [data])

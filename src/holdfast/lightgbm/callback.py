@@ -61,7 +61,7 @@ class Callback:
         self._state.sampling.vary(self._number)  # nothing may reset a parameter after it
 
     def _begin(self, env: CallbackEnv, caller: dict[str, Any]) -> None:
-        if self._used and not self._run._session.engine.position.inside:
+        if self._used and not self._run._session.engine.position.frames:
             raise UsageError(
                 f"this run had a training named {self._name!r} before this one",
                 hint="Give each a callback of its own, with a name: Callback(run, name=…)",
@@ -128,6 +128,9 @@ class Callback:
 
 class _State:
     """What a checkpoint holds of a training."""
+
+    # With a `__dict__` each save would search LightGBM's objects for random generators.
+    __slots__ = ("_training", "restored", "result", "sampling", "stopped")
 
     def __init__(self) -> None:
         self.restored: dict[str, Any] = {}

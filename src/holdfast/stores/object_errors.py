@@ -58,6 +58,11 @@ _PASSING_CODES = (
 _PASSING_STATUSES = {408, 409, 425, 429}
 
 
+_TOO_SHORT = ("Wanted range starting at", "Failed to parse value for CONTENT_RANGE")
+"""The client's own words where a server answers a read behind an object's end with something
+else than a refusal, as Azurite does: asking again brings the same."""
+
+
 class Meaning(Enum):
     """What became of a request."""
 
@@ -84,6 +89,8 @@ def meaning_of(error: BaseException) -> Meaning:
         return Meaning.REFUSED
     if isinstance(error, FileNotFoundError):
         return Meaning.ABSENT
+    if any(words in text for words in _TOO_SHORT):
+        return Meaning.REFUSED
     if kind in ("AlreadyExistsError", "PreconditionError"):
         return Meaning.EXISTS
     if kind in ("PermissionDeniedError", "UnauthenticatedError"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import signal
 import subprocess
 import sys
 from functools import partial
@@ -22,6 +21,7 @@ from flax.training.train_state import TrainState
 
 import holdfast
 from holdfast.errors import StateError, StructureMismatch, UsageError
+from tests.support.interrupted import check_stopped_and_killed
 from tests.support.jax_values import bits
 from tests.support.jobs import (
     Countdown,
@@ -394,36 +394,7 @@ open(sys.argv[2], "wb").write(jax.device_get(now.params).tobytes())
 
 @pytest.mark.slow
 def test_real_processes(tmp_path: Path) -> None:
-    """SIGTERM is answered at the end of a step; SIGKILL leaves the last checkpoint."""
-
-    def start(run: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / run), str(tmp_path / f"{run}.bin")]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def heard(process: subprocess.Popen[str], upto: int) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) >= upto:
-                return
-        raise AssertionError("it ended")
-
-    whole = start("whole")
-    whole.communicate(timeout=60)
-    assert whole.returncode == 0
-    first = start("run")
-    heard(first, 6)
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
-    assert first.returncode == 75
-    second = start("run")
-    heard(second, 18)
-    second.kill()
-    second.communicate(timeout=60)
-    third = start("run")
-    said, _ = third.communicate(timeout=60)
-    assert third.returncode == 0
-    assert said.split()[0] in ("15", "16", "17", "18")
-    assert (tmp_path / "run.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
+    check_stopped_and_killed(PROGRAM, tmp_path)
 
 
 PROCESSES = """

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from xgboost.callback import EarlyStopping, LearningRateScheduler, TrainingCallb
 import holdfast
 import holdfast.xgboost
 from holdfast.errors import StateError, UsageError
+from tests.support.interrupted import check_stopped_and_killed
 from tests.support.jobs import copied, fresh_address, steps_of
 
 _chance = np.random.default_rng(1)
@@ -291,39 +289,10 @@ with holdfast.Run(sys.argv[1], every=5, quiet=True) as run:
     booster = holdfast.xgboost.train(
         {"subsample": 0.5, "nthread": 1}, xgboost.DMatrix(X, y), 40, run=run, callbacks=[Telling()]
     )
-booster.save_model(sys.argv[2])
+open(sys.argv[2], "wb").write(booster.save_raw("ubj"))
 """
 
 
 @pytest.mark.slow
 def test_real_processes(tmp_path: Path) -> None:
-    """SIGTERM is answered at the end of a round; SIGKILL leaves the last checkpoint."""
-
-    def start(run: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / run), str(tmp_path / f"{run}.ubj")]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def heard(process: subprocess.Popen[str], upto: int) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) >= upto:
-                return
-        raise AssertionError("it ended")
-
-    whole = start("whole")
-    whole.communicate(timeout=60)
-    assert whole.returncode == 0
-    first = start("run")
-    heard(first, 6)
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
-    assert first.returncode == 75
-    second = start("run")
-    heard(second, 18)
-    second.kill()
-    second.communicate(timeout=60)
-    third = start("run")
-    said, _ = third.communicate(timeout=60)
-    assert third.returncode == 0
-    assert int(said.split()[0]) >= 7
-    assert (tmp_path / "run.ubj").read_bytes() == (tmp_path / "whole.ubj").read_bytes()
+    check_stopped_and_killed(PROGRAM, tmp_path)

@@ -2,7 +2,7 @@
 
 python examples/lightgbm_digits.py      # press Ctrl-C, use kill -9, pull the plug ...
 python examples/lightgbm_digits.py      # ... and the same command goes on where it was
-holdfast ls runs/trees
+holdfast ls runs/leaves
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import holdfast.lightgbm
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", default="runs/trees", help="where the checkpoints are kept")
+    parser.add_argument("--run", default="runs/leaves", help="where the checkpoints are kept")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--every", default="10s", help='rounds ("20"), "10s" or "5min"')
     args = parser.parse_args()

@@ -51,7 +51,9 @@ def main() -> None:
             verbose_eval=False,
         )
 
-    print(f"{booster.best_score:.6f} of mlogloss at the best, round {booster.best_iteration}")
+    print(
+        f"{booster.best_score:.6f} of the digits misread at best, in round {booster.best_iteration}"
+    )
 
 
 if __name__ == "__main__":

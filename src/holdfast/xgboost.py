@@ -88,11 +88,13 @@ def load_model(ref: str, name: str = "booster") -> xgboost.Booster:
     Raises StateError if the checkpoint has none of that name.
     """
     checkpoint = open_checkpoint(ref)
-    if name not in checkpoint:
+    state = checkpoint.get(name)
+    if not isinstance(state, Mapping) or state.get("kind") != "xgboost":
         raise StateError(
-            f"{ref} has no booster named {name!r}", hint=f"It has: {', '.join(checkpoint)}."
+            f"{ref} has no booster of XGBoost's named {name!r}",
+            hint=f"It has: {', '.join(checkpoint)}.",
         )
-    return xgboost.Booster(model_file=_joined(checkpoint[name]["model"]))
+    return xgboost.Booster(model_file=_joined(state["model"]))
 
 
 class Callback(TrainingCallback):
@@ -222,6 +224,7 @@ class _State:
             return self.restored
         now = _parameters(self.booster)
         return {
+            "kind": "xgboost",
             "model": _cut(self.booster.save_raw("ubj")),
             "history": {
                 data: {metric: list(values) for metric, values in metrics.items()}
@@ -236,6 +239,11 @@ class _State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state and state.get("kind") != "xgboost":
+            raise StateError(
+                "the checkpoint holds a training by another library than XGBoost",
+                hint="Give this one a run, or a name, of its own.",
+            )
         self.restored = dict(state)
 
     def put_back(self) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 import pytest
 import xgboost
 from xgboost.callback import EarlyStopping, LearningRateScheduler, TrainingCallback
 
 import holdfast
+import holdfast.lightgbm
 import holdfast.xgboost
 from holdfast.errors import StateError, UsageError
 from tests.support.interrupted import check_stopped_and_killed
@@ -177,9 +179,11 @@ def test_the_best_one_is_kept_and_can_be_loaded(tmp_path: Path) -> None:
     assert best.num_boosted_rounds() == booster.best_iteration + 1 < 20
     assert best.get_dump() == booster.get_dump()
     assert steps_of(address) == [booster.best_iteration + 1, 20]
-    with pytest.raises(StateError, match="no booster named 'other'") as caught:
+    with pytest.raises(StateError, match="no booster of XGBoost's named 'other'") as caught:
         holdfast.xgboost.load_model(address, "other")
     assert "booster" in caught.value.hint
+    with pytest.raises(StateError, match="no booster of LightGBM's named 'booster'"):
+        holdfast.lightgbm.load_model(address)
 
 
 @pytest.mark.parametrize("place", [0, 3, 7, 12, 16])
@@ -272,6 +276,26 @@ def test_what_cannot_be_resumed_is_refused() -> None:
         callback = holdfast.xgboost.Callback(run)
         with pytest.raises(UsageError, match=r"xgboost\.cv trains a booster of each fold"):
             xgboost.cv({}, data()["dtrain"], 3, callbacks=[callback])
+
+
+def test_a_run_of_another_library_is_refused() -> None:
+    address = fresh_address()
+    with holdfast.Run(address, quiet=True) as run:
+        rows = lightgbm.Dataset(X, Y)
+        holdfast.lightgbm.train({"verbosity": -1}, rows, 2, run=run)
+    with (
+        holdfast.Run(address, quiet=True) as run,
+        pytest.raises(StateError, match="by another library than XGBoost"),
+    ):
+        holdfast.xgboost.train({}, data()["dtrain"], 2, run=run)
+    address = fresh_address()
+    with holdfast.Run(address, quiet=True) as run:
+        holdfast.xgboost.train({}, data()["dtrain"], 2, run=run)
+    with (
+        holdfast.Run(address, quiet=True) as run,
+        pytest.raises(StateError, match="by another library than LightGBM"),
+    ):
+        holdfast.lightgbm.train({"verbosity": -1}, lightgbm.Dataset(X, Y), 2, run=run)
 
 
 PROGRAM = """

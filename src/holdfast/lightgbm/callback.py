@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightgbm
 import numpy as np
 from lightgbm.callback import CallbackEnv, EarlyStopException
 
-from holdfast.errors import UsageError
+from holdfast.errors import StateError, UsageError
 from holdfast.lightgbm.others import plain, put_back, results_of, state_of
 from holdfast.lightgbm.rows import free
 from holdfast.lightgbm.sampling import Sampling
@@ -151,6 +151,7 @@ class _State:
         if (training := self._training) is None:
             return self.restored
         return {
+            "kind": "lightgbm",
             "model": np.frombuffer(training.text().encode(), np.uint8),
             "callbacks": {name: state_of(one) for name, one in training.named()},
             # Of a schedule of the learning rate, say: the model does not hold them.
@@ -160,6 +161,11 @@ class _State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state and state.get("kind") != "lightgbm":
+            raise StateError(
+                "the checkpoint holds a training by another library than LightGBM",
+                hint="Give this one a run, or a name, of its own.",
+            )
         self.restored = dict(state)
 
     def _put_back(self, training: Training, saved: dict[str, Any]) -> None:
@@ -173,6 +179,6 @@ class _State:
         self.stopped = saved["stopped"]
 
 
-def text_of(state: dict[str, Any]) -> str:
+def text_of(state: Mapping[str, Any]) -> str:
     """LightGBM's model."""
     return state["model"].tobytes().decode()

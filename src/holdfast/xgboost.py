@@ -25,15 +25,15 @@ import copy
 import json
 import sys
 import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from holdfast.errors import HoldfastError, StateError, UsageError
-from holdfast.manager import open as open_checkpoint
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.run.run import Run
+from holdfast.run.trainings import check_kind, check_name_is_new, numbered, saved_training
 
 try:
     import xgboost
@@ -87,13 +87,7 @@ def load_model(ref: str, name: str = "booster") -> xgboost.Booster:
 
     Raises StateError if the checkpoint has none of that name.
     """
-    checkpoint = open_checkpoint(ref)
-    state = checkpoint.get(name)
-    if not isinstance(state, Mapping) or state.get("kind") != "xgboost":
-        raise StateError(
-            f"{ref} has no booster of XGBoost's named {name!r}",
-            hint=f"It has: {', '.join(checkpoint)}.",
-        )
+    state = saved_training(ref, name, "XGBoost")
     return xgboost.Booster(model_file=_joined(state["model"]))
 
 
@@ -122,12 +116,7 @@ class Callback(TrainingCallback):
             )
         if xgboost.collective.get_world_size() > 1:
             raise UsageError("several XGBoost workers that train together cannot be resumed yet")
-        siblings = self._run._session.engine.position.siblings
-        if any(loop.label.name == self._name for loop in siblings):
-            raise UsageError(
-                f"this run had a training named {self._name!r} just before this one",
-                hint="Give each a name of its own: holdfast.xgboost.Callback(run, name=…)",
-            )
+        check_name_is_new(self._run, self._name)
         container, training = _surroundings(self)
         # Who asks them before training goes on with what it had: a set, until XGBoost 3.
         container.callbacks = [self, *(one for one in container.callbacks if one is not self)]
@@ -239,11 +228,7 @@ class _State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state and state.get("kind") != "xgboost":
-            raise StateError(
-                "the checkpoint holds a training by another library than XGBoost",
-                hint="Give this one a run, or a name, of its own.",
-            )
+        check_kind(state, "XGBoost")
         self.restored = dict(state)
 
     def put_back(self) -> None:
@@ -366,12 +351,11 @@ def _parameters(booster: xgboost.Booster) -> dict[str, str]:
 
 def _named(callbacks: Iterable[TrainingCallback]) -> Iterator[tuple[str, TrainingCallback]]:
     """Those that have a state, by their class and their place among those of that class."""
-    counts: Counter[str] = Counter()
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping) or hasattr(callback, "load_state_dict"):
-            name = type(callback).__qualname__
-            yield f"{name}-{counts[name]}", callback
-            counts[name] += 1
+    return numbered(
+        callback
+        for callback in callbacks
+        if isinstance(callback, EarlyStopping) or hasattr(callback, "load_state_dict")
+    )
 
 
 def _state_of(callback: Any) -> Any:

@@ -234,6 +234,13 @@ def test_a_name_is_used_once(again: bool) -> None:
             holdfast.xgboost.train({}, **data(), num_boost_round=2, run=run)
 
 
+def test_so_it_is_with_lightgbm() -> None:
+    with holdfast.Run(fresh_address(), quiet=True) as run:
+        holdfast.lightgbm.train({"verbosity": -1}, lightgbm.Dataset(X, Y), 2, run=run)
+        with pytest.raises(UsageError, match="had a training named 'booster'"):
+            holdfast.lightgbm.train({"verbosity": -1}, lightgbm.Dataset(X, Y), 2, run=run)
+
+
 def test_it_goes_on_from_a_model_that_is_given() -> None:
     def go(address: str) -> Any:
         leaving = Leaving(address)

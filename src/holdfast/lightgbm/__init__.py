@@ -22,12 +22,12 @@ changes trees that it has made, and LightGBM cannot do that to trees that it has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from holdfast.errors import HoldfastError, StateError
-from holdfast.manager import open as open_checkpoint
+from holdfast.errors import HoldfastError
 from holdfast.run.run import Run
+from holdfast.run.trainings import saved_training
 
 try:
     import lightgbm
@@ -89,11 +89,4 @@ def load_model(ref: str, name: str = "booster") -> lightgbm.Booster:
 
     Raises StateError if the checkpoint has none of that name.
     """
-    checkpoint = open_checkpoint(ref)
-    state = checkpoint.get(name)
-    if not isinstance(state, Mapping) or state.get("kind") != "lightgbm":
-        raise StateError(
-            f"{ref} has no booster of LightGBM's named {name!r}",
-            hint=f"It has: {', '.join(checkpoint)}.",
-        )
-    return lightgbm.Booster(model_str=text_of(state))
+    return lightgbm.Booster(model_str=text_of(saved_training(ref, name, "LightGBM")))

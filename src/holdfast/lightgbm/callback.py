@@ -10,12 +10,13 @@ import lightgbm
 import numpy as np
 from lightgbm.callback import CallbackEnv, EarlyStopException
 
-from holdfast.errors import StateError, UsageError
+from holdfast.errors import UsageError
 from holdfast.lightgbm.others import plain, put_back, results_of, state_of
 from holdfast.lightgbm.rows import free
 from holdfast.lightgbm.sampling import Sampling
 from holdfast.lightgbm.training import Training
 from holdfast.run.run import Run
+from holdfast.run.trainings import check_kind, check_name_is_new
 
 
 class Callback:
@@ -42,7 +43,6 @@ class Callback:
         self._to_free = _to_free
         self._state = _State()
         run.track(**{name: self._state})
-        self._used = False
 
     def __call__(self, env: CallbackEnv) -> None:
         if not isinstance(env.model, lightgbm.Booster):
@@ -61,12 +61,7 @@ class Callback:
         self._state.sampling.vary(self._number)  # nothing may reset a parameter after it
 
     def _begin(self, env: CallbackEnv, caller: dict[str, Any]) -> None:
-        if self._used and not self._run._session.engine.position.frames:
-            raise UsageError(
-                f"this run had a training named {self._name!r} before this one",
-                hint="Give each a callback of its own, with a name: Callback(run, name=…)",
-            )
-        self._used = True
+        check_name_is_new(self._run, self._name)
         self._training = training = Training(self, env, caller)
         training.call_instead(self._after)
         self._total = env.end_iteration - env.begin_iteration
@@ -161,11 +156,7 @@ class _State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state and state.get("kind") != "lightgbm":
-            raise StateError(
-                "the checkpoint holds a training by another library than LightGBM",
-                hint="Give this one a run, or a name, of its own.",
-            )
+        check_kind(state, "LightGBM")
         self.restored = dict(state)
 
     def _put_back(self, training: Training, saved: dict[str, Any]) -> None:

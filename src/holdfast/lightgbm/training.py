@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from holdfast.errors import UsageError
 from holdfast.lightgbm.others import has_state, is_early_stopping, make_ready
 from holdfast.lightgbm.refused import refuse
 from holdfast.lightgbm.rows import rows_of_an_estimator, scores_before, source_of
+from holdfast.run.trainings import numbered
 
 _PRETENDED = {"update": True, "eval_train": [], "eval_valid": []}
 
@@ -84,12 +84,7 @@ class Training:
 
     def named(self) -> Iterator[tuple[str, Any]]:
         """Callbacks that have a state, by their class and their place among those of that class."""
-        counts = Counter[str]()
-        for callback in (*self.before, *self.after):
-            if has_state(callback):
-                name = type(callback).__qualname__
-                yield f"{name}-{counts[name]}", callback
-                counts[name] += 1
+        return numbered(one for one in (*self.before, *self.after) if has_state(one))
 
     def changes(self) -> list[dict[str, Any]]:
         """What callbacks have changed: for the other callbacks, and for the booster."""

@@ -1,0 +1,52 @@
+"""What the adapters of libraries that train by rounds share: XGBoost's and LightGBM's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from holdfast.errors import StateError, UsageError
+from holdfast.manager import open as open_checkpoint
+from holdfast.run.run import Run
+
+
+def check_name_is_new(run: Run, name: str) -> None:
+    """Raises UsageError where a training of this name has ended in the same body: what the second
+    found in a checkpoint could be either's."""
+    if any(loop.label.name == name for loop in run._session.engine.position.siblings):
+        raise UsageError(
+            f"this run had a training named {name!r} just before this one",
+            hint="Give each a callback of its own, with a name: Callback(run, name=…)",
+        )
+
+
+def check_kind(state: Mapping[str, Any], library: str) -> None:
+    """Raises StateError for what a training by another library has saved."""
+    if state and state.get("kind") != library.lower():
+        raise StateError(
+            f"the checkpoint holds a training by another library than {library}",
+            hint="Give this one a run, or a name, of its own.",
+        )
+
+
+def saved_training(ref: str, name: str, library: str) -> Mapping[str, Any]:
+    """What a training by `library` has saved in a checkpoint. Raises StateError if it has none of
+    that name."""
+    checkpoint = open_checkpoint(ref)
+    state = checkpoint.get(name)
+    if not isinstance(state, Mapping) or state.get("kind") != library.lower():
+        raise StateError(
+            f"{ref} has no booster of {library}'s named {name!r}",
+            hint=f"It has: {', '.join(checkpoint)}.",
+        )
+    return state
+
+
+def numbered(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Callbacks by their class and their place among those of that class."""
+    counts = Counter[str]()
+    for callback in callbacks:
+        name = type(callback).__qualname__
+        yield f"{name}-{counts[name]}", callback
+        counts[name] += 1

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from holdfast.manager import Pending as Pending
     from holdfast.manager import open as open
     from holdfast.notices.preemption import Preemption as Preemption
+    from holdfast.run.importing import import_checkpoint as import_checkpoint
     from holdfast.run.run import Run as Run
     from holdfast.run.variables import Variables as Variables
 
@@ -50,6 +51,7 @@ __all__ = [
     "Variables",
     "__version__",
     "errors",
+    "import_checkpoint",
     "open",
 ]
 
@@ -64,6 +66,7 @@ _HOMES = {
     "Preemption": "holdfast.notices.preemption",
     "Run": "holdfast.run.run",
     "Variables": "holdfast.run.variables",
+    "import_checkpoint": "holdfast.run.importing",
     "open": "holdfast.manager",
 }
 

@@ -19,6 +19,7 @@ from holdfast.core import (
     files,
     frameworks,
     generators,
+    given,
     stored,
     values,
 )
@@ -469,6 +470,7 @@ class TreeEncoder:
         np.ndarray: _array,
         np.memmap: _array,
         files.File: _file,
+        **given.NODES,
         files.Directory: _directory,
         **dict.fromkeys(generators.TYPES, encode_objects.encode_generator),
     }

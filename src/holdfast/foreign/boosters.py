@@ -43,6 +43,17 @@ _LIGHTGBM = Proof(
     ),
     ("the numbers in it: the format has no checksum at all",),
 )
+# The names of XGBoost's arrays of numbers, as its UBJSON types them: a model is then the
+# same in both of its formats. Texts of 32-bit floats come back as they were.
+_TYPES = {
+    **dict.fromkeys(("base_weights", "loss_changes", "split_conditions"), ("f", "F32")),
+    **dict.fromkeys(("sum_hessian", "weights", "boosted_weights"), ("f", "F32")),
+    **dict.fromkeys(("left_children", "right_children", "parents"), ("i", "I32")),
+    **dict.fromkeys(("split_indices", "categories", "categories_nodes"), ("i", "I32")),
+    **dict.fromkeys(("feature_segments", "sorted_idx"), ("i", "I32")),
+    **dict.fromkeys(("categories_segments", "categories_sizes"), ("q", "I64")),
+    **dict.fromkeys(("default_left", "split_type"), ("B", "U8")),
+}
 _NODES = ("left_children", "right_children", "parents", "split_indices", "split_conditions")
 
 
@@ -62,7 +73,10 @@ def is_json(head: bytes) -> bool:
 def describe_xgboost(source: Source, *, text: bool) -> ForeignFile:
     """Raises DamagedObject; UnknownFile for JSON or UBJSON of other makes."""
     model = _read_json(source) if text else ubjson.parse(source)
-    if not isinstance(model, dict) or not {"learner", "version"} <= cast("dict[str, Any]", model).keys():
+    if (
+        not isinstance(model, dict)
+        or not {"learner", "version"} <= cast("dict[str, Any]", model).keys()
+    ):
         kind = "JSON" if text else "UBJSON"
         raise UnknownFile(f"{source.name} is {kind}, but no model of XGBoost")
     leaves, values = _listed(model)
@@ -81,16 +95,13 @@ def open_xgboost(source: Source, file: ForeignFile) -> Foreign:
 
 def _read_json(source: Source) -> Any:
     data = _whole(source)
-    if (
-        data.count(b",") > _MAX_NUMBERS
-        or data.count(b"{") + data.count(b"[") > _MAX_CONTAINERS
-    ):
+    if data.count(b",") > _MAX_NUMBERS or data.count(b"{") + data.count(b"[") > _MAX_CONTAINERS:
         raise UnknownFile(
             f"{source.name} is JSON of too many parts to be looked at",
             hint="Save the model as .ubj, which is read in pieces.",
         )
     try:
-        return _with_tensors(msgspec.json.decode(data), 0)
+        return _with_tensors(msgspec.json.decode(data))
     except (ValueError, RecursionError) as error:
         raise DamagedObject(source.name, f"its JSON is malformed ({error})"[:300]) from None
 
@@ -101,23 +112,22 @@ def _whole(source: Source) -> bytes:
     return source.read(0, source.nbytes)
 
 
-def _with_tensors(value: Any, depth: int) -> Any:
+def _with_tensors(value: Any, name: str = "") -> Any:
     """Lists of numbers as arrays. JSON's own parser bounds the depth."""
     if isinstance(value, dict):
         known = cast("dict[str, Any]", value)
-        return {key: _with_tensors(item, depth + 1) for key, item in known.items()}
+        return {key: _with_tensors(item, key) for key, item in known.items()}
     if not isinstance(value, list):
         return value
     items = cast("list[Any]", value)
-    kinds = set(map(type, items))
-    if items and kinds <= {int, float}:
+    if name in _TYPES and set(map(type, items)) <= {int, float}:
+        code, dtype = _TYPES[name]
         try:
-            code, dtype = ("q", "I64") if kinds == {int} else ("d", "F64")
             data = Held(array(code, items).tobytes())
-            return ForeignTensor(dtype, (len(items),), data, numpy=True)
-        except OverflowError:
+        except (OverflowError, TypeError):
             return items
-    return [_with_tensors(item, depth + 1) for item in items]
+        return ForeignTensor(dtype, (len(items),), data, numpy=True)
+    return [_with_tensors(item) for item in items]
 
 
 def _listed(model: Any) -> tuple[tuple[ForeignLeaf, ...], tuple[tuple[str, str], ...]]:
@@ -190,9 +200,7 @@ def describe_lightgbm(source: Source) -> ForeignFile:
 
 def open_lightgbm(source: Source, file: ForeignFile) -> Foreign:
     whole = ForeignBytes(source.nbytes, Span(source, 0, source.nbytes), text=True)
-    return Foreign(
-        file, _LIGHTGBM, lambda: whole, nothing_more, lambda: _read_lightgbm(source)[0]
-    )
+    return Foreign(file, _LIGHTGBM, lambda: whole, nothing_more, lambda: _read_lightgbm(source)[0])
 
 
 def _read_lightgbm(source: Source) -> tuple[dict[str, Any], list[str]]:

@@ -283,7 +283,9 @@ def _quantized(made: Made) -> TensorPlace | None:
 
 def _meta(made: Made) -> TensorPlace | None:
     dtype, shape, stride = made.args[:3]
-    return TensorPlace(None, 0, _numbers(shape), _numbers(stride), _dtype(dtype), "meta: without data")
+    return TensorPlace(
+        None, 0, _numbers(shape), _numbers(stride), _dtype(dtype), "meta: without data"
+    )
 
 
 def _inner(value: Value) -> TensorPlace | None:
@@ -336,7 +338,9 @@ def _array(made: Made) -> TensorPlace | None:
     _, shape, dtype, _, data = state.items
     if isinstance(data, Items):
         return None  # of objects: its items are values
-    return TensorPlace(None, 0, _numbers(shape), (), numpy_dtype(_numpy_code(dtype)), "in the pickle")
+    return TensorPlace(
+        None, 0, _numbers(shape), (), numpy_dtype(_numpy_code(dtype)), "in the pickle"
+    )
 
 
 _REBUILDERS: dict[str, Callable[[Made], TensorPlace | None]] = {

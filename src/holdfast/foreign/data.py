@@ -264,10 +264,7 @@ class Boxes:
             box.data.read((low - box.start[0]) * inner, memoryview(part))
             place = (
                 slice(low - first, high - first),
-                *(
-                    slice(at, at + n)
-                    for at, n in zip(box.start[1:], box.shape[1:], strict=True)
-                ),
+                *(slice(at, at + n) for at, n in zip(box.start[1:], box.shape[1:], strict=True)),
             )
             rows[place] = np.frombuffer(part, rows.dtype).reshape(high - low, *box.shape[1:])
             seen[place] = True

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 from holdfast.errors import DamagedObject, UnknownFile
 from holdfast.foreign.contents import runs_of
@@ -23,9 +23,10 @@ from holdfast.foreign.machine import MAX_PICKLE_BYTES, Items, Made, Name, Pairs,
 from holdfast.foreign.open_arrays import Reopened
 from holdfast.foreign.open_pickles import torch_tree
 from holdfast.foreign.opened import Foreign, Proof
+from holdfast.foreign.pickles import describe_torch
 from holdfast.foreign.source import FileSource, PartSource, Source
-from holdfast.foreign.trees import attributes_of
-from holdfast.foreign.zips import read_archive
+from holdfast.foreign.trees import MAX_DEPTH, attributes_of
+from holdfast.foreign.zips import Archive, read_archive
 
 METADATA = ".metadata"
 _OWN = "torch.distributed.checkpoint."
@@ -104,26 +105,36 @@ def open_dcp(folder: str) -> Foreign:
         except FileNotFoundError:
             problems.append(f"{name} is missing")
     problems += _problems(metadata, files)
+    held = ExitStack()
+    sources = _Sources(folder, held)
     leaves: list[ForeignLeaf] = []
     values: list[tuple[str, str]] = []
+    runs = dict.fromkeys(metadata.runs)
     for entry in metadata.entries.values():
         where = "/".join(map(str, metadata.paths.get(entry.name, (entry.name,))))
         if entry.dtype:
             size = prod(entry.shape) * SIZES.get(entry.dtype, 0)
             note = f"in {len(entry.boxes):,} boxes" if len(entry.boxes) > 1 else ""
             leaves.append(ForeignLeaf(where, entry.dtype, entry.shape, size, note))
-        else:
-            values.append((where, "<kept in a pickle of its own>"))
+            continue
+        try:
+            inner = _looked_at(metadata, entry, files, sources)
+        except (DamagedObject, UnknownFile) as error:
+            values.append((where, "<unreadable>"))
+            problems.append(f"{entry.name[:200]}: {error.message}")
+            continue
+        runs |= dict.fromkeys(inner.runs)
+        leaves += [replace(leaf, path=_join(where, leaf.path)) for leaf in inner.leaves]
+        values += [(_join(where, path), text) for path, text in inner.values]
+        problems += [f"{entry.name[:200]}: {problem}" for problem in inner.problems]
     file = ForeignFile(
         "PyTorch DCP (folder)",
         nbytes + sum(files.values()),
         leaves=tuple(leaves),
         values=tuple(values),
-        runs=metadata.runs,
-        problems=tuple(problems),
+        runs=tuple(runs),
+        problems=tuple(dict.fromkeys(problems)),
     )
-    held = ExitStack()
-    sources = _Sources(folder, held)
     return Foreign(
         file,
         _PROOF,
@@ -131,6 +142,20 @@ def open_dcp(folder: str) -> Foreign:
         lambda: _survey(metadata, sources),
         held=held,
     )
+
+
+def _looked_at(
+    metadata: _Metadata, entry: _Entry, files: dict[str, int], sources: _Sources
+) -> ForeignFile:
+    """What a value is, whose pickle PyTorch loads without restrictions."""
+    one = metadata.ranges.get((entry.name, ()))
+    if one is None or one.file not in files:
+        return ForeignFile("", 0)  # said already
+    return describe_torch(_archive(one, entry.name, sources))
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}/{key}" if key else path
 
 
 class _Sources:
@@ -258,25 +283,29 @@ def _problems(metadata: _Metadata, files: dict[str, int]) -> Iterator[str]:
 def _tree(metadata: _Metadata, sources: _Sources) -> Tree:
     root: dict[Any, Any] = {}
     for entry in metadata.entries.values():
-        value = _tensor(entry, metadata, sources) if entry.dtype else None
-        if not entry.dtype:
+        if entry.dtype:
+            value = _tensor(entry, metadata, sources)
+        else:
             value = _saved(metadata.ranges[entry.name, ()], entry.name, sources)
         path = metadata.paths.get(entry.name, (entry.name,))
         at = root
         for part in path[:-1]:
-            at = at.setdefault(part, {})
-            if not isinstance(at, dict):
+            below: Any = at.setdefault(part, {})
+            if not isinstance(below, dict):
                 raise DamagedObject(METADATA, f"{entry.name[:200]!r} is below a value")
+            at = cast("dict[Any, Any]", below)
         at[path[-1]] = value
     return _with_lists(root, 0)
 
 
 def _with_lists(value: Any, depth: int) -> Any:
     """Dicts whose keys are the numbers from 0 on are the lists that DCP took apart."""
-    if not isinstance(value, dict) or depth > 96:
+    if not isinstance(value, dict) or depth > MAX_DEPTH:
         return value
-    items = {key: _with_lists(item, depth + 1) for key, item in value.items()}
-    if items and all(type(key) is int for key in items) and sorted(items) == list(range(len(items))):
+    known = cast("dict[Any, Any]", value)
+    items = {key: _with_lists(item, depth + 1) for key, item in known.items()}
+    numbers = [key for key in items if type(key) is int]
+    if items and len(numbers) == len(items) and sorted(numbers) == list(range(len(items))):
         return [items[index] for index in range(len(items))]
     return items
 
@@ -323,6 +352,10 @@ class _Later:
 
 def _saved(one: _Range, name: str, sources: _Sources) -> Tree:
     """What `torch.save` wrote at some bytes of a file."""
+    return torch_tree(_archive(one, name, sources))
+
+
+def _archive(one: _Range, name: str, sources: _Sources) -> Archive:
     if one.transformed:
         raise UnknownFile(
             f"{name[:200]!r} was transformed when it was written (compressed, perhaps)",
@@ -331,7 +364,7 @@ def _saved(one: _Range, name: str, sources: _Sources) -> Tree:
     part = sources.part(one)
     if part.read(0, min(4, part.nbytes)) != b"PK\3\4":
         raise DamagedObject(one.file, f"what is at {one.offset:,} is not what torch.save writes")
-    return torch_tree(read_archive(part))
+    return read_archive(part)
 
 
 def _survey(metadata: _Metadata, sources: _Sources) -> Iterator[str]:

@@ -70,6 +70,9 @@ DTYPES = {
 }
 """PyTorch's dtypes -> as safetensors names them, where it does."""
 
+TORCH_NAMES = {stored: name for name, stored in reversed(DTYPES.items())}
+"""The other way round; of several names the first."""
+
 SIZES = {
     **ITEMSIZES,
     "complex32": 4,

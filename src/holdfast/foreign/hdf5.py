@@ -38,6 +38,7 @@ _TEXT = 200
 # deflate, shuffle, fletcher32, szip, nbit, scaleoffset, and h5py's LZF.
 _FILTERS = frozenset((1, 2, 3, 4, 5, 6, 32000))
 _PACKED = 1100  # see opened.PACKED_RATIO
+_LAMBDA = "Lambda layers: code in config.json, if Keras is told to trust it (safe_mode=False)"
 _PROOF = Proof(
     (
         "the file's own structure",
@@ -78,15 +79,14 @@ def describe_keras(archive: Archive) -> ForeignFile:
         for name in ("metadata.json", CONFIG)
         for path, value in flat({name: _config(archive, name)})
     ]
-    notes = [*archive.notes, *inner.notes]
-    if any(value == "Lambda" for _, value in values):
-        notes.append("it has Lambda layers: code, which Keras runs if it is told to trust the file")
+    lambdas = any(value == "Lambda" for _, value in values)
     return ForeignFile(
         "Keras model (zip)",
         archive.source.nbytes,
         leaves=inner.leaves,
         values=(*values[:MAX_VALUES], *inner.values),
-        notes=tuple(notes),
+        runs=(_LAMBDA,) if lambdas else (),
+        notes=(*archive.notes, *inner.notes),
         problems=inner.problems,
     )
 
@@ -114,7 +114,9 @@ def open_keras(archive: Archive, file: ForeignFile) -> Foreign:
 def _weights(archive: Archive) -> Source:
     part = archive.part(WEIGHTS)
     if part is None:
-        raise DamagedObject(archive.source.name, f"its {WEIGHTS} is compressed, as Keras writes none")
+        raise DamagedObject(
+            archive.source.name, f"its {WEIGHTS} is compressed, as Keras writes none"
+        )
     return part
 
 
@@ -165,7 +167,7 @@ class _Readable(io.RawIOBase):
 
 def _h5py() -> Any:
     try:
-        import h5py
+        import h5py  # pyright: ignore[reportMissingTypeStubs]
     except ModuleNotFoundError as error:
         if error.name != "h5py":
             raise

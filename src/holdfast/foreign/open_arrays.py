@@ -52,9 +52,7 @@ _NPZ_PROOF = Proof(
 
 
 def open_safetensors(source: Source, file: ForeignFile) -> Foreign:
-    return Foreign(
-        file, _SAFETENSORS_PROOF, lambda: _tensors(source), nothing_more
-    )
+    return Foreign(file, _SAFETENSORS_PROOF, lambda: _tensors(source), nothing_more)
 
 
 def _tensors(source: Source) -> dict[str, ForeignTensor]:
@@ -113,7 +111,9 @@ def _opened(folder: str, index_name: str, names: list[str], held: ExitStack) -> 
     problems: list[str] = []
     notes: list[str] = []
     if index is None:
-        notes.append(f"no index: all of its {len(shards)} safetensors files") if shards[1:] else None
+        notes.append(f"no index: all of its {len(shards)} safetensors files") if shards[
+            1:
+        ] else None
     else:
         wanted = dict.fromkeys(index.weight_map.values())
         strange = [name for name in wanted if os.path.basename(name) != name or name in ("", "..")]

@@ -12,7 +12,7 @@ from holdfast.foreign.machine import MAX_PICKLE_BYTES, Items, Walked, walk
 from holdfast.foreign.opened import Foreign, Proof, nothing_more
 from holdfast.foreign.pickles import is_program
 from holdfast.foreign.source import Source
-from holdfast.foreign.trees import tree_of
+from holdfast.foreign.trees import FindStorage, tree_of
 from holdfast.foreign.zips import Archive
 
 ZIP_PROOF = Proof(
@@ -35,9 +35,7 @@ _PICKLE_PROOF = Proof(
 
 def open_torch(archive: Archive, file: ForeignFile) -> Foreign:
     """A zip archive by `torch.save`."""
-    return Foreign(
-        file, ZIP_PROOF, lambda: torch_tree(archive), lambda: _check(archive, file)
-    )
+    return Foreign(file, ZIP_PROOF, lambda: torch_tree(archive), lambda: _check(archive, file))
 
 
 def _check(archive: Archive, file: ForeignFile) -> Iterator[str]:
@@ -65,7 +63,9 @@ def torch_tree(archive: Archive) -> Tree:
     def find(storage: Storage) -> Data:
         name = f"{base}data/{storage.key}"
         if name not in archive.entries or archive.entries[name].nbytes < storage.nbytes:
-            raise DamagedObject(source.name, f"the bytes of storage {storage.key[:40]!r} are missing")
+            raise DamagedObject(
+                source.name, f"the bytes of storage {storage.key[:40]!r} are missing"
+            )
         return archive.data(name)
 
     return tree_of(walked.value, find, source.name)
@@ -84,7 +84,7 @@ def _pickle_tree(source: Source) -> Tree:
     return tree_of(walked.value, _no_storage(source), source.name)
 
 
-def _no_storage(source: Source):  # noqa: ANN202
+def _no_storage(source: Source) -> FindStorage:
     def find(storage: Storage) -> Data:
         raise DamagedObject(source.name, "it has tensors, and no bytes of theirs")
 
@@ -115,13 +115,15 @@ def _legacy_tree(source: Source) -> Tree:
 
     def find(storage: Storage) -> Data:
         if storage.key not in places:
-            raise DamagedObject(source.name, f"the bytes of storage {storage.key[:40]!r} are missing")
+            raise DamagedObject(
+                source.name, f"the bytes of storage {storage.key[:40]!r} are missing"
+            )
         return places[storage.key]
 
     return tree_of(parts[3].value, find, source.name)
 
 
-def _noting(sizes: dict[str, int]):  # noqa: ANN202
+def _noting(sizes: dict[str, int]) -> FindStorage:
     """Only the sizes of storages: where they are depends on all of them."""
 
     def find(storage: Storage) -> Data:

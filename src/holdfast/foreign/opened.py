@@ -95,7 +95,7 @@ def flat(tree: Tree, most: int = 1_000_000) -> Iterator[tuple[str, Any]]:
             pairs = [(str(i), item) for i, item in enumerate(cast("list[Any]", value))]
         if not pairs:
             yield path, value
-        elif (first := seen.setdefault(id(value), path)) != path:
+        elif (first := seen.setdefault(id(cast("object", value)), path)) != path:
             yield path, f"<the same as {first or 'all of it'}>"
         else:
             waiting += [(f"{path}/{key}" if path else key, item) for key, item in reversed(pairs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
 from holdfast.errors import UnknownFile, UsageError
 from holdfast.foreign import boosters, dcp, hdf5
@@ -66,6 +67,10 @@ def _open(source: Source) -> Foreign:
         archive = read_archive(source)
         opens = {"PyTorch (zip)": open_torch, "NumPy archive": open_npz}
         return opens.get(kind, hdf5.open_keras)(archive, file)
+    if kind == "TorchScript (zip)":
+        foreign = open_torch(read_archive(source), file)
+        foreign.build = lambda: _no_values(source, kind)
+        return foreign
     if kind == "safetensors":
         return open_safetensors(source, file)
     if kind == "NumPy array":
@@ -78,6 +83,10 @@ def _open(source: Source) -> Foreign:
         return boosters.open_lightgbm(source, file)
     if "HDF5" in kind:
         return hdf5.open_hdf5(source, file)
+    return _no_values(source, kind)
+
+
+def _no_values(source: Source, kind: str) -> NoReturn:
     raise UnknownFile(
         f"{source.name} is {kind}: it can be shown, and not more",
         hint="Load it with the program that wrote it, and save its state_dict.",

@@ -14,10 +14,9 @@ from typing import Any
 
 from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject
-from holdfast.foreign.contents import Storage, TensorPlace, reach_of, tensor_of
+from holdfast.foreign.contents import Storage, TensorPlace, numpy_dtype, reach_of, tensor_of
 from holdfast.foreign.data import (
     Data,
-    ForeignBytes,
     ForeignObject,
     ForeignTensor,
     Held,
@@ -32,8 +31,20 @@ from holdfast.foreign.machine import Items, Made, Name, Pairs, Stored, Value
 MAX_DEPTH = 96  # a checkpoint takes 128
 MAX_ITEMS = 2_000_000  # that is made of a pickle; its machine stops at a million objects
 _EXPANDED_BYTES = 256 * MiB
-_SCALARS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "i2": "<h", "i1": "<b"}
-_SCALARS |= {"u8": "<Q", "u4": "<I", "u2": "<H", "u1": "<B", "b1": "<?"}
+_SCALARS = {
+    "f8": "<d",
+    "f4": "<f",
+    "f2": "<e",
+    "i8": "<q",
+    "i4": "<i",
+    "i2": "<h",
+    "i1": "<b",
+    "u8": "<Q",
+    "u4": "<I",
+    "u2": "<H",
+    "u1": "<B",
+    "b1": "<?",
+}
 _LISTS = ("builtins.list", "collections.deque")
 _DICTS = tuple(f"collections.{name}" for name in ("Counter", "defaultdict")) + ("builtins.dict",)
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
@@ -142,8 +153,8 @@ class _Builder:
                     self._fill(found, part.pairs, depth)
             return found
         if by in _LISTS or by in ("builtins.set", "builtins.frozenset", "builtins.tuple"):
-            items = [item for part in (*args, *made.content) if isinstance(part, Items)
-                     for item in part.items]  # fmt: skip
+            parts = [part for part in (*args, *made.content) if isinstance(part, Items)]
+            items = [item for part in parts for item in part.items]
             kind = by.rpartition(".")[2].replace("deque", "list")
             return self._sequence(Items(kind, items), depth)
         if by == "torch.Size" and args:
@@ -214,8 +225,6 @@ def numpy_tensor(
 ) -> ForeignTensor | None:
     """An array of NumPy's; `code` is a dtype in its words. None for a dtype that has no
     plain bytes, or another number of them."""
-    from holdfast.foreign.contents import numpy_dtype
-
     order, kind, digits = code[:1], code[1:2], code[2:]
     if order not in "<>|=" or not digits.isdigit() or len(digits) > 6 or kind not in "biufcSU":
         return None
@@ -300,6 +309,3 @@ def _number(made: Made) -> Any:
     if how is None or data is None or len(data) != struct.calcsize(how):
         return None
     return struct.unpack(how.replace("<", ">") if code and code[0] == ">" else how, data)[0]
-
-
-__all__ = ["ForeignBytes", "attributes_of", "numpy_tensor", "tree_of"]

@@ -212,6 +212,7 @@ class CheckpointManager(Mirrored):
         finished: bool = False,
         block: bool = False,
         in_place: InPlace | None = None,
+        rng: bool = True,
     ) -> Pending:
         """Save `state` as the checkpoint of `step` completed steps.
 
@@ -221,7 +222,7 @@ class CheckpointManager(Mirrored):
         needs to be copied, but for what another thread changes meanwhile. `in_place` names
         leaves that the caller will not change before it calls `drain`: they are read while
         it goes on. `loop` is any plain value that `restore` gives back; RNG states of Python,
-        NumPy and loaded frameworks are always captured.
+        NumPy and loaded frameworks are captured, unless `rng=False`.
 
         Raises UnsupportedValue for a value that cannot be stored; RunHeld; Fenced if
         another process took over; and, after `max_save_failures` failed saves in a
@@ -256,6 +257,7 @@ class CheckpointManager(Mirrored):
                 note=note,
                 tags=tag_names,
                 finished=finished,
+                rng=rng,
                 asked_s=start,
                 waited_s=waited_s,
             )
@@ -268,6 +270,7 @@ class CheckpointManager(Mirrored):
             pending.result()
         except TornRead:  # another thread changes what is saved: now it is copied first
             options = {"metrics": metrics, "note": note, "tags": tag_names, "loop": loop}
+            options["rng"] = rng
             return self.save(step, state, **options, finished=finished, block=True)
         finally:
             order.snapshot.overlap.drain()  # interrupted: the caller may go on to change things

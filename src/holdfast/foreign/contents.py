@@ -37,7 +37,6 @@ _REMEMBERED = 100_000
 _DIMENSIONS = 64
 _LARGEST = 1 << 62
 
-
 _Child: TypeAlias = tuple[str, Value]
 """A path and what is there."""
 
@@ -50,10 +49,10 @@ class Storage(NamedTuple):
 
 
 class TensorPlace(NamedTuple):
-    """What a call builds, if that is a tensor or an array."""
+    """What a call builds: a tensor, or an array."""
 
     storage: Storage | None
-    """None: its elements are elsewhere than in one storage, or in several."""
+    """None: its elements are elsewhere."""
     offset: int
     """In elements, as the strides are."""
     shape: tuple[int, ...]
@@ -61,7 +60,7 @@ class TensorPlace(NamedTuple):
     dtype: str
     note: str = ""
     changed: bool = False
-    """Its elements are not simply those in the storage: conjugated, negated, quantized."""
+    """Its elements are not those in the storage: conjugated, negated, quantized."""
 
 
 @dataclass
@@ -277,7 +276,7 @@ def _strided(made: Made) -> TensorPlace | None:
 
 
 def _quantized(made: Made) -> TensorPlace | None:
-    place = _strided(made)
+    place = _strided(Made(made.by, made.args[:4]))
     return place._replace(changed=True) if place else None
 
 
@@ -347,7 +346,7 @@ _REBUILDERS: dict[str, Callable[[Made], TensorPlace | None]] = {
     "torch._utils._rebuild_tensor": _strided,
     "torch._utils._rebuild_tensor_v2": _strided,
     "torch._utils._rebuild_tensor_v3": _strided,
-    "torch._utils._rebuild_qtensor": lambda made: _quantized(Made(made.by, made.args[:4])),
+    "torch._utils._rebuild_qtensor": _quantized,
     "torch._utils._rebuild_meta_tensor_no_storage": _meta,
     "torch._utils._rebuild_sparse_tensor": _sparse,
     "torch._utils._rebuild_nested_tensor": _nested,

@@ -169,7 +169,10 @@ class _Sources:
         if source is None:
             path = os.path.join(self._folder, one.file)
             fits = len(self._open) < _OPEN_FILES
-            source = self._held.enter_context(FileSource(path)) if fits else Reopened(path)
+            try:
+                source = self._held.enter_context(FileSource(path)) if fits else Reopened(path)
+            except FileNotFoundError:
+                raise DamagedObject(one.file, "it is missing") from None
             self._open[one.file] = source
         return PartSource(source, one.offset, one.nbytes, f"{one.file} at {one.offset:,}")
 
@@ -301,7 +304,7 @@ def _tree(metadata: _Metadata, sources: _Sources) -> Tree:
 def _with_lists(value: Any, depth: int) -> Any:
     """Dicts whose keys are the numbers from 0 on are the lists that DCP took apart."""
     if not isinstance(value, dict) or depth > MAX_DEPTH:
-        return value
+        return cast("object", value)
     known = cast("dict[Any, Any]", value)
     items = {key: _with_lists(item, depth + 1) for key, item in known.items()}
     numbers = [key for key in items if type(key) is int]

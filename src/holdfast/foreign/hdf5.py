@@ -42,7 +42,7 @@ _LAMBDA = "Lambda layers: code in config.json, if Keras is told to trust it (saf
 _PROOF = Proof(
     (
         "the file's own structure",
-        "every dataset can be read to its end, and has its checksums where it was written with them",
+        "every dataset can be read to its end, and has the checksums that it was written with",
     ),
     ("the bytes of datasets without checksums: Keras writes none",),
 )
@@ -194,7 +194,7 @@ def _described(source: Source, opened: Any, held: ExitStack) -> tuple[ForeignFil
     """(what is said of it, its values)."""
     walk = _Walk(source, _h5py())
     try:
-        tree = walk.group(opened, "", 0)
+        tree = walk.root(opened)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise DamagedObject(source.name, f"HDF5 cannot read it ({_reason(error)})") from error
     keras = "layers" in tree or "_layer_checkpoint_dependencies" in tree
@@ -218,6 +218,10 @@ class _Walk:
         self.values: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.problems: list[str] = []
+
+    def root(self, group: Any) -> dict[str, Tree]:
+        self._seen[self._h5py.h5o.get_info(group.id).addr] = "all of it"
+        return self.group(group, "", 0)
 
     def group(self, group: Any, path: str, depth: int) -> dict[str, Tree]:
         tree: dict[str, Tree] = {}

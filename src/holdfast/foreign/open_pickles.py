@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.errors import DamagedObject, UnknownFile
-from holdfast.foreign.contents import Budget, Storage
+from holdfast.foreign.contents import Budget, Storage, contents_of
 from holdfast.foreign.data import Data, Span, Tree
 from holdfast.foreign.described import ForeignFile
 from holdfast.foreign.machine import MAX_PICKLE_BYTES, Items, Walked, walk
@@ -102,16 +102,14 @@ def _legacy_tree(source: Source) -> Tree:
         end = parts[-1].end
     keys = parts[4].value
     names = [key for key in keys.items if isinstance(key, str)] if isinstance(keys, Items) else []
-    sizes: dict[str, int] = {}
-    tree_of(parts[3].value, _noting(sizes), source.name)
+    storages = contents_of(parts[3].value).storages
     places: dict[str, Span] = {}
     for key in names:
-        nbytes = sizes.get(key)
-        if nbytes is None:
+        if key not in storages:
             # No tensor is made of it, so that its size in bytes is not known, nor what follows.
             break
-        places[key] = Span(source, end + 8, nbytes)
-        end += 8 + nbytes
+        places[key] = Span(source, end + 8, storages[key].nbytes)
+        end += 8 + storages[key].nbytes
 
     def find(storage: Storage) -> Data:
         if storage.key not in places:
@@ -121,21 +119,6 @@ def _legacy_tree(source: Source) -> Tree:
         return places[storage.key]
 
     return tree_of(parts[3].value, find, source.name)
-
-
-def _noting(sizes: dict[str, int]) -> FindStorage:
-    """Only the sizes of storages: where they are depends on all of them."""
-
-    def find(storage: Storage) -> Data:
-        sizes[storage.key] = max(sizes.get(storage.key, 0), storage.nbytes)
-        return _Nowhere()
-
-    return find
-
-
-class _Nowhere:
-    def read(self, offset: int, into: memoryview) -> None:
-        raise AssertionError("only its size was asked for")
 
 
 def _check_end(walked: Walked, source: Source) -> None:

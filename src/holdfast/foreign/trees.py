@@ -46,7 +46,7 @@ _SCALARS = {
     "b1": "<?",
 }
 _LISTS = ("builtins.list", "collections.deque")
-_DICTS = tuple(f"collections.{name}" for name in ("Counter", "defaultdict")) + ("builtins.dict",)
+_DICTS = ("collections.Counter", "collections.defaultdict", "builtins.dict")
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 _NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 _PLAIN_DTYPES = frozenset(DTYPES.values()) - {name for name in SIZES if name.startswith("q")}
@@ -161,6 +161,8 @@ class _Builder:
             return self._sequence(Items("tuple", args[0].items), depth)
         if by == "builtins.complex" and _are_numbers(made.args):
             return complex(*made.args)  # type: ignore[arg-type]
+        if by == "_codecs.encode" and (data := _bytes_of(made)) is not None:
+            return data
         if by in _NUMBERS and (number := _number(made)) is not None:
             return number
         return ForeignObject(by)
@@ -190,9 +192,10 @@ class _Builder:
         if reach > place.storage.nbytes or len(place.stride) != len(place.shape):
             raise DamagedObject(self._name, "a tensor reaches beyond its storage")
         # A stride of 0 makes a tensor of any size out of one element.
-        self._expanded += max(0, nbytes - place.storage.nbytes)
-        if self._expanded > _EXPANDED_BYTES:
+        expanded = self._expanded + max(0, nbytes - place.storage.nbytes)
+        if expanded > _EXPANDED_BYTES:
             return ForeignObject(f"a tensor of {nbytes:,} bytes made of {reach:,}")
+        self._expanded = expanded
         data: Data = Held(b"")
         if nbytes:
             start = place.offset * size

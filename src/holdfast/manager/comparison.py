@@ -231,7 +231,10 @@ def numbers_in(side: Side) -> tuple[bool, int]:
     return False, max(1, *side.leaf.shape[-1:]) if wide else 1
 
 
-def parts_of(a: dict[str, Side], b: dict[str, Side], differences: Iterable[Difference]) -> list[Part]:
+def parts_of(
+    a: dict[str, Side], b: dict[str, Side], differences: Iterable[Difference]
+) -> list[Part]:
+    """The leaves of the two counted, by the first name of their paths."""
     parts: dict[str, Part] = {}
     for path in {**a, **b}:
         # Of one of the two it may be a plain value.

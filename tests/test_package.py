@@ -32,6 +32,7 @@ PUBLIC = [
     "Variables",
     "__version__",
     "errors",
+    "import_checkpoint",
     "open",
 ]
 

@@ -161,9 +161,6 @@ def test_nothing_outside_of_the_file_is_read(path: Path, tmp_path: Path) -> None
         assert set(dict(objects_in(foreign.tree()))) >= {"external", "soft", "virtual", "stored"}
         notes = {leaf.path: leaf.note for leaf in foreign.file.leaves}
         assert notes["virtual"] == notes["stored"] == "whose data are in other files"
-        real = (
-            "again" if isinstance(foreign.tree()["real"], type(foreign.tree()["soft"])) else "real"
-        )
         assert foreign.tree()["again"].shape == (3,), "the first of its two names"
         assert foreign.check() == []
 

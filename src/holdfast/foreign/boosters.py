@@ -73,10 +73,7 @@ def is_json(head: bytes) -> bool:
 def describe_xgboost(source: Source, *, text: bool) -> ForeignFile:
     """Raises DamagedObject; UnknownFile for JSON or UBJSON of other makes."""
     model = _read_json(source) if text else ubjson.parse(source)
-    if (
-        not isinstance(model, dict)
-        or not {"learner", "version"} <= cast("dict[str, Any]", model).keys()
-    ):
+    if _at(model, "learner", "gradient_booster") is None:
         kind = "JSON" if text else "UBJSON"
         raise UnknownFile(f"{source.name} is {kind}, but no model of XGBoost")
     leaves, values = _listed(model)

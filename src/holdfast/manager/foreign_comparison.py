@@ -77,7 +77,7 @@ def of_foreign(foreign: Foreign, only: str = "") -> Compared:
     """Of an open one; with `only` what is below that name, where there is one."""
     converter = Converter(None)
     names = named(foreign.compared(), "", only)
-    captured = capture({name: converter.top(name, value) for name, value in names.items()})
+    captured = capture(converter.state(names))
     leaves = tuple(
         Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, ()) for leaf in captured.leaves
     )

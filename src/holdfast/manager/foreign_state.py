@@ -104,8 +104,17 @@ class Converter:
         self.count = 0
         self.nbytes = 0
 
-    def top(self, name: str, value: Tree) -> Any:
-        """What is put below a name of the state."""
+    def state(self, names: dict[str, Tree]) -> dict[str, Any]:
+        """What a save takes."""
+        found: dict[str, Any] = {}
+        for name, value in names.items():
+            if isinstance(value, ForeignObject):
+                self.objects.append((name, value.name))
+            else:
+                found[name] = self._top(name, value)
+        return found
+
+    def _top(self, name: str, value: Tree) -> Any:
         made = self._of(value, name)
         if not _is_state_dict(value):
             return made

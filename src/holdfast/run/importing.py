@@ -84,8 +84,8 @@ def import_checkpoint(
         tree = below(foreign.tree(), only, path)
         names = named(tree, name, only)
         converter = Converter(tensors)
-        state = {key: converter.top(key, value) for key, value in names.items()}
-        if converter.objects and not skip_objects:
+        state = converter.state(names)
+        if converter.objects and not (skip_objects and state):
             raise _refused(path, converter.objects)
         _check_size(foreign, converter, path)
         with CheckpointManager(address, keep=keep) as manager:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
 
 from holdfast import rehearse, supervise
-from holdfast.manager import doctor
+from holdfast.manager import CheckpointManager, doctor
 from holdfast.rehearse.compare import Difference
 from holdfast.rehearse.report import Act, Cause, Report
+from holdfast.run import importing
 from holdfast.stores.abilities import Abilities
 from holdfast.supervise import Outcome
 from tests.cli.world import NOW_S, ROOT
@@ -48,6 +53,13 @@ def fixed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "format_ago", lambda seconds: "3 h ago")
     monkeypatch.setattr(rehearse, "rehearse", rehearsed)
     monkeypatch.setattr(supervise, "supervise", supervised)
+    numbers = itertools.count()
+    monkeypatch.setattr(
+        secrets, "token_hex", lambda nbytes: Random(next(numbers)).randbytes(nbytes).hex()
+    )
+    clock = {"clock": lambda: NOW_S}
+    monkeypatch.setattr(importing, "CheckpointManager", partial(CheckpointManager, **clock))
+    monkeypatch.setattr(importing, "abspath", lambda path: f"/home/me/{path}")
 
 
 def supervised(*args: object, **options: object) -> Outcome:

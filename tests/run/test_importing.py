@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import holdfast
 from holdfast.errors import (
     DamagedObject,
+    LoopError,
     StructureMismatch,
     UnknownFile,
     UnsupportedValue,
@@ -213,12 +214,12 @@ def test_values_of_a_training_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(
         fresh.state_dict()["state"][0]["exp_avg"], state["optimizer"]["state"][0]["exp_avg"]
     )
-    with (
-        holdfast.Run(address, quiet=True) as run,
-        pytest.raises(StructureMismatch, match="which nothing tracks here"),
-    ):
-        run.track(model=net)
+    run = holdfast.Run(address, quiet=True)
+    run.track(model=net)
+    with pytest.raises(StructureMismatch, match="which nothing tracks here"):
         list(run.range(1))
+    with contextlib.suppress(LoopError):
+        run.close()
 
 
 @pytest.mark.parametrize(

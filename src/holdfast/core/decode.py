@@ -108,7 +108,7 @@ class TreeDecoder:
         a, b = self._leaves[leaf], self._leaves[other]
         pieces = [(chunk.start, chunk.shape, chunk.digest) for chunk in a.chunks]
         others = [(chunk.start, chunk.shape, chunk.digest) for chunk in b.chunks]
-        return self.spec(leaf) == self.spec(other) and bool(pieces) and pieces == others
+        return self.spec(leaf) == self.spec(other) and pieces == others
 
     def request(self, leaf: int, destination: Destination) -> None:
         self.spec(leaf)

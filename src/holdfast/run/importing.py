@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os.path import abspath, basename, expanduser
 
 from holdfast.core.types import MiB
 from holdfast.core.units import format_list, format_size
@@ -76,7 +77,7 @@ def import_checkpoint(
     >>> done.kind, holdfast.open("memory://imported")["losses"]
     ('pickle', [0.5, 0.25])
     """
-    path = os.path.expanduser(os.fspath(source))
+    path = expanduser(os.fspath(source))
     with open_foreign(path) as foreign:
         if problems := foreign.check():
             hint = "Nothing was imported. Copy or download it again."
@@ -91,7 +92,7 @@ def import_checkpoint(
         with CheckpointManager(address, keep=keep) as manager:
             number = _step(manager, step)
             manager.environment = {
-                "imported": {"from": os.path.abspath(path), "kind": foreign.file.kind}
+                "imported": {"from": abspath(path), "kind": foreign.file.kind}
             }
             loop = {**to_tree(Position(step=number)), "names": sorted(state), "loaders": []}
             pending = manager.save(
@@ -99,7 +100,7 @@ def import_checkpoint(
                 state,
                 metrics=metrics,
                 tags=tags,
-                note=f"imported from {os.path.basename(os.path.abspath(path))}"[:200],
+                note=f"imported from {basename(abspath(path))}"[:200],
                 loop=loop,
                 rng=False,  # those of this process are no part of it
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -50,7 +50,7 @@ def state() -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    dcp.save(state(), checkpoint_id=tmp_path / "dcp")
+    state_dict_saver.save(state(), checkpoint_id=tmp_path / "dcp")
     return tmp_path / "dcp"
 
 
@@ -88,7 +88,7 @@ def test_it_is_described(folder: Path) -> None:
 def test_code_in_a_value_is_named_and_not_run(tmp_path: Path) -> None:
     """PyTorch loads values of a DCP folder without restrictions."""
     value = {"x": torch.zeros(1), "y": hostile.Calls(os.mkdir, f"{tmp_path}/pwned")}
-    dcp.save({"x": value["x"], "y": [value["y"]]}, checkpoint_id=tmp_path / "dcp")
+    state_dict_saver.save({"x": value["x"], "y": [value["y"]]}, checkpoint_id=tmp_path / "dcp")
     with open_foreign(str(tmp_path / "dcp")) as foreign:
         assert foreign.file.runs == ("posix.mkdir",)
         foreign.tree()
@@ -144,7 +144,7 @@ def test_boxes_are_put_together(tmp_path: Path, boxes: Any) -> None:
     assert checked(tmp_path / "dcp") == []
     assert same(values_in(tmp_path / "dcp"), {"x": WHOLE})
     live = {"x": torch.zeros_like(WHOLE)}
-    dcp.load(live, checkpoint_id=tmp_path / "dcp")
+    state_dict_loader.load(live, checkpoint_id=tmp_path / "dcp")
     assert torch.equal(live["x"], WHOLE), "PyTorch reads it in the same way"
 
 
@@ -230,15 +230,16 @@ def test_metadata_that_lies(tmp_path: Path) -> None:
     write_boxes(tmp_path / "a", QUARTERS)
     changed(tmp_path / "a", swapped)
     assert any("is not I32[3, 4, 2] there" in problem for problem in checked(tmp_path / "a"))
+    assert "__0_0.distcp: the bytes of x and x overlap" in checked(tmp_path / "a")
 
-    def smaller(metadata: Metadata) -> None:
+    def smaller(metadata: Any) -> None:
         metadata.state_dict_metadata["x"].chunks.pop()
 
     write_boxes(tmp_path / "b", QUARTERS)
     changed(tmp_path / "b", smaller)
     assert "x: its parts have 46 elements of 70" in checked(tmp_path / "b")
 
-    def outside(metadata: Metadata) -> None:
+    def outside(metadata: Any) -> None:
         metadata.state_dict_metadata["x"].size = torch.Size([1 << 40, 7, 2])
 
     write_boxes(tmp_path / "c", QUARTERS)

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from holdfast.errors import DamagedObject, HoldfastError
 from holdfast.foreign import hdf5, open_foreign
@@ -53,6 +54,7 @@ def checked(path: Path) -> list[str]:
         return foreign.check()
 
 
+@pytest.mark.slow
 def test_weights_by_keras(keras: Path) -> None:
     expected = list(np.load(keras / "expected.npz").values())
     with open_foreign(str(keras / "m.weights.h5")) as foreign:
@@ -65,6 +67,7 @@ def test_weights_by_keras(keras: Path) -> None:
     assert same(found, expected)
 
 
+@pytest.mark.slow
 def test_an_archive_by_keras(keras: Path) -> None:
     with open_foreign(str(keras / "m.keras")) as foreign:
         assert (foreign.file.kind, foreign.file.runs) == ("Keras model (zip)", ())
@@ -77,19 +80,22 @@ def test_an_archive_by_keras(keras: Path) -> None:
     assert found["config"]["class_name"] == "Sequential"
 
 
+@pytest.mark.slow
 def test_bfloat16_by_keras(keras: Path) -> None:
     [kernel, _] = values_in(keras / "half.weights.h5")["layers"]["dense"]["vars"].values()
     assert f"{kernel.dtype}" == "torch.bfloat16"
     with h5py.File(keras / "half.weights.h5") as file:
-        saved = file["layers/dense/vars/0"][()]
-    assert saved.tobytes() == kernel.view(dtype=__import__("torch").uint8).numpy().tobytes()
+        saved: Any = file["layers/dense/vars/0"]
+        assert saved[()].tobytes() == kernel.view(torch.uint8).numpy().tobytes()
 
 
+@pytest.mark.slow
 def test_code_in_an_archive_by_keras(keras: Path) -> None:
     with open_foreign(str(keras / "lambda.keras")) as foreign:
         assert foreign.file.runs == (hdf5._LAMBDA,)  # pyright: ignore[reportPrivateUsage]
 
 
+@pytest.mark.slow
 def test_a_bit_in_an_archive_is_found(keras: Path, tmp_path: Path) -> None:
     data = bytearray((keras / "m.keras").read_bytes())
     kernel = np.load(keras / "expected.npz")["arr_0"].tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import state_dict_saver
 
 import holdfast
 from holdfast.errors import (
     DamagedObject,
     LoopError,
+    StateError,
     StructureMismatch,
     UnknownFile,
     UnsupportedValue,
@@ -74,7 +76,7 @@ def as_old_pt(state: dict[str, Any], folder: Path) -> Path:
 
 
 def as_dcp(state: dict[str, Any], folder: Path) -> Path:
-    dcp.save({"model": state}, checkpoint_id=folder / "dcp")
+    state_dict_saver.save({"model": state}, checkpoint_id=folder / "dcp")
     return folder / "dcp"
 
 
@@ -386,3 +388,18 @@ def test_tied_weights_that_were_saved_apart_and_differ(tmp_path: Path) -> None:
         pytest.raises(StructureMismatch, match="not tied to"),
     ):
         manager.restore({"model": model(1)}, rng=False)
+
+
+def test_what_is_nested_too_deeply(tmp_path: Path) -> None:
+    inner = "{}"
+    for _ in range(400):
+        inner = f'{{"a":{inner}}}'
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        file["layers/x"] = np.ones(1)
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+        archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
+        archive.writestr("config.json", inner)
+    with pytest.raises(StateError, match="nested"):
+        holdfast.import_checkpoint(tmp_path / "x.keras", fresh_address())
+    done = holdfast.import_checkpoint(tmp_path / "x.keras", fresh_address(), only="weights")
+    assert done.tensors == 1

@@ -6,8 +6,9 @@ import ast
 from math import prod
 
 from holdfast.errors import DamagedObject
-from holdfast.foreign.contents import Budget, numpy_dtype, runs_of
+from holdfast.foreign.contents import Budget, runs_of
 from holdfast.foreign.described import ForeignFile, ForeignLeaf
+from holdfast.foreign.harmless import numpy_dtype
 from holdfast.foreign.machine import MAX_PICKLE_BYTES
 from holdfast.foreign.source import Source
 from holdfast.foreign.zips import Archive

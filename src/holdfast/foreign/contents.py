@@ -6,7 +6,6 @@ without end. Every container is entered once, no deeper than a limit, without re
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from math import prod
 from typing import NamedTuple, TypeAlias
 
 from holdfast.foreign.described import ForeignLeaf
-from holdfast.foreign.harmless import DTYPES, HARMLESS, SIZES, STORAGES
+from holdfast.foreign.harmless import DTYPES, HARMLESS, SIZES, STORAGES, numpy_dtype
 from holdfast.foreign.machine import (
     MAX_OPERATIONS,
     Items,
@@ -223,19 +222,22 @@ _CONTAINERS = frozenset(
 def tensor_of(made: Made) -> TensorPlace | None:
     """What a call builds, if it builds a tensor or an array; None for any other."""
     for _ in range(_DEPTH):
-        wrapper = _WRAPPERS.get(made.by.text) if isinstance(made.by, Name) else None
-        if wrapper is None:
+        if (wrapper := _WRAPPERS.get(_name(made))) is None:
             break
         inner = wrapper(made.args)
         if not isinstance(inner, Made):
             return None
         made = inner
-    read = _REBUILDERS.get(made.by.text) if isinstance(made.by, Name) else None
+    read = _REBUILDERS.get(_name(made))
     try:
         tensor = read(made) if read else None
     except (IndexError, TypeError, ValueError):
         return None  # not the arguments that it takes
     return tensor if tensor and prod(tensor.shape) < _LARGEST else None
+
+
+def _name(made: Made) -> str:
+    return made.by.text if isinstance(made.by, Name) else ""
 
 
 def _retyped(args: list[Value]) -> Value:
@@ -289,9 +291,11 @@ def _meta(made: Made) -> TensorPlace | None:
 
 def _inner(value: Value) -> TensorPlace | None:
     """A plain tensor that another one is made of: no deeper, whatever the file says."""
-    if isinstance(value, Made) and isinstance(value.by, Name) and value.by.text in _PLAIN:
-        return _REBUILDERS[value.by.text](value)
-    return None
+    return (
+        _REBUILDERS[_name(value)](value)
+        if isinstance(value, Made) and _name(value) in _PLAIN
+        else None
+    )
 
 
 def _sparse(made: Made) -> TensorPlace | None:
@@ -394,27 +398,6 @@ def _numpy_code(value: Value) -> str:
     if not isinstance(value, Made) or not value.args or not isinstance(value.args[0], str):
         raise TypeError("no dtype")
     return value.args[0]
-
-
-_NUMPY_CODE = re.compile(r"([<>|=]?)([a-zA-Z?])(\d*)")
-_NUMPY_KINDS = {"f": "F", "i": "I", "u": "U", "b": "BOOL", "?": "BOOL", "c": "C"}
-
-
-def numpy_dtype(code: str) -> str:
-    """NumPy's code of a dtype as safetensors names it, where it does.
-
-    >>> numpy_dtype("<f8"), numpy_dtype("|b1"), numpy_dtype("<c16"), numpy_dtype("<U5")
-    ('F64', 'BOOL', 'complex128', '<U5')
-    """
-    match = _NUMPY_CODE.fullmatch(code)
-    if match is None or match[1] == ">" or match[2] not in _NUMPY_KINDS or len(match[3]) > 3:
-        return code
-    kind = _NUMPY_KINDS[match[2]]
-    bits = 8 * int(match[3] or 1)
-    if kind == "BOOL":
-        return "BOOL" if bits == 8 else code
-    name = {"C128": "complex128"}.get(f"{kind}{bits}", f"{kind}{bits}")
-    return name if name in SIZES else code
 
 
 # -- texts --------------------------------------------------------------------

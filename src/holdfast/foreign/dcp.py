@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 from typing import Any, cast
 
@@ -104,6 +105,9 @@ def open_dcp(folder: str) -> Foreign:
                 files[name] = source.nbytes
         except FileNotFoundError:
             problems.append(f"{name} is missing")
+    problems += _overlaps(metadata)
+    # What is missing is said for each value otherwise, too.
+    spoilt = bool(problems)
     problems += _problems(metadata, files)
     held = ExitStack()
     sources = _Sources(folder, held)
@@ -118,6 +122,9 @@ def open_dcp(folder: str) -> Foreign:
             leaves.append(ForeignLeaf(where, entry.dtype, entry.shape, size, note))
             continue
         try:
+            # Where ranges overlap, a small file could hold any number of large pickles.
+            if spoilt:
+                continue
             inner = _looked_at(metadata, entry, files, sources)
         except (DamagedObject, UnknownFile) as error:
             values.append((where, "<unreadable>"))
@@ -255,6 +262,15 @@ def _size(value: Value) -> int:
     if type(value) is not int or not 0 <= value < _LARGEST:
         raise ValueError("no size")
     return value
+
+
+def _overlaps(metadata: _Metadata) -> Iterator[str]:
+    placed = [(one.file, one.offset, one.nbytes, name)
+              for (name, _), one in metadata.ranges.items() if one.nbytes]  # fmt: skip
+    for before, after in pairwise(sorted(placed)):
+        if before[0] == after[0] and before[1] + before[2] > after[1]:
+            yield f"{before[0]}: the bytes of {before[3][:200]} and {after[3][:200]} overlap"
+            return
 
 
 def _problems(metadata: _Metadata, files: dict[str, int]) -> Iterator[str]:

@@ -17,10 +17,10 @@ import msgspec
 
 from holdfast.core.types import KiB, MiB
 from holdfast.errors import DamagedObject, HoldfastError
-from holdfast.foreign.contents import MAX_LEAVES, MAX_VALUES, numpy_dtype
+from holdfast.foreign.contents import MAX_LEAVES, MAX_VALUES
 from holdfast.foreign.data import ForeignObject, ForeignTensor, Swapped, Tree
 from holdfast.foreign.described import ForeignFile, ForeignLeaf
-from holdfast.foreign.harmless import SIZES
+from holdfast.foreign.harmless import SIZES, numpy_dtype
 from holdfast.foreign.open_pickles import ZIP_PROOF
 from holdfast.foreign.opened import PACKED_RATIO, Foreign, Proof, flat
 from holdfast.foreign.source import Source

@@ -14,7 +14,7 @@ from typing import Any
 
 from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject
-from holdfast.foreign.contents import Storage, TensorPlace, numpy_dtype, reach_of, tensor_of
+from holdfast.foreign.contents import Storage, TensorPlace, reach_of, tensor_of
 from holdfast.foreign.data import (
     Data,
     ForeignObject,
@@ -25,7 +25,7 @@ from holdfast.foreign.data import (
     Swapped,
     Tree,
 )
-from holdfast.foreign.harmless import DTYPES, SIZES
+from holdfast.foreign.harmless import DTYPES, SIZES, numpy_dtype
 from holdfast.foreign.machine import Items, Made, Name, Pairs, Stored, Value
 
 MAX_DEPTH = 96  # a checkpoint takes 128

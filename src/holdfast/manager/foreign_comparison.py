@@ -90,7 +90,11 @@ def _flat(tree: Node, manifest: Manifest | tuple[Leaf, ...]) -> dict[str, Side]:
     leaves = manifest.leaves if isinstance(manifest, Manifest) else manifest
     for _ in leaf_indexes(tree):
         pass  # it checks how deep the tree is
-    return {path: side for path, side in flat_tree(tree, leaves) if not _is_container(side)}
+    return {
+        path: side
+        for path, side in flat_tree(tree, leaves)
+        if not _is_container(side) and "/~attrs/" not in f"/{path}/"
+    }
 
 
 def _is_container(side: Side) -> bool:
@@ -98,7 +102,8 @@ def _is_container(side: Side) -> bool:
         return False
     node = cast(dict[str, Any], side.node)
     tag = f"{node.get('!')}"
-    return tag in _CONTAINERS or ("." in tag and "v" not in node)
+    # A tuple that holds others, a module.
+    return tag in _CONTAINERS or ((tag == "tuple" or "." in tag) and "v" not in node)
 
 
 def _only(items: dict[str, Side], only: str) -> dict[str, Side]:

@@ -13,7 +13,7 @@ from holdfast.core.address import some_of
 from holdfast.core.given import GivenLeaf, GivenNode
 from holdfast.core.plan import ITEMSIZES
 from holdfast.core.types import Node
-from holdfast.errors import UsageError
+from holdfast.errors import StateError, UsageError
 from holdfast.foreign.data import ForeignBytes, ForeignObject, ForeignTensor, Tree
 from holdfast.foreign.harmless import TORCH_NAMES
 from holdfast.foreign.opened import flat, key_text
@@ -110,8 +110,12 @@ class Converter:
         for name, value in names.items():
             if isinstance(value, ForeignObject):
                 self.objects.append((name, value.name))
-            else:
+                continue
+            try:
                 found[name] = self._top(name, value)
+            except RecursionError:
+                text = f"{name[:200]!r} is nested more deeply than a checkpoint can be"
+                raise StateError(text, hint="Take a part of it: --only PATH (only=).") from None
         return found
 
     def _top(self, name: str, value: Tree) -> Any:

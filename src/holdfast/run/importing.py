@@ -91,9 +91,7 @@ def import_checkpoint(
         _check_size(foreign, converter, path)
         with CheckpointManager(address, keep=keep) as manager:
             number = _step(manager, step)
-            manager.environment = {
-                "imported": {"from": abspath(path), "kind": foreign.file.kind}
-            }
+            manager.environment = {"imported": {"from": abspath(path), "kind": foreign.file.kind}}
             loop = {**to_tree(Position(step=number)), "names": sorted(state), "loaders": []}
             pending = manager.save(
                 number,

@@ -21,11 +21,11 @@ from holdfast.manager import heartbeat
 from holdfast.manager.capture import InPlace
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
+from holdfast.manager.evaluate import Evaluating
 from holdfast.manager.history import History, RestoreEvent
 from holdfast.manager.info import Overview, Restored, info_of, overview_of
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.lookup import Ref
-from holdfast.manager.mirrored import Mirrored
 from holdfast.manager.orders import Captured, Orders
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
@@ -40,7 +40,7 @@ from holdfast.stores.base import Store
 logger = logging.getLogger("holdfast")
 
 
-class CheckpointManager(Mirrored):
+class CheckpointManager(Evaluating):
     """Saves and restores the checkpoints of one run.
 
     `address` is a folder or a URL (`memory://name`). `keep` is the retention rule

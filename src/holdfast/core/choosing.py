@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from holdfast.core.address import Selector, available, parse_selector, select
 from holdfast.core.records import Record
@@ -60,7 +60,7 @@ def parse_choice(choice: Choice) -> Chosen:
         elif isinstance(word, str) and "=" in word:
             policies.append(_rule(word))
         else:
-            selectors.append(parse_selector(cast(str | int, word)))
+            selectors.append(parse_selector(word))
     return Chosen(everything, tuple(policies), tuple(selectors))
 
 
@@ -71,15 +71,11 @@ def _rule(word: str) -> KeepPolicy:
         reason = error.message.partition(": ")[2]
         raise BadPolicy(f"cannot read {word!r}: {reason}", hint=f"Write {WORDS}.") from None
     if policy.size_bytes is not None:
-        raise BadPolicy(
-            f"{word!r} is a limit, and names no checkpoints", hint=f"Write {WORDS}."
-        )
+        raise BadPolicy(f"{word!r} is a limit, and names no checkpoints", hint=f"Write {WORDS}.")
     return policy
 
 
-def choose(
-    records: Sequence[Record], chosen: Chosen, rules: Sequence[Best] = ()
-) -> list[Record]:
+def choose(records: Sequence[Record], chosen: Chosen, rules: Sequence[Best] = ()) -> list[Record]:
     """The records that any word names, in the order of their commits, each once.
 
     `rules` as for `address.select`. Raises CheckpointNotFound for a word that names none.

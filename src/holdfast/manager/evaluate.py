@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 from holdfast.core.choosing import Choice
+from holdfast.core.records import Manifest
 from holdfast.errors import (
     CheckpointNotFound,
     CheckpointRemoved,
@@ -21,6 +22,7 @@ from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.live_state import LiveState
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.mirrored import Mirrored
+from holdfast.manager.reader import ChunkReader
 from holdfast.manager.restore import Restorer, Wish
 from holdfast.repo.keys import manifest_id, pack_of
 
@@ -94,7 +96,6 @@ class Evaluating(Mirrored):
         ([{'distance': 1.0}, {'distance': 0.0}, {'distance': 1.0}], 2)
         """
         chosen = self.choose(checkpoints)
-        live = LiveState({} if into is None else into, allow_pickle=allow_pickle)
 
         def load(checkpoint: LoadedCheckpoint) -> None:
             if into is not None:
@@ -106,19 +107,24 @@ class Evaluating(Mirrored):
                     allow_pickle=allow_pickle,
                     rng=False,
                 )
-                self.put_into(checkpoint, wish)
+                self.put_into(checkpoint.info.id, wish)
             live.reset_random_states()
 
         opened = partial(self.load, allow_pickle=allow_pickle)
-        try:
+        with LiveState({} if into is None else into, allow_pickle=allow_pickle) as live:
             return Evaluator(self, fn, metric, opened, load, again=again).run(chosen)
-        finally:
-            live.put_back()
 
-    def put_into(self, checkpoint: LoadedCheckpoint, wish: Wish) -> None:
+    def reader_of(self, id: str) -> tuple[Manifest, ChunkReader]:
+        """The manifest of a checkpoint, and what reads its bytes. Raises DamagedObject."""
+        record = self._resolve(id)
+        repo = self._nearest(self._distrusted)
+        manifest = repo.manifest(record)
+        return manifest, ChunkReader(repo, record, manifest)
+
+    def put_into(self, id: str, wish: Wish) -> None:
         """As `restore`, of this checkpoint, and nothing but that: it is no start of a run, and
         no base for what is saved next."""
-        record = self._resolve(checkpoint.info.id)
+        record = self._resolve(id)
         repo = self._nearest(self._distrusted)
         Restorer(
             repo, self.address, self._find, self._distrusted, self._told, lambda manifest: None

@@ -16,11 +16,11 @@ from holdfast.manager.snapshot import HeldLeaf, SnapshotMemory, Way
 
 
 class LiveState:
-    """A copy of what `objects` hold, in memory, and every random state of the process.
+    """A copy of what `objects` hold, in memory, and every random state of the process: after
+    `with` they are what they were, bit for bit, whatever was done and raised inside.
 
-    Beside their state: training modes and `requires_grad` of modules, and gradients, which
-    are taken away until `put_back`, so that nothing is added to them. Raises UnsupportedValue,
-    with nothing changed.
+    So are training modes and `requires_grad` of modules, and gradients, which are taken away
+    meanwhile so that nothing is added to them. Raises UnsupportedValue, with nothing changed.
     """
 
     def __init__(self, objects: MutableMapping[str, Any], *, allow_pickle: bool = False) -> None:
@@ -36,23 +36,37 @@ class LiveState:
         except BaseException:
             encoder.close()
             raise
-        self._attributes = [
-            (adapter, adapter.attributes(objects))
-            for adapter in loaded_adapters()
-            if hasattr(adapter, "attributes")
-        ]
+        adapters: list[Any] = [a for a in loaded_adapters() if hasattr(a, "attributes")]
+        self._attributes = [(adapter, adapter.attributes(objects)) for adapter in adapters]
         self._gradients: list[Callable[[], None]] = []
+
+    def __enter__(self) -> LiveState:
+        try:
+            self._take_gradients()
+        except BaseException:  # a signal's handler: it has come to its end nevertheless
+            self._give_gradients()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._put_back()
+
+    @aside
+    def _take_gradients(self) -> None:
         for adapter in loaded_adapters():
             if (verb := getattr(adapter, "gradients_aside", None)) is not None:
-                self._gradients.append(verb(objects))
+                self._gradients.append(verb(self._objects))
+
+    def _give_gradients(self) -> None:
+        for put_back in self._gradients:
+            put_back()
 
     def reset_random_states(self) -> None:
         """Make all random states what they were."""
         apply_rng(self._rng)
 
     @aside
-    def put_back(self) -> None:
-        """Make the objects, bit for bit, and all random states what they were. Once."""
+    def _put_back(self) -> None:
         leaves = tuple(map(_leaf, self._held))
         decoder = TreeDecoder(leaves, allow_pickle=self._allow_pickle)
         try:
@@ -66,8 +80,7 @@ class LiveState:
         decoder.run()
         for adapter, values in self._attributes:
             adapter.put_attributes(self._objects, values)
-        for put_back in self._gradients:
-            put_back()
+        self._give_gradients()
         self.reset_random_states()
         for held in self._held:
             if held.data is None:

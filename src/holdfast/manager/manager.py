@@ -23,7 +23,7 @@ from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.evaluate import Evaluating
 from holdfast.manager.history import History, RestoreEvent
-from holdfast.manager.info import Overview, Restored, info_of, overview_of
+from holdfast.manager.info import CheckpointInfo, Overview, Restored, info_of, overview_of
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.lookup import Ref
 from holdfast.manager.orders import Captured, Orders
@@ -31,7 +31,7 @@ from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
 from holdfast.manager.restore import Restorer, Wish
 from holdfast.manager.saver import Order, Saver
-from holdfast.manager.snapshot import SnapshotMemories
+from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.staging import Staging
 from holdfast.manager.stored import Digests
 from holdfast.repo.writer import Writer
@@ -272,6 +272,17 @@ class CheckpointManager(Evaluating):
         finally:
             order.snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
+
+    def save_snapshot(
+        self, snapshot: Snapshot, *, note: str, config: object, environment: Mapping[str, Any]
+    ) -> CheckpointInfo:
+        """Make a snapshot that was put together elsewhere the next checkpoint; returns when that
+        is durable. Raises RunHeld, Fenced, and what makes the save fail."""
+        self.acquire()
+        assert self._saver is not None
+        order = self._orders.of(snapshot, self._saver, note, config, environment)
+        self._saver.submit(order, urgent=True)
+        return order.pending.result()
 
     def hold(
         self,

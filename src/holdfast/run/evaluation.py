@@ -57,9 +57,7 @@ class Evaluates:
         """
         self._check_open()
         if isinstance(only, str):
-            raise UsageError(
-                f"only={only!r} is text, not a list of names", hint=f"only=[{only!r}]"
-            )
+            raise UsageError(f"only={only!r} is text, not a list of names", hint=f"only=[{only!r}]")
         session, manager = self._session, self.manager
         manager.drain()
         manager.wait()  # what was saved last is to be evaluated, too
@@ -73,7 +71,6 @@ class Evaluates:
         wanted = {name: value for name, value in state.items() if not only or name in only}
         chosen = manager.choose(checkpoints)
         allow_pickle = session.settings.allow_pickle
-        live = LiveState(wanted, allow_pickle=allow_pickle)
 
         def load(checkpoint: LoadedCheckpoint) -> None:
             self._put_into(wanted, checkpoint)
@@ -93,9 +90,9 @@ class Evaluates:
             say=session.console.say,
         )
         try:
-            return evaluator.run(chosen)
+            with LiveState(wanted, allow_pickle=allow_pickle) as live:
+                return evaluator.run(chosen)
         finally:
-            live.put_back()
             session.tracked.adopt(wanted)
             session.triggers.amended()
             session.saves.publish()
@@ -122,5 +119,5 @@ class Evaluates:
             allow_pickle=settings.allow_pickle,
             rng=False,
         )
-        self.manager.put_into(checkpoint, wish)
+        self.manager.put_into(checkpoint.info.id, wish)
         tracked.adopt(into)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,9 +27,10 @@ from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.members import Member, References, members
 from holdfast.manager.mixing import (
     Part,
+    Plan,
     Side,
     check_references,
-    parts_of,
+    plan_of,
     renumbered,
     side_of,
     used_leaves,
@@ -82,7 +83,8 @@ def average(
     random states: a Run at `to` goes on from there. It has no metrics. A file holds what
     `export_tensors` writes; with one name in `only` its tensors are named below that, and
     `replace` lets it replace another. Every byte is verified; a few blocks of the tensors are in
-    memory at a time. Returns when all is on disk; an error leaves nothing behind.
+    memory at a time. Returns when all is on disk; an error leaves no checkpoint and no
+    file.
 
     Raises StructureMismatch naming the first tensor that is not in all checkpoints with one shape
     and dtype; StateError for one that cannot be averaged (8-bit floats); UsageError for
@@ -126,8 +128,8 @@ def average(
         return Average(
             of=tuple(member.info for member in found),
             weights=tuple(numbers),
-            averaged=tuple(mean.averaged),
-            differing=tuple(mean.differing),
+            averaged=tuple(mean.plan.averaged),
+            differing=tuple(mean.plan.differing),
             info=info,
             file=file,
         )
@@ -140,9 +142,7 @@ class _Mean:
     found: Sequence[Member]
     weights: Sequence[float]
     sides: Sequence[Side]
-    parts: Mapping[str, Part]
-    averaged: list[str]
-    differing: list[str]
+    plan: Plan
     whole: bool
     """Nothing of the checkpoints is left out."""
 
@@ -157,19 +157,18 @@ class _Mean:
             except UsageError as error:
                 error.message = f"{member.ref}: {error.message}"
                 raise
-        parts, differing = parts_of(sides)
-        averaged = [path for path, part in parts.items() if part.format is not None]
-        if not averaged:
+        plan = plan_of(sides)
+        if not plan.averaged:
             raise UsageError(
                 f"there is no floating-point tensor in {found[-1].ref}"
                 + (f" below {', '.join(only)}" if only else ""),
                 hint="There is nothing to average.",
             )
-        return cls(found, weights, sides, parts, averaged, differing, not only)
+        return cls(found, weights, sides, plan, not only)
 
     def blocks(self, leaves: Sequence[Leaf]) -> Blocks:
         """The bytes of these leaves of the last one, averaged where that is to be."""
-        parts = [self.parts.get(leaf.path) or Part(leaf, None, (leaf,)) for leaf in leaves]
+        parts = [self.plan.parts.get(leaf.path) or Part(leaf, None, (leaf,)) for leaf in leaves]
         for number, side in enumerate(self.sides):
             last = number == len(self.sides) - 1
             needed = [
@@ -178,7 +177,7 @@ class _Mean:
                 if last or part.format is not None
             ]
             side.reader.check_packs(needed)
-        blocks = Blocks(parts, [side.reader for side in self.sides], self.weights)
+        blocks = Blocks(parts, self.sides, self.weights)
         current_work().begin(blocks.nbytes_to_read)
         return blocks
 

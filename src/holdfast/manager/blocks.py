@@ -11,8 +11,9 @@ from holdfast.core.averaging import Format, Mean
 from holdfast.core.plan import box_offset, boxes, itemsize
 from holdfast.core.records import Chunk, Leaf
 from holdfast.core.types import MiB
-from holdfast.manager.mixing import Part
-from holdfast.manager.reader import ChunkReader, Wanted
+from holdfast.errors import DamagedObject
+from holdfast.manager.mixing import Part, Side
+from holdfast.manager.reader import Wanted
 
 # Blocks that are read together, so that thousands of small tensors do not cost a request each
 # for every checkpoint. With sums and temporary numbers it takes up to ten times as much memory.
@@ -36,10 +37,10 @@ class Blocks:
     once, by other threads too; in another order it is right, and slow."""
 
     def __init__(
-        self, parts: Sequence[Part], readers: Sequence[ChunkReader], weights: Sequence[float]
+        self, parts: Sequence[Part], sides: Sequence[Side], weights: Sequence[float]
     ) -> None:
         self._parts = parts
-        self._readers = readers
+        self._sides = sides
         self._weights = weights
         self._groups: list[list[_Block]] = []
         self._places: list[list[tuple[int, int]]] = []
@@ -63,7 +64,7 @@ class Blocks:
     @property
     def nbytes_to_read(self) -> int:
         """Of all checkpoints together."""
-        every = len(self._readers)
+        every = len(self._sides)
         return sum(
             block.nbytes * (every if self._parts[block.position].format else 1)
             for group in self._groups
@@ -96,8 +97,8 @@ class Blocks:
         self._starts = {key: v for key, v in self._starts.items() if key[1] >= first}
         data = memoryview(bytearray(group[-1].at + group[-1].nbytes))
         means: dict[int, Mean] = {}
-        last = len(self._readers) - 1
-        for member, reader in enumerate(self._readers):
+        last = len(self._sides) - 1
+        for member, side in enumerate(self._sides):
             weight = self._weights[member]
             wanted: list[Wanted] = []
             averaged: list[_Block] = []
@@ -108,7 +109,11 @@ class Blocks:
                     wanted += self._wanted(member, part.of[member], block, data)
                 elif part.format is None and member == last:
                     wanted += self._wanted(member, part.of[-1], block, data)
-            reader.read(wanted)
+            try:
+                side.reader.read(wanted)
+            except DamagedObject as error:
+                error.message = f"{side.ref}: {error.message}"
+                raise
             for block in averaged:
                 mean = means.get(block.at)
                 if mean is None:

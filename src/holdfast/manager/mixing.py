@@ -58,8 +58,19 @@ class Array:
 
     @property
     def words(self) -> str:
-        names = sorted({str(use[0]) for use in self.uses})
+        names = sorted({_dtype_words(use[0]) for use in self.uses})
         return f"{'/'.join(names)}{list(self.leaf.shape)}"
+
+
+def _dtype_words(name: object) -> str:
+    """
+    >>> _dtype_words("<f4"), _dtype_words("bfloat16")
+    ('float32', 'bfloat16')
+    """
+    try:
+        return np.dtype(name).name if isinstance(name, str) else "a structure"
+    except TypeError:
+        return str(name)
 
 
 def side_of(ref: str, manifest: Manifest, reader: ChunkReader, selection: Selection) -> Side:
@@ -122,32 +133,44 @@ class Part:
     """In each checkpoint; of the last only, if it is not averaged."""
 
 
-def parts_of(sides: Sequence[Side]) -> tuple[dict[str, Part], list[str]]:
-    """(what becomes of the arrays' leaves by path, paths of what differs and is the last one's).
+@dataclass(frozen=True)
+class Plan:
+    """What the mean of checkpoints is."""
 
-    Raises StructureMismatch naming the first array that is not in all, or not of one shape and
-    dtype; StateError naming the first that cannot be averaged.
+    parts: dict[str, Part]
+    """Of the leaves with arrays, by path."""
+    averaged: list[str]
+    """Paths of those that hold numbers of which there is a mean."""
+    differing: list[str]
+    """Paths of all else that is not the same in all. It is the last one's."""
+
+
+def plan_of(sides: Sequence[Side]) -> Plan:
+    """Raises StructureMismatch naming the first array that is not in all, or not of one shape
+    and dtype; StateError naming the first that cannot be averaged.
     """
     last = sides[-1]
     for side in sides[:-1]:
         _check_same_arrays(side, last)
-    parts: dict[str, Part] = {}
-    differing: list[str] = []
+    plan = Plan({}, [], [])
     for path, array in last.arrays.items():
         of = tuple(side.arrays[path].leaf for side in sides)
         format = _format(array)
-        if format not in (None, _UNABLE) and not array.sparse:
-            parts[path] = Part(array.leaf, cast(Format, format), of)
-            continue
-        if not all(
-            _same(side, leaf, last, array.leaf) for side, leaf in zip(sides, of, strict=True)
-        ):
-            if format is not None or array.sparse:
-                what = "of a sparse tensor" if array.sparse else array.words
-                raise StateError(f"{path}: {what} cannot be averaged", hint=_HINT)
-            differing.append(path)
-        parts[path] = Part(array.leaf, None, of[-1:])
-    return parts, differing + _plain_differences(sides)
+        mean = format is not None and format != _UNABLE and not array.sparse
+        pairs = zip(sides[:-1], of, strict=False)
+        same = all(_same(side, leaf, last, array.leaf, look=not mean) for side, leaf in pairs)
+        if mean:
+            plan.averaged.append(path)
+        elif not same and (format is not None or array.sparse):
+            what = "a sparse tensor" if array.sparse else array.words
+            raise StateError(f"{path}: {what} cannot be averaged", hint=_HINT)
+        elif not same:
+            plan.differing.append(path)
+        # What is the same in all is its own mean, whatever a sum of 64-bit floats would say.
+        averaged = cast(Format, format) if mean and not same else None
+        plan.parts[path] = Part(array.leaf, averaged, of if averaged else of[-1:])
+    plan.differing.extend(_plain_differences(sides))
+    return plan
 
 
 def _check_same_arrays(side: Side, last: Side) -> None:
@@ -211,13 +234,15 @@ def _by_name(name: object) -> Format | Literal["unable"] | None:
     return _UNABLE if dtype.byteorder == ">" else known.get(size, _UNABLE)
 
 
-def _same(side: Side, leaf: Leaf, last: Side, other: Leaf) -> bool:
+def _same(side: Side, leaf: Leaf, last: Side, other: Leaf, *, look: bool = True) -> bool:
+    """Whether two leaves hold the same bytes. By their digests; if they were cut at other places,
+    False, or with `look` by reading them."""
     if leaf.dtype != other.dtype or leaf.shape != other.shape:
         return False
     same = same_bytes(leaf, other)
-    if same is None:  # cut at other places
+    if same is None and look:
         return not apart(side.reader, leaf, last.reader, other, numeric=False).differing
-    return same
+    return bool(same)
 
 
 def _plain_differences(sides: Sequence[Side]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
@@ -196,12 +195,18 @@ class Evaluator:
         except _Damaged as damage:
             logger.error("%s is damaged and was not evaluated:\n  %s", info.ref, damage)
             return Evaluation(info, "damaged", {}, str(damage))
-        except (CheckpointRemoved, CheckpointNotFound) as error:
-            with suppress(CheckpointNotFound):
-                if self._run.info(info.id):
-                    raise error  # it is there: what `fn` looked for is another one
+        except (CheckpointRemoved, CheckpointNotFound):
+            if self._is_there(info):
+                raise  # what `fn` looked for is another one
             logger.warning("%s was removed before it was evaluated", info.ref)
             return Evaluation(info, "removed", {})
+
+    def _is_there(self, info: CheckpointInfo) -> bool:
+        try:
+            self._run.info(info.id)
+        except CheckpointNotFound:
+            return False
+        return True
 
     def _opened(self, info: CheckpointInfo) -> LoadedCheckpoint:
         """As it is now: another process may have removed or evaluated it meanwhile."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core.address import some_of
 from holdfast.core.choosing import Choice
@@ -72,9 +73,19 @@ class Evaluates:
         chosen = manager.choose(checkpoints)
         allow_pickle = session.settings.allow_pickle
 
+        known: set[str] = set()
+        """Names of what is held."""
+        outermost = LiveState({})
+        held = ExitStack()
+
         def load(checkpoint: LoadedCheckpoint) -> None:
-            self._put_into(wanted, checkpoint)
-            live.reset_random_states()
+            into = self._parts(wanted, checkpoint)
+            # What no checkpoint holds is left alone: a loader, say, that no loop has met yet.
+            if fresh := {name: into[name] for name in into if name not in known}:
+                held.enter_context(LiveState(fresh, allow_pickle=allow_pickle))
+                known.update(fresh)
+            self._put_into(into, checkpoint)
+            outermost.reset_random_states()
 
         def opened(id: str) -> LoadedCheckpoint:
             return manager.load(id, allow_pickle=allow_pickle)
@@ -90,17 +101,17 @@ class Evaluates:
             say=session.console.say,
         )
         try:
-            with LiveState(wanted, allow_pickle=allow_pickle) as live:
+            with outermost, held:
                 return evaluator.run(chosen)
         finally:
             session.tracked.adopt(wanted)
             session.triggers.amended()
             session.saves.publish()
 
-    def _put_into(self, wanted: dict[str, object], checkpoint: LoadedCheckpoint) -> None:
-        tracked, settings = self._session.tracked, self._session.settings
+    def _parts(self, wanted: dict[str, object], checkpoint: LoadedCheckpoint) -> dict[str, Any]:
+        """What of `wanted` the checkpoint holds. Raises StructureMismatch if that is nothing."""
         saved = [name for name in checkpoint if isinstance(name, str)]
-        here = tracked.saved_here(saved)
+        here = self._session.tracked.saved_here(saved)
         into = {name: value for name, value in wanted.items() if name in here}
         if not into:
             raise StructureMismatch(
@@ -111,6 +122,11 @@ class Evaluates:
                 hint=f"It holds {some_of(sorted(saved))}. Track what fn needs, or read it: "
                 "manager.evaluate(fn) gives each checkpoint to fn.",
             )
+        return into
+
+    def _put_into(self, into: dict[str, Any], checkpoint: LoadedCheckpoint) -> None:
+        tracked, settings = self._session.tracked, self._session.settings
+        saved = [name for name in checkpoint if isinstance(name, str)]
         wish = Wish(
             into,
             strict=settings.strict,

@@ -107,7 +107,7 @@ class Evaluating(Mirrored):
                     rng=False,
                 )
                 self.put_into(checkpoint.info.id, wish)
-            live.reset_random_states()
+            live.begin()
 
         opened = partial(self.load, allow_pickle=allow_pickle)
         with LiveState({} if into is None else into, allow_pickle=allow_pickle) as live:

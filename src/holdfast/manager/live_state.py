@@ -53,16 +53,22 @@ class LiveState:
 
     @aside
     def _take_gradients(self) -> None:
-        for adapter in loaded_adapters():
-            if (verb := getattr(adapter, "gradients_aside", None)) is not None:
-                self._gradients.append(verb(self._objects))
+        self._gradients = self._no_gradients()
+
+    def _no_gradients(self) -> list[Callable[[], None]]:
+        verbs = [getattr(adapter, "gradients_aside", None) for adapter in loaded_adapters()]
+        return [verb(self._objects) for verb in verbs if verb is not None]
 
     def _give_gradients(self) -> None:
         for put_back in self._gradients:
             put_back()
 
-    def reset_random_states(self) -> None:
-        """Make all random states what they were."""
+    def begin(self) -> None:
+        """Before something is done with the objects: all random states and training modes are
+        what they were, and there are no gradients."""
+        for adapter, values in self._attributes:
+            adapter.put_attributes(self._objects, values)
+        self._no_gradients()
         apply_rng(self._rng)
 
     @aside
@@ -81,7 +87,7 @@ class LiveState:
         for adapter, values in self._attributes:
             adapter.put_attributes(self._objects, values)
         self._give_gradients()
-        self.reset_random_states()
+        apply_rng(self._rng)
         for held in self._held:
             if held.data is None:
                 held.source.close()

@@ -45,8 +45,8 @@ class Evaluates:
         has the step. Tracked objects (`only` these names of them) hold its state; what it lacks,
         loaders, and the place in the loops are as they are now. When all is done, or something
         was raised, everything is as it was before, bit for bit: tracked objects, gradients,
-        training modes and random states, which are the same at each call. This takes memory for
-        one more copy of these objects.
+        training modes and random states. At each call the last two are the same, and there are no
+        gradients. This takes memory for one more copy of these objects.
 
             run.evaluate(lambda checkpoint: accuracy(model, test), metric="test_acc")
 
@@ -75,17 +75,19 @@ class Evaluates:
 
         known: set[str] = set()
         """Names of what is held."""
-        outermost = LiveState({})
+        states = [LiveState({})]
         held = ExitStack()
 
         def load(checkpoint: LoadedCheckpoint) -> None:
             into = self._parts(wanted, checkpoint)
             # What no checkpoint holds is left alone: a loader, say, that no loop has met yet.
             if fresh := {name: into[name] for name in into if name not in known}:
-                held.enter_context(LiveState(fresh, allow_pickle=allow_pickle))
+                states.append(LiveState(fresh, allow_pickle=allow_pickle))
+                held.enter_context(states[-1])
                 known.update(fresh)
             self._put_into(into, checkpoint)
-            outermost.reset_random_states()
+            for state in reversed(states):  # the first one has the random states
+                state.begin()
 
         def opened(id: str) -> LoadedCheckpoint:
             return manager.load(id, allow_pickle=allow_pickle)
@@ -101,7 +103,7 @@ class Evaluates:
             say=session.console.say,
         )
         try:
-            with outermost, held:
+            with states[0], held:
                 return evaluator.run(chosen)
         finally:
             session.tracked.adopt(wanted)

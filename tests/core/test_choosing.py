@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.address import select
@@ -91,6 +91,7 @@ RULES = st.sampled_from(
 )
 
 
+@settings(max_examples=60)
 @given(runs(), st.lists(RULES, min_size=1, max_size=3, unique_by=lambda rule: rule[:4]))
 def test_rules_name_what_keep_would_keep_for_them(records: list[Record], words: list[str]) -> None:
     """And nothing that it keeps for other reasons."""

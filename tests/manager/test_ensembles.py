@@ -114,6 +114,7 @@ def test_a_damaged_member_is_an_error(tmp_path: Path) -> None:
     run, model = saved(tmp_path / "run"), Linear()
     damage_newest(run)  # in "ema"
     assert [member(1.0) for member in holdfast.ensemble(model, f"{run}@last=2")] == [4.0, 5.0]
+    ema = {"w": np.zeros(3)}
     with pytest.raises(DamagedObject):
-        list(holdfast.ensemble(model, f"{run}@last=2", name="ema"))
-    assert model.w[0] == -4.0, "of the one before it"
+        list(holdfast.ensemble(ema, f"{run}@last=2", name="ema"))
+    assert ema["w"][0] == -4.0, "of the one before it"

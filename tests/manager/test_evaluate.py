@@ -401,3 +401,36 @@ def test_stopped_at_each_storage_call(effect: Effect) -> None:
             done = manager.evaluate(second, metric="m")
             assert second.steps == [step for step in STEPS if step not in found]
             assert [one.metrics["m"] for one in done] == [2.0, 1.0, 0.0, 1.0]
+
+
+PROGRAM = """
+import sys, time
+import holdfast
+
+def slow(checkpoint):
+    print(checkpoint.info.step, flush=True)
+    time.sleep(0.2)
+    return float(checkpoint["w"].sum()) / 3
+
+with holdfast.CheckpointManager(sys.argv[1], keep=None) as manager:
+    manager.evaluate(slow)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    saved(run)
+    command = [sys.executable, "-c", PROGRAM, str(run)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if int(line) == 3:
+            break
+    first.kill()
+    first.communicate()
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert second.stdout.split() == ["3", "4"]
+    with CheckpointManager(run, keep=None) as manager:
+        assert [info.metrics["slow"] for info in manager.checkpoints()] == [1.0, 2.0, 3.0, 4.0]
+        assert all(v.ok for v in manager.verify())

@@ -371,7 +371,9 @@ def test_what_has_no_mean_must_be_the_same() -> None:
         return {
             "w": np.full(2, float(step)),
             "eight": torch.full((2,), eight).to(torch.float8_e4m3fn),
-            "sparse": torch.sparse_coo_tensor([[at]], [1.0], (3,), check_invariants=True),
+            "sparse": torch.sparse_coo_tensor(
+                torch.tensor([[at]]), torch.ones(1), (3,), check_invariants=True
+            ),
         }
 
     same = saved(state(1), state(2))

@@ -222,6 +222,20 @@ def test_they_are_put_back_whatever_is_raised(run: str, error: BaseException) ->
     assert random.getstate() == before
 
 
+def test_a_tracked_file_is_put_back(tmp_path: Path) -> None:
+    path = tmp_path / "vocab"
+    with CheckpointManager(tmp_path / "run", keep=None) as manager:
+        for step in (1, 2):
+            path.write_bytes(b"%d" % step * 9_000_000)
+            manager.save(step, {"f": holdfast.File(path)}).result()
+        path.write_text("as it is now")
+        done = manager.evaluate(
+            lambda c: int(path.read_bytes()[-1:]), metric="m", into={"f": holdfast.File(path)}
+        )
+    assert [one.metrics["m"] for one in done] == [1.0, 2.0]
+    assert path.read_text() == "as it is now"
+
+
 def test_what_does_not_fit(run: str) -> None:
     objects = {"w": np.full(4, -1.0)}
     with CheckpointManager(run, keep=None) as manager:

@@ -22,7 +22,7 @@ def put_away_open_runs() -> Iterator[None]:
             run.close()
 
 
-def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def build() -> tuple[torch.nn.Sequential, torch.optim.Optimizer]:
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 8),
         torch.nn.BatchNorm1d(8),

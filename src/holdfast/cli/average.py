@@ -25,7 +25,8 @@ def _weights(context: click.Context, option: click.Parameter, text: str | None) 
     epilog="""\b
 Examples:
   holdfast average runs/mnist@last=5 --to runs/mnist-avg
-  holdfast average runs/mnist@best=3:val_loss --only model --export avg.safetensors
+  holdfast average runs/mnist@best=3:val_loss --export avg.safetensors
+  holdfast average runs/mnist@last=5 --only model --export model.safetensors
   holdfast average runs/a@best runs/b@best --weights 2,1 --to runs/ab
 
 \b

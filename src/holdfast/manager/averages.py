@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -35,6 +35,7 @@ from holdfast.manager.mixing import (
     side_of,
     used_leaves,
 )
+from holdfast.manager.nodes import mapping_pairs
 from holdfast.manager.progress import current_work
 from holdfast.manager.scratch import write_file
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory, Way
@@ -238,7 +239,8 @@ class _Mean:
 
     def export(self, file: Path, only: Sequence[str], *, replace: bool) -> Path:
         last = self.sides[-1]
-        leaves = [last.manifest.leaves[index] for index in tensor_indexes(last.tree)]
+        every = last.manifest.leaves
+        leaves = [every[i] for i in tensor_indexes(last.tree) if 0 <= i < len(every)]
         named = leaves
         if len(only) == 1:
             named = names_below(leaves, only[0])
@@ -290,6 +292,7 @@ class _Source:
 
 def _without_loop(runtime: Node) -> Node:
     """A part of a state is none that a loop could go on with."""
-    tagged = cast(dict[str, Any], runtime)
-    pairs = [[key, None if key == "loop" else node] for key, node in tagged.get("v", [])]
-    return {**tagged, "v": pairs}
+    pairs: list[Node] = [
+        [key, None if key == "loop" else node] for key, node in mapping_pairs(runtime) or []
+    ]
+    return {"!": "dict", "v": pairs}

@@ -223,6 +223,8 @@ def _by_name(name: object) -> Format | Literal["unable"] | None:
         return _UNABLE  # a structure
     if name in _BY_NAME:
         return _BY_NAME[name]
+    if name.startswith(("float4", "float8")):
+        return _UNABLE  # NumPy may know them, by way of ml_dtypes, as something of its own
     try:
         dtype = np.dtype(name)
     except TypeError:

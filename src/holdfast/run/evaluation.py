@@ -54,7 +54,8 @@ class Evaluates:
         `step`, for it changes parameters in place. Which (`checkpoints`: "all", "last=5",
         "best=3:val_loss", steps, tags, … as for `manager.choose`), what is skipped, what is
         raised: as for `CheckpointManager.evaluate`. From then on the metrics count for `keep`,
-        `best` and `publish`. After a request to stop it leaves as `guard` does.
+        `best` and `publish`. Where there is no checkpoint yet, nothing is done. After a request to
+        stop it leaves as `guard` does.
         """
         self._check_open()
         if isinstance(only, str):
@@ -70,9 +71,10 @@ class Evaluates:
                 hint=f"Tracked: {some_of(sorted(state))}." if state else "Nothing is tracked.",
             )
         wanted = {name: value for name, value in state.items() if not only or name in only}
+        if manager.latest() is None:
+            return []
         chosen = manager.choose(checkpoints)
         allow_pickle = session.settings.allow_pickle
-
         known: set[str] = set()
         """Names of what is held."""
         states = [LiveState({})]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from holdfast.manager import CheckpointInfo as CheckpointInfo
     from holdfast.manager import CheckpointManager as CheckpointManager
     from holdfast.manager import Pending as Pending
+    from holdfast.manager import average as average
+    from holdfast.manager import ensemble as ensemble
     from holdfast.manager import open as open
     from holdfast.notices.preemption import Preemption as Preemption
     from holdfast.run.importing import import_checkpoint as import_checkpoint
@@ -50,6 +52,8 @@ __all__ = [
     "Run",
     "Variables",
     "__version__",
+    "average",
+    "ensemble",
     "errors",
     "import_checkpoint",
     "open",
@@ -67,6 +71,8 @@ _HOMES = {
     "Run": "holdfast.run.run",
     "Variables": "holdfast.run.variables",
     "import_checkpoint": "holdfast.run.importing",
+    "average": "holdfast.manager",
+    "ensemble": "holdfast.manager",
     "open": "holdfast.manager",
 }
 

@@ -140,7 +140,7 @@ class _Opened:
     def items(self, tree: Node) -> dict[str, Side]:
         for _ in leaf_indexes(tree):
             pass  # it checks how deep the tree is
-        return dict(flat_tree(tree, self.manifest.leaves))
+        return dict(flat(tree, self.manifest.leaves))
 
 
 # -- leaves ---------------------------------------------------------------------
@@ -171,7 +171,7 @@ class _Pair:
     def _leaf(self, section: Section, path: str, a: Side, b: Side) -> Iterator[Difference]:
         assert a.leaf is not None
         assert b.leaf is not None
-        same = _same_bytes(a.leaf, b.leaf)
+        same = same_bytes(a.leaf, b.leaf)
         if same:
             return
         if same is None or self.values:
@@ -209,7 +209,7 @@ def encoded(node: Node) -> bytes:
     return msgspec.json.encode(node, order="sorted")
 
 
-def _same_bytes(a: Leaf, b: Leaf) -> bool | None:
+def same_bytes(a: Leaf, b: Leaf) -> bool | None:
     """By their digests; None if they were cut at other places, so that none can be compared."""
     if [(c.start, c.shape) for c in a.chunks] != [(c.start, c.shape) for c in b.chunks]:
         return None
@@ -304,7 +304,7 @@ _ABOUT = frozenset({"!", "v", "id", "leaf", "fields"})
 """Of a node: what is not a property of the value itself."""
 
 
-def flat_tree(tree: Node, leaves: tuple[Leaf, ...]) -> Iterator[tuple[str, Side]]:
+def flat(tree: Node, leaves: tuple[Leaf, ...]) -> Iterator[tuple[str, Side]]:
     """Every leaf and plain value of a tree by its path, in its order, without recursion.
 
     A container is there itself if it says more than "I am a list" or "a dict": an empty

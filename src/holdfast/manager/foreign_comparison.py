@@ -24,7 +24,7 @@ from holdfast.manager.comparison import (
     Part,
     Side,
     encoded,
-    flat_tree,
+    flat,
     numbers_in,
     parts_of,
 )
@@ -92,7 +92,7 @@ def _flat(tree: Node, manifest: Manifest | tuple[Leaf, ...]) -> dict[str, Side]:
         pass  # it checks how deep the tree is
     return {
         path: side
-        for path, side in flat_tree(tree, leaves)
+        for path, side in flat(tree, leaves)
         if not _is_container(side) and "/~attrs/" not in f"/{path}/"
     }
 

@@ -52,7 +52,7 @@ _KERAS_PROOF = Proof((*ZIP_PROOF.checked[:2], *_PROOF.checked), ZIP_PROOF.unchec
 def describe_hdf5(source: Source) -> ForeignFile:
     """An HDF5 file. Raises DamagedObject; HoldfastError without h5py."""
     with ExitStack() as held:
-        return _described(source, _open(source, held), held)[0]
+        return _described(source, _open(source, held))[0]
 
 
 def open_hdf5(source: Source, file: ForeignFile) -> Foreign:
@@ -60,7 +60,7 @@ def open_hdf5(source: Source, file: ForeignFile) -> Foreign:
     opened = _open(source, held)
 
     def build() -> Tree:
-        return _described(source, opened, held)[1]
+        return _described(source, opened)[1]
 
     return Foreign(file, _PROOF, build, lambda: _survey(build()), ratio=PACKED_RATIO, held=held)
 
@@ -73,7 +73,7 @@ def describe_keras(archive: Archive) -> ForeignFile:
     """A `.keras` archive. Raises DamagedObject; HoldfastError without h5py."""
     with ExitStack() as held:
         part = _weights(archive)
-        inner, _ = _described(part, _open(part, held), held)
+        inner, _ = _described(part, _open(part, held))
     values = [
         (path.removesuffix("/"), _text(value))
         for name in ("metadata.json", CONFIG)
@@ -97,7 +97,7 @@ def open_keras(archive: Archive, file: ForeignFile) -> Foreign:
     opened = _open(part, held)
 
     def weights() -> Tree:
-        return _described(part, opened, held)[1]
+        return _described(part, opened)[1]
 
     def build() -> Tree:
         names = [name for name in ("metadata.json", CONFIG) if name in archive.entries]
@@ -190,7 +190,7 @@ def _reason(error: Exception) -> str:
     return f"{error}"[:_TEXT]
 
 
-def _described(source: Source, opened: Any, held: ExitStack) -> tuple[ForeignFile, Tree]:
+def _described(source: Source, opened: Any) -> tuple[ForeignFile, Tree]:
     """(what is said of it, its values)."""
     walk = _Walk(source, _h5py())
     try:

@@ -11,6 +11,7 @@ from holdfast.core.adapters import NOTHING
 from holdfast.core.address import shell_word
 from holdfast.core.records import Manifest, Record
 from holdfast.core.tree import TreeDecoder, settle
+from holdfast.core.units import parse_size
 from holdfast.errors import PickleRefused, UsageError
 from holdfast.manager.export import export_shards, export_tensors
 from holdfast.manager.exported import FORMATS, Exported
@@ -30,13 +31,14 @@ def export_as(
     only: str = "",
     files: Path | None = None,
     adapter: str = "",
-    shard_bytes: int | None = None,
+    shard_size: int | str | None = None,
     replace: bool = False,
 ) -> Exported:
     """See Lookup.export_as."""
     if kind not in FORMATS:
         raise UsageError(f"no format {kind!r}", hint=f"One of {', '.join(FORMATS)}.")
-    _check_options(kind, files=files, adapter=adapter, shard_bytes=shard_bytes)
+    _check_options(kind, files=files, adapter=adapter, shard_size=shard_size)
+    shard_bytes = _parsed(shard_size)
     if kind in ("hf", "peft"):
         from holdfast.manager.pretrained import export_pretrained
 
@@ -66,17 +68,24 @@ def _check_options(kind: str, **options: object) -> None:
     takes = {
         "files": ("hf", "peft"),
         "adapter": ("peft",),
-        "shard_bytes": ("safetensors", "hf"),
+        "shard_size": ("safetensors", "hf"),
     }
     for name, value in options.items():
         if value not in (None, "") and kind not in takes[name]:
-            words = name.replace("_bytes", "-size")
+            words = name.replace("_", "-")
             raise UsageError(
                 f"--{words} is not for {kind!r}", hint=f"It is for {' and '.join(takes[name])}."
             )
-    shard_bytes = options["shard_bytes"]
-    if isinstance(shard_bytes, int) and shard_bytes <= 0:
+
+
+def _parsed(shard_size: int | str | None) -> int | None:
+    try:
+        nbytes = parse_size(shard_size) if isinstance(shard_size, str) else shard_size
+    except ValueError as error:
+        raise UsageError(str(error), hint="Name a size such as 5GB.") from None
+    if nbytes is not None and nbytes <= 0:
         raise UsageError("a shard has at least one byte", hint="Name a size such as 5GB.")
+    return nbytes
 
 
 def _export_state(

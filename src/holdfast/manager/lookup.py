@@ -266,14 +266,14 @@ class Lookup:
         only: str = "",
         files: str | os.PathLike[str] | None = None,
         adapter: str = "",
-        shard_bytes: int | None = None,
+        shard_size: int | str | None = None,
         replace: bool = False,
     ) -> Exported:
         """Write a checkpoint in the form that another program loads.
 
         | `to` | `target` | is read by |
         |---|---|---|
-        | `"safetensors"` | a file; with `shard_bytes` a folder | safetensors |
+        | `"safetensors"` | a file; with `shard_size` a folder | safetensors |
         | `"pt"` | a file | `torch.load(file, weights_only=True)` |
         | `"dcp"` | a folder | `torch.distributed.checkpoint.load` |
         | `"hf"` | a folder | `transformers`: `AutoModel.from_pretrained(folder)` |
@@ -281,7 +281,8 @@ class Lookup:
 
         `only` names a part of the state; for "hf" and "peft" the model, else `model`. `files`
         is a folder with config.json and the tokenizer's files, else they are taken from
-        `pretrained_files` in the state. `adapter` names one of several. The target appears
+        `pretrained_files` in the state. `adapter` names one of several. `shard_size` is in bytes or
+        such as "5GB" ("hf": 5 GB, if it is not said). The target appears
         when every byte was verified and is on disk; an error leaves nothing behind.
 
         Raises UsageError for a target that is there, unless `replace`, and where what the
@@ -297,7 +298,7 @@ class Lookup:
             only=only,
             files=None if files is None else Path(files),
             adapter=adapter,
-            shard_bytes=shard_bytes,
+            shard_size=shard_size,
             replace=replace,
         )
 

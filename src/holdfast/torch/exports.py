@@ -8,6 +8,8 @@ written (see `backing`), not in memory.
 from __future__ import annotations
 
 import os
+import random
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -18,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from holdfast.core.classes import Record, type_name
+from holdfast.core.classes import Record
 from holdfast.core.stored import StoredDirectory, StoredFile
 from holdfast.errors import StateError, UsageError
 from holdfast.torch.backing import file_backed
@@ -57,12 +59,13 @@ def write_pt(read: Read, file: Path) -> tuple[list[str], list[str]]:
 
 def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[str]]:
     """As `write_pt`, to `folder`, which will be at `target`. Names are joined with points."""
-    from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    class Writer(dcp.FileSystemWriter):
+    class Writer(FileSystemWriter):
         def storage_meta(self) -> Any:
-            meta = super().storage_meta()
+            meta: Any = super().storage_meta()
             meta.checkpoint_id = str(target)  # not the scratch folder
             return meta
 
@@ -70,7 +73,10 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
         plain = _Plain(dense=True)
         state = plain.of(read(), "")
         try:
-            dcp.save(state, storage_writer=Writer(folder), no_dist=True)
+            with warnings.catch_warnings():
+                # "assuming the intent is to save in a single process": it is.
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                save(state, storage_writer=Writer(folder), no_dist=True)
         except CheckpointException as failed:  # no subclass of Exception
             error = next((cause for cause, _ in failed.failures.values()), failed)
             if isinstance(error, OSError):
@@ -142,8 +148,10 @@ class _Plain:
             return str(value)
         if isinstance(value, torch.Generator):
             return self._tensor(value.get_state(), path)
+        if (state := _generator_state(value)) is not None:
+            return self.of(state, path)
         what = "a file" if isinstance(value, StoredFile | StoredDirectory) else None
-        self.left_out.append(f"{path}: {what or f'a {type_name(type(value))}'}")
+        self.left_out.append(f"{path}: {what or f'a {_words(type(value))}'}")
         return _NOTHING
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
@@ -151,7 +159,7 @@ class _Plain:
         for key, item in value.items():
             name = _join(path, key)
             if not _is_key(key):
-                self.left_out.append(f"{name}: its key is a {type_name(type(key))}")
+                self.left_out.append(f"{name}: its key is a {_words(type(key))}")
             elif (made := self.of(item, name)) is not _NOTHING:
                 plain[key] = made
         metadata = getattr(value, "_metadata", None)
@@ -192,6 +200,21 @@ def _is_key(key: object) -> bool:
 
 def _join(path: str, key: object) -> str:
     return f"{path}/{key}" if path else str(key)
+
+
+def _words(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def _generator_state(value: object) -> Any:
+    """What a random generator's own methods give and take."""
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)
+    if isinstance(value, np.random.Generator):
+        value = value.bit_generator
+    return value.state if isinstance(value, np.random.BitGenerator) else None
 
 
 def _is_array(value: object) -> bool:

@@ -381,8 +381,7 @@ def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Te
         # In the order of its dimensions, which is how its bytes come.
         nbytes = prod(saved.shape) * saved.dtype.itemsize
         raw, place = backing.place(nbytes, *decoder.spec(saved.leaf))
-        memory = raw.untyped_storage()
-        memo["tensor"] = _empty((0,), saved.dtype, device).set_(memory, 0, saved.shape)
+        memo["tensor"] = raw.view(saved.dtype).view(saved.shape)
         decoder.request(saved.leaf, place)
     if "tensor" not in memo:
         wait_for_device(device, decoder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from holdfast.manager.tensors import (
     every_tensor,
     names_of,
     shards,
+    write_bytes,
     write_shards,
     write_tensors,
 )
@@ -71,10 +71,7 @@ def export(repo: Repo, record: Record, folder: Path, *, replace: bool = False) -
 
     def write(scratch: Path) -> list[Path]:
         write_tensors(repo, record, manifest, tensors, scratch / TENSORS)
-        with open(scratch / VALUES, "xb") as out:
-            out.write(msgspec.json.format(msgspec.json.encode(described), indent=1))
-            out.flush()
-            os.fsync(out.fileno())
+        write_bytes(scratch / VALUES, msgspec.json.format(msgspec.json.encode(described), indent=1))
         written = [scratch / TENSORS, scratch / VALUES]
         for path, node in files:
             written.append(_write_files(repo, record, manifest, path, node, scratch / FILES))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +36,7 @@ from holdfast.manager.tensors import (
     check_no_others,
     names_of,
     shards,
+    sync_file,
     tensors_of,
     write_bytes,
     write_shards,
@@ -78,18 +80,20 @@ def export_pretrained(
     manifest = repo.manifest(record)
     list(leaf_indexes(manifest.tree))  # raises for a tree that is too deep for what recurses
     model, beside = _find(manifest.tree, only)
+    left_out: list[str] = []
+    texts: dict[str, bytes | Path] = {}
     if files is not None:
-        texts, left_out = dict(_files_in(files)), []
+        texts |= _files_in(files)
     else:
-        texts, left_out = _tracked_files(repo, record, manifest, beside)
+        texts |= _tracked_files(repo, record, manifest, beside, left_out)
     texts = {name: data for name, data in texts.items() if name not in _NOT_FOR[kind]}
-    config = _config(texts, kind, model, files)
+    data, config = _config(texts, kind, model, files)
     tensors, others = tensors_of(manifest, cast(Node, below(manifest.tree, model)))
     left_out += [f"{model}/{name}: no tensor" for name in others]
     if kind == "hf":
         _refuse_adapters(tensors, model)
         chosen = _once(tensors, config)
-        texts["config.json"] = _with_dtype(texts["config.json"], config, chosen)
+        texts["config.json"] = _with_dtype(data, config, chosen)
         parts = shards(chosen, shard_bytes or SHARD_BYTES)
     else:
         parts = [_adapter(tensors, config, adapter)]
@@ -101,8 +105,12 @@ def export_pretrained(
         metadata = metadata_of(repo, record)
         written = write_shards(repo, record, manifest, parts, scratch, stem, metadata)
         for name, data in texts.items():
-            write_bytes(scratch / name, data)
             written.append(scratch / name)
+            if isinstance(data, bytes):
+                write_bytes(scratch / name, data)
+            else:
+                shutil.copyfile(data, scratch / name)
+                sync_file(scratch / name)
         return written
 
     paths = [folder / path.name for path in write_whole(folder, write)]
@@ -163,22 +171,21 @@ def _names(tree: Node) -> str:
 # -- files --------------------------------------------------------------------
 
 
-def _files_in(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _files_in(folder: Path) -> Iterator[tuple[str, Path]]:
     if not folder.is_dir():
         raise UsageError(
             f"{folder} is not a folder", hint="Name the one that has config.json: --files FOLDER."
         )
     for path in sorted(folder.iterdir()):
         if path.is_file() and not _WEIGHTS.fullmatch(path.name):
-            yield path.name, path.read_bytes()
+            yield path.name, path
 
 
 def _tracked_files(
-    repo: Repo, record: Record, manifest: Manifest, beside: str
-) -> tuple[dict[str, bytes], list[str]]:
-    """(files of the state, those that are left out). Their names may be anybody's work."""
+    repo: Repo, record: Record, manifest: Manifest, beside: str, left_out: list[str]
+) -> dict[str, bytes]:
+    """Files of the state; others go to `left_out`. Their names may be anybody's work."""
     found: dict[str, bytes] = {}
-    left_out: list[str] = []
     pairs = mapping_pairs(cast(Node, below(manifest.tree, beside))) if beside else None
     for key, node in pairs or []:
         if not isinstance(key, str) or not _is_plain_name(key):
@@ -191,7 +198,7 @@ def _tracked_files(
             left_out.append(f"{beside}/{key}: other weights")
             continue
         found[key] = _data(repo, record, manifest, node, f"{beside}/{key}")
-    return found, left_out
+    return found
 
 
 def _is_plain_name(name: str) -> bool:
@@ -216,7 +223,10 @@ def _is_data(node: Mapping[str, Node]) -> bool:
     return node.get("!") in ("str", "bytes", "bytearray")
 
 
-def _config(texts: dict[str, bytes], kind: str, model: str, files: Path | None) -> dict[str, Any]:
+def _config(
+    texts: Mapping[str, bytes | Path], kind: str, model: str, files: Path | None
+) -> tuple[bytes, dict[str, Any]]:
+    """(as it is, what it says)."""
     name = _CONFIG[kind]
     if name not in texts:
         where = f"in {files}" if files else f"below {FILES!r} in the checkpoint"
@@ -225,13 +235,15 @@ def _config(texts: dict[str, bytes], kind: str, model: str, files: Path | None) 
             hint="Name a folder that has it: --files FOLDER (files= in Python), such as the one "
             "that the model was loaded from.",
         )
+    data = texts[name]
+    data = data.read_bytes() if isinstance(data, Path) else data
     try:
-        config = json.loads(texts[name])
+        config = json.loads(data)
     except ValueError as error:
         raise UsageError(f"{name} is no JSON: {error}", hint="--files FOLDER has others.") from None
     if not isinstance(config, dict):
         raise UsageError(f"{name} holds no object", hint="--files FOLDER has others.")
-    return cast(dict[str, Any], config)
+    return data, cast(dict[str, Any], config)
 
 
 # -- Transformers -------------------------------------------------------------

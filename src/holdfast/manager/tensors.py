@@ -273,6 +273,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(out.fileno())
 
 
+def sync_file(path: Path) -> None:
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
+
+
 def write_tensors(
     repo: Repo,
     record: Record,

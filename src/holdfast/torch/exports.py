@@ -23,6 +23,7 @@ import torch
 from holdfast.core.classes import Record
 from holdfast.core.stored import StoredDirectory, StoredFile
 from holdfast.errors import StateError, UsageError
+from holdfast.manager.tensors import sync_file
 from holdfast.torch.backing import file_backed
 from holdfast.torch.dtypes import DTYPES, describe
 
@@ -46,7 +47,7 @@ def write_pt(read: Read, file: Path) -> tuple[list[str], list[str]]:
         except RuntimeError as error:
             _raise_os_error(file)
             raise StateError(f"torch.save failed: {error}") from error
-    _sync(file)
+    sync_file(file)
     try:
         torch.load(file, weights_only=True, mmap=True, map_location="cpu")
     except Exception as error:  # whatever its unpickler raises
@@ -79,8 +80,8 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
                 save(state, storage_writer=Writer(folder), no_dist=True)
         except CheckpointException as failed:  # no subclass of Exception
             error = next((cause for cause, _ in failed.failures.values()), failed)
-            if isinstance(error, OSError):
-                raise error from None
+            if isinstance(error, OSError) or not isinstance(error, Exception):
+                raise error from None  # a full disk, Ctrl-C
             if isinstance(error, ValueError) and "duplicated" in str(error):
                 raise UsageError(
                     f"two names of the state are one, joined with points ({error})",
@@ -90,13 +91,8 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
                 _raise_os_error(path)
             raise StateError(f"torch.distributed.checkpoint failed: {error}") from error
     for path in folder.iterdir():
-        _sync(path)
+        sync_file(path)
     return [name.replace("/", ".") for name in plain.tensors], plain.left_out
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as written:
-        os.fsync(written.fileno())
 
 
 def _raise_os_error(path: Path) -> None:

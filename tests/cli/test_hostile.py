@@ -22,6 +22,8 @@ COMMANDS = [
     ["restore", "{run}@1", "out/{name}"],
     ["export", "{run}", "out/{name}.safetensors"],
     ["export", "hostile/names", "out/{name}.safetensors", "--only", "{name}"],
+    ["export", "{run}@1", "out/{name}", "--to", "hf", "--only", "{name}", "--files", "{name}"],
+    ["export", "{run}@1", "out/{name}.pt", "--to", "pt", "--force"],
     ["cp", "{run}", "--all", "copies/{name}"],
     ["sync", "{run}", "{name}", "--dry-run"],
     ["verify", "{run}", "--repair-from", "nowhere/{name}"],

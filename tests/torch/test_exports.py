@@ -290,7 +290,7 @@ def anonymous() -> int:
     raise AssertionError
 
 
-@pytest.mark.parametrize("to", ["pt", "dcp"])
+@pytest.mark.parametrize("to", ["pt", pytest.param("dcp", marks=pytest.mark.slow)])
 def test_the_state_is_never_in_memory(tmp_path: Path, to: str) -> None:
     address = saved({f"w{n}": torch.full((8 * MiB,), n) for n in range(3)})
     peak, done = [0], threading.Event()

@@ -93,5 +93,5 @@ def export(
     where = target if len(done.files) == 1 else f"{target}, {len(done.files)} files"
     print(shown(f"{what} written to {where}, {format_size(done.nbytes)}, every byte verified."))
     if done.left_out:
-        print(shown(f"Left out, for {kind} has no form for it:"), end="")
-        print(format_list([shown(line) for line in done.left_out], 8))
+        lines = format_list([shown(line) for line in done.left_out], most=8)
+        print(f"Left out, for there is no form for it:{lines}")

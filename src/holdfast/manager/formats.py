@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.core import frameworks
 from holdfast.core.adapters import NOTHING
-from holdfast.core.address import shell_word
+from holdfast.core.address import shell_word, some_of
 from holdfast.core.records import Manifest, Record
 from holdfast.core.tree import TreeDecoder, settle
 from holdfast.core.units import parse_size
@@ -98,9 +98,10 @@ def _export_state(
     list(leaf_indexes(manifest.tree))  # raises for a tree that is too deep
     node = below(manifest.tree, only.rstrip("/"))
     if node is None or (kind == "dcp" and mapping_pairs(node) is None):
-        names = ", ".join(str(key) for key, _ in mapping_pairs(manifest.tree) or [])
+        names = [str(key) for key, _ in mapping_pairs(manifest.tree) or []]
         raise UsageError(
-            f"the checkpoint has no state at {only!r}", hint=f"It has {names or 'nothing'}."
+            f"the checkpoint has no state at {only!r}",
+            hint=f"It has {some_of(names)}." if names else "It has nothing.",
         )
     purpose = f"an export as {kind!r}"
     adapter = frameworks.adapter_named("torch", purpose)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from holdfast.core.adapters import NOTHING
-from holdfast.core.address import some_of
+from holdfast.core.address import printable, some_of
 from holdfast.core.records import Manifest, Record
 from holdfast.core.stored import is_safe_name
 from holdfast.core.tree import TreeDecoder, settle
@@ -174,7 +174,8 @@ def _names(tree: Node) -> str:
 def _files_in(folder: Path) -> Iterator[tuple[str, Path]]:
     if not folder.is_dir():
         raise UsageError(
-            f"{folder} is not a folder", hint="Name the one that has config.json: --files FOLDER."
+            f"{printable(str(folder))} is not a folder",
+            hint="Name the one that has config.json: --files FOLDER.",
         )
     for path in sorted(folder.iterdir()):
         if path.is_file() and not _WEIGHTS.fullmatch(path.name):
@@ -229,7 +230,7 @@ def _config(
     """(as it is, what it says)."""
     name = _CONFIG[kind]
     if name not in texts:
-        where = f"in {files}" if files else f"below {FILES!r} in the checkpoint"
+        where = f"in {printable(str(files))}" if files else f"below {FILES!r} in the checkpoint"
         raise UsageError(
             f"there is no {name} for {model!r}: it is not {where}",
             hint="Name a folder that has it: --files FOLDER (files= in Python), such as the one "

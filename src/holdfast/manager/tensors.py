@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from holdfast.core import arrays
+from holdfast.core.address import printable
 from holdfast.core.decode import definitions
 from holdfast.core.decode_array import checked_view
 from holdfast.core.leaves import FileDestination, check_leaf
@@ -236,7 +237,7 @@ def check_no_others(folder: Path, names: Sequence[str]) -> None:
     for path in sorted(folder.iterdir()):
         if _WEIGHTS.fullmatch(path.name) and path.name not in names:
             raise UsageError(
-                f"{path} would stay there, and could be loaded in place of what is written",
+                f"{printable(str(path))} would stay there, and could be loaded in place of what is written",
                 hint="Remove it, or name a new folder.",
             )
 

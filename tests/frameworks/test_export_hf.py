@@ -26,6 +26,9 @@ import transformers
 transformers.logging.disable_progress_bar()
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning")
 
+# Transformers 4 saves less where embeddings are tied in part; PEFT 0.17 forgets biases.
+OLD = transformers.__version__.startswith("4.")
+
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 48}
 SIZES = {**SMALL, "hidden_size": 8, "intermediate_size": 8}
 LLAMA = {**SIZES, "num_key_value_heads": 2, "attention_bias": True}
@@ -61,6 +64,10 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> N
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name], tensor), name
+
+
+def as_saved(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    same({name: found[name] for name in expected} if OLD else found, expected)
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -104,7 +111,7 @@ def test_a_model_as_it_was(
     same(loaded.state_dict(), model.state_dict())
     if name not in ("Mixtral", "ViT"):  # renamed since: saved by their older names
         model.save_pretrained(tmp_path / "native")
-        same(weights_in(tmp_path / "out"), weights_in(tmp_path / "native"))
+        as_saved(weights_in(tmp_path / "out"), weights_in(tmp_path / "native"))
     assert set(done.tensors) == weights_in(tmp_path / "out").keys()
 
 
@@ -120,7 +127,7 @@ def test_an_auto_class_loads_shards_of_another_dtype(tmp_path: Path) -> None:
     done = run.export_as(None, "hf", tmp_path / "out", **options)
     index = tmp_path / "out" / "model.safetensors.index.json"
     assert index in done.files
-    native = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    native = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert type(native) is type(model)
     same(native.state_dict(), model.state_dict())
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("b").input_ids == [1]
@@ -183,7 +190,7 @@ def test_an_adapter_as_it_was(tmp_path: Path, kind: str, name: str) -> None:
     run = run_with(model=model, pretrained_files=files)
     out = tmp_path / "out"
     run.export_as(None, "peft", out)
-    same(weights_in(out), weights_in(native))
+    as_saved(weights_in(out), weights_in(native))
     assert {"tokenizer.json", "tokenizer_config.json"} < set(os.listdir(out))
     assert "config.json" not in os.listdir(out), "the base model's is beside its weights"
     loaded = peft.PeftModel.from_pretrained(base(**tied), out, adapter_name=name)

@@ -237,7 +237,8 @@ def check_no_others(folder: Path, names: Sequence[str]) -> None:
     for path in sorted(folder.iterdir()):
         if _WEIGHTS.fullmatch(path.name) and path.name not in names:
             raise UsageError(
-                f"{printable(str(path))} would stay there, and could be loaded in place of what is written",
+                f"{printable(str(path))} would stay there, and could be loaded in place of what is "
+                "written",
                 hint="Remove it, or name a new folder.",
             )
 

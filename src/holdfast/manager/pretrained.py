@@ -89,6 +89,11 @@ def export_pretrained(
     texts = {name: data for name, data in texts.items() if name not in _NOT_FOR[kind]}
     data, config = _config(texts, kind, model, files)
     tensors, others = tensors_of(manifest, cast(Node, below(manifest.tree, model)))
+    if not tensors:
+        raise UsageError(
+            f"{model!r} holds no tensor",
+            hint=f"Name the model: --only NAME: {_names(manifest.tree)}.",
+        )
     left_out += [f"{model}/{name}: no tensor" for name in others]
     if kind == "hf":
         _refuse_adapters(tensors, model)

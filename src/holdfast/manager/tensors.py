@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,11 +22,11 @@ from holdfast.core.address import printable
 from holdfast.core.decode import definitions
 from holdfast.core.decode_array import checked_view
 from holdfast.core.leaves import FileDestination, check_leaf
-from holdfast.core.packing import PackChunk, pack_header
+from holdfast.core.packing import MAX_ENTRIES, PackChunk, pack_header
 from holdfast.core.plan import NAMED, itemsize
 from holdfast.core.records import Leaf, Manifest, Record
 from holdfast.core.types import MiB, Node
-from holdfast.core.values import malformed
+from holdfast.core.values import MAX_DEPTH, malformed
 from holdfast.errors import UsageError
 from holdfast.manager.nodes import leaf_indexes, mapping_pairs
 from holdfast.manager.reader import ChunkReader, Wanted
@@ -77,17 +78,17 @@ def below(tree: Node, name: str) -> Node | None:
     while name:
         for key, value in mapping_pairs(node) or []:
             if isinstance(key, str) and (name == key or name.startswith(f"{key}/")):
-                node, name = resolved(value, tree), name[len(key) + 1 :]
+                node, name = _resolved(value, lambda: definitions(tree)), name[len(key) + 1 :]
                 break
         else:
             return None
     return node
 
 
-def resolved(node: Node, tree: Node) -> Node:
+def _resolved(node: Node, named: Callable[[], Mapping[int, Node]]) -> Node:
     """`node`, or what it refers to: what was saved twice is stored once."""
     if isinstance(node, dict) and cast(dict[str, Any], node).get("!") == "ref":
-        return definitions(tree).get(cast(dict[str, Any], node).get("v", -1), node)
+        return named().get(cast(dict[str, Any], node).get("v", -1), node)
     return node
 
 
@@ -126,13 +127,20 @@ def tensors_of(manifest: Manifest, node: Node) -> tuple[dict[str, Stored], list[
     """
     found: dict[str, Stored] = {}
     others: list[str] = []
+    named = cache(lambda: definitions(manifest.tree))
+    seen = 0
 
-    def walk(node: Node, prefix: str) -> None:
+    def walk(node: Node, prefix: str, depth: int) -> None:
+        nonlocal seen
         for key, value in mapping_pairs(node) or []:
+            seen += 1
+            # References can lead in a circle, or to the same things over and over.
+            if depth > MAX_DEPTH or seen > MAX_ENTRIES:
+                raise malformed(prefix[:200], "it holds itself, or too much")
             name = f"{prefix}{key if isinstance(key, str) else repr(key)}"
-            value = resolved(value, manifest.tree)
+            value = _resolved(value, named)
             if mapping_pairs(value) is not None:
-                walk(value, f"{name}.")
+                walk(value, f"{name}.", depth + 1)
             elif _is_tensor(value):
                 if name in found:
                     raise malformed(name, "two tensors have this name")
@@ -140,7 +148,7 @@ def tensors_of(manifest: Manifest, node: Node) -> tuple[dict[str, Stored], list[
             else:
                 others.append(name)
 
-    walk(node, "")
+    walk(node, "", 0)
     return found, others
 
 

@@ -7,6 +7,7 @@ written (see `backing`), not in memory.
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import warnings
@@ -62,7 +63,6 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
     """As `write_pt`, to `folder`, which will be at `target`. Names are joined with points."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
 
     class Writer(FileSystemWriter):
         def storage_meta(self) -> Any:
@@ -74,10 +74,7 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
         plain = _Plain(dense=True)
         state = plain.of(read(), "")
         try:
-            with warnings.catch_warnings():
-                # "assuming the intent is to save in a single process": it is.
-                warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                save(state, storage_writer=Writer(folder), no_dist=True)
+            _save_alone(state, Writer(folder))
         except CheckpointException as failed:  # no subclass of Exception
             error = next((cause for cause, _ in failed.failures.values()), failed)
             if isinstance(error, OSError) or not isinstance(error, Exception):
@@ -93,6 +90,20 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
     for path in folder.iterdir():
         sync_file(path)
     return [name.replace("/", ".") for name in plain.tensors], plain.left_out
+
+
+def _save_alone(state: Any, writer: Any) -> None:
+    """Without the other processes of a job, if this is one of several."""
+    from torch.distributed.checkpoint import state_dict_saver
+
+    with warnings.catch_warnings():
+        # "assuming the intent is to save in a single process": it is.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        if "no_dist" in inspect.signature(state_dict_saver.save).parameters:
+            state_dict_saver.save(state, storage_writer=writer, no_dist=True)
+        else:  # torch 2.6
+            warnings.filterwarnings("ignore", "`save_state_dict` is deprecated")
+            state_dict_saver.save_state_dict(state, writer, no_dist=True)
 
 
 def _raise_os_error(path: Path) -> None:

@@ -22,7 +22,7 @@ from holdfast.core.address import printable
 from holdfast.core.decode import definitions
 from holdfast.core.decode_array import checked_view
 from holdfast.core.leaves import FileDestination, check_leaf
-from holdfast.core.packing import MAX_ENTRIES, PackChunk, pack_header
+from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.plan import NAMED, itemsize
 from holdfast.core.records import Leaf, Manifest, Record
 from holdfast.core.types import MiB, Node
@@ -38,6 +38,7 @@ _VIEWED = frozenset({"torch.tensor", "array"})
 # Of dtypes that safetensors cannot name, where an item is not one byte.
 _WIDE = {"complex32": 4, "complex128": 16}
 _PIECE_BYTES = 8 * MiB
+_MOST_AGAIN = 100_000  # names that come by references: dicts that are in a model twice
 # What Transformers and PEFT look for, in this order or another.
 _WEIGHTS = re.compile(
     r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json"
@@ -128,19 +129,20 @@ def tensors_of(manifest: Manifest, node: Node) -> tuple[dict[str, Stored], list[
     found: dict[str, Stored] = {}
     others: list[str] = []
     named = cache(lambda: definitions(manifest.tree))
-    seen = 0
+    again = 0
 
-    def walk(node: Node, prefix: str, depth: int) -> None:
-        nonlocal seen
+    def walk(node: Node, prefix: str, depth: int, referred: bool) -> None:
+        nonlocal again
         for key, value in mapping_pairs(node) or []:
-            seen += 1
+            again += referred
             # References can lead in a circle, or to the same things over and over.
-            if depth > MAX_DEPTH or seen > MAX_ENTRIES:
+            if depth > MAX_DEPTH or again > _MOST_AGAIN:
                 raise malformed(prefix[:200], "it holds itself, or too much")
             name = f"{prefix}{key if isinstance(key, str) else repr(key)}"
-            value = _resolved(value, named)
+            target = _resolved(value, named)
+            inner, value = referred or target is not value, target
             if mapping_pairs(value) is not None:
-                walk(value, f"{name}.", depth + 1)
+                walk(value, f"{name}.", depth + 1, inner)
             elif _is_tensor(value):
                 if name in found:
                     raise malformed(name, "two tensors have this name")
@@ -148,7 +150,7 @@ def tensors_of(manifest: Manifest, node: Node) -> tuple[dict[str, Stored], list[
             else:
                 others.append(name)
 
-    walk(node, "", 0)
+    walk(node, "", 0, False)
     return found, others
 
 

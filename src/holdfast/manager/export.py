@@ -11,7 +11,7 @@ import msgspec
 
 from holdfast.core.address import some_of
 from holdfast.core.leaves import check_leaf
-from holdfast.core.records import Manifest, Record
+from holdfast.core.records import Leaf, Manifest, Record
 from holdfast.core.tree import Directory, File, TreeDecoder
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, UsageError
@@ -141,14 +141,21 @@ def chosen(manifest: Manifest, only: str) -> list[Stored]:
     tensors = every_tensor(manifest)
     if not only:
         return tensors
-    prefix = f"{only.rstrip('/')}/"
-    found = [
-        one._replace(name=one.name.removeprefix(prefix))
-        for one in tensors
-        if one.name.startswith(prefix)
-    ]
+    return [tensors[i]._replace(name=name) for i, name in _below([x.name for x in tensors], only)]
+
+
+def names_below(leaves: Sequence[Leaf], only: str) -> list[Leaf]:
+    """Those below this path, named by the rest of theirs. Raises UsageError if there is none."""
+    found = _below([leaf.path for leaf in leaves], only)
+    return [msgspec.structs.replace(leaves[i], path=name) for i, name in found]
+
+
+def _below(paths: Sequence[str], only: str) -> list[tuple[int, str]]:
+    """(position, the rest of the path) of those below `only`."""
+    start = f"{only.rstrip('/')}/"
+    found = [(i, path[len(start) :]) for i, path in enumerate(paths) if path.startswith(start)]
     if not found:
-        names = sorted({one.name.partition("/")[0] for one in tensors})
+        names = sorted({path.partition("/")[0] for path in paths})
         raise UsageError(
             f"the checkpoint has no tensor below {only!r}",
             hint=f"It has tensors below {some_of(names)}." if names else "It has no tensor at all.",

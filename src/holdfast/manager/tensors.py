@@ -96,29 +96,38 @@ def _resolved(node: Node, named: Callable[[], Mapping[int, Node]]) -> Node:
 def every_tensor(manifest: Manifest) -> list[Stored]:
     """Each tensor and array of the state, once, by the path of its leaf; one that shares
     memory with others by its own."""
-    seen = list(dict.fromkeys(leaf_indexes(manifest.tree)))  # checks the depth, too
-    others: set[int] = set()
+    indexes = [i for i in tensor_indexes(manifest.tree) if 0 <= i < len(manifest.leaves)]
     views: dict[int, list[Stored]] = {}
     known: set[object] = set()
     for path, node in _tagged(manifest.tree, ""):
-        index = node.get("leaf")
-        if type(index) is not int or not 0 <= index < len(manifest.leaves):
-            continue
-        if node.get("!") in _NO_TENSORS:
-            others.add(index)
-        elif node.get("!") in _VIEWED and "strides" in node:
+        if node.get("!") in _VIEWED and "strides" in node:
             one = stored(manifest, node, path)
             if one.place not in known:
                 known.add(one.place)
-                views.setdefault(index, []).append(one)
+                views.setdefault(one.index, []).append(one)
     found: list[Stored] = []
-    for index in seen:
-        if index in views:
-            found += views[index]
-        elif index not in others and 0 <= index < len(manifest.leaves):
-            leaf = manifest.leaves[index]
-            found.append(Stored(leaf.path, index, *check_leaf(leaf)))
+    for index in indexes:
+        leaf = manifest.leaves[index]
+        found += views.get(index) or [Stored(leaf.path, index, *check_leaf(leaf))]
     return found
+
+
+def tensor_indexes(tree: Node) -> list[int]:
+    """The leaves of a tree that are neither texts nor files, each once, in its order."""
+    # Checked for depth, and for nodes that are none.
+    every = list(dict.fromkeys(leaf_indexes(tree)))
+    others: set[int] = set()
+    waiting: list[Node] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            tagged = cast(dict[str, Node], node)
+            if tagged.get("!") in _NO_TENSORS and isinstance(tagged.get("leaf"), int):
+                others.add(tagged["leaf"])
+            waiting.extend(tagged.values())
+        elif isinstance(node, list):
+            waiting.extend(cast(list[Node], node))
+    return [index for index in every if index not in others]
 
 
 def tensors_of(manifest: Manifest, node: Node) -> tuple[dict[str, Stored], list[str]]:

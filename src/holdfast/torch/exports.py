@@ -103,6 +103,7 @@ def _save_alone(state: Any, writer: Any) -> None:
             state_dict_saver.save(state, storage_writer=writer, no_dist=True)
         else:  # torch 2.6
             warnings.filterwarnings("ignore", "`save_state_dict` is deprecated")
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")
             state_dict_saver.save_state_dict(state, writer, no_dist=True)
 
 

@@ -75,6 +75,8 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         ({"x": both, "y": both}, "", "has 2 models: x/model, y/model", "--only NAME"),
         ({"model": MODEL, "pretrained_files": {"config.json": "{"}}, "", "no JSON", "--files"),
         ({"model": MODEL, "pretrained_files": {"config.json": "[]"}}, "", "no object", "--files"),
+        ({"model": MODEL, "pretrained_files": {"config.json": "[" * 10**5}}, "", "JSON", "--files"),
+        ({"model": {"x": 1}, "pretrained_files": FILES}, "", "holds no tensor", "--only NAME"),
     ]:
         with pytest.raises(UsageError, match=words) as caught:
             saved(state).export_as(None, "hf", tmp_path / "deep" / "out", only=only)

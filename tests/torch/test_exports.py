@@ -205,12 +205,19 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (int, ())
 
-    address = saved({"a": Odd()}, allow_pickle=True)
+    state = {"a": Odd(), "b": torch.ones(2), "f": Directory(tmp_path)}
+    address = saved(state, allow_pickle=True)
     with Listing(address) as run:
-        with pytest.raises(PickleRefused):
+        with pytest.raises(PickleRefused, match="'a' is stored as a pickle") as caught:
             run.export_as(None, "pt", tmp_path / "x")
-        with pytest.raises(UsageError, match="no state at 'b'"):
-            run.export_as(None, "pt", tmp_path / "x", only="b")
+        assert "--only NAME" in caught.value.hint
+        with pytest.raises(UsageError, match="there is no form for a file"):
+            run.export_as(None, "pt", tmp_path / "x", only="f")
+        run.export_as(None, "pt", tmp_path / "x", only="b")
+        assert torch.equal(torch.load(tmp_path / "x", weights_only=True), torch.ones(2))
+        (tmp_path / "x").unlink()
+        with pytest.raises(UsageError, match="no state at 'c'"):
+            run.export_as(None, "pt", tmp_path / "x", only="c")
     with Listing(saved({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})) as run:
         with pytest.raises(UsageError, match="two names of the state are one"):
             run.export_as(None, "dcp", tmp_path / "x")

@@ -8,8 +8,8 @@ from typing import Any
 
 from holdfast.core import frameworks
 from holdfast.core.adapters import NOTHING
-from holdfast.core.address import shell_word, some_of
-from holdfast.core.records import Manifest, Record
+from holdfast.core.address import some_of
+from holdfast.core.records import Record
 from holdfast.core.tree import TreeDecoder, settle
 from holdfast.core.units import parse_size
 from holdfast.errors import PickleRefused, UsageError
@@ -108,13 +108,16 @@ def _export_state(
 
     def read() -> Any:
         reader = ChunkReader(repo, record, manifest)
-        decoder = _decoder(repo, record, manifest, reader)
+        decoder = TreeDecoder(manifest.leaves, fetch=reader.fetch, scope=manifest.tree)
         try:
             value = decoder.decode(node, NOTHING, only)
             reader.fetch(decoder.requests)
             decoder.run()
-        except BaseException:
+        except BaseException as error:
             decoder.discard()
+            if isinstance(error, PickleRefused):
+                error.hint = "Export a part without it, --only NAME, or its tensors alone: "
+                error.hint += "--to safetensors."
             raise
         return settle(value)
 
@@ -131,14 +134,3 @@ def _export_state(
         written = [target / name for name in write_whole(target, write)]
     [(tensors, left_out)] = noted
     return Exported(kind, target, written, tensors, left_out)
-
-
-def _decoder(repo: Repo, record: Record, manifest: Manifest, reader: ChunkReader) -> TreeDecoder:
-    if manifest.pickled:
-        raise PickleRefused(
-            f"checkpoint {repo.address}@{record.step} holds pickled values, which run code when "
-            "they are loaded",
-            hint="Write its tensors alone: holdfast export "
-            f"{shell_word(f'{repo.address}@{record.step}')} FILE --to safetensors.",
-        )
-    return TreeDecoder(manifest.leaves, fetch=reader.fetch, scope=manifest.tree)

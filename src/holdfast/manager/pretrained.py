@@ -245,7 +245,7 @@ def _config(
     data = data.read_bytes() if isinstance(data, Path) else data
     try:
         config = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is no JSON: {error}", hint="--files FOLDER has others.") from None
     if not isinstance(config, dict):
         raise UsageError(f"{name} holds no object", hint="--files FOLDER has others.")

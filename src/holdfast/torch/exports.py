@@ -41,8 +41,8 @@ def write_pt(read: Read, file: Path) -> tuple[list[str], list[str]]:
     Raises OSError for a full disk; StateError if the result cannot be read as weights only.
     """
     with file_backed(file.parent):
-        plain = _Plain()
-        state = plain.of(read(), "")
+        plain = _Plain("/")
+        state = plain.whole(read())
         try:
             torch.save(state, file)
         except RuntimeError as error:
@@ -71,8 +71,8 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
             return meta
 
     with file_backed(folder.parent):
-        plain = _Plain(dense=True)
-        state = plain.of(read(), "")
+        plain = _Plain(".", dense=True)
+        state = plain.whole(read())
         try:
             _save_alone(state, Writer(folder))
         except CheckpointException as failed:  # no subclass of Exception
@@ -89,7 +89,7 @@ def write_dcp(read: Read, folder: Path, target: Path) -> tuple[list[str], list[s
             raise StateError(f"torch.distributed.checkpoint failed: {error}") from error
     for path in folder.iterdir():
         sync_file(path)
-    return [name.replace("/", ".") for name in plain.tensors], plain.left_out
+    return plain.tensors, plain.left_out
 
 
 def _save_alone(state: Any, writer: Any) -> None:
@@ -120,12 +120,24 @@ def _raise_os_error(path: Path) -> None:
 class _Plain:
     """Values as plain ones; notes tensors, and what has no such form."""
 
-    def __init__(self, *, dense: bool = False) -> None:
+    def __init__(self, between: str, *, dense: bool = False) -> None:
+        """`between` joins keys in the names of tensors."""
+        self._between = between
         self.tensors: list[str] = []
         self.left_out: list[str] = []
         self._dense = dense
         # By id, with the value, which keeps it: what is there twice is one object again.
         self._known: dict[int, tuple[Any, Any]] = {}
+
+    def whole(self, state: Any) -> Any:
+        """The plain form of all of it. Raises UsageError if it has none."""
+        plain = self.of(state, "")
+        if plain is _NOTHING:
+            raise UsageError(
+                f"there is no form for{self.left_out[0].removeprefix(':')}",
+                hint="Name another part of the state: --only NAME.",
+            )
+        return plain
 
     def of(self, value: Any, path: str) -> Any:
         """`value`'s plain form, or `_NOTHING` after it was noted."""
@@ -138,11 +150,14 @@ class _Plain:
         self._known[id(value)] = (value, plain)
         return plain
 
+    def _join(self, path: str, key: object) -> str:
+        return f"{path}{self._between}{key}" if path else str(key)
+
     def _other(self, value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
             return self._mapping(cast(Mapping[Any, Any], value), path)
         if isinstance(value, list | tuple | deque):
-            items = [self.of(item, _join(path, n)) for n, item in enumerate(value)]
+            items = [self.of(item, self._join(path, n)) for n, item in enumerate(value)]
             # Without one its neighbours would be at other places.
             items = [None if item is _NOTHING else item for item in items]
             return tuple(items) if isinstance(value, tuple) else items
@@ -165,7 +180,7 @@ class _Plain:
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
         plain: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
         for key, item in value.items():
-            name = _join(path, key)
+            name = self._join(path, key)
             if not _is_key(key):
                 self.left_out.append(f"{name}: its key is a {_words(type(key))}")
             elif (made := self.of(item, name)) is not _NOTHING:
@@ -204,10 +219,6 @@ def _is_key(key: object) -> bool:
     if type(key) is tuple:
         return all(map(_is_key, cast(tuple[object, ...], key)))
     return type(key) in _PLAIN
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}/{key}" if path else str(key)
 
 
 def _words(kind: type) -> str:

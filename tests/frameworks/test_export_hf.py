@@ -209,6 +209,22 @@ def test_one_of_two_adapters(tmp_path: Path) -> None:
         run.export_as(None, "peft", out, **options)
         same(weights_in(out), weights_in(tmp_path / folder))
         assert set(os.listdir(out)) == {*os.listdir(tmp_path / folder)} - {"other"}
+    # As PEFT names them, below one folder.
+    configs = {
+        name: (tmp_path / "native" / name).read_text()
+        for name in ("adapter_config.json", "other/adapter_config.json")
+    }
+    tracked = run_with(model=model, pretrained_files=configs)
+    tracked.export_as(None, "peft", tmp_path / "tracked", adapter="other")
+    assert sorted(os.listdir(tmp_path / "tracked")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    loaded = peft.PeftModel.from_pretrained(base(), tmp_path / "tracked", adapter_name="other")
+    assert loaded.peft_config["other"].to_dict()["r"] == 3
+    alone = run_with(model=model, pretrained_files={"other/adapter_config.json": "{}"})
+    with pytest.raises(UsageError, match=r"there is no adapter_config\.json"):
+        alone.export_as(None, "peft", tmp_path / "x", adapter="third")
     with pytest.raises(UsageError, match="has 2 adapters: default, other"):
         run.export_as(None, "peft", tmp_path / "x", files=tmp_path / "native")
     with pytest.raises(UsageError, match=r"no adapter_config\.json for 'model'"):

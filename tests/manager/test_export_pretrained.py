@@ -85,7 +85,8 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/b", "..", ".", "", "/etc/x", "a\\b", "a\nb", "\u202egpj", "x" * 300, 7]
+    "name",
+    ["../x", "a/../x", "a//b", "..", ".", "", "/x", "a\\b", "a\nb", "\u202egpj", "x" * 300, 7],
 )
 def test_hostile_names(tmp_path: Path, name: Any) -> None:
     run = saved({"model": MODEL, "pretrained_files": {**FILES, name: "x"}})
@@ -104,9 +105,13 @@ def test_values_that_are_no_files(tmp_path: Path) -> None:
 def test_other_weights_are_never_beside_ours(tmp_path: Path) -> None:
     odd = ["pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "x.PT"]
     more = {**FILES, **dict.fromkeys(odd, "x"), "adapter_config.json": "{}"}
-    run = saved({"model": MODEL, "pretrained_files": more})
+    templates = {"chat_templates/x.jinja": "x"}
+    run = saved({"model": MODEL, "pretrained_files": {**more, **templates}})
     done = run.export_as(None, "hf", tmp_path / "out")
-    assert done.left_out == [f"pretrained_files/{name}: other weights" for name in odd]
+    assert done.left_out == [
+        *(f"pretrained_files/{name}: other weights" for name in odd),
+        "pretrained_files/chat_templates/x.jinja: in a folder",
+    ]
     assert names(tmp_path / "out") == sorted([*FILES, "model.safetensors"])
     base = tmp_path / "base"
     base.mkdir()

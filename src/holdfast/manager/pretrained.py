@@ -85,7 +85,15 @@ def export_pretrained(
     if files is not None:
         texts |= _files_in(files)
     else:
-        texts |= _tracked_files(repo, record, manifest, beside, left_out)
+        there = _tracked_files(manifest, beside)
+        if kind == "peft":
+            there, adapter = _of_adapter(there, adapter)
+        for name, node in there.items():
+            path = f"{beside}/{name}"
+            if "/" in name or _WEIGHTS.fullmatch(name):
+                left_out.append(f"{path}: {'in a folder' if '/' in name else 'other weights'}")
+            else:
+                texts[name] = _data(repo, record, manifest, node, path)
     texts = {name: data for name, data in texts.items() if name not in _NOT_FOR[kind]}
     data, config = _config(texts, kind, model, files)
     tensors, others = tensors_of(manifest, cast(Node, below(manifest.tree, model)))
@@ -187,24 +195,37 @@ def _files_in(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.name, path
 
 
-def _tracked_files(
-    repo: Repo, record: Record, manifest: Manifest, beside: str, left_out: list[str]
-) -> dict[str, bytes]:
-    """Files of the state; others go to `left_out`. Their names may be anybody's work."""
-    found: dict[str, bytes] = {}
+def _tracked_files(manifest: Manifest, beside: str) -> dict[str, Node]:
+    """Files of the state, by names that anybody may have chosen. Raises StateError for one
+    that leads out of a folder."""
+    found: dict[str, Node] = {}
     pairs = mapping_pairs(cast(Node, below(manifest.tree, beside))) if beside else None
     for key, node in pairs or []:
-        if not isinstance(key, str) or not _is_plain_name(key):
+        if not isinstance(key, str) or not all(map(_is_plain_name, key.split("/"))):
             raise StateError(
                 f"{beside!r} of the checkpoint names a file {str(key)[:80]!r}, which is no plain "
                 "file name",
                 hint="Take the files from a folder instead: --files FOLDER.",
             )
-        if _WEIGHTS.fullmatch(key):
-            left_out.append(f"{beside}/{key}: other weights")
-            continue
-        found[key] = _data(repo, record, manifest, node, f"{beside}/{key}")
+        found[key] = node
     return found
+
+
+def _of_adapter(files: dict[str, Node], adapter: str) -> tuple[dict[str, Node], str]:
+    """(files with that adapter's config at the top, which adapter), "" = not known yet.
+
+    The config of an adapter that is not called "default" is in a folder of its name, where PEFT
+    puts it.
+    """
+    name = _CONFIG["peft"]
+    own = [path.removesuffix(f"/{name}") for path in files if path.endswith(f"/{name}")]
+    if not adapter and name not in files and len(own) == 1:
+        adapter = own[0]
+    if not own or adapter in ("", "default"):
+        return files, adapter
+    configs = {name, *(f"{one}/{name}" for one in own)}
+    others = {path: node for path, node in files.items() if path not in configs}
+    return others | ({name: files[f"{adapter}/{name}"]} if adapter in own else {}), adapter
 
 
 def _is_plain_name(name: str) -> bool:

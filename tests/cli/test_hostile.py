@@ -24,6 +24,8 @@ COMMANDS = [
     ["export", "hostile/names", "out/{name}.safetensors", "--only", "{name}"],
     ["export", "{run}@1", "out/{name}", "--to", "hf", "--only", "{name}", "--files", "{name}"],
     ["export", "{run}@1", "out/{name}.pt", "--to", "pt", "--force"],
+    ["average", "{run}@all", "--to", "means/{name}"],
+    ["average", "{run}@all", "--export", "{name}/x", "--only", "{name}"],
     ["cp", "{run}", "--all", "copies/{name}"],
     ["sync", "{run}", "{name}", "--dry-run"],
     ["verify", "{run}", "--repair-from", "nowhere/{name}"],

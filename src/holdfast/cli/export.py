@@ -21,7 +21,7 @@ Examples:
   holdfast export runs/lora adapter --to peft --files base-model
 
 \b
-For all of a checkpoint as plain files, for any program, see 'holdfast restore'.""",
+For the whole checkpoint, with plain values and files, see 'holdfast restore'.""",
 )
 @click.argument("reference", metavar="REF")
 @click.argument("target", metavar="TARGET")

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from holdfast.core.address import printable
 from holdfast.core.averaging import check_weights
 from holdfast.core.encode import CapturedLeaf
 from holdfast.core.leaves import check_leaf
@@ -110,8 +111,9 @@ def average(
     with members(checkpoints) as found:
         if len(found) < 2:
             raise UsageError(
-                f"an average needs two checkpoints, and this is {found[0].ref}",
-                hint=f"Name several: {found[0].info.address}@last=5, or more references.",
+                f"an average needs two checkpoints, and this is {printable(found[0].ref)}",
+                hint=f"Name several: {printable(found[0].info.address)}@last=5, or more "
+                "references.",
             )
         try:
             numbers = check_weights(weights, len(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,37 @@ def test_a_damaged_checkpoint_leaves_no_file(
         flip(pack, pack.stat().st_size - 1)
     assert "is damaged" in failed(holdfast_cli("export", f"{run}@400", tmp_path / "x"), 4)
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_every_format(tmp_path: Path, holdfast_cli: Command) -> None:
+    files = {"config.json": "{}", "adapter_config.json": '{"peft_type": "LORA"}'}
+    model = {"q.weight": torch.ones(2, 2)}
+    adapter = {"q.lora_A.mine.weight": torch.ones(1, 2), "q.lora_B.mine.weight": torch.ones(2, 1)}
+    with holdfast.CheckpointManager(tmp_path / "run") as manager:
+        state = {"model": model, "pretrained_files": files, "adapter": adapter}
+        manager.save(1, {**state, "words": np.array(["a"]), "when": torch.channels_last}).result()
+    run, out = tmp_path / "run", tmp_path / "out"
+    for to, options, printed in [
+        ("pt", [], "3 tensors of A@1 written to B"),
+        ("dcp", [], "3 tensors of A@1 written to B, 2 files"),
+        ("hf", [], "1 tensor of A@1 written to B, 2 files"),
+        ("peft", ["--only", "adapter"], "2 tensors of A@1 written to B, 2 files"),
+        ("safetensors", ["--shard-size", "1GB", "--only", "model"], "1 tensor of A@1 written to B"),
+    ]:
+        words = ["export", run, out, "--to", to, *options]
+        done = holdfast_cli(*words)
+        assert (done.status, done.err) == (0, "")
+        first, *more = tidy(done.out, run, out).splitlines()
+        assert first.startswith(f"{printed}, ")
+        assert first.endswith(", every byte verified.")
+        odd = ["words: <U1 array", "when: a torch.memory_format"]
+        left_out = odd if to in ("pt", "dcp") else []
+        lines = ["Left out, for there is no form for it:", *(f"  {line}" for line in left_out)]
+        assert more == (lines if left_out else [])
+        value = holdfast_cli(*words, "--force", "--json").json
+        assert (value["file"], value["format"], value["left_out"]) == (str(out), to, left_out)
+        paths = [Path(path) for path in value["files"]]
+        assert value["nbytes"] == sum(path.stat().st_size for path in paths)
+        assert sorted(paths) == (sorted(out.iterdir()) if out.is_dir() else [out])
+        assert int(printed[0]) == len(value["tensors"])
+        shutil.rmtree(out) if out.is_dir() else out.unlink()

@@ -336,7 +336,7 @@ class TreeDecoder:
 
     def _defined(self) -> dict[int, Node]:
         if self._definitions is None:
-            self._definitions = _definitions(self._scope)
+            self._definitions = definitions(self._scope)
         return self._definitions
 
     def adopt(self, target: object, node: Node) -> bool:
@@ -353,7 +353,7 @@ def _kind(node: Node) -> str:
     return "a list" if isinstance(node, list) else repr(node)[:40]
 
 
-def _definitions(tree: Node) -> dict[int, Node]:
+def definitions(tree: Node) -> dict[int, Node]:
     """Every node with an id, wherever it is. Not recursive: the tree is not checked yet."""
     found: dict[int, Node] = {}
     stack: list[Node] = [tree]

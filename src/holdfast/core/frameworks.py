@@ -87,6 +87,12 @@ def adapter_for_tag(tag: str) -> Adapter | None:
     return _load(root) if dot and root in ADAPTERS else None
 
 
+def adapter_named(root: str, purpose: str) -> Any:
+    """The adapter of a framework that is needed for `purpose`. Imports the framework; raises
+    StateError if it is not installed."""
+    return _load(root, purpose)
+
+
 def loaded_adapters() -> list[Adapter]:
     """The adapters of the frameworks that this process has imported."""
     return [_load(root) for root in ADAPTERS if _is_imported(root)]
@@ -101,7 +107,7 @@ def _is_imported(root: str) -> bool:
     return not getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
-def _load(root: str) -> Adapter:
+def _load(root: str, purpose: str = "") -> Adapter:
     # Asked for with each tensor, where import_module() costs more than all else here.
     adapter = getattr(sys.modules.get(ADAPTERS[root]), "adapter", None)
     if adapter is not None:
@@ -116,6 +122,8 @@ def _load(root: str) -> Adapter:
         if (error.name or "").partition(".")[0] != root:
             raise
         raise StateError(
-            f"the state holds values of {root}, which is not installed",
+            f"{purpose} needs {root}, which is not installed"
+            if purpose
+            else f"the state holds values of {root}, which is not installed",
             hint=f"pip install 'holdfast[{root}]'",
         ) from None

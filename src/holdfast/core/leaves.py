@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 from holdfast.core.packing import MAX_DIMENSIONS
-from holdfast.core.plan import ITEMSIZES, box_offset
+from holdfast.core.plan import ITEMSIZES, box_offset, itemsize
 from holdfast.core.records import Leaf
 from holdfast.errors import DamagedObject
 
@@ -61,6 +62,26 @@ class BufferDestination:
     def release(self) -> None:
         """The buffer can be resized again."""
         self._view.release()
+
+
+class FileDestination:
+    """A leaf goes into a file that is open already, from a byte on; see
+    `adapters.Destination`."""
+
+    def __init__(self, fd: int, offset: int, dtype: str, shape: Sequence[int]) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._itemsize = itemsize(dtype)
+        self._shape = shape
+
+    def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
+        flat = 0
+        for begin, whole in zip(start, self._shape, strict=True):
+            flat = flat * whole + begin
+        at = self._offset + flat * self._itemsize
+        while data:
+            done = os.pwrite(self._fd, data, at)
+            data, at = data[done:], at + done
 
 
 class Later:

@@ -39,6 +39,29 @@ ITEMSIZES = {
     "F64": 8,
 }
 
+NAMED = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "uint16": "U16",
+    "int16": "I16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint32": "U32",
+    "int32": "I32",
+    "float32": "F32",
+    "complex64": "C64",
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+}
+"""Dtypes of torch that safetensors can name -> that name."""
+
 
 def itemsize(dtype: str) -> int:
     """Bytes of one element of a safetensors dtype. Raises StateError if unknown.

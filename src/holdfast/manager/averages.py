@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from holdfast.core.address import printable
 from holdfast.core.averaging import check_weights
 from holdfast.core.encode import CapturedLeaf
 from holdfast.core.leaves import check_leaf
@@ -21,7 +22,7 @@ from holdfast.core.selection import make_selection
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, UsageError, briefly
 from holdfast.manager.blocks import Blocks
-from holdfast.manager.export import names_below, tensor_indexes
+from holdfast.manager.export import names_below
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.manager import CheckpointManager
 from holdfast.manager.members import Member, References, members
@@ -39,6 +40,7 @@ from holdfast.manager.nodes import mapping_pairs
 from holdfast.manager.progress import current_work
 from holdfast.manager.scratch import write_file
 from holdfast.manager.snapshot import Snapshot, SnapshotMemory, Way
+from holdfast.manager.tensors import tensor_indexes
 from holdfast.repo.check import leaf_nbytes
 from holdfast.stores.addresses import real_address
 
@@ -109,8 +111,9 @@ def average(
     with members(checkpoints) as found:
         if len(found) < 2:
             raise UsageError(
-                f"an average needs two checkpoints, and this is {found[0].ref}",
-                hint=f"Name several: {found[0].info.address}@last=5, or more references.",
+                f"an average needs two checkpoints, and this is {printable(found[0].ref)}",
+                hint=f"Name several: {printable(found[0].info.address)}@last=5, or more "
+                "references.",
             )
         try:
             numbers = check_weights(weights, len(found))

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
 from holdfast.core.address import some_of
-from holdfast.core.packing import PackChunk, pack_header
-from holdfast.core.plan import itemsize
+from holdfast.core.leaves import check_leaf
 from holdfast.core.records import Leaf, Manifest, Record
 from holdfast.core.tree import Directory, File, TreeDecoder
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, UsageError
 from holdfast.manager.info import info_of
 from holdfast.manager.nodes import file_nodes, leaf_indexes
-from holdfast.manager.reader import ChunkReader, Wanted
+from holdfast.manager.reader import ChunkReader
 from holdfast.manager.restore import fill
 from holdfast.manager.scratch import check_target, write_file, write_whole
-from holdfast.repo.check import leaf_nbytes
+from holdfast.manager.tensors import (
+    Stored,
+    check_no_others,
+    every_tensor,
+    names_of,
+    shards,
+    write_bytes,
+    write_shards,
+    write_tensors,
+)
 from holdfast.repo.repo import Repo
 
 TENSORS = "state.safetensors"
 VALUES = "state.json"
 FILES = "files"
-_NO_TENSORS = frozenset({"str", "bytes", "bytearray", "file"})
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -51,7 +57,10 @@ def export(repo: Repo, record: Record, folder: Path, *, replace: bool = False) -
         raise DamagedObject(
             f"manifests/{record.id}.json", "its tree names leaves that are not there"
         )
-    leaves = [manifest.leaves[index] for index in indexes]
+    tensors = [
+        Stored(manifest.leaves[index].path, index, *check_leaf(manifest.leaves[index]))
+        for index in indexes
+    ]
     described = {
         "checkpoint": msgspec.to_builtins(info_of(repo.address, record)),
         "config": manifest.config,
@@ -61,11 +70,8 @@ def export(repo: Repo, record: Record, folder: Path, *, replace: bool = False) -
     }
 
     def write(scratch: Path) -> list[Path]:
-        _write_tensors(repo, record, manifest, leaves, scratch / TENSORS)
-        with open(scratch / VALUES, "xb") as out:
-            out.write(msgspec.json.format(msgspec.json.encode(described), indent=1))
-            out.flush()
-            os.fsync(out.fileno())
+        write_tensors(repo, record, manifest, tensors, scratch / TENSORS)
+        write_bytes(scratch / VALUES, msgspec.json.format(msgspec.json.encode(described), indent=1))
         written = [scratch / TENSORS, scratch / VALUES]
         for path, node in files:
             written.append(_write_files(repo, record, manifest, path, node, scratch / FILES))
@@ -85,33 +91,71 @@ def export_tensors(
     DamagedObject, with nothing left behind.
     """
     manifest = repo.manifest(record)
-    indexes = [i for i in tensor_indexes(manifest.tree) if 0 <= i < len(manifest.leaves)]
-    leaves = [manifest.leaves[index] for index in indexes]
-    if only:
-        leaves = names_below(leaves, only)
-    ChunkReader(repo, record, manifest).check_packs(leaves)
-    info = info_of(repo.address, record)
-    described = {"ref": info.ref, "id": info.id, "step": info.step, "metrics": record.metrics}
-    # "format" is what Transformers asks for before it loads a file.
-    metadata = {"format": "pt", "holdfast": msgspec.json.encode(described).decode()}
+    tensors = chosen(manifest, only)
+    check_packs(repo, record, manifest, tensors)
+    metadata = metadata_of(repo, record)
 
     def write(scratch: Path) -> None:
-        _write_tensors(repo, record, manifest, leaves, scratch, metadata)
+        write_tensors(repo, record, manifest, tensors, scratch, metadata)
 
     write_file(file, write, replace=replace)
-    return [leaf.path for leaf in leaves]
+    return [one.name for one in tensors]
+
+
+def export_shards(
+    repo: Repo,
+    record: Record,
+    folder: Path,
+    most_bytes: int,
+    *,
+    only: str = "",
+    replace: bool = False,
+) -> tuple[list[Path], list[str]]:
+    """As `export_tensors`, into files of at most `most_bytes`: (paths, names of tensors).
+
+    `model.safetensors`, or `model-00001-of-00003.safetensors` and so on with
+    `model.safetensors.index.json`, which says what is where, as Transformers writes it.
+    """
+    check_target(folder, replace=replace)
+    manifest = repo.manifest(record)
+    tensors = chosen(manifest, only)
+    check_packs(repo, record, manifest, tensors)
+    parts = shards(tensors, most_bytes)
+    check_no_others(folder, names_of("model", len(parts)))
+    metadata = metadata_of(repo, record)
+
+    def write(scratch: Path) -> list[Path]:
+        return write_shards(repo, record, manifest, parts, scratch, "model", metadata)
+
+    written = write_whole(folder, write)
+    return [folder / path.name for path in written], [one.name for one in tensors]
+
+
+def check_packs(repo: Repo, record: Record, manifest: Manifest, tensors: Sequence[Stored]) -> None:
+    """Before anything is written. Raises DamagedObject, CheckpointRemoved."""
+    ChunkReader(repo, record, manifest).check_packs(manifest.leaves[x.index] for x in tensors)
+
+
+def chosen(manifest: Manifest, only: str) -> list[Stored]:
+    """The tensors below `only`, by the rest of their path. Raises UsageError for none."""
+    tensors = every_tensor(manifest)
+    if not only:
+        return tensors
+    return [tensors[i]._replace(name=name) for i, name in _below([x.name for x in tensors], only)]
 
 
 def names_below(leaves: Sequence[Leaf], only: str) -> list[Leaf]:
     """Those below this path, named by the rest of theirs. Raises UsageError if there is none."""
-    below = f"{only.rstrip('/')}/"
-    found = [
-        msgspec.structs.replace(leaf, path=leaf.path.removeprefix(below))
-        for leaf in leaves
-        if leaf.path.startswith(below)
-    ]
+    found = _below([leaf.path for leaf in leaves], only)
+    return [msgspec.structs.replace(leaves[i], path=name) for i, name in found]
+
+
+def _below(paths: Sequence[str], only: str) -> list[tuple[int, str]]:
+    """(position, the rest of the path) of those below `only`."""
+    start = f"{only.rstrip('/')}/"
+    found = [(i, path[len(start) :]) for i, path in enumerate(paths) if path.startswith(start)]
     if not found:
-        names = sorted({leaf.path.partition("/")[0] for leaf in leaves})
+        names = sorted({path.partition("/")[0] for path in paths})
         raise UsageError(
             f"the checkpoint has no tensor below {only!r}",
             hint=f"It has tensors below {some_of(names)}." if names else "It has no tensor at all.",
@@ -119,22 +163,12 @@ def names_below(leaves: Sequence[Leaf], only: str) -> list[Leaf]:
     return found
 
 
-def tensor_indexes(tree: Node) -> list[int]:
-    """The leaves of a tree that are neither texts nor files, each once, in its order."""
-    # Checked for depth, and for nodes that are none.
-    every = list(dict.fromkeys(leaf_indexes(tree)))
-    others: set[int] = set()
-    waiting: list[Node] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            tagged = cast(dict[str, Node], node)
-            if tagged.get("!") in _NO_TENSORS and isinstance(tagged.get("leaf"), int):
-                others.add(tagged["leaf"])
-            waiting.extend(tagged.values())
-        elif isinstance(node, list):
-            waiting.extend(cast(list[Node], node))
-    return [index for index in every if index not in others]
+def metadata_of(repo: Repo, record: Record) -> dict[str, str]:
+    """What the header of a file says of where it is from."""
+    info = info_of(repo.address, record)
+    described = {"ref": info.ref, "id": info.id, "step": info.step, "metrics": record.metrics}
+    # "format" is what Transformers asks for before it loads a file.
+    return {"format": "pt", "holdfast": msgspec.json.encode(described).decode()}
 
 
 def _write_files(
@@ -160,46 +194,3 @@ def _write_files(
         decoder.discard()
         raise
     return target
-
-
-def _write_tensors(
-    repo: Repo,
-    record: Record,
-    manifest: Manifest,
-    leaves: list[Leaf],
-    path: Path,
-    metadata: Mapping[str, str] = {},
-) -> None:
-    header, offsets = pack_header(
-        [PackChunk(leaf.path, leaf.dtype, leaf.shape, leaf_nbytes(leaf)) for leaf in leaves],
-        metadata,
-    )
-    with open(path, "xb") as out:
-        out.write(header)
-        out.flush()
-        wanted = [
-            Wanted(leaf, chunk, _Place(out.fileno(), offset, leaf).write)
-            for leaf, offset in zip(leaves, offsets, strict=True)
-            for chunk in leaf.chunks
-        ]
-        ChunkReader(repo, record, manifest).read(wanted)
-        os.fsync(out.fileno())
-
-
-class _Place:
-    """A leaf goes into a file that is open already, from a byte on; see
-    `adapters.Destination`."""
-
-    def __init__(self, fd: int, offset: int, leaf: Leaf) -> None:
-        self._fd = fd
-        self._offset = offset
-        self._leaf = leaf
-
-    def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
-        flat = 0
-        for begin, whole in zip(start, self._leaf.shape, strict=True):
-            flat = flat * whole + begin
-        at = self._offset + flat * itemsize(self._leaf.dtype)
-        while data:
-            done = os.pwrite(self._fd, data, at)
-            data, at = data[done:], at + done

@@ -44,6 +44,7 @@ from holdfast.stores.open import open_store
 
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Comparison
+    from holdfast.manager.exported import Exported
     from holdfast.manager.foreign_comparison import Compared
     from holdfast.manager.goodput import Goodput
     from holdfast.manager.history import Event
@@ -269,6 +270,51 @@ class Lookup:
 
         record = self._resolve(ref)
         return export_tensors(self._repo, record, Path(file), only=only, replace=replace)
+
+    def export_as(
+        self,
+        ref: Ref,
+        to: str,
+        target: str | os.PathLike[str],
+        *,
+        only: str = "",
+        files: str | os.PathLike[str] | None = None,
+        adapter: str = "",
+        shard_size: int | str | None = None,
+        replace: bool = False,
+    ) -> Exported:
+        """Write a checkpoint in the form that another program loads.
+
+        | `to` | `target` | is read by |
+        |---|---|---|
+        | `"safetensors"` | a file; with `shard_size` a folder | safetensors |
+        | `"pt"` | a file | `torch.load(file, weights_only=True)` |
+        | `"dcp"` | a folder | `torch.distributed.checkpoint.load` |
+        | `"hf"` | a folder | `transformers`: `AutoModel.from_pretrained(folder)` |
+        | `"peft"` | a folder | `peft`: `PeftModel.from_pretrained(base, folder)` |
+
+        `only` names a part of the state; for "hf" and "peft" the model, else `model`. `files`
+        is a folder with config.json and the tokenizer's files, else they are taken from
+        `pretrained_files` in the state. `adapter` names one of several. `shard_size` is in bytes or
+        such as "5GB" ("hf": 5 GB, if it is not said). The target appears
+        when every byte was verified and is on disk; an error leaves nothing behind.
+
+        Raises UsageError for a target that is there, unless `replace`, and where what the
+        format needs is not in the checkpoint; DamagedObject; StateError, PickleRefused.
+        """
+        from holdfast.manager.formats import export_as
+
+        return export_as(
+            self._repo,
+            self._resolve(ref),
+            to,
+            Path(target),
+            only=only,
+            files=None if files is None else Path(files),
+            adapter=adapter,
+            shard_size=shard_size,
+            replace=replace,
+        )
 
     def compare(
         self, ref: Ref, other: Lookup, other_ref: Ref, *, values: bool = False

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from holdfast.core.address import printable
 from holdfast.core.process import current, is_alive
 from holdfast.errors import UsageError
 from holdfast.stores.unfinished import owner_of, temporary_name
@@ -22,10 +23,10 @@ def check_target(target: Path, *, replace: bool) -> None:
     if not os.path.lexists(target):
         return
     if not target.is_dir():
-        raise UsageError(f"{target} is not a folder", hint="Name a new folder.")
+        raise UsageError(f"{_words(target)} is not a folder", hint="Name a new folder.")
     if not replace and any(target.iterdir()):
         raise UsageError(
-            f"{target} is not empty",
+            f"{_words(target)} is not empty",
             hint="Name a new folder, or replace what has the same name "
             "(replace=True; --force on the command line).",
         )
@@ -63,10 +64,10 @@ def write_file(target: Path, fill: Callable[[Path], None], *, replace: bool) -> 
     Nothing is left behind when `fill` raises.
     """
     if os.path.lexists(target) and not target.is_file():
-        raise UsageError(f"{target} is not a file", hint="Name a new file.")
+        raise UsageError(f"{_words(target)} is not a file", hint="Name a new file.")
     if os.path.lexists(target) and not replace:
         raise UsageError(
-            f"{target} exists",
+            f"{_words(target)} exists",
             hint="Name a new file, or replace it (replace=True; --force on the command line).",
         )
     target = Path(os.path.realpath(target))
@@ -78,10 +79,14 @@ def write_file(target: Path, fill: Callable[[Path], None], *, replace: bool) -> 
             try:
                 os.link(scratch / "new", target)  # never replaces what came meanwhile
             except FileExistsError as error:
-                raise UsageError(f"{target} exists", hint="Name a new file.") from error
+                raise UsageError(f"{_words(target)} exists", hint="Name a new file.") from error
             except OSError:  # no hard links here
                 os.rename(scratch / "new", target)
         _sync_folder(target.parent)
+
+
+def _words(path: Path) -> str:
+    return printable(str(path))  # an error may have several lines; a name must not add one
 
 
 def _can_be_renamed_over(folder: Path) -> bool:
@@ -138,7 +143,9 @@ def _move_files(source: Path, target: Path) -> None:
         if place.is_dir() and not place.is_symlink():
             blocked.append(place)
         if blocked:
-            raise UsageError(f"{blocked[0]} is in the way", hint="Move it, or name another folder.")
+            raise UsageError(
+                f"{_words(blocked[0])} is in the way", hint="Move it, or name another folder."
+            )
     for path, place in zip(files, places, strict=True):
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)

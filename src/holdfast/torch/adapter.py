@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,6 +136,20 @@ class TorchAdapter:
     def unsaved_attributes(self, tracked: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers that modules keep outside of their state, by name."""
         return attributes.unsaved(tracked)
+
+    def write_pt(self, read: Callable[[], Any], file: Path) -> tuple[list[str], list[str]]:
+        """See exports.write_pt."""
+        from holdfast.torch.exports import write_pt
+
+        return write_pt(read, file)
+
+    def write_dcp(
+        self, read: Callable[[], Any], folder: Path, target: Path
+    ) -> tuple[list[str], list[str]]:
+        """See exports.write_dcp."""
+        from holdfast.torch.exports import write_dcp  # DCP takes a second to import
+
+        return write_dcp(read, folder, target)
 
     def capture_rng(self) -> dict[str, object]:
         return rng.capture_rng()

@@ -6,29 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-# A dtype that safetensors can name is stored under that name.
-_NAMED = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "uint16": "U16",
-    "int16": "I16",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "uint32": "U32",
-    "int32": "I32",
-    "float32": "F32",
-    "complex64": "C64",
-    "uint64": "U64",
-    "int64": "I64",
-    "float64": "F64",
-}
-# The others are stored as U8 with the item size as last dimension.
+from holdfast.core.plan import NAMED
+
+# Those that safetensors cannot name are stored as U8 with the item size as last dimension.
 _UNNAMED = (
     "complex32",
     "complex128",
@@ -38,12 +18,12 @@ _UNNAMED = (
 )
 
 DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in (*_NAMED, *_UNNAMED) if hasattr(torch, name)
+    name: getattr(torch, name) for name in (*NAMED, *_UNNAMED) if hasattr(torch, name)
 }
 """Every dtype that can be stored, by name. Quantized ones cannot."""
 
 STORED: dict[torch.dtype, str] = {
-    DTYPES[name]: stored for name, stored in _NAMED.items() if name in DTYPES
+    DTYPES[name]: stored for name, stored in NAMED.items() if name in DTYPES
 }
 """The dtypes that safetensors can name."""
 

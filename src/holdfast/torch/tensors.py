@@ -26,6 +26,7 @@ from holdfast.core.arrays import dense_order
 from holdfast.core.sharing import Layout, SharedMemory
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, StateError, UnsupportedValue
+from holdfast.torch.backing import backing_of
 from holdfast.torch.dtypes import DTYPES, NAMES, describe, name_of, words
 from holdfast.torch.memory import (
     TensorDestination,
@@ -393,6 +394,9 @@ def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Te
     leaf share memory, as they did when they were saved."""
     if saved.view is not None:
         memo = decoder.alias(("torch.bytes", saved.leaf, str(device)))
+        if "tensor" not in memo and (backing := backing_of(device)):
+            memo["tensor"], place = backing.place(saved.leaf_bytes, *decoder.spec(saved.leaf))
+            decoder.request(saved.leaf, place)
         if "tensor" not in memo:
             wait_for_device(device, decoder)
             memo["tensor"] = torch.empty(saved.leaf_bytes, dtype=torch.uint8, device=device)
@@ -402,6 +406,12 @@ def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Te
         view = _empty((0,), saved.dtype, device)
         return view.set_(storage, offset // saved.dtype.itemsize, saved.shape, strides)
     memo = decoder.alias(("torch.new", saved, str(device)))
+    if "tensor" not in memo and 0 not in saved.shape and (backing := backing_of(device)):
+        # In the order of its dimensions, which is how its bytes come.
+        nbytes = prod(saved.shape) * saved.dtype.itemsize
+        raw, place = backing.place(nbytes, *decoder.spec(saved.leaf))
+        memo["tensor"] = raw.view(saved.dtype).view(saved.shape)
+        decoder.request(saved.leaf, place)
     if "tensor" not in memo:
         wait_for_device(device, decoder)
         sizes = [saved.shape[dim] for dim in saved.order or range(len(saved.shape))]

@@ -1,0 +1,474 @@
+"""In which order `fit` goes through its data, and how it goes on inside a pass.
+
+A *pass* is what Keras makes an iterator for: an epoch, or as many epochs as the data lasts for
+where `steps_per_epoch` is given. Each kind of data says how a pass begins and how one is gone
+on with behind the batches that were taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from holdfast.errors import StateError
+from holdfast.keras.others import Attributes, is_index
+from holdfast.run.iterables import open_feed
+
+# Keras does not export what it makes of the data that `fit` is given.
+from keras.src.trainers.data_adapters import (  # isort: skip
+    array_data_adapter,
+    array_slicing,
+    generator_data_adapter,
+    py_dataset_adapter,
+    tf_dataset_adapter,
+    torch_data_loader_adapter,
+)
+
+
+class Data:
+    """What the kinds of data share. `state` says where a pass is; `go_on` goes there."""
+
+    kind = ""
+    known = ""
+    """Why the order cannot be known, in words; "" if it can."""
+    peeks = False
+    """Whether the end of a pass is seen only by asking for the next batch."""
+
+    def __init__(self, iterator: Any) -> None:
+        self.iterator = iterator
+        self.adapter = iterator.data_adapter
+
+    def state(self) -> dict[str, Any]:
+        """Of the pass in progress, as it was before the next batch."""
+        return {}
+
+    def rest(self, saved: dict[str, Any], taken: int) -> None:
+        """Bring what lasts between passes to where it was. Nothing is taken."""
+
+    def go_on(self, saved: dict[str, Any], taken: int) -> None:
+        """The next pass to begin is the saved one, behind `taken` batches."""
+        self.rest(saved, taken)
+
+    def peek(self, batches: int) -> bool:
+        """Whether there is another batch."""
+        return True
+
+    def ended(self, *, whole: bool) -> None:
+        """An epoch has; `whole`: it was a pass, and the next one begins another."""
+
+    def stop(self) -> None:
+        """Training is left: what goes on beside it ends."""
+
+
+class Unknown(Data):
+    """Data whose order nobody can tell: its epochs are whole."""
+
+    kind = "unknown"
+
+    def __init__(self, iterator: Any, why: str) -> None:
+        super().__init__(iterator)
+        self.known = why
+
+
+class _Seeded(Data):
+    """Its order is drawn from a seed, which is drawn from NumPy's global generator."""
+
+    def __init__(self, iterator: Any) -> None:
+        super().__init__(iterator)
+        self._seed: int | None = None
+        self._again: tuple[int, int] | None = None
+        self._start = 0
+
+    def identity(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        return {**self.identity(), "seed": self._seed}
+
+    def go_on(self, saved: dict[str, Any], taken: int) -> None:
+        super().go_on(saved, taken)
+        changed = [
+            f"{name} was {saved.get(name)!r}, is {value!r}"
+            for name, value in self.identity().items()
+            if saved.get(name) != value
+        ]
+        if changed:
+            raise StateError(
+                "the data changed, and the run stopped inside an epoch of it: "
+                f"{'; '.join(changed)}",
+                hint="Put it back as it was, or start the run at another address.",
+            )
+        self._again = None if saved["seed"] is None else (saved["seed"], taken)
+
+    def _begin(self) -> np.random.Generator:
+        if self._again is not None:
+            self._seed, self._start = self._again
+            self._again = None
+        else:
+            self._seed, self._start = int(np.random.randint(1 << 31)), 0
+        return np.random.default_rng(self._seed)
+
+
+class Arrays(_Seeded):
+    """Arrays of any make, in an order that Keras would draw (`shuffle=`)."""
+
+    kind = "arrays"
+
+    def __init__(self, iterator: Any) -> None:
+        super().__init__(iterator)
+        self._inputs: Any = None
+        if keras.backend.backend() == "tensorflow":
+            iterator._get_iterator = self._tensorflow
+        elif keras.backend.backend() == "jax":
+            self.adapter.get_jax_iterator = partial(self._begun, "jax")
+        else:
+            self.adapter.get_torch_dataloader = partial(self._begun, "torch")
+
+    def identity(self) -> dict[str, Any]:
+        one = self.adapter
+        shuffle = one._shuffle if one._shuffle == "batch" else bool(one._shuffle)
+        return {"samples": one._num_samples, "batch_size": one._batch_size, "shuffle": shuffle}
+
+    def _order(self) -> np.ndarray[Any, Any] | None:
+        """The samples in their order; None: as they are."""
+        rng = self._begin()
+        size, total = self.adapter._batch_size, self.adapter._num_samples
+        if self.adapter._shuffle == "batch":
+            return np.concatenate(
+                [
+                    first + rng.permutation(min(size, total - first))
+                    for first in range(0, total, size)
+                ]
+            )
+        return rng.permutation(total) if self.adapter._shuffle else None
+
+    def _sliceable(self, target: str) -> Any:
+        if self._inputs is None:
+            self._inputs = array_slicing.convert_to_sliceable(
+                self.adapter._inputs, target_backend=target
+            )
+        return self._inputs
+
+    def _begun(self, target: str) -> Iterator[Any]:
+        return self._batches(target, self._order(), self._start)
+
+    def _batches(self, target: str, order: Any, start: int) -> Iterator[Any]:
+        inputs = self._sliceable(target)
+        size, total = self.adapter._batch_size, self.adapter._num_samples
+        for first in range(start * size, total, size):
+            last = min(first + size, total)
+            which = slice(first, last) if order is None else order[first:last]
+
+            def cut(one: Any, which: Any = which) -> Any:
+                part = one[which]
+                if target == "jax":
+                    return one.convert_to_jax_compatible(part)
+                return keras.ops.convert_to_tensor(one.convert_to_torch_compatible(part))
+
+            yield tree.map_structure(cut, inputs, none_is_leaf=False)
+
+    def _tensorflow(self) -> Any:
+        import tensorflow as tf
+
+        inputs = tree.lists_to_tuples(self._sliceable("tensorflow"))
+        order, size = self._order(), self.adapter._batch_size
+        if order is None:
+            order = np.arange(self.adapter._num_samples)
+
+        def gather(which: Any, data: Any) -> Any:
+            def one(value: Any) -> Any:
+                if isinstance(value, array_slicing.TensorflowSparseWrapper):
+                    return array_slicing.slice_tensorflow_sparse_wrapper(value, which)
+                if isinstance(value, list | tuple | dict):
+                    return None  # go into it
+                return tf.gather(value, which, axis=0) if tf.is_tensor(value) else value
+
+            return tree.traverse(one, data)
+
+        which = tf.data.Dataset.from_tensor_slices(order[self._start * size :]).batch(size)
+        batches = tf.data.Dataset.zip((which, tf.data.Dataset.from_tensors(inputs).repeat()))
+        batches = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = batches.prefetch(tf.data.AUTOTUNE)
+        return self.iterator._distribute_strategy.experimental_distribute_dataset(batches)
+
+
+class Sequence(_Seeded):
+    """A `PyDataset`: batches by number. What was consumed is not made again."""
+
+    kind = "PyDataset"
+
+    def __init__(self, iterator: Any) -> None:
+        super().__init__(iterator)
+        adapter = self.adapter
+        self._dataset = adapter.py_dataset
+        self._keeps = hasattr(self._dataset, "load_state_dict")
+        skip = ("_workers", "_use_multiprocessing", "_max_queue_size")
+        self._attributes = Attributes(self._dataset, skip=skip, wanted=is_index)
+        self._shuffle = bool(adapter.shuffle) and self._dataset.num_batches is not None
+        self._view = _View(self._dataset)
+        self._resumed = False
+        adapter.py_dataset, adapter.shuffle = self._view, False
+        if adapter.enqueuer is not None:
+            adapter.enqueuer.py_dataset, adapter.enqueuer.shuffle = self._view, False
+            if iterator.steps_per_epoch:
+                self.known = "its workers do not keep their place from one epoch to the next"
+        self._on_epoch_begin = adapter.on_epoch_begin
+        adapter.on_epoch_begin = self._epoch_begins
+        # TensorFlow's pipeline has the adapter's own already, which looks at the view.
+        owner = iterator if keras.backend.backend() == "tensorflow" else adapter
+        self._get = owner._get_iterator
+        owner._get_iterator = self._begun
+
+    def identity(self) -> dict[str, Any]:
+        return {"batches": self._dataset.num_batches, "shuffle": self._shuffle}
+
+    def state(self) -> dict[str, Any]:
+        kept = self._dataset.state_dict() if self._keeps else self._attributes.changed()
+        return {**super().state(), "dataset": kept}
+
+    def rest(self, saved: dict[str, Any], taken: int) -> None:
+        if self._keeps:
+            self._dataset.load_state_dict(saved["dataset"])
+        else:
+            self._attributes.put_back(saved["dataset"])
+
+    def go_on(self, saved: dict[str, Any], taken: int) -> None:
+        super().go_on(saved, taken)
+        self._resumed = taken > 0 and not self.iterator.steps_per_epoch
+
+    def stop(self) -> None:
+        if self.adapter.enqueuer is not None:
+            self.adapter.enqueuer.stop()
+
+    def _epoch_begins(self) -> None:
+        if self.adapter.enqueuer is not None:
+            # Batches that were made ahead of the last pass, to look at their shapes.
+            self.adapter.enqueuer.ready_queue.queue.clear()
+        # Workers start with it: they must know the order.
+        if not self.iterator.steps_per_epoch:
+            self._order()
+        self._view.quiet = self._resumed  # the process before has called it
+        self._resumed = False
+        self._on_epoch_begin()
+        self._view.quiet = False
+
+    def _order(self) -> None:
+        rng, total = self._begin(), self._dataset.num_batches
+        order = rng.permutation(total) if self._shuffle else None
+        self._view.set(order, self._start)
+
+    def _begun(self) -> Any:
+        if self.iterator.steps_per_epoch:
+            self._order()
+        return self._get()
+
+
+class _View(keras.utils.PyDataset):
+    """A dataset in another order, from a place inside it."""
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self._order: Any = None
+        self._start = 0
+        self.quiet = False
+
+    def set(self, order: Any, start: int) -> None:
+        self._order, self._start = order, start
+
+    @property
+    def num_batches(self) -> int | None:
+        total = self._dataset.num_batches
+        return None if total is None else total - self._start
+
+    def __getitem__(self, index: int) -> Any:
+        index += self._start
+        return self._dataset[index if self._order is None else int(self._order[index])]
+
+    def on_epoch_begin(self) -> None:
+        if not self.quiet:
+            self._dataset.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._dataset.on_epoch_end()
+
+
+class Fed(Data):
+    """A generator or a torch DataLoader: what was consumed is drawn again, or found by index."""
+
+    kind = "feed"
+
+    def __init__(self, iterator: Any, source: Any, settings: Callable[[Any], None]) -> None:
+        super().__init__(iterator)
+        if keras.distribution.distribution() is not None:
+            self.known = f"a {type(source).__name__} of a distribution"
+            return
+        self._feed = open_feed(source)
+        settings(self._feed)
+        self.peeks = self._feed.length() is None
+        self._open = False
+        self._resumed = False
+        self._before: dict[str, Any] | None = None
+        self._buffer: deque[Any] = deque()
+        iterator._get_iterator = self._begun
+
+    def state(self) -> dict[str, Any]:
+        if self.known:
+            return {}
+        return {"feed": self._feed.state() if self._before is None else self._before}
+
+    def rest(self, saved: dict[str, Any], taken: int) -> None:
+        if not self.known and saved["feed"]["at"] != "inside":
+            self._feed.open(saved["feed"])
+
+    def go_on(self, saved: dict[str, Any], taken: int) -> None:
+        self.rest(saved, taken)
+        if saved["feed"]["at"] == "inside":
+            self._feed.open(saved["feed"])
+            self._open = self._resumed = True
+
+    def peek(self, batches: int) -> bool:
+        self._before = None
+        if not self.peeks:
+            return True
+        before = self._feed.state()
+        while len(self._buffer) < batches:
+            try:
+                self._buffer.append(self._take())
+            except StopIteration:
+                break
+        self._before = before
+        return bool(self._buffer)
+
+    def ended(self, *, whole: bool) -> None:
+        self._before = None
+        if whole and not self.known and self._open:
+            self._buffer.clear()
+            self._feed.close()
+            self._open = False
+
+    def stop(self) -> None:
+        if not self.known:
+            self._feed.shutdown()
+
+    def next(self) -> Any:
+        return self._buffer.popleft() if self._buffer else self._take()
+
+    def _begun(self) -> Any:
+        if not self._resumed:
+            self.ended(whole=True)
+        self._resumed = False
+        return _Pass(self)
+
+    def _take(self) -> Any:
+        if not self._open:
+            self._feed.open(None)
+            self._open = True
+        return tree.map_structure(_converted, self._feed.take(), none_is_leaf=False)
+
+
+class _Pass(Iterator[Any]):
+    def __init__(self, data: Fed) -> None:
+        self._data = data
+
+    def __next__(self) -> Any:
+        return self._data.next()
+
+
+class Pipeline(Data):
+    """A `tf.data.Dataset` that draws nothing, or only from seeds."""
+
+    kind = "tf.data"
+
+    def __init__(self, iterator: Any) -> None:
+        super().__init__(iterator)
+        self._dataset = self.adapter._dataset
+        self.known = _unknown(self._dataset)
+        self._passes = 0
+        self._skip = 0
+        if self.known:
+            return
+        if keras.backend.backend() == "tensorflow":
+            iterator._get_iterator = self._begun
+        else:
+            self.adapter._dataset = self  # it iterates over it, from batch to batch
+
+    def state(self) -> dict[str, Any]:
+        return {"passes": self._passes}
+
+    def rest(self, saved: dict[str, Any], taken: int) -> None:
+        # A shuffle has another order each time that it is begun.
+        for _ in range(saved["passes"]):
+            iter(self._dataset)
+        self._passes = saved["passes"]
+
+    def go_on(self, saved: dict[str, Any], taken: int) -> None:
+        self.rest({"passes": saved["passes"] - 1}, taken)
+        self._skip = taken
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._begun())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def _begun(self) -> Any:
+        self._passes += 1
+        skip, self._skip = self._skip, 0
+        if not skip:
+            return self._dataset
+        return self._dataset.skip(skip)
+
+
+def data_of(iterator: Any, settings: Callable[[Any], None]) -> Data:
+    """How the data of Keras' `EpochIterator` can be gone on with. It is changed for that."""
+    adapter = iterator.data_adapter
+    if isinstance(adapter, array_data_adapter.ArrayDataAdapter):
+        return Arrays(iterator)
+    if isinstance(adapter, py_dataset_adapter.PyDatasetAdapter):
+        return Sequence(iterator)
+    if isinstance(adapter, torch_data_loader_adapter.TorchDataLoaderAdapter):
+        return Fed(iterator, adapter._dataloader, settings)
+    if isinstance(adapter, generator_data_adapter.GeneratorDataAdapter):
+        return Fed(iterator, adapter.generator(), settings)
+    if isinstance(adapter, tf_dataset_adapter.TFDatasetAdapter):
+        return Pipeline(iterator)
+    return Unknown(iterator, f"nobody can tell the order of {type(adapter).__qualname__}")
+
+
+def _converted(value: Any) -> Any:
+    if keras.backend.backend() == "jax":
+        return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    return keras.ops.convert_to_tensor(value)
+
+
+def _unknown(dataset: Any) -> str:
+    """Why the order of a `tf.data.Dataset`, or what it does to its items, cannot be known."""
+    todo, seen = [dataset], set[int]()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        name = type(one).__name__.strip("_")
+        if "Shuffle" in name and not (_is_set(one, "_seed") or _is_set(one, "_seed2")):
+            return "its shuffle has no seed (keras.utils.set_random_seed, before it is made)"
+        if "Generator" in name or "Random" in name:
+            return f"nobody can tell what {name} does"
+        for function in one._functions():
+            for operation in function.function.graph.get_operations():
+                if operation._is_stateful:
+                    return f"{operation.type} in a function of it draws, or runs Python"
+        todo.extend(one._inputs())
+    return ""
+
+
+def _is_set(dataset: Any, name: str) -> bool:
+    value = getattr(dataset, name, None)
+    return value is not None and int(value) != 0

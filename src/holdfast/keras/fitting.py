@@ -206,7 +206,7 @@ class Callback(kc.Callback):
         self._open()
         number = 0
         try:
-            for begin, end, source in self._batches():
+            for batch in self._batches():  # two or three values, by the version
                 number += 1
                 if number <= skip:
                     if self._iterator.steps_per_epoch:
@@ -217,7 +217,7 @@ class Callback(kc.Callback):
                 self._state.items = number - 1
                 self._state.taken = self._iterator._steps_seen - executed
                 self._advance()
-                yield begin, end, source
+                yield batch
         except SystemExit:
             self._data.stop()
             raise

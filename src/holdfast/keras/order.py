@@ -166,12 +166,14 @@ class Arrays(_Seeded):
             which = slice(first, last) if order is None else order[first:last]
 
             def cut(one: Any, which: Any = which) -> Any:
+                if one is None:
+                    return None
                 part = one[which]
                 if target == "jax":
                     return one.convert_to_jax_compatible(part)
                 return keras.ops.convert_to_tensor(one.convert_to_torch_compatible(part))
 
-            yield tree.map_structure(cut, inputs, none_is_leaf=False)
+            yield tree.map_structure(cut, inputs)
 
     def _tensorflow(self) -> Any:
         import tensorflow as tf
@@ -370,7 +372,7 @@ class Fed(Data):
         if not self._open:
             self._feed.open(None)
             self._open = True
-        return tree.map_structure(_converted, self._feed.take(), none_is_leaf=False)
+        return tree.map_structure(_converted, self._feed.take())
 
 
 class _Pass(Iterator[Any]):
@@ -443,6 +445,8 @@ def data_of(iterator: Any, settings: Callable[[Any], None]) -> Data:
 
 
 def _converted(value: Any) -> Any:
+    if value is None:
+        return None
     if keras.backend.backend() == "jax":
         return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
     return keras.ops.convert_to_tensor(value)

@@ -74,8 +74,8 @@ class State:
             return self.restored
         if _latest.get(model) is not self:
             return {"ended": True, "callbacks": self._others.state()}  # the other one has it
-        if self._container._async_train:
-            self._container._flush_futures()  # they run callbacks
+        for future in list(self._container._futures):
+            future.result()  # they run callbacks
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
         return {

@@ -18,12 +18,13 @@ except ModuleNotFoundError as error:
     if error.name != "keras":
         raise
     raise HoldfastError(
-        "holdfast.keras needs Keras 3", hint="pip install 'holdfast[keras]'"
+        "holdfast.keras needs Keras", hint="pip install 'holdfast[keras]'"
     ) from None
 
-if int(_keras.__version__.split(".")[0]) < 3:
+# 3.6 and older do not go through their data in a way that can be resumed.
+if tuple(map(int, _keras.__version__.split(".")[:2])) < (3, 7):
     raise HoldfastError(
-        f"holdfast.keras needs Keras 3; this is Keras {_keras.__version__}",
+        f"holdfast.keras needs Keras 3.7 or newer; this is Keras {_keras.__version__}",
         hint="pip install 'holdfast[keras]'",
     )
 

@@ -12,7 +12,7 @@ import keras
 from keras import callbacks as kc
 
 from holdfast.errors import UsageError
-from holdfast.keras.order import Data, data_of
+from holdfast.keras.order import Data, Validation, data_of
 from holdfast.keras.others import Others, drop_rows, keep_rows
 from holdfast.keras.state import State
 from holdfast.run.callsite import variables_of
@@ -55,6 +55,7 @@ class Callback(kc.Callback):
         self._training = False
         self._kept_rows = False
         self._items: Loop | None = None
+        self._guard: Iterator[None] | None = None
 
     # -- Keras' calls ----------------------------------------------------------------
 
@@ -138,7 +139,21 @@ class Callback(kc.Callback):
         self._data.stop()
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self._guard = iter(self._run.guard(repeat(None))) if self._training else None
+        if not self._training:
+            self._guard = None
+            return
+        self._guard = iter(self._run.guard(repeat(None)))
+        model: Any = self.model
+        iterator = getattr(model, "_eval_epoch_iterator", None)
+        if self._state.validation is not None or iterator is None:
+            return
+        found = Validation(iterator, self._state.validation_state())
+        self._state.validation = found
+        if found.goes_on:
+            self._run._session.console.loud(
+                f"{self._run.address}: the validation data is a generator, which begins anew in "
+                "each process: what is measured after a resume may differ"
+            )
 
     def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._guard is not None:

@@ -200,6 +200,26 @@ class Arrays(_Seeded):
         return self.iterator._distribute_strategy.experimental_distribute_dataset(batches)
 
 
+class DatasetState:
+    """What a `PyDataset` keeps from pass to pass: its `state_dict`, or what has changed of its
+    numbers, indices and generators since this was made."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._asked = hasattr(dataset, "load_state_dict")
+        skip = ("_workers", "_use_multiprocessing", "_max_queue_size")
+        self._attributes = Attributes(dataset, skip=skip, wanted=is_index)
+
+    def state(self) -> Any:
+        return self._dataset.state_dict() if self._asked else self._attributes.changed()
+
+    def put_back(self, saved: Any) -> None:
+        if self._asked:
+            self._dataset.load_state_dict(saved)
+        else:
+            self._attributes.put_back(saved)
+
+
 class Sequence(_Seeded):
     """A `PyDataset`: batches by number. What was consumed is not made again."""
 
@@ -209,9 +229,7 @@ class Sequence(_Seeded):
         super().__init__(iterator)
         adapter = self.adapter
         self._dataset = adapter.py_dataset
-        self._keeps = hasattr(self._dataset, "load_state_dict")
-        skip = ("_workers", "_use_multiprocessing", "_max_queue_size")
-        self._attributes = Attributes(self._dataset, skip=skip, wanted=is_index)
+        self._kept = DatasetState(self._dataset)
         self._shuffle = bool(adapter.shuffle) and self._dataset.num_batches is not None
         self._view = _View(self._dataset)
         self._resumed = False
@@ -231,14 +249,10 @@ class Sequence(_Seeded):
         return {"batches": self._dataset.num_batches, "shuffle": self._shuffle}
 
     def state(self) -> dict[str, Any]:
-        kept = self._dataset.state_dict() if self._keeps else self._attributes.changed()
-        return {**super().state(), "dataset": kept}
+        return {**super().state(), "dataset": self._kept.state()}
 
     def rest(self, saved: dict[str, Any], taken: int) -> None:
-        if self._keeps:
-            self._dataset.load_state_dict(saved["dataset"])
-        else:
-            self._attributes.put_back(saved["dataset"])
+        self._kept.put_back(saved["dataset"])
 
     def go_on(self, saved: dict[str, Any], taken: int) -> None:
         super().go_on(saved, taken)
@@ -442,6 +456,26 @@ def data_of(iterator: Any, settings: Callable[[Any], None]) -> Data:
     if isinstance(adapter, tf_dataset_adapter.TFDatasetAdapter):
         return Pipeline(iterator)
     return Unknown(iterator, f"nobody can tell the order of {type(adapter).__qualname__}")
+
+
+class Validation:
+    """The data that each epoch of a `fit` is validated with: Keras begins it anew each time.
+
+    goes_on: it is a generator, of which each takes what the last one left.
+    """
+
+    def __init__(self, iterator: Any, saved: Any) -> None:
+        adapter = iterator.data_adapter
+        self.goes_on = isinstance(adapter, generator_data_adapter.GeneratorDataAdapter)
+        self._kept: DatasetState | None = None
+        if isinstance(adapter, py_dataset_adapter.PyDatasetAdapter):
+            self._kept = DatasetState(adapter.py_dataset)
+            if saved is not None:
+                self._kept.put_back(saved)
+                adapter.on_epoch_end()  # with which Keras begins each validation
+
+    def state(self) -> Any:
+        return None if self._kept is None else self._kept.state()
 
 
 def _converted(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from holdfast.errors import StateError
-from holdfast.keras.order import Data
+from holdfast.keras.order import Data, Validation
 from holdfast.keras.others import Others
 from holdfast.keras.variables import arrays_of, assign
 from holdfast.manager import open as open_checkpoint
@@ -40,6 +40,7 @@ class State:
     ended: it was stopped early, for good.
     items: executions in the epoch in progress.
     taken: batches of the pass in progress.
+    validation: its data, once there was one.
     """
 
     # Without a `__dict__`: the run would look for generators of random numbers in all that
@@ -54,18 +55,20 @@ class State:
         "items",
         "restored",
         "taken",
+        "validation",
     )
 
     def __init__(self) -> None:
         self.restored: dict[str, Any] = {}
         self.ended = False
         self.items = self.taken = 0
+        self.validation: Validation | None = None
         self._model: Any = None
 
     def begin(self, model: Any, container: Any, data: Data, others: Others) -> None:
         self._model, self._container, self._data = model, container, data
         self._others = others
-        self.ended, self.items, self.taken = False, 0, 0
+        self.ended, self.items, self.taken, self.validation = False, 0, 0, None
         _latest[model] = self
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,9 +95,15 @@ class State:
                 "taken": self.taken,
                 "begun": self._data.iterator._current_iterator is not None,
             },
+            "validation": self.validation_state(),
             "items": self.items,
             "ended": self.ended,
         }
+
+    def validation_state(self) -> Any:
+        if self.validation is None:
+            return self.restored.get("validation")
+        return self.validation.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.restored = dict(state)

@@ -98,9 +98,12 @@ def of(variables: Any) -> list[np.ndarray[Any, Any]]:
     return [keras.ops.convert_to_numpy(variable.value) for variable in variables]
 
 
-def killed(job: Job, *, wanted: Callable[[int], bool] = lambda number: True) -> Any:
+def killed(job: Job, *, wanted: Callable[[int], bool], again: bool = True) -> Any:
     """Run `job(address, place)`, and again from what it would have left behind at each place
-    whose number is `wanted`; all must end with what the first returned, which is returned here."""
+    whose number is `wanted`; all must end with what the first returned, which is returned here.
+
+    again: also behind its end.
+    """
     address = fresh_address()
     left: list[tuple[str, str]] = []
 
@@ -109,15 +112,12 @@ def killed(job: Job, *, wanted: Callable[[int], bool] = lambda number: True) -> 
 
     new_process()
     whole = plain(job(address, place))
-    new_process()
-    assert plain(job(address, nowhere)) == whole, "started again behind its end"
-    resumed = 0
-    for number, (name, there) in enumerate(left):
-        if there:
-            new_process()
-            assert plain(job(there, nowhere)) == whole, f"killed at {number}: {name}"
-            resumed += 1
-    assert resumed
+    ended = [("behind its end", address)] * again
+    found = [(name, there) for name, there in left if there]
+    assert found
+    for name, there in [*ended, *found]:
+        new_process()
+        assert plain(job(there, nowhere)) == whole, f"killed where {name}"
     return whole
 
 

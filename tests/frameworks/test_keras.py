@@ -172,8 +172,9 @@ def test_averages_swapped_in(on_epoch: bool, tmp_path: Path) -> None:
     def job(address: str, place: Places) -> Any:
         optimizer = keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5)
         swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch)
-        kept = keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.weights.h5"))
-        kept.save_weights_only = True
+        kept = keras.callbacks.ModelCheckpoint(
+            str(tmp_path / "{epoch}.weights.h5"), save_weights_only=True
+        )
         ended = fit(
             compiled(optimizer), address, place, callbacks=[swap, kept], validation_data=(X, Y)
         )

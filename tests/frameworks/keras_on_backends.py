@@ -114,14 +114,13 @@ def test_batches_that_nobody_waits_for() -> None:
     y = np.tile(Y, (9, 1))
 
     def job(address: str, **options: Any) -> Any:
-
         model = compiled()
         with holdfast.Run(address, every=30, quiet=True) as run:
             ours = holdfast.keras.Callback(run)
             stop = keras.callbacks.LambdaCallback(**options)
             fitted = {"batch_size": 4, "epochs": 2, "verbose": 0, "callbacks": [stop, ours]}
             history = model.fit(x, y, **fitted)
-        return plain([model.get_weights(), history.history, run.step])
+        return plain([of(model.weights), history.history, run.step])
 
     whole = job(fresh_address())
 

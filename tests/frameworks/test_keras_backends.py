@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 CHECKS = Path(__file__).parent / "keras_on_backends.py"
-# Models that are built alike are compiled once.
+# Models that are built alike are compiled once: half of the time. What JAX 0.5.3 takes from its
+# cache writes over arrays of NumPy, with which Keras sets weights.
+CACHED = tuple(map(int, version("jax").split(".")[:2])) >= (0, 10)
 SHARED = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if CACHED else "9999",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 

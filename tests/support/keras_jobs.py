@@ -95,7 +95,8 @@ def plain(value: Any) -> Any:
 
 
 def of(variables: Any) -> list[np.ndarray[Any, Any]]:
-    return [keras.ops.convert_to_numpy(variable.value) for variable in variables]
+    # Copies: a view of an array of JAX may outlive what it looks at.
+    return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
 
 
 def killed(job: Job, *, wanted: Callable[[int], bool], again: bool = True) -> Any:

@@ -61,7 +61,20 @@ def assign(variables: Iterable[Any], saved: Mapping[str, Any], *, what: str) -> 
             hint="Build and compile the model as it was, or start the run at another address.",
         )
     for path, variable in live:
-        variable.assign(values[path])
+        variable.assign(_owned(values[path]))
+
+
+def _owned(value: Any) -> Any:
+    """The array in memory of the backend's own.
+
+    JAX would go on with NumPy's. `fit` lets it write over what it trains, which executables out
+    of JAX's compilation cache do even then, with memory that is freed meanwhile (0.5.3).
+    """
+    if keras.backend.backend() != "jax":
+        return value
+    import jax.numpy as jnp
+
+    return jnp.array(value, copy=True)
 
 
 def plain(path: str) -> str:

@@ -2,7 +2,7 @@
 
     pip install 'holdfast[keras]' torch scikit-learn
     python examples/keras_digits.py      # press Ctrl-C, use kill -9 ...
-    python examples/keras_digits.py      # ... and the same command goes on at the batch where it was
+    python examples/keras_digits.py      # ... and the same command goes on where it was
     holdfast ls runs/keras-digits
 
 On PyTorch; KERAS_BACKEND=tensorflow or jax in front of the command takes another.
@@ -51,7 +51,7 @@ def main() -> None:
 
     digits, labels = load_digits(return_X_y=True)
     split = train_test_split(digits / 16, labels, test_size=0.25, random_state=0)
-    x, x_valid, y, y_valid = (values.astype("float32") for values in split)
+    x, x_valid, y, y_valid = (np.asarray(part, "float32") for part in split)
     # What this needs of keras.utils.set_random_seed(1), which imports TensorFlow where it is found.
     random.seed(1)  # the weights
     np.random.seed(1)  # the order of the data
@@ -65,7 +65,6 @@ def main() -> None:
             batch_size=64,
             epochs=args.epochs,
             validation_data=(x_valid, y_valid),
-            verbose=2,
             callbacks=[
                 holdfast.keras.Callback(run),
                 keras.callbacks.EarlyStopping("val_loss", patience=5, restore_best_weights=True),

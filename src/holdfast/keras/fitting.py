@@ -12,8 +12,9 @@ import keras
 from keras import callbacks as kc
 
 from holdfast.errors import UsageError
-from holdfast.keras.order import Data, Validation, data_of
+from holdfast.keras.order import Validation, data_of
 from holdfast.keras.others import Others, drop_rows, keep_rows
+from holdfast.keras.passes import Data
 from holdfast.keras.state import State
 from holdfast.run.callsite import variables_of
 from holdfast.run.loop import IndexFeed, Loop
@@ -27,9 +28,9 @@ class Callback(kc.Callback):
         model.fit(x, y, epochs=20, callbacks=[holdfast.keras.Callback(run)])
 
     A step of the run is a batch (where `steps_per_execution` is more than 1, as many), an epoch
-    an epoch; the run logs what `fit` logs at the end of each. A stop request raises SystemExit
-    at the next batch, out of `fit`. Fitted again after its end, `fit` trains nothing, and
-    returns the whole history.
+    an epoch; the run logs what `fit` logs at the end of an epoch. A stop request raises
+    SystemExit at the next batch, out of `fit`. Fitted again after its end, `fit` trains nothing,
+    and returns the whole history.
 
     Its place among other callbacks does not matter: it is called last. Those with `state_dict`
     and `load_state_dict` are saved, Keras' own, and of all others the plain attributes that
@@ -72,7 +73,8 @@ class Callback(kc.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         container = _container(self, sys._getframe(1))
         fit = _fit(sys._getframe(1))
-        if container is None or fit is None:
+        known = fit is not None and hasattr(fit["epoch_iterator"], "_enumerate_iterator")
+        if container is None or fit is None or not known:
             raise UsageError(
                 f"holdfast.keras.Callback does not know what calls it in Keras {keras.__version__}",
                 hint="Give it to model.fit: callbacks=[holdfast.keras.Callback(run)].",

@@ -9,8 +9,9 @@ from typing import Any
 import keras
 
 from holdfast.errors import StateError
-from holdfast.keras.order import Data, Validation
+from holdfast.keras.order import Validation
 from holdfast.keras.others import Others
+from holdfast.keras.passes import Data
 from holdfast.keras.variables import arrays_of, assign
 from holdfast.manager import open as open_checkpoint
 

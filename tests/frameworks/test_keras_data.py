@@ -112,6 +112,14 @@ def test_validation_data(name: str) -> None:
     )
 
 
+def test_one_dataset_to_train_and_to_validate_with() -> None:
+    def job(address: str, place: Places) -> Any:
+        data = Shuffled()
+        return fit(compiled(), address, place, data, validation_data=data, validation_steps=2)
+
+    killed(job, wanted=lambda number: number in (4, 20), again=False)
+
+
 def test_a_generator_as_validation_data_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     new_process()
     more = {"validation_data": generated(), "validation_steps": 2}

@@ -149,7 +149,7 @@ class Callback(kc.Callback):
         iterator = getattr(model, "_eval_epoch_iterator", None)
         if self._state.validation is not None or iterator is None:
             return
-        found = Validation(iterator, self._state.validation_state())
+        found = Validation(iterator, self._state.validation_state(), self._data)
         self._state.validation = found
         if found.goes_on:
             self._run._session.console.loud(

@@ -173,11 +173,13 @@ class Validation:
     goes_on: it is a generator, of which each takes what the last one left.
     """
 
-    def __init__(self, iterator: Any, saved: Any) -> None:
+    def __init__(self, iterator: Any, saved: Any, training: Data) -> None:
         adapter = iterator.data_adapter
         self.goes_on = isinstance(adapter, generator_data_adapter.GeneratorDataAdapter)
         self._kept: DatasetState | None = None
-        if isinstance(adapter, py_dataset_adapter.PyDatasetAdapter):
+        if not isinstance(adapter, py_dataset_adapter.PyDatasetAdapter):
+            return
+        if adapter.py_dataset is not training.dataset:  # else its state is that of the training
             self._kept = DatasetState(adapter.py_dataset)
             if saved is not None:
                 self._kept.put_back(saved)

@@ -18,6 +18,8 @@ class Data:
     """Why the order cannot be known, in words; "" if it can."""
     peeks = False
     """Whether the end of a pass is seen only by asking for the next batch."""
+    dataset: Any = None
+    """The program's own object, where its state is saved too."""
 
     def __init__(self, iterator: Any) -> None:
         self.iterator = iterator

@@ -170,10 +170,10 @@ class Sequence(_Seeded):
     def __init__(self, iterator: Any) -> None:
         super().__init__(iterator)
         adapter = self.adapter
-        self._dataset = adapter.py_dataset
-        self._kept = DatasetState(self._dataset)
-        self._shuffle = bool(adapter.shuffle) and self._dataset.num_batches is not None
-        self._view = _View(self._dataset)
+        self.dataset = adapter.py_dataset
+        self._kept = DatasetState(self.dataset)
+        self._shuffle = bool(adapter.shuffle) and self.dataset.num_batches is not None
+        self._view = _View(self.dataset)
         self._resumed = False
         adapter.py_dataset, adapter.shuffle = self._view, False
         if adapter.enqueuer is not None:
@@ -188,7 +188,7 @@ class Sequence(_Seeded):
         owner._get_iterator = self._begun
 
     def identity(self) -> dict[str, Any]:
-        return {"batches": self._dataset.num_batches, "shuffle": self._shuffle}
+        return {"batches": self.dataset.num_batches, "shuffle": self._shuffle}
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "dataset": self._kept.state()}
@@ -217,7 +217,7 @@ class Sequence(_Seeded):
         self._view.quiet = False
 
     def _order(self) -> None:
-        rng, total = self._begin(), self._dataset.num_batches
+        rng, total = self._begin(), self.dataset.num_batches
         order = rng.permutation(total) if self._shuffle else None
         self._view.set(order, self._start)
 

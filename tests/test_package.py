@@ -34,6 +34,7 @@ PUBLIC = [
     "average",
     "ensemble",
     "errors",
+    "import_checkpoint",
     "open",
 ]
 

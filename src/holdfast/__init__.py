@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from holdfast.manager import ensemble as ensemble
     from holdfast.manager import open as open
     from holdfast.notices.preemption import Preemption as Preemption
+    from holdfast.run.importing import import_checkpoint as import_checkpoint
     from holdfast.run.run import Run as Run
     from holdfast.run.variables import Variables as Variables
 
@@ -54,6 +55,7 @@ __all__ = [
     "average",
     "ensemble",
     "errors",
+    "import_checkpoint",
     "open",
 ]
 
@@ -68,6 +70,7 @@ _HOMES = {
     "Preemption": "holdfast.notices.preemption",
     "Run": "holdfast.run.run",
     "Variables": "holdfast.run.variables",
+    "import_checkpoint": "holdfast.run.importing",
     "average": "holdfast.manager",
     "ensemble": "holdfast.manager",
     "open": "holdfast.manager",

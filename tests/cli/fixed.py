@@ -7,15 +7,17 @@ import secrets
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from holdfast import rehearse, supervise
-from holdfast.manager import averages, doctor
+from holdfast.manager import CheckpointManager, averages, doctor
 from holdfast.rehearse.compare import Difference
 from holdfast.rehearse.report import Act, Cause, Report
+from holdfast.run import importing
 from holdfast.stores.abilities import Abilities
 from holdfast.supervise import Outcome
 from tests.cli.world import NOW_S, ROOT
@@ -58,6 +60,9 @@ def fixed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "format_ago", lambda seconds: "3 h ago")
     monkeypatch.setattr(rehearse, "rehearse", rehearsed)
     monkeypatch.setattr(supervise, "supervise", supervised)
+    clock = {"clock": lambda: NOW_S}
+    monkeypatch.setattr(importing, "CheckpointManager", partial(CheckpointManager, **clock))
+    monkeypatch.setattr(importing, "abspath", lambda path: f"/home/me/{path}")
 
 
 def supervised(*args: object, **options: object) -> Outcome:

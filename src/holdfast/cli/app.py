@@ -21,6 +21,7 @@ from holdfast.cli.diff import diff
 from holdfast.cli.doctor import doctor
 from holdfast.cli.export import export
 from holdfast.cli.gc import gc
+from holdfast.cli.import_ import import_
 from holdfast.cli.init import init
 from holdfast.cli.interrupts import ends_when_interrupted
 from holdfast.cli.ls import ls
@@ -75,7 +76,7 @@ def cli(context: click.Context) -> None:
 
 
 COMMANDS = (
-    *(ls, show, stats, diff, verify, restore, export, average, cp, sync),
+    *(ls, show, stats, diff, verify, restore, export, import_, average, cp, sync),
     *(tag, pin, rm, prune, gc, doctor),
     *(rehearse, run, init),
 )

@@ -113,7 +113,7 @@ def compare(
     runtime_a, runtime_b = a.items(a.manifest.runtime), b.items(b.manifest.runtime)
     pair = _Pair(a, b, values=values)
     differences = list(pair.differences("state", state_a, state_b))
-    parts = _parts(state_a, state_b, differences)
+    parts = parts_of(state_a, state_b, differences)
     around = list(pair.differences("position", runtime_a, runtime_b))
     differences += [d for d in around if d.path.partition("/")[0] != "rng"]
     differences += _generators(d for d in around if d.path.partition("/")[0] == "rng")
@@ -160,7 +160,7 @@ class _Pair:
             other = b.get(path)
             if other is None:
                 yield Difference(section, "only a", path, side, None)
-            elif (kind := _kind(side, other)) is not None:
+            elif (kind := kind_of(side, other)) is not None:
                 yield Difference(section, kind, path, side, other)
             elif side.leaf is not None and other.leaf is not None:
                 yield from self._leaf(section, path, side, other)
@@ -177,7 +177,7 @@ class _Pair:
         if same is None or self.values:
             from holdfast.manager.numbers import apart  # here: it imports NumPy
 
-            numeric, row_bytes = _numbers_in(a)
+            numeric, row_bytes = numbers_in(a)
             if not self._readers:
                 self._readers = [self.a.reader(), self.b.reader()]
             first, second = self._readers
@@ -190,7 +190,7 @@ class _Pair:
         yield Difference(section, "values", path, a, b)
 
 
-def _kind(a: Side, b: Side) -> Kind | None:
+def kind_of(a: Side, b: Side) -> Kind | None:
     """How the two differ without a look at their bytes; None if they do not."""
     if a.leaf is not None and b.leaf is not None:
         if a.leaf.dtype != b.leaf.dtype:
@@ -220,7 +220,7 @@ _BYTE_TYPES = frozenset({"u1", "|u1", "uint8", "torch.uint8"})
 _ARRAYS = frozenset({"array", "torch.tensor", "jax.array"})
 
 
-def _numbers_in(side: Side) -> tuple[bool, int]:
+def numbers_in(side: Side) -> tuple[bool, int]:
     """(whether the leaf's dtype says what it holds, else bytes of one of its items)."""
     assert side.leaf is not None
     node = cast(dict[str, Any], side.node) if isinstance(side.node, dict) else {}
@@ -231,16 +231,20 @@ def _numbers_in(side: Side) -> tuple[bool, int]:
     return False, max(1, *side.leaf.shape[-1:]) if wide else 1
 
 
-def _parts(a: dict[str, Side], b: dict[str, Side], differences: Iterable[Difference]) -> list[Part]:
+def parts_of(
+    a: dict[str, Side], b: dict[str, Side], differences: Iterable[Difference]
+) -> list[Part]:
+    """The leaves of the two counted, by the first name of their paths."""
     parts: dict[str, Part] = {}
-    for path, side in {**a, **b}.items():
-        if side.leaf is not None:
+    for path in {**a, **b}:
+        # Of one of the two it may be a plain value.
+        if any(side[path].leaf is not None for side in (a, b) if path in side):
             name = path.partition("/")[0]
             parts.setdefault(name, Part(name)).leaves += 1
     for difference in differences:
-        one = difference.a or difference.b
+        sides = [side for side in (difference.a, difference.b) if side is not None]
         part = parts.get(difference.path.partition("/")[0])
-        if part is None or one is None or one.leaf is None:
+        if part is None or not any(side.leaf is not None for side in sides):
             continue
         if difference.kind == "only a":
             part.only_a += 1

@@ -44,6 +44,7 @@ from holdfast.stores.open import open_store
 
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Comparison
+    from holdfast.manager.foreign_comparison import Compared
     from holdfast.manager.goodput import Goodput
     from holdfast.manager.history import Event
     from holdfast.manager.mirror_status import MirrorStatus
@@ -282,6 +283,13 @@ class Lookup:
 
         record, against = self._resolve(ref), other._resolve(other_ref)
         return compare(self._repo, record, other._repo, against, values=values)
+
+    def to_compare(self, ref: Ref, *, only: str = "") -> Compared:
+        """A checkpoint as one side of `foreign_comparison.compare_files`, with `only` what is
+        below this name, where there is one. Raises CheckpointNotFound, DamagedObject."""
+        from holdfast.manager.foreign_comparison import of_checkpoint
+
+        return of_checkpoint(self._repo, self._resolve(ref), only)
 
     def _is_run(self) -> bool:
         self._check_usable()

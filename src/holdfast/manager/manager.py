@@ -212,6 +212,7 @@ class CheckpointManager(Evaluating):
         finished: bool = False,
         block: bool = False,
         in_place: InPlace | None = None,
+        rng: bool = True,
     ) -> Pending:
         """Save `state` as the checkpoint of `step` completed steps.
 
@@ -221,7 +222,7 @@ class CheckpointManager(Evaluating):
         needs to be copied, but for what another thread changes meanwhile. `in_place` names
         leaves that the caller will not change before it calls `drain`: they are read while
         it goes on. `loop` is any plain value that `restore` gives back; RNG states of Python,
-        NumPy and loaded frameworks are always captured.
+        NumPy and loaded frameworks are captured, unless `rng=False`.
 
         Raises UnsupportedValue for a value that cannot be stored; RunHeld; Fenced if
         another process took over; and, after `max_save_failures` failed saves in a
@@ -256,6 +257,7 @@ class CheckpointManager(Evaluating):
                 note=note,
                 tags=tag_names,
                 finished=finished,
+                rng=rng,
                 asked_s=start,
                 waited_s=waited_s,
             )
@@ -267,8 +269,8 @@ class CheckpointManager(Evaluating):
             saver.submit(order, urgent=True)
             pending.result()
         except TornRead:  # another thread changes what is saved: now it is copied first
-            options = {"metrics": metrics, "note": note, "tags": tag_names, "loop": loop}
-            return self.save(step, state, **options, finished=finished, block=True)
+            more = {"note": note, "tags": tag_names, "loop": loop, "finished": finished, "rng": rng}
+            return self.save(step, state, metrics=metrics, **more, block=True)
         finally:
             order.snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
@@ -491,9 +493,7 @@ class CheckpointManager(Evaluating):
         self._to_mirror()
 
     def gc(self, *, dry_run: bool = False) -> list[str]:
-        """Delete objects that no checkpoint needs; their keys. Makes this the writer.
-
-        With `dry_run` nothing is deleted.
-        """
+        """Delete objects that no checkpoint needs; their keys. Makes this the writer. With
+        `dry_run` nothing is deleted."""
         self._bring_back()
         return self._open_writer().collect(dry_run=dry_run, thorough=True)

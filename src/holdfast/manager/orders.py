@@ -53,6 +53,7 @@ class Orders:
         note: str,
         tags: Iterable[str] = (),
         finished: bool = False,
+        rng: bool = True,
         asked_s: float,
         waited_s: float = 0.0,
     ) -> Order:
@@ -68,6 +69,7 @@ class Orders:
             unsteady=self._unsteady,
             allow_pickle=self._allow_pickle,
             clock=self._clock,
+            rng=rng,
         )
         finite, odd = metrics
         config, environment = self._runs_in()

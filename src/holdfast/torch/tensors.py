@@ -350,7 +350,11 @@ def _claim(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> b
         claimed[spot] = (saved, path)
         return True
     known_saved, known_path = known
-    if known_saved != saved:
+    if known_saved != saved and not (
+        # Formats that know no tied weights hold them twice: nothing is lost.
+        known_saved == saved._replace(leaf=known_saved.leaf)
+        and decoder.same_bytes(known_saved.leaf, saved.leaf)
+    ):
         decoder.changed(
             path, f"{saved}, not tied to {known_path!r}", f"{describe(target)}, tied to it"
         )

@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 class Example:
     """One of the scripts, with settings that make it short and its saves frequent."""
 
-    def __init__(self, script: str, *arguments: str) -> None:
+    def __init__(self, script: str, *arguments: str, warnings: str = "error") -> None:
         self._command = [sys.executable, str(ROOT / "examples" / script), *arguments, "--run"]
+        self._warnings = warnings
         self._hash_seed = 0
 
     def start(self, run: Path, cwd: Path) -> subprocess.Popen[str]:
@@ -33,7 +34,7 @@ class Example:
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PYTHONHASHSEED": str(self._hash_seed),
-            "PYTHONWARNINGS": "error",
+            "PYTHONWARNINGS": self._warnings,
         }
         cwd.mkdir(exist_ok=True)
         return subprocess.Popen(
@@ -82,7 +83,10 @@ DIGITS = Example("torch_digits.py", "--epochs", "4", "--every", "10")
 TOUR = Example("generic.py", "--sweeps", "150", "--every", "10")
 MANUAL = Example("char_transformer.py", "--epochs", "2", "--every", "5", "--characters", "30000")
 TREES = Example("xgboost_digits.py", "--rounds", "30", "--every", "3")
-
+# What Keras does to arrays of NumPy 2 is deprecated.
+KERAS = Example(
+    "keras_digits.py", "--epochs", "3", "--every", "5", warnings="error,ignore::DeprecationWarning"
+)
 ARRAYS = Example("jax_digits.py", "--epochs", "8", "--every", "10")
 PASSES = Example("sklearn_digits.py", "--epochs", "8", "--every", "10")
 
@@ -97,7 +101,13 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize(("example", "times"), EXAMPLES.values(), ids=list(EXAMPLES))
+@pytest.mark.parametrize(
+    ("example", "times"),
+    [
+        *(pytest.param(*value, id=name) for name, value in EXAMPLES.items()),
+        pytest.param(KERAS, [4], id="keras_digits", marks=pytest.mark.slow),  # seconds of imports
+    ],
+)
 def test_killed_and_resumed(example: Example, times: list[int], tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     expected = last_line(example.finish(alone, tmp_path / "a"))

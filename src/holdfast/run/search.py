@@ -60,7 +60,8 @@ def small_items(value: Any) -> list[tuple[str, Any]] | None:
     """What a small container holds, by words for where; None for anything else."""
     if not isinstance(value, dict | list | tuple) or len(value) > MAX_CHILDREN:
         return None
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    # A list at once: another thread may be at work on it.
+    pairs = list(value.items()) if isinstance(value, dict) else enumerate(value)
     return [(f"[{key!r}]", item) for key, item in pairs]
 
 

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from holdfast.errors import LoaderInterrupted
 from holdfast.run.feed import BaseFeed
+from holdfast.torch.indices import samplers
 from holdfast.torch.loaders import copy_of
 
 _INNER = {"accelerate.optimizer": "optimizer", "accelerate.scheduler": "scheduler"}
@@ -31,6 +34,19 @@ def is_prepared(loader: Any) -> bool:
         kind.__module__ == _LOADERS and kind.__name__ == "DataLoaderAdapter"
         for kind in type(loader).__mro__
     )
+
+
+def inner_loader(loader: Any) -> Any:
+    """The DataLoader in a prepared loader, whose sampler has its generator already.
+
+    Accelerate's SeedableRandomSampler makes it when it is first gone through: only then would
+    a new process have what a checkpoint of the second epoch says.
+    """
+    for sampler in samplers(loader.base_dataloader):
+        if type(sampler).__name__ == "SeedableRandomSampler" and sampler.generator is None:
+            sampler.generator = torch.Generator(device=torch.get_default_device())
+            sampler.generator.manual_seed(sampler.initial_seed)
+    return loader.base_dataloader
 
 
 class PreparedFeed(BaseFeed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Callback(TrainerCallback):
         trainer: Any = calling_trainer(self)
         check_known(trainer)
         self._trainer = trainer
-        wrap(trainer, "_inner_training_loop", self._train)
+        wrap(trainer, "_inner_training_loop", partial(self._train, trainer))
         wrap(trainer, "set_initial_training_values", self._plan)
         wrap(trainer, "get_batch_samples", self._next_batches)
         wrap(trainer, "_maybe_log_save_evaluate", self._evaluated)
@@ -87,7 +88,7 @@ class Callback(TrainerCallback):
 
     # -- around the Trainer's methods -------------------------------------------------
 
-    def _train(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _train(self, trainer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind(*args, **kwargs)
         if given.arguments.get("resume_from_checkpoint") is not None:
             raise UsageError(
@@ -95,8 +96,9 @@ class Callback(TrainerCallback):
                 "places to go on from",
                 hint="Call trainer.train() alone: the run knows where to go on.",
             )
-        check_supported(self._trainer)
-        self._training = Training(self._trainer, self, self._run, self._name)
+        check_supported(trainer)
+        self._trainer = trainer  # one callback may serve several
+        self._training = Training(trainer, self, self._run, self._name)
         try:
             while True:
                 with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import ExportableState, TrainerState
 
 from holdfast.errors import LoaderInterrupted, LoopError
 from holdfast.run import position as at
@@ -96,18 +96,27 @@ class Training:
         if self._loop is None:
             self._restore(tokenizer)
         else:  # once more; the model and the optimizer are the same objects
-            self._scheduler().load_state_dict(self._scheduler_state)
+            scheduler, groups = self._kept  # a new scheduler sets the rates anew
+            self._scheduler().load_state_dict(scheduler)
+            for group, values in zip(trainer.optimizer.param_groups, groups, strict=True):
+                group.update(values)
             track_anew(self._run, **{self._name: self._objects(tokenizer)})
         self._feed = open_feed(loader)
         self._entering = self._begins_epoch = True
         trainer.state.global_step = 0
+        # The Trainer's own saves look for what a start from nothing has there.
+        callbacks = [*trainer.callback_handler.callbacks, trainer.control]
+        stateful = [one for one in callbacks if isinstance(one, ExportableState)]
+        trainer.state.stateful_callbacks = TrainerState(
+            stateful_callbacks=stateful  # type: ignore[arg-type]
+        ).stateful_callbacks
         if not progress.restored:
             return
         progress.put_back()
         where = None if self._number is None else progress.restored_place()
         if where != self._place:
             self._place = where
-            self._scheduler_state = self._scheduler().state_dict()
+            self._kept = (self._scheduler().state_dict(), _values(trainer.optimizer.param_groups))
             raise Elsewhere
         if trainer.args.eval_on_start:
             self._evaluates = vars(trainer.args)["eval_on_start"]
@@ -172,17 +181,18 @@ class Training:
         if resumes:
             self._enter()
         else:
-            self._note()
+            self._note(fetched=True)
         try:
             batches = self._fetch(count)
         except LoaderInterrupted:
             self._run._session.stopping.signals.wait()
             self._complete()
             raise
-        if resumes:
+        if not resumes:
+            if batches:
+                self._complete()
+        elif self._progress.data["fetched"]:
             self._random.apply(self._landed)
-        elif batches:
-            self._complete()
         return batches
 
     def _enter(self) -> None:
@@ -191,7 +201,7 @@ class Training:
         saved = progress.restored
         self._check_same(saved)
         progress.put_back()
-        self.close()
+        self._evaluate_on_start()
         progress.data = saved["data"]
         self._feed.open(saved["data"]["feed"])
         loader = self._feed.loader
@@ -217,9 +227,14 @@ class Training:
                     hint="Put it back as it was for the rest of this epoch.",
                 )
 
-    def _note(self) -> None:
-        """Where the data are: what a checkpoint at this boundary holds."""
-        self._progress.data = {"feed": self._feed.state(), "random": self._random.capture()}
+    def _note(self, *, fetched: bool) -> None:
+        """Where the data are: what a checkpoint at this boundary holds. `fetched`: its random
+        states will be those behind the batches that come next."""
+        self._progress.data = {
+            "feed": self._feed.state(),
+            "random": self._random.capture(),
+            "fetched": fetched,
+        }
 
     def _fetch(self, count: int) -> list[Any]:
         if self._begins_epoch:
@@ -263,15 +278,27 @@ class Training:
             self._epoch, self._step = self._epoch + 1, 0
             self._feed.close()
         self._progress.place = Place(self._epoch, self._step)
-        self._note()
+        self._note(fetched=False)
         if made < self._steps:
             self._loop.end()  # early, and for good
         self._number = next(self._loop, None)
 
     def close(self) -> None:
+        """The training has ended, in whichever way."""
+        self._evaluate_on_start()
+        if self._feed is not None:
+            self._feed.shutdown()
+
+    def _evaluate_on_start(self) -> None:
         if self._evaluates is not None:
             vars(self._trainer.args)["eval_on_start"] = self._evaluates
             self._evaluates = None
+
+
+def _values(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in group.items() if name != "params"} for group in groups
+    ]
 
 
 def planned_place(run: Run, name: str, steps: int) -> Place | None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainingArguments
 
 from tests.support.jobs import fresh_address
-from tests.support.tiny_transformers import Leaving, Stream, Texts, train
+from tests.support.tiny_transformers import Leaving, Stream, train
+
+
+# The name of it changed in transformers 5.
+BY_LENGTH: dict[str, Any] = (
+    {"train_sampling_strategy": "group_by_length"}
+    if hasattr(TrainingArguments, "train_sampling_strategy")
+    else {"group_by_length": True}
+)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +27,7 @@ from tests.support.tiny_transformers import Leaving, Stream, Texts, train
         {"max_steps": 7, "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True},
         {"data": Stream, "max_steps": 8, "logging_steps": 3},
         {"num_train_epochs": 1.5, "lr_scheduler_type": "cosine", "optim": "adafactor"},
-        {"include_num_input_tokens_seen": True, "train_sampling_strategy": "group_by_length"},
+        {"include_num_input_tokens_seen": True, **BY_LENGTH},
         {"bf16": True, "neftune_noise_alpha": 1.0},
     ],
     ids=lambda settings: "-".join(map(str, settings)),

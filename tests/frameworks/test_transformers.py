@@ -10,7 +10,6 @@ from transformers import TrainingArguments
 from tests.support.jobs import fresh_address
 from tests.support.tiny_transformers import Leaving, Stream, train
 
-
 # The name of it changed in transformers 5.
 BY_LENGTH: dict[str, Any] = (
     {"train_sampling_strategy": "group_by_length"}

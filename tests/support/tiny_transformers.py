@@ -166,7 +166,9 @@ def train(
     callbacks: list[TrainerCallback] = [counting, *others]
     opened = None
     if address is not None:
-        opened = holdfast.Run(address, **{"every": 1, "keep": "last=3", "quiet": True, **(run or {})})
+        opened = holdfast.Run(
+            address, **{"every": 1, "keep": "last=3", "quiet": True, **(run or {})}
+        )
         callbacks.insert(1, holdfast.transformers.Callback(opened))
     one = trainer(
         model=made,

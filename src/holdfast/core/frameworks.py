@@ -14,8 +14,11 @@ ADAPTERS = {"torch": "holdfast.torch", "jax": "holdfast.jax", "sklearn": "holdfa
 """Root package of a framework -> the module that has its `adapter`."""
 
 _MEMBERS = {
-    **{"jaxlib": "jax", "optax": "jax", "equinox": "jax", "flax": "jax"},
     "accelerate": "torch",
+    "equinox": "jax",
+    "flax": "jax",
+    "jaxlib": "jax",
+    "optax": "jax",
 }
 """Root packages whose classes belong to a framework of another name."""
 

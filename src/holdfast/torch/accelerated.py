@@ -100,10 +100,12 @@ class PreparedFeed(BaseFeed):
             raise StopIteration
         assert self._batches is not None
         try:
-            batch = next(self._batches)
+            # A resume behind the last batch: not every iteration of theirs can be empty.
+            over = bool(self._kept) and isinstance(self._kept[0], StopIteration)
+            batch = next(iter(()) if over else self._batches)
         except StopIteration:
             self._at = "end"
-            self._set_epoch(getattr(self._prepared, "iteration", None))
+            self._set_epoch(getattr(self._prepared, "iteration", 0) + over)
             self._drop()
             raise
         self._taken += 1
@@ -148,11 +150,11 @@ class PreparedFeed(BaseFeed):
         self._at = "inside"
 
     def _epoch(self) -> int | None:
-        """By which Accelerate seeds the order; None if this loader has none."""
+        """By which Accelerate seeds the order; None if this loader has no such number."""
         return getattr(self.loader, "iteration", None)
 
     def _set_epoch(self, number: int | None) -> None:
-        if number is not None and self._epoch() is not None:
+        if self._epoch() is not None:
             self.loader.iteration = number
             self.loader.set_epoch(number)
 

@@ -34,7 +34,7 @@ def _write_configs(model: Any, folder: Path) -> None:
             adapter.inference_mode = True  # as PeftModel.save_pretrained has it
             adapter.save_pretrained(folder if name == "default" else folder / name)
         model = model.get_base_model()
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         config = copy.deepcopy(config)
         config.architectures = [type(model).__name__]

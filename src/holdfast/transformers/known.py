@@ -42,7 +42,7 @@ def calling_trainer(callback: TrainerCallback) -> Trainer:
             return found
     raise UsageError(
         "holdfast.transformers.Callback was not called by a Trainer of transformers",
-        hint="Give it to the Trainer: Trainer(..., callbacks=[holdfast.transformers.Callback(run)])",
+        hint="Give it to a Trainer when that is made: Trainer(..., callbacks=[…])",
     )
 
 

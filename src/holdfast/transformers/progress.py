@@ -49,7 +49,7 @@ class Progress:
     """Counters, logs, sums of losses, other callbacks, and the place in the data."""
 
     # With a `__dict__` each save would search the Trainer for random generators.
-    __slots__ = ("place", "steps_per_epoch", "loss", "data", "restored", "_trainer", "_callbacks")
+    __slots__ = ("_callbacks", "_trainer", "data", "loss", "place", "restored", "steps_per_epoch")
 
     def __init__(self, trainer: Any, own: Any) -> None:
         self.place = Place()

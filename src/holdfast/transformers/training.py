@@ -296,9 +296,7 @@ class Training:
 
 
 def _values(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in group.items() if name != "params"} for group in groups
-    ]
+    return [{name: value for name, value in group.items() if name != "params"} for group in groups]
 
 
 def planned_place(run: Run, name: str, steps: int) -> Place | None:

@@ -89,7 +89,7 @@ class Progress:
         self.restored = dict(state)
 
     def restored_place(self) -> Place:
-        return Place(*self.restored["place"])
+        return Place(*self.restored["place"]) if self.restored else Place()
 
     def put_back(self) -> None:
         """Make the Trainer and the other callbacks what they were when they were saved."""

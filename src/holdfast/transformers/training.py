@@ -110,15 +110,14 @@ class Training:
         trainer.state.stateful_callbacks = TrainerState(
             stateful_callbacks=stateful  # type: ignore[arg-type]
         ).stateful_callbacks
-        if not progress.restored:
-            return
-        progress.put_back()
+        if progress.restored:
+            progress.put_back()
         where = None if self._number is None else progress.restored_place()
         if where != self._place:
             self._place = where
             self._kept = (self._scheduler().state_dict(), _values(trainer.optimizer.param_groups))
             raise Elsewhere
-        if trainer.args.eval_on_start:
+        if progress.restored and trainer.args.eval_on_start:
             self._evaluates = vars(trainer.args)["eval_on_start"]
             vars(trainer.args)["eval_on_start"] = False  # it did so when the training began
 

@@ -80,17 +80,27 @@ def last_line(output: str) -> str:
 DIGITS = Example("torch_digits.py", "--epochs", "4", "--every", "10")
 TOUR = Example("generic.py", "--sweeps", "150", "--every", "10")
 MANUAL = Example("char_transformer.py", "--epochs", "2", "--every", "5", "--characters", "30000")
+SUMS = Example("transformers_sums.py", "--steps", "40", "--every", "3")
 TREES = Example("xgboost_digits.py", "--rounds", "30", "--every", "3")
 
 EXAMPLES = {
     "torch_digits": DIGITS,
     "generic": TOUR,
     "char_transformer": MANUAL,
+    "transformers_sums": SUMS,
     "xgboost_digits": TREES,
 }
 
 
-@pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAMPLES))
+@pytest.mark.parametrize(
+    "example",
+    [
+        # Its imports take longer than all others' training.
+        pytest.param(one, marks=pytest.mark.slow) if one is SUMS else one
+        for one in EXAMPLES.values()
+    ],
+    ids=list(EXAMPLES),
+)
 def test_killed_and_resumed(example: Example, tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     expected = last_line(example.finish(alone, tmp_path / "a"))

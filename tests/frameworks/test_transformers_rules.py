@@ -15,7 +15,6 @@ import holdfast
 import holdfast.transformers
 from holdfast.errors import LoopError, UsageError
 from tests.support.damage import damage_newest
-from tests.support.interrupted import check_stopped_and_killed
 from tests.support.jobs import copied, fresh_address, steps_of
 from tests.support.tiny_transformers import (
     Fixed,
@@ -250,34 +249,3 @@ def test_an_epoch_cannot_go_on_in_other_steps() -> None:
     with pytest.raises(LoopError, match="steps in an epoch was 5, is 9"):
         train(address, per_device_train_batch_size=2)
     assert copied(address)
-
-
-PROGRAM = """
-import sys, time
-import torch, transformers, holdfast, holdfast.transformers
-from transformers import Trainer, TrainerCallback
-from tests.support.tiny_transformers import Texts, arguments, tiny_model
-
-class Telling(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        print(state.global_step, flush=True)
-        time.sleep(0.05)
-
-transformers.set_seed(1)
-callbacks = [Telling(), holdfast.transformers.Callback(holdfast.Run(sys.argv[1], every=5))]
-trainer = Trainer(
-    tiny_model(),
-    arguments(num_train_epochs=8, logging_strategy="no"),
-    train_dataset=Texts(),
-    callbacks=callbacks,
-)
-trainer.remove_callback(transformers.PrinterCallback)
-trainer.train()
-weights = {name: value.tolist() for name, value in trainer.model.state_dict().items()}
-open(sys.argv[2], "w").write(repr([weights, trainer.state.global_step]))
-"""
-
-
-@pytest.mark.slow
-def test_real_processes(tmp_path: Path) -> None:
-    check_stopped_and_killed(PROGRAM, tmp_path)

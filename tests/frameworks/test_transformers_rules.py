@@ -68,7 +68,7 @@ def test_early_stopping_and_the_best_model(tmp_path: Path) -> None:
     whole = go(address, leaving)
     assert whole["state"][0] < 40, "it stopped early"
     assert whole["best"][1] < whole["state"][0], "and the last is not the best"
-    for place, left in [*list(enumerate(leaving.left, 1))[3::7], (len(leaving.left), address)]:
+    for place, left in [*list(enumerate(leaving.left, 1))[4::9], (len(leaving.left), address)]:
         shutil.rmtree(folder)
         shutil.copytree(f"{folder}-{place}", folder)
         assert go(left) == whole, f"killed at place {place}"

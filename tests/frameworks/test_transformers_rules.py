@@ -112,6 +112,24 @@ def test_preempted(capsys: pytest.CaptureFixture[str]) -> None:
     assert train(address, run={"every": None}) == train(fresh_address())
 
 
+class SignalledInEvaluation(TrainerCallback):
+    def on_prediction_step(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_preempted_in_an_evaluation() -> None:
+    """Which ends, since what was trained before it is not saved yet."""
+    address = fresh_address()
+    with pytest.raises(SystemExit):
+        train(address, SignalledInEvaluation(), eval_strategy="epoch")
+    assert steps_of(address)[-1] == 5
+    assert "eval_loss" in holdfast.open(address).info.metrics
+    again = train(address, eval_strategy="epoch")
+    assert again == train(fresh_address(), eval_strategy="epoch")
+    assert sum("eval_loss" in entry for entry in again["history"]) == 2
+
+
 def test_what_was_seen_is_not_loaded_again() -> None:
     address = fresh_address()
     leaving = Leaving(address)

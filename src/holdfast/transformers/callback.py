@@ -86,6 +86,11 @@ class Callback(TrainerCallback):
         if numbers and self._training is not None:
             self._run.log(**numbers)
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._training is not None:
+            for _ in self._run.guard((None,)):  # an evaluation is a place to stop
+                pass
+
     # -- around the Trainer's methods -------------------------------------------------
 
     def _train(self, trainer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:

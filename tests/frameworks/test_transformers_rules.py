@@ -53,13 +53,14 @@ def test_early_stopping_and_the_best_model(tmp_path: Path) -> None:
             *others,
             output_dir=str(folder),
             num_train_epochs=9,
-            learning_rate=0.15,
+            learning_rate=0.05,
             eval_strategy="steps",
             eval_steps=2,
             save_strategy="steps",
             save_steps=2,
             save_total_limit=2,
             metric_for_best_model="eval_loss",
+            greater_is_better=True,  # it never is for long
             load_best_model_at_end=True,
         )
 

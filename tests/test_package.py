@@ -31,6 +31,8 @@ PUBLIC = [
     "Run",
     "Variables",
     "__version__",
+    "average",
+    "ensemble",
     "errors",
     "open",
 ]

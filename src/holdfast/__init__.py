@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from holdfast.manager import CheckpointInfo as CheckpointInfo
     from holdfast.manager import CheckpointManager as CheckpointManager
     from holdfast.manager import Pending as Pending
+    from holdfast.manager import average as average
+    from holdfast.manager import ensemble as ensemble
     from holdfast.manager import open as open
     from holdfast.notices.preemption import Preemption as Preemption
     from holdfast.run.run import Run as Run
@@ -49,6 +51,8 @@ __all__ = [
     "Run",
     "Variables",
     "__version__",
+    "average",
+    "ensemble",
     "errors",
     "open",
 ]
@@ -64,6 +68,8 @@ _HOMES = {
     "Preemption": "holdfast.notices.preemption",
     "Run": "holdfast.run.run",
     "Variables": "holdfast.run.variables",
+    "average": "holdfast.manager",
+    "ensemble": "holdfast.manager",
     "open": "holdfast.manager",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from holdfast import rehearse, supervise
-from holdfast.manager import doctor
+from holdfast.manager import averages, doctor
 from holdfast.rehearse.compare import Difference
 from holdfast.rehearse.report import Act, Cause, Report
 from holdfast.stores.abilities import Abilities
@@ -43,6 +45,14 @@ def fixed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ls", "show", "diff", "prune", "rm"):
         module = sys.modules[f"holdfast.cli.{name}"]
         monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: NOW_S))
+    monkeypatch.setattr(averages, "time", SimpleNamespace(time=lambda: NOW_S))
+    # Every name and id that is drawn at random follows from these.
+    numbers = iter(range(1_000_000, 2_000_000))
+
+    def token_hex(nbytes: int = 32) -> str:
+        return random.Random(next(numbers)).randbytes(nbytes).hex()
+
+    monkeypatch.setattr(secrets, "token_hex", token_hex)
     able = Abilities(True, "", "ext4", 500 * 10**9, True, True, True, True)
     monkeypatch.setattr(doctor, "probe", lambda store: able)
     monkeypatch.setattr(doctor, "format_ago", lambda seconds: "3 h ago")

@@ -40,6 +40,9 @@ EXAMPLES = {
     "verify": ["holdfast verify damaged/bytes --json"],
     "restore": ["holdfast restore runs/again@200 out --json"],
     "export": ["holdfast export runs/again@200 model.safetensors --only model --json"],
+    "average": [
+        "holdfast average runs/mnist@100 runs/mnist@200 --weights 1,3 --to runs/mean --json"
+    ],
     "cp": ["holdfast cp runs/mnist@best:val_loss runs/mnist@100 copy --json"],
     "sync": ["holdfast sync runs/again copy --dry-run --json"],
     "tag": [

@@ -15,6 +15,7 @@ from typing import TextIO
 import click
 
 import holdfast
+from holdfast.cli.average import average
 from holdfast.cli.cp import cp
 from holdfast.cli.diff import diff
 from holdfast.cli.doctor import doctor
@@ -74,7 +75,7 @@ def cli(context: click.Context) -> None:
 
 
 COMMANDS = (
-    *(ls, show, stats, diff, verify, restore, export, cp, sync),
+    *(ls, show, stats, diff, verify, restore, export, average, cp, sync),
     *(tag, pin, rm, prune, gc, doctor),
     *(rehearse, run, init),
 )

@@ -140,7 +140,7 @@ class _Opened:
     def items(self, tree: Node) -> dict[str, Side]:
         for _ in leaf_indexes(tree):
             pass  # it checks how deep the tree is
-        return dict(_flat(tree, self.manifest.leaves))
+        return dict(flat(tree, self.manifest.leaves))
 
 
 # -- leaves ---------------------------------------------------------------------
@@ -171,7 +171,7 @@ class _Pair:
     def _leaf(self, section: Section, path: str, a: Side, b: Side) -> Iterator[Difference]:
         assert a.leaf is not None
         assert b.leaf is not None
-        same = _same_bytes(a.leaf, b.leaf)
+        same = same_bytes(a.leaf, b.leaf)
         if same:
             return
         if same is None or self.values:
@@ -199,17 +199,17 @@ def _kind(a: Side, b: Side) -> Kind | None:
             return "shape"
     elif a.leaf is not None or b.leaf is not None:
         return "type"
-    if _encoded(a.node) == _encoded(b.node):
+    if encoded(a.node) == encoded(b.node):
         return None
     return "value" if a.leaf is None else "type"
 
 
-def _encoded(node: Node) -> bytes:
+def encoded(node: Node) -> bytes:
     """Comparable: in Python 1, 1.0 and True are equal."""
     return msgspec.json.encode(node, order="sorted")
 
 
-def _same_bytes(a: Leaf, b: Leaf) -> bool | None:
+def same_bytes(a: Leaf, b: Leaf) -> bool | None:
     """By their digests; None if they were cut at other places, so that none can be compared."""
     if [(c.start, c.shape) for c in a.chunks] != [(c.start, c.shape) for c in b.chunks]:
         return None
@@ -279,7 +279,7 @@ def _plain_differences(section: Section, a: Any, b: Any) -> Iterator[Difference]
             yield Difference(section, "only a", path, Side(old[path]), None)
         elif path not in old:
             yield Difference(section, "only b", path, None, Side(new[path]))
-        elif _encoded(old[path]) != _encoded(new[path]):
+        elif encoded(old[path]) != encoded(new[path]):
             yield Difference(section, "value", path, Side(old[path]), Side(new[path]))
 
 
@@ -300,7 +300,7 @@ _ABOUT = frozenset({"!", "v", "id", "leaf", "fields"})
 """Of a node: what is not a property of the value itself."""
 
 
-def _flat(tree: Node, leaves: tuple[Leaf, ...]) -> Iterator[tuple[str, Side]]:
+def flat(tree: Node, leaves: tuple[Leaf, ...]) -> Iterator[tuple[str, Side]]:
     """Every leaf and plain value of a tree by its path, in its order, without recursion.
 
     A container is there itself if it says more than "I am a list" or "a dict": an empty
@@ -387,4 +387,4 @@ def _join(path: str, key: str) -> str:
 
 def _key(key: Node) -> str:
     """A dict's key: a string as it is, any other so that `0` and `"0"` differ."""
-    return key if isinstance(key, str) else f"[{_encoded(key).decode()}]"
+    return key if isinstance(key, str) else f"[{encoded(key).decode()}]"

@@ -21,6 +21,7 @@ from holdfast.core.address import (
     parse_selector,
     select,
 )
+from holdfast.core.choosing import Choice, choose, parse_choice
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import KeepPolicy, Mode, parse_keep
 from holdfast.errors import CheckpointNotFound, NoStore, RunClosed
@@ -117,6 +118,18 @@ class Lookup:
     def info(self, ref: Ref = None) -> CheckpointInfo:
         """The checkpoint that `ref` names. Raises NoStore, CheckpointNotFound, BadAddress."""
         return info_of(self.address, self._resolve(ref))
+
+    def choose(self, checkpoints: Choice = "all") -> list[CheckpointInfo]:
+        """The checkpoints that `checkpoints` names, oldest commit first: "all", "last=5",
+        "best=3:val_loss", "every=1000", "within=2h", a step, a tag, an id, several of these
+        words, or a list of them. Raises NoStore, CheckpointNotFound, BadAddress, BadPolicy.
+        """
+        chosen = parse_choice(checkpoints)
+        entry, records = self._read()
+        if not records:
+            raise no_checkpoint(self.address)
+        rules = self.policy.best or recorded_rules(entry)
+        return [info_of(self.address, record) for record in choose(records, chosen, rules)]
 
     def manifest(self, ref: Ref = None) -> Manifest:
         """The checkpoint's whole description. Raises DamagedObject."""

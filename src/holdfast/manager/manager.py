@@ -21,17 +21,17 @@ from holdfast.manager import heartbeat
 from holdfast.manager.capture import InPlace
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
+from holdfast.manager.evaluate import Evaluating
 from holdfast.manager.history import History, RestoreEvent
-from holdfast.manager.info import Overview, Restored, info_of, overview_of
+from holdfast.manager.info import CheckpointInfo, Overview, Restored, info_of, overview_of
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.lookup import Ref
-from holdfast.manager.mirrored import Mirrored
 from holdfast.manager.orders import Captured, Orders
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
 from holdfast.manager.restore import Restorer, Wish
 from holdfast.manager.saver import Order, Saver
-from holdfast.manager.snapshot import SnapshotMemories
+from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.staging import Staging
 from holdfast.manager.stored import Digests
 from holdfast.repo.writer import Writer
@@ -40,7 +40,7 @@ from holdfast.stores.base import Store
 logger = logging.getLogger("holdfast")
 
 
-class CheckpointManager(Mirrored):
+class CheckpointManager(Evaluating):
     """Saves and restores the checkpoints of one run.
 
     `address` is a folder or a URL (`memory://name`). `keep` is the retention rule
@@ -272,6 +272,17 @@ class CheckpointManager(Mirrored):
         finally:
             order.snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
+
+    def save_snapshot(
+        self, snapshot: Snapshot, *, note: str, config: object, environment: Mapping[str, Any]
+    ) -> CheckpointInfo:
+        """Make a snapshot that was put together elsewhere the next checkpoint; returns when that
+        is durable. Raises RunHeld, Fenced, and what makes the save fail."""
+        self.acquire()
+        assert self._saver is not None
+        order = self._orders.of(snapshot, self._saver, note, config, environment)
+        self._saver.submit(order, urgent=True)
+        return order.pending.result()
 
     def hold(
         self,

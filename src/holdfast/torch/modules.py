@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from holdfast.core.leaves import settle
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
 from holdfast.torch.dtypes import describe, name_of
-from holdfast.torch.tensors import malformed
+from holdfast.torch.tensors import malformed, note_not_saved
 
 _WRAPPERS = ("module", "_orig_mod")
 _EXTRA = "_extra_state"  # the name that torch gives to what get_extra_state returns
@@ -204,7 +204,7 @@ def _restore_in_place(
 ) -> None:
     tensors, extras = live_state(module)
     matched = match_names(state, [*tensors, *extras])
-    _report_names(state, [*tensors, *extras], matched, path, decoder)
+    _report_names(state, {**tensors, **extras}, matched, path, decoder)
     first: dict[Any, str] = {}
     for name, node in state.items():
         live_name = matched.get(name)
@@ -276,15 +276,16 @@ def _into_extra_state(node: Node, module: torch.nn.Module, path: str, decoder: D
 
 def _report_names(
     saved: Iterable[str],
-    live: Iterable[str],
+    live: Mapping[str, object],
     matched: dict[str, str],
     path: str,
     decoder: Decoder,
 ) -> None:
     found = set(matched.values())
-    for name in live:
+    for name, value in live.items():
         if name not in found:
             decoder.missing(_join(path, name, "/"))
+            note_not_saved(value, decoder)
     for name in saved:
         if name not in matched:
             decoder.unexpected(_join(path, name, "/"))

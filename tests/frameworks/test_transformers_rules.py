@@ -62,6 +62,7 @@ def test_early_stopping_and_the_best_model(tmp_path: Path) -> None:
             metric_for_best_model="eval_loss",
             greater_is_better=True,  # it never is for long
             load_best_model_at_end=True,
+            run={"keep": "last=3 best=1:eval_loss:max"},
         )
 
     address = fresh_address()
@@ -73,6 +74,8 @@ def test_early_stopping_and_the_best_model(tmp_path: Path) -> None:
         shutil.rmtree(folder)
         shutil.copytree(f"{folder}-{place}", folder)
         assert go(left) == whole, f"killed at place {place}"
+    shutil.rmtree(folder)  # the machine is another one: the run has the best model, too
+    assert go(address)["weights"] == whole["weights"]
 
 
 def test_the_rules_of_saving() -> None:

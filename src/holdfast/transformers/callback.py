@@ -59,6 +59,7 @@ class Callback(TrainerCallback):
         wrap(trainer, "set_initial_training_values", self._plan)
         wrap(trainer, "get_batch_samples", self._next_batches)
         wrap(trainer, "_maybe_log_save_evaluate", self._evaluated)
+        wrap(trainer, "_load_best_model", self._load_best)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer is None or self._trainer.state is not state:
@@ -139,3 +140,7 @@ class Callback(TrainerCallback):
             loss = inspect.signature(original).bind(*args, **kwargs).arguments["tr_loss"]
             self._training.evaluated(loss)
         return result
+
+    def _load_best(self, original: Any) -> None:
+        if self._training is None or not self._training.load_best():
+            original()

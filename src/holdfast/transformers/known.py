@@ -1,12 +1,13 @@
 """The parts of the Trainer that Holdfast relies on, and how it is reached from a callback.
 
 A callback is told neither the Trainer nor when a step is complete. So the Trainer that calls
-`on_init_end` is found on the stack, and four of its methods are wrapped, in that object only:
+`on_init_end` is found on the stack, and five of its methods are wrapped, in that object only:
 
     _inner_training_loop          a training: from its start to its end
     set_initial_training_values   how many steps and epochs there will be, before anything starts
     get_batch_samples             the batches of the next optimizer step; the last one is complete
     _maybe_log_save_evaluate      the end of an epoch, when all of it was logged and evaluated
+    _load_best_model              at the end; its folder may be on a machine that is gone
 
 They are those of transformers 4.57 to 5.24. Where one is missing or takes other arguments,
 nothing is trained.
@@ -30,6 +31,7 @@ _ARGUMENTS = {
     "set_initial_training_values": ("args", "dataloader"),
     "get_batch_samples": ("epoch_iterator", "num_batches"),
     "_maybe_log_save_evaluate": ("tr_loss",),
+    "_load_best_model": (),
 }
 _ATTRIBUTES = ("current_flos", "callback_handler", "accelerator", "state", "control")
 

@@ -282,6 +282,19 @@ class Training:
             self._loop.end()  # early, and for good
         self._number = next(self._loop, None)
 
+    def load_best(self) -> bool:
+        """Load the best model where the folder that the Trainer has saved it to is gone and a
+        checkpoint of the run is of the same step. Whether that was done."""
+        state, manager = self._trainer.state, self._run.manager
+        if Path(state.best_model_checkpoint).is_dir():
+            return False
+        found = [one for one in manager.checkpoints() if one.step == state.best_global_step]
+        if not found:
+            return False  # the Trainer says that there is none
+        model = {self._name: {"model": self._trainer.model}}
+        manager.restore(model, found[-1].id, only=[f"{self._name}/model"], rng=False)
+        return True
+
     def close(self) -> None:
         """The training has ended, in whichever way."""
         self._evaluate_on_start()

@@ -103,7 +103,6 @@ class Training:
             track_anew(self._run, **{self._name: self._objects(tokenizer)})
         self._feed = open_feed(loader)
         self._entering = self._begins_epoch = True
-        trainer.state.global_step = 0
         # The Trainer's own saves look for what a start from nothing has there.
         callbacks = [*trainer.callback_handler.callbacks, trainer.control]
         stateful = [one for one in callbacks if isinstance(one, ExportableState)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,27 @@ def test_workers_of_the_loader() -> None:
     leaving = Leaving(address)
     whole = train(address, leaving, **settings)
     assert train(leaving.left[8], **settings) == whole
+
+
+class WorkersSignalled(TrainerCallback):
+    """The workers of the loader are gone before the signal comes."""
+
+    def on_step_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join()
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+
+def test_preempted_through_the_workers() -> None:
+    settings: dict[str, Any] = {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 1}
+    address = fresh_address()
+    with pytest.raises(SystemExit) as caught:
+        train(address, WorkersSignalled(), run={"every": None}, **settings)
+    assert caught.value.code == 75
+    assert steps_of(address)[-1] >= 2
+    assert train(address, **settings) == train(fresh_address(), **settings)
 
 
 def test_a_damaged_checkpoint(tmp_path: Path) -> None:

@@ -183,8 +183,9 @@ class Training:
         try:
             batches = self._fetch(count)
         except LoaderInterrupted:
-            self._run._session.stopping.signals.wait()
-            self._complete()
+            signals = self._run._session.stopping.signals
+            if signals.installed and signals.wait():
+                self._complete()
             raise
         if not resumes:
             if batches:

@@ -82,6 +82,7 @@ def last_line(output: str) -> str:
 DIGITS = Example("torch_digits.py", "--epochs", "4", "--every", "10")
 TOUR = Example("generic.py", "--sweeps", "150", "--every", "10")
 MANUAL = Example("char_transformer.py", "--epochs", "2", "--every", "5", "--characters", "30000")
+SUMS = Example("transformers_sums.py", "--steps", "40", "--every", "3")
 TREES = Example("xgboost_digits.py", "--rounds", "30", "--every", "3")
 # What Keras does to arrays of NumPy 2 is deprecated.
 KERAS = Example(
@@ -95,6 +96,7 @@ EXAMPLES = {
     "torch_digits": (DIGITS, [4]),
     "generic": (TOUR, [3, 4]),
     "char_transformer": (MANUAL, [4]),
+    "transformers_sums": pytest.param(SUMS, [4], marks=pytest.mark.slow),  # a start takes long
     "xgboost_digits": (TREES, [3, 4]),
     "jax_digits": (ARRAYS, [4]),
     "sklearn_digits": (PASSES, [4]),

@@ -13,7 +13,13 @@ from holdfast.errors import StateError
 ADAPTERS = {"torch": "holdfast.torch", "jax": "holdfast.jax", "sklearn": "holdfast.sklearn"}
 """Root package of a framework -> the module that has its `adapter`."""
 
-_MEMBERS = {"jaxlib": "jax", "optax": "jax", "equinox": "jax", "flax": "jax"}
+_MEMBERS = {
+    "accelerate": "torch",
+    "equinox": "jax",
+    "flax": "jax",
+    "jaxlib": "jax",
+    "optax": "jax",
+}
 """Root packages whose classes belong to a framework of another name."""
 
 _CLAIMING = ("jax",)

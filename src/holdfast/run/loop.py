@@ -107,6 +107,9 @@ class Loop(Iterator[Any]):
         self.retake: Mark | None = None
         """The mark of the item to take again on the way back."""
         self.last_child: Habits | None = None
+        self.epoch_end: bool | None = None
+        """Whether the item in progress is the last of an epoch, where a framework goes through
+        epochs in one loop; None where it does not."""
         self.left: Any = None
         """The random states where its `for` let go of it, if that was seen."""
         self._engine = engine

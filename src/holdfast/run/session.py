@@ -148,9 +148,7 @@ class Session:
             # finished run's mirror may lack the end, if its process was killed over it.
             manager.acquire()
         manager.environment = environment.collect()
-        self.gradients.watch(loaded_adapters(), self.tracked.objects)
-        self.barriers.watch(loaded_adapters(), self.tracked.objects)
-        self.attributes.note(loaded_adapters(), self.tracked.objects)
+        self.watch(self.tracked.objects)
         said: list[str] = []
 
         def restore(found: Any) -> Any:
@@ -213,12 +211,16 @@ class Session:
         if changed := environment.differences(restored.environment, self.manager.environment):
             self.console.say(differences_line(changed))
 
-    def restore_late(self, names: Collection[str]) -> None:
-        """Objects were tracked after the start: give them what the checkpoint holds."""
-        late = {name: self.tracked.objects[name] for name in names}
+    def watch(self, names: Collection[str]) -> None:
+        """Objects are tracked from now on."""
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
         self.barriers.watch(loaded_adapters(), self.tracked.objects)
+        late = {name: self.tracked.objects[name] for name in names}
         self.attributes.note(loaded_adapters(), late)
+
+    def restore_late(self, names: Collection[str]) -> None:
+        """Objects were tracked after the start: give them what the checkpoint holds."""
+        self.watch(names)
         overridden, kept = self.restores.late(names)
         if overridden:
             self.console.say(settings_line(overridden))
@@ -334,7 +336,8 @@ class Session:
 
     def open_feed(self, loop: Loop, saved: Any) -> bool:
         if loop.counted:
-            self.triggers.check(frame.label.kind for frame in self.engine.position.frames)
+            kinds = [frame.label.kind for frame in self.engine.position.frames]
+            self.triggers.check(kinds if loop.epoch_end is None else [*kinds, "epochs"])
         if saved is not None:
             self.feeds.met(loop.place, loop.origin)
         if not loop.loaders:
@@ -360,7 +363,7 @@ class Session:
 
     def boundary(self, loop: Loop, *, last: bool) -> None:
         self.saves.collect()
-        epoch_end = loop.label.kind == "epochs"
+        epoch_end = loop.label.kind == "epochs" or bool(loop.epoch_end)
         step = self.engine.position.step
         heartbeat.beat(self._address, "training", step)
         reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)

@@ -61,6 +61,10 @@ class Tracked:
         self._complete = False
         return fresh
 
+    def expect(self, name: str) -> None:
+        """`name` may be tracked after the start, as if it was declared late."""
+        self._late |= {name}
+
     def feed(self, loader: Any) -> None:
         """`loader` is iterated by a loop of the run, which saves its position."""
         if not any(known is loader for known in self._fed):
@@ -241,12 +245,15 @@ def _describe(value: Any) -> str:
 
 
 def _is_data_loader(value: Any) -> bool:
-    """A plain torch DataLoader: it has no state of its own to save."""
+    """A plain torch DataLoader, also as Accelerate prepares it: it has no state of its own to
+    save."""
+    kinds = [(kind.__module__, kind.__name__) for kind in type(value).__mro__]
+    if ("accelerate.data_loader", "DataLoaderAdapter") in kinds:
+        return True
     if hasattr(value, "state_dict"):
         return False
     return any(
-        kind.__name__ == "DataLoader" and kind.__module__.startswith("torch.utils.data")
-        for kind in type(value).__mro__
+        name == "DataLoader" and module.startswith("torch.utils.data") for module, name in kinds
     )
 
 

@@ -1,4 +1,4 @@
-"""What the adapters of libraries that train by rounds share: XGBoost's and LightGBM's."""
+"""What the adapters of libraries that own their loop share."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def check_name_is_new(run: Run, name: str) -> None:
             f"this run had a training named {name!r} just before this one",
             hint="Give each a callback of its own, with a name: Callback(run, name=…)",
         )
+
+
+def track_anew(run: Run, **objects: Any) -> None:
+    """As `run.track`, also inside of a loop of the run, but what the checkpoint holds under these
+    names is not put back: it is another training's."""
+    session = run._session
+    session.tracked.add(objects)
+    session.watch(objects)
 
 
 def check_kind(state: Mapping[str, Any], library: str) -> None:

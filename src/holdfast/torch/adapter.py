@@ -13,6 +13,7 @@ from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
 from holdfast.torch import attributes, contents, rng, settings
+from holdfast.torch.accelerated import unwrapped
 from holdfast.torch.gradients import Gradients, gradients_aside
 from holdfast.torch.modules import decode_module, encode_module
 from holdfast.torch.objects import (
@@ -62,6 +63,7 @@ class TorchAdapter:
     def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
         if isinstance(value, torch.Tensor):
             return _encode_tensor(value, path, {}, encoder)
+        value = unwrapped(value)
         if isinstance(value, torch.nn.Module):
             return encode_module(value, path, encoder)
         if isinstance(value, torch.optim.Optimizer):
@@ -85,13 +87,15 @@ class TorchAdapter:
                 hint="Upgrade: pip install -U holdfast",
             )
         kind, words, decode = _LIVE[tag]
-        if not isinstance(target, kind) and self.is_live(target):
-            decoder.changed(path, words, f"a {type_name(type(target))}")
+        inner = unwrapped(target)
+        if not isinstance(inner, kind) and self.is_live(inner):
+            decoder.changed(path, words, f"a {type_name(type(inner))}")
             return target
-        return decode(node, target, path, decoder)
+        value = decode(node, inner, path, decoder)
+        return target if value is inner else value
 
     def is_live(self, value: object) -> bool:
-        return isinstance(value, _IN_PLACE)
+        return isinstance(unwrapped(value), _IN_PLACE)
 
     def find_untracked(self, scope: Mapping[str, Any], tracked: Mapping[str, Any]) -> list[str]:
         """Names in a caller's frame of what should be tracked, too."""

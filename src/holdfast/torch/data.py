@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from holdfast.run.feed import BaseFeed, Policy, Stateful
 from holdfast.run.iterables import AskedFeed, CountedFeed
+from holdfast.torch.accelerated import PreparedFeed, inner_loader, is_prepared
 from holdfast.torch.map_feed import MapFeed
 from holdfast.torch.randomness import TORCH
 from holdfast.torch.stream_feed import StreamFeed
@@ -27,6 +28,9 @@ logger = logging.getLogger("holdfast")
 
 def feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed | None:
     """The feed for a DataLoader; None if `loader` is something else."""
+    if is_prepared(loader):
+        inner = feed(inner_loader(loader), policy=policy)
+        return None if inner is None else PreparedFeed(loader, inner)
     if not isinstance(loader, DataLoader):
         return None
     if isinstance(loader, Stateful):

@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from holdfast.torch.accelerated import unwrapped
 from holdfast.torch.untracked import _optimizers
 
 _SCALARS = (bool, int, float, str, type(None))
@@ -81,6 +82,7 @@ def _parts(schedulers: Iterable[LRScheduler]) -> Iterator[LRScheduler]:
 
 
 def _schedulers(value: Any, path: str, depth: int) -> Iterator[tuple[str, LRScheduler]]:
+    value = unwrapped(value)
     if isinstance(value, LRScheduler):
         yield path, value
     elif isinstance(value, dict | list | tuple) and depth < _MAX_DEPTH:

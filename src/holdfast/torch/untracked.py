@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from holdfast.run.variables import Variables
+from holdfast.torch.accelerated import unwrapped
 from holdfast.torch.dtypes import describe, words
 from holdfast.torch.memory import storage_of
 from holdfast.torch.modules import live_state, saves_more
@@ -47,6 +48,7 @@ def find_untracked(
     known = _reachable(tracked.values() if isinstance(tracked, Mapping) else tracked)
     found: list[str] = []
     for name, value in frame_locals.items():
+        value = unwrapped(value)
         kind = type(value)  # not isinstance: a local may be anything, and `__class__` run code
         stateful = issubclass(kind, Optimizer | LRScheduler) or (
             issubclass(kind, torch.amp.GradScaler) and value.is_enabled()
@@ -64,7 +66,7 @@ def _reachable(values: Iterable[Any]) -> dict[int, Any]:
     known: dict[int, Any] = {}
     waiting = deque(values)
     while waiting and len(known) < _MAX_OBJECTS:
-        value = waiting.popleft()
+        value = unwrapped(waiting.popleft())
         if isinstance(value, _PLAIN) or id(value) in known:
             continue
         known[id(value)] = value
@@ -141,6 +143,7 @@ def tracked_optimizers(tracked: Mapping[str, Any]) -> Iterator[tuple[str, Optimi
 def _optimizers(value: Any, path: str, above: set[int]) -> Iterator[tuple[str, Optimizer]]:
     """Optimizers that are captured as such: in plain containers, not in objects that save
     them in a way of their own."""
+    value = unwrapped(value)
     if isinstance(value, Optimizer):
         yield path, value
         return

@@ -213,12 +213,15 @@ class Session:
         if changed := environment.differences(restored.environment, self.manager.environment):
             self.console.say(differences_line(changed))
 
-    def restore_late(self, names: Collection[str]) -> None:
-        """Objects were tracked after the start: give them what the checkpoint holds."""
+    def restore_late(self, names: Collection[str], *, restore: bool = True) -> None:
+        """Objects were tracked after the start: give them what the checkpoint holds, unless it
+        is not theirs."""
         late = {name: self.tracked.objects[name] for name in names}
         self.gradients.watch(loaded_adapters(), self.tracked.objects)
         self.barriers.watch(loaded_adapters(), self.tracked.objects)
         self.attributes.note(loaded_adapters(), late)
+        if not restore:
+            return
         overridden, kept = self.restores.late(names)
         if overridden:
             self.console.say(settings_line(overridden))

@@ -61,6 +61,10 @@ class Tracked:
         self._complete = False
         return fresh
 
+    def expect(self, names: Iterable[str]) -> None:
+        """`names` are declared late, too."""
+        self._late |= frozenset(names)
+
     def feed(self, loader: Any) -> None:
         """`loader` is iterated by a loop of the run, which saves its position."""
         if not any(known is loader for known in self._fed):

@@ -1,4 +1,4 @@
-"""What the adapters of libraries that train by rounds share: XGBoost's and LightGBM's."""
+"""What the adapters of libraries that own the loop share: XGBoost's, LightGBM's, Lightning's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def check_name_is_new(run: Run, name: str) -> None:
             f"this run had a training named {name!r} just before this one",
             hint="Give each a callback of its own, with a name: Callback(run, name=…)",
         )
+
+
+def expect_later(run: Run, names: Iterable[str]) -> None:
+    """These will be tracked when the training begins, as if `Run(late=…)` said so."""
+    run._session.tracked.expect(names)
+
+
+def track_later(run: Run, objects: Mapping[str, Any], *, restore: bool) -> None:
+    """Track what there is only now. `restore`: the training is one that a checkpoint holds; else
+    it is a new one, of which the checkpoint may hold the last that had this name."""
+    run._session.tracked.add(objects)
+    run._session.restore_late(objects, restore=restore)
 
 
 def check_kind(state: Mapping[str, Any], library: str) -> None:

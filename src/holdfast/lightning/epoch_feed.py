@@ -1,0 +1,114 @@
+"""The feed of one epoch of Lightning's: that of its loaders, and what its loop asks beside."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from holdfast.run.feed import Feed
+from holdfast.run.random_states import RandomStates
+
+
+class EpochFeed:
+    """Around the feed of the loaders: it ends where Lightning ends an epoch, and it knows
+    whether the item that it handed out is the last.
+
+    Where nobody knows how many there are it takes one ahead, as Lightning does. Its state is then
+    that in front of the one that waits, with the random states from before it was loaded: a
+    resume loads it once more.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self._random = RandomStates()
+        self._most: int | None = None
+        self._taken = 0
+        self._ended = False
+        self._waiting: list[Any] = []
+        self._before: dict[str, Any] | None = None
+        """Of the item that waits, or of the end if none does."""
+
+    @property
+    def name(self) -> str:
+        return self.feed.name
+
+    @property
+    def held(self) -> list[Any]:
+        return self.feed.held
+
+    @property
+    def moves(self) -> bool:
+        return self.feed.moves
+
+    def begin(self, most: float) -> None:
+        """An epoch of at most so many items (infinity: nobody knows) is about to be opened."""
+        self._most = None if most == float("inf") else int(most)
+
+    def end(self) -> None:
+        """No item follows in this epoch."""
+        self._ended = True
+
+    @property
+    def last(self) -> bool:
+        """Whether no item follows the one that was handed out, as far as is known."""
+        return not self._waiting if self._most is None else self._taken >= self._most
+
+    # -- Feed --------------------------------------------------------------------
+
+    def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
+        self._ended, self._waiting, self._before = False, [], None
+        if saved is None or saved.get("feed") is None:
+            self._taken = 0
+            as_saved = self.feed.open(None, fixed=fixed)
+            self._look_ahead()
+            return as_saved
+        self._taken = int(saved["taken"])
+        as_saved = self.feed.open(saved["feed"], fixed=fixed)
+        if saved["rng"] is not None:
+            self._random.apply(saved["rng"])
+            self._look_ahead()
+        return as_saved
+
+    def take(self) -> Any:
+        if self._ended or (self._most is not None and self._taken >= self._most):
+            raise StopIteration
+        if self._most is not None:
+            item = self.feed.take()
+        elif self._waiting:
+            item = self._waiting.pop()
+            self._look_ahead()
+        else:
+            raise StopIteration
+        self._taken += 1
+        return item
+
+    def state(self) -> dict[str, Any]:
+        if self._before is not None:
+            return {"taken": self._taken, **self._before}
+        return {"taken": self._taken, "feed": self.feed.state(), "rng": None}
+
+    def length(self) -> int | None:
+        if self._ended:
+            return self._taken
+        return self._most
+
+    def close(self) -> None:
+        self._waiting, self._before = [], None
+        self.feed.close()
+
+    def shutdown(self) -> None:
+        self.feed.shutdown()
+
+    def inherit(self, before: Any) -> None:
+        self.feed.inherit(before.feed if isinstance(before, EpochFeed) else before)
+
+    def _look_ahead(self) -> None:
+        if self._most is not None:
+            return
+        # A loader's own state may be what it goes on to change.
+        before = {"feed": copy.deepcopy(self.feed.state()), "rng": self._random.capture()}
+        try:
+            self._waiting.append(self.feed.take())
+        except StopIteration:
+            before = {"feed": self.feed.state(), "rng": None}
+        self._before = before

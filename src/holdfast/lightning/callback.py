@@ -23,6 +23,7 @@ from holdfast.run.trainings import check_name_is_new, expect_later, track_later
 
 _MODES: dict[str, Mode] = {"min_size": "min", "max_size_cycle": "cycle", "max_size": "max"}
 _DEFAULT_NAME = "trainer"
+_ADDED = 100  # epochs that callbacks may add: StochasticWeightAveraging adds one
 
 
 class Callback(CallbackBase):
@@ -75,7 +76,8 @@ class Callback(CallbackBase):
         self._advanced = self._set_up = False
         self._batches = self._guard = None
         self._state.begin(trainer, lambda: [one for one in trainer.callbacks if one is not self])
-        self._epochs = self._run.epochs(_total(trainer), name=self._name)
+        self._state.total = _total(trainer)
+        self._epochs = self._run.epochs(self._state.total, name=self._name)
         self._goes_on = not self._run._session.engine.landed and bool(self._state.restored)
         if self._goes_on:
             self._state.put_back_versions()
@@ -156,7 +158,7 @@ class Callback(CallbackBase):
     def _is_over(self) -> bool:
         """Whether the training that is gone on with was ended early, and is given no more."""
         saved = self._state.restored
-        return saved["should_stop"] and not (saved["finished"] and self._asks_for_more())
+        return saved["should_stop"] and not (saved["finished"] and self._state.total != saved["total"])
 
     # -- epochs and batches ------------------------------------------------------------
 
@@ -275,4 +277,4 @@ def _total(trainer: Any) -> int | None:
     epochs, steps = trainer.fit_loop.max_epochs, trainer.max_steps
     if epochs == steps == -1:
         return None
-    return max(epochs, 0) + max(steps, 0)
+    return max(epochs, 0) + max(steps, 0) + _ADDED

@@ -26,7 +26,7 @@ class EpochFeed:
         self._ended = False
         self._waiting: list[Any] = []
         self._before: dict[str, Any] | None = None
-        """Of the item that waits, or of the end if none does."""
+        """What `state` gives while an item waits."""
 
     @property
     def name(self) -> str:
@@ -57,15 +57,12 @@ class EpochFeed:
 
     def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
         self._ended, self._waiting, self._before = False, [], None
-        if saved is None or saved.get("feed") is None:
-            self._taken = 0
-            as_saved = self.feed.open(None, fixed=fixed)
-            self._look_ahead()
-            return as_saved
-        self._taken = int(saved["taken"])
-        as_saved = self.feed.open(saved["feed"], fixed=fixed)
-        if saved["rng"] is not None:
-            self._random.apply(saved["rng"])
+        self._taken = 0 if saved is None else int(saved["handed_out"])
+        as_saved = self.feed.open(saved, fixed=fixed)
+        waited = None if saved is None else saved["waiting"]
+        if waited is not None:
+            self._random.apply(waited)
+        if saved is None or waited is not None:
             self._look_ahead()
         return as_saved
 
@@ -84,8 +81,8 @@ class EpochFeed:
 
     def state(self) -> dict[str, Any]:
         if self._before is not None:
-            return {"taken": self._taken, **self._before}
-        return {"taken": self._taken, "feed": self.feed.state(), "rng": None}
+            return {**self._before, "handed_out": self._taken}
+        return {**self.feed.state(), "handed_out": self._taken, "waiting": None}
 
     def length(self) -> int | None:
         if self._ended:
@@ -106,9 +103,10 @@ class EpochFeed:
         if self._most is not None:
             return
         # A loader's own state may be what it goes on to change.
-        before = {"feed": copy.deepcopy(self.feed.state()), "rng": self._random.capture()}
+        before = {**copy.deepcopy(self.feed.state()), "waiting": self._random.capture()}
+        self._before = None
         try:
             self._waiting.append(self.feed.take())
         except StopIteration:
-            before = {"feed": self.feed.state(), "rng": None}
+            return
         self._before = before

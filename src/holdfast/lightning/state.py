@@ -25,7 +25,10 @@ class State:
     """
 
     # With a `__dict__` each save would search Lightning's objects for random generators.
-    __slots__ = ("finished", "in_tail", "live", "own_schedulers", "restored", "_others", "_trainer")
+    __slots__ = (
+        *("finished", "in_tail", "live", "own_schedulers", "restored", "total"),
+        *("_others", "_trainer"),
+    )
 
     def __init__(self) -> None:
         self.restored: dict[str, Any] = {}
@@ -33,6 +36,8 @@ class State:
         self.in_tail = False
         """Lightning has counted an epoch that its own code, which runs again, will count."""
         self.live = False
+        self.total: int | None = None
+        """The most epochs that the run was told of."""
         self.own_schedulers: list[Any] = []
         """Those that are tracked by themselves."""
         self._trainer: Any = None
@@ -57,6 +62,7 @@ class State:
         return {
             "kind": "lightning",
             "finished": self.finished,
+            "total": self.total,
             "should_stop": bool(trainer.should_stop),
             "progress": progress,
             "batches_that_stepped": fit.epoch_loop._batches_that_stepped,

@@ -167,6 +167,10 @@ def train(
         }
 
 
+RARELY = {"every": None}
+"""It saves at its end only."""
+
+
 def check_killed_anywhere(address: str, *callbacks: Any, nth: int = 4, **options: Any) -> Any:
     """Each `nth` place that a process can be killed at leads to the same end. `callbacks`: what
     makes them, for each process its own. Returns that end."""
@@ -174,7 +178,7 @@ def check_killed_anywhere(address: str, *callbacks: Any, nth: int = 4, **options
     whole = train(address, leaving, *(make() for make in callbacks), **options)
     assert len(leaving.left) >= 2 * nth
     for place, left in list(enumerate(leaving.left))[1::nth]:
-        again = train(left, *(make() for make in callbacks), **options)
+        again = train(left, *(make() for make in callbacks), run_options=RARELY, **options)
         assert str(again) == str(whole), f"killed at place {place}"
     assert str(train(address, *(make() for make in callbacks), **options)) == str(whole), "over"
     return whole

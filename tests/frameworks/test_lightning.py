@@ -6,20 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     EarlyStopping,
-    ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import CombinedLoader
 from torchmetrics import MeanSquaredError
 
 from tests.support.jobs import fresh_address
 from tests.support.lightning_jobs import (
-    DATA,
     Model,
     Stream,
     check_killed_anywhere,
@@ -67,7 +65,9 @@ class Adversarial(Model):
         self.automatic_optimization = False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        for optimizer, schedule in zip(self.optimizers(), self.lr_schedulers(), strict=True):
+        optimizers: Any = self.optimizers()
+        schedulers: Any = self.lr_schedulers()
+        for optimizer, schedule in zip(optimizers, schedulers, strict=True):
             self.toggle_optimizer(optimizer)
             loss = self.loss(batch)
             optimizer.zero_grad()
@@ -157,11 +157,11 @@ def test_data_without_a_length() -> None:
     assert whole["global_step"] == 15
 
 
-@pytest.mark.parametrize(("mode", "steps"), [("max_size_cycle", 5), ("max_size", 5), ("min_size", 2)])
+@pytest.mark.parametrize(
+    ("mode", "steps"), [("max_size_cycle", 5), ("max_size", 5), ("min_size", 2)]
+)
 def test_several_loaders(mode: str, steps: int) -> None:
-    whole = check_killed_anywhere(
-        fresh_address(), data=pairs(mode), model=Paired, max_epochs=2
-    )
+    whole = check_killed_anywhere(fresh_address(), data=pairs(mode), model=Paired, max_epochs=2)
     assert whole["global_step"] == 2 * steps
 
 
@@ -175,6 +175,7 @@ class Data(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         self.made += 1
+        assert self.trainer is not None
         return loader(batch_size=4 + self.trainer.current_epoch)
 
     def val_dataloader(self) -> Any:

@@ -36,7 +36,8 @@ class Noisy(Dataset):
 class Model(pl.LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 1))
+        layers = torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 1)
+        self.net = torch.nn.Sequential(*layers)
 
     def training_step(self, batch, number):
         x, y = batch

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import holdfast
 import holdfast.lightning
 from holdfast.errors import UsageError
-from tests.support.jobs import copied, fresh_address, steps_of
+from tests.support.jobs import fresh_address, steps_of
 from tests.support.lightning_jobs import Leaving, Model, loader, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on small data
@@ -96,20 +96,47 @@ def test_more_epochs_for_a_finished_run() -> None:
     assert str(train(address, max_epochs=4)) == str(whole)
 
 
+def test_more_for_a_run_that_ended_inside_an_epoch_or_early() -> None:
+    """It goes on with the epoch that would follow."""
+    address = fresh_address()
+    assert train(address, max_steps=7, max_epochs=-1)["run"][0] == 7
+    assert train(address, max_steps=9, max_epochs=-1)["run"][0] == 9
+    address = fresh_address()
+    stopping = {"monitor": "val_loss", "patience": 1, "min_delta": 100.0}
+    assert train(address, EarlyStopping(**stopping))["epoch"] == 2
+    assert train(address, EarlyStopping(**stopping))["epoch"] == 2
+    assert train(address, EarlyStopping(**stopping), max_epochs=8)["epoch"] == 3
+
+
+def test_behind_an_error_the_next_start_goes_on() -> None:
+    class Failing(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 8:
+                raise RuntimeError("out of memory")
+
+    address = fresh_address()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(address, Failing())
+    assert str(train(address)) == str(train(fresh_address()))
+
+
 # -- being stopped ----------------------------------------------------------------------
 
 
 class Stopping(Callback):
     """Sends this process a signal in a batch of the training, or of a validation."""
 
-    def __init__(self, batch: int, *, validating: bool = False) -> None:
+    def __init__(
+        self, batch: int, *, validating: bool = False, number: int = signal.SIGTERM
+    ) -> None:
         self.batch = batch
+        self.number = number
         self.validating = validating
 
     def _seen(self) -> None:
         self.batch -= 1
         if self.batch == -1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
     def on_train_batch_start(self, *args: Any) -> None:
         if not self.validating:
@@ -163,6 +190,22 @@ def test_a_signal_in_the_sanity_check_does_not_end_with_status_0() -> None:
     with pytest.raises(SystemExit) as stopped:
         train(address, InSanity())
     assert stopped.value.code == 75
+
+
+def test_under_slurm_it_writes_no_file_and_requeues_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"NTASKS": "1", "JOB_ID": "7", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0"}
+    for name, value in {**names, "NODEID": "0", "NTASKS_PER_NODE": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    address = fresh_address()
+    with pytest.raises(SystemExit) as stopped:
+        stopping = Stopping(6, number=signal.SIGUSR1)
+        train(address, stopping, run_options={"quiet": False}, default_root_dir=tmp_path)
+    assert stopped.value.code == 75
+    assert "holdfast run --requeue" in capsys.readouterr().err
+    assert max(steps_of(address)) == 7
+    assert not list(tmp_path.iterdir())
 
 
 # -- what Lightning writes --------------------------------------------------------------

@@ -77,7 +77,9 @@ class Counting(Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self.heard.append(f"epoch {trainer.current_epoch}")
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, n: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, n: int
+    ) -> None:
         self.heard.append(f"{n}: {trainer.global_step}")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -151,7 +153,10 @@ def train(
                 "callbacks": [*callbacks, counting, holdfast.lightning.Callback(run)],
             }
         )
-        given = {"train_dataloaders": loader(), "val_dataloaders": loader(shuffle=False)}
+        given: dict[str, Any] = {
+            "train_dataloaders": loader(),
+            "val_dataloaders": loader(shuffle=False),
+        }
         trainer.fit(made, **(given if data is None else data()))
         return {
             "model": {name: one.tolist() for name, one in made.state_dict().items()},

@@ -97,10 +97,7 @@ class Callback(CallbackBase):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not self._fitting:
             return
-        if self._sanity_steps is not None:
-            trainer.num_sanity_val_steps, self._sanity_steps = self._sanity_steps, None
-        # Its handler ends the training behind a batch, where nothing of it is saved.
-        trainer._signal_connector.teardown()
+        self._give_signals_back(trainer)
         self._track_the_rest()
 
     def _check(self, trainer: Any) -> None:
@@ -141,6 +138,16 @@ class Callback(CallbackBase):
         connector._loaded_checkpoint, connector._ckpt_path = {}, None
         self._say(f"going on from this run's checkpoint, not from Lightning's {path}")
 
+    def _give_signals_back(self, trainer: Any) -> None:
+        """Lightning's handler of SIGTERM ends the training behind a batch, with status 0 and
+        nothing saved; that for Slurm saves inside of the handler."""
+        trainer._signal_connector.teardown()
+        cluster = trainer._accelerator_connector.cluster_environment
+        if getattr(cluster, "auto_requeue", False):
+            self._say(
+                "Lightning does not requeue this Slurm job: start it with `holdfast run --requeue`"
+            )
+
     def _track(self, kind: str, value: Any) -> None:
         track_later(self._run, {self._named(kind): value}, restore=self._goes_on)
 
@@ -150,6 +157,8 @@ class Callback(CallbackBase):
             return
         self._set_up = True
         trainer = self._trainer
+        if self._sanity_steps is not None:
+            trainer.num_sanity_val_steps, self._sanity_steps = self._sanity_steps, None
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._state.own_schedulers = schedulers
         self._track("optimizers", list(trainer.optimizers))
@@ -157,8 +166,9 @@ class Callback(CallbackBase):
 
     def _is_over(self) -> bool:
         """Whether the training that is gone on with was ended early, and is given no more."""
-        saved = self._state.restored
-        return saved["should_stop"] and not (saved["finished"] and self._state.total != saved["total"])
+        saved, total = self._state.restored, self._state.total
+        more = None not in (total, saved["total"]) and total > saved["total"]
+        return saved["should_stop"] and not (saved["finished"] and more)
 
     # -- epochs and batches ------------------------------------------------------------
 
@@ -200,9 +210,8 @@ class Callback(CallbackBase):
         """The loop over the batches of an epoch."""
         session, combined = self._run._session, fit._combined_loader
         loaders, mode = list(combined.flattened), _MODES[combined._mode]
-        feed: Any = session.feeds.feed_for(loaders, mode)
-        if not isinstance(feed, EpochFeed):
-            feed = EpochFeed(feed)
+        found = session.feeds.feed_for(loaders, mode)
+        feed = found if isinstance(found, EpochFeed) else EpochFeed(found)
         feed.begin(fit.max_batches)
         for loader in loaders:
             session.tracked.feed(loader)

@@ -19,6 +19,7 @@ class EpochFeed:
     """
 
     def __init__(self, feed: Feed) -> None:
+        self.name, self.held, self.moves = feed.name, feed.held, feed.moves
         self.feed = feed
         self._random = RandomStates()
         self._most: int | None = None
@@ -27,18 +28,6 @@ class EpochFeed:
         self._waiting: list[Any] = []
         self._before: dict[str, Any] | None = None
         """What `state` gives while an item waits."""
-
-    @property
-    def name(self) -> str:
-        return self.feed.name
-
-    @property
-    def held(self) -> list[Any]:
-        return self.feed.held
-
-    @property
-    def moves(self) -> bool:
-        return self.feed.moves
 
     def begin(self, most: float) -> None:
         """An epoch of at most so many items (infinity: nobody knows) is about to be opened."""

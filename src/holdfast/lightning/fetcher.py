@@ -80,7 +80,9 @@ def feed_by(loop: Any, take: Take) -> None:
     def get(self: Any) -> Any:
         return self.__dict__.get("_data_fetcher")
 
-    loop.__class__ = type(kind.__name__, (kind,), {"_data_fetcher": property(get, put), "_feeds": 1})
+    loop.__class__ = type(
+        kind.__name__, (kind,), {"_data_fetcher": property(get, put), "_feeds": 1}
+    )
 
 
 class _Sized:

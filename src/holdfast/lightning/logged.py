@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 
-_REDUCTIONS = {torch.mean: "mean", torch.max: "max", torch.min: "min", torch.sum: "sum"}
+_REDUCTIONS: dict[Any, str] = {
+    torch.mean: "mean",
+    torch.max: "max",
+    torch.min: "min",
+    torch.sum: "sum",
+}
 _BUILT_IN = {max: "max", min: "min", sum: "sum"}
 _BOOKS = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
 _PLACE = ("_first_loop_iter", "_current_fx")
@@ -67,7 +72,7 @@ def _put_back_entry(results: Any, trainer: Any, entry: Mapping[str, Any]) -> Non
     results.log(  # makes the entry; its value is set below
         entry["fx"],
         entry["name"],
-        torch.zeros((), device=module.device) if own else module.get_submodule(entry["metric"]),
+        torch.zeros(1, device=module.device)[0] if own else module.get_submodule(entry["metric"]),
         **entry["options"],
         reduce_fx=torch.mean if reduce is None else reduce,
         sync_dist=entry["sync"],
@@ -97,13 +102,14 @@ def metrics_state(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def put_back_metrics(module: torch.nn.Module, saved: Mapping[str, Any]) -> None:
-    for name, part in module.named_modules():
-        if not _is_metric(part):
-            continue
+    metrics: dict[str, Any] = {
+        name: part for name, part in module.named_modules() if _is_metric(part)
+    }
+    for name, metric in metrics.items():
         if name in saved:
-            put_back_metric(part, saved[name], module)
-        elif part._update_count:
-            part.reset()
+            put_back_metric(metric, saved[name], module)
+        elif metric._update_count:
+            metric.reset()
 
 
 def _is_metric(part: Any) -> bool:

@@ -190,7 +190,8 @@ def _callback_state(callback: Any) -> dict[str, Any]:
     # Which step it saved last, so that it does not save that once more.
     lately = {
         name: value
-        for name, value in vars(callback).items() if _is(callback, "ModelCheckpoint")
+        for name, value in vars(callback).items()
+        if _is(callback, "ModelCheckpoint")
         if name.startswith("_last_") and type(value) in (int, str)
     }
     return {"state": callback.state_dict(), "lately": lately}
@@ -249,4 +250,3 @@ def _generators(validation: Any) -> Iterator[tuple[Any, Any]]:
         yield from find_generators(
             loader, libraries(), closed=lambda name, value: name == "_iterator"
         )
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,15 +21,21 @@ from tests.support.jobs import fresh_address
 from tests.support.lightning_jobs import (
     Model,
     Stream,
+    X,
+    Y,
+    bare,
     check_killed_anywhere,
     loader,
+    train,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on small data
 
 
 def test_killed_anywhere() -> None:
-    whole = check_killed_anywhere(fresh_address(), nth=1)
+    whole = check_killed_anywhere(fresh_address(), nth=2)
+    alone = bare()
+    assert (whole["model"], whole["drawn"]) == (alone["model"], alone["drawn"])
     assert whole["global_step"] == 15
     assert whole["run"][:2] == (15, 3)
 
@@ -138,9 +145,32 @@ def endless() -> dict[str, Any]:
     return {"train_dataloaders": torch.utils.data.DataLoader(Stream(), batch_size=4)}
 
 
-def pairs(mode: Any) -> Any:
+class Knowing:
+    """Its place, but not how many there are; it draws from the global stream."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.at < 5:
+            self.at += 1
+            yield X[self.at :] + 0.1 * torch.randn(4), Y[self.at :]
+        self.at = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at = state["at"]
+
+
+def knowing() -> dict[str, Any]:
+    return {"train_dataloaders": Knowing()}
+
+
+def pairs(mode: Any, *, shuffle: bool = True) -> Any:
     def build() -> dict[str, Any]:
-        loaders = {"a": loader(), "b": loader(batch_size=9)}
+        loaders = {"a": loader(shuffle=shuffle), "b": loader(batch_size=9, shuffle=shuffle)}
         return {"train_dataloaders": CombinedLoader(loaders, mode)}
 
     return build
@@ -152,8 +182,9 @@ class Paired(Model):
         return super().training_step(batch["a"] or batch["b"], batch_idx) + sum(losses)
 
 
-def test_data_without_a_length() -> None:
-    whole = check_killed_anywhere(fresh_address(), data=endless)
+@pytest.mark.parametrize("data", [endless, knowing])
+def test_data_without_a_length(data: Any) -> None:
+    whole = check_killed_anywhere(fresh_address(), data=data)
     assert whole["global_step"] == 15
 
 
@@ -163,6 +194,8 @@ def test_data_without_a_length() -> None:
 def test_several_loaders(mode: str, steps: int) -> None:
     whole = check_killed_anywhere(fresh_address(), data=pairs(mode), model=Paired, max_epochs=2)
     assert whole["global_step"] == 2 * steps
+    options = {"data": pairs(mode, shuffle=False), "model": Paired, "max_epochs": 2}
+    assert train(fresh_address(), **options)["model"] == bare(**options)["model"]
 
 
 class Data(LightningDataModule):
@@ -199,6 +232,9 @@ class Hooked(Model):
         self.scale *= 0.99
         return super().training_step(batch, batch_idx) * self.scale
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("order", batch[0][0, 0] * batch_idx)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["scale"] = self.scale
 
@@ -211,8 +247,10 @@ def test_datamodules_and_hooks() -> None:
         fresh_address(),
         model=Hooked,
         data=lambda: {"datamodule": Data()},
-        reload_dataloaders_every_n_epochs=1,
+        reload_dataloaders_every_n_epochs=2,
         val_check_interval=0.5,
+        max_epochs=4,
+        nth=9,
         more=lambda trainer: (trainer.datamodule.made, trainer.lightning_module.scale),
     )
 

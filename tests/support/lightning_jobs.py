@@ -125,51 +125,56 @@ class Leaving(Callback):
 
 
 def train(
-    address: str,
+    address: str, *callbacks: Callback, run_options: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """One process's part of a training, and all that is left of it."""
+    with holdfast.Run(address, **{"every": 1, "quiet": True, **(run_options or {})}) as run:
+        found = bare(*callbacks, holdfast.lightning.Callback(run), **options)
+        return {**found, "run": (run.step, run.epoch, run.metrics)}
+
+
+def bare(
     *callbacks: Callback,
     model: Any = Model,
     data: Any = None,
-    run_options: dict[str, Any] | None = None,
     plugins: Any = tuple,
     more: Any = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """One process's part of a training, and all that is left of it."""
+    """A training with these callbacks, and all that is left of it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     made = model()
     counting = Counting()
-    with holdfast.Run(address, **{"every": 1, "quiet": True, **(run_options or {})}) as run:
-        trainer = Trainer(
-            **{
-                "max_epochs": 3,
-                "accelerator": "cpu",
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                **options,
-                "plugins": list(plugins()),
-                "callbacks": [*callbacks, counting, holdfast.lightning.Callback(run)],
-            }
-        )
-        given: dict[str, Any] = {
-            "train_dataloaders": loader(),
-            "val_dataloaders": loader(shuffle=False),
+    trainer = Trainer(
+        **{
+            "max_epochs": 3,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **options,
+            "plugins": list(plugins()),
+            "callbacks": [*callbacks[:-1], counting, *callbacks[-1:]],
         }
-        trainer.fit(made, **(given if data is None else data()))
-        return {
-            "model": {name: one.tolist() for name, one in made.state_dict().items()},
-            "optimizers": [one.state_dict() for one in trainer.optimizers],
-            "rates": [one["lr"] for each in trainer.optimizers for one in each.param_groups],
-            "global_step": trainer.global_step,
-            "epoch": trainer.current_epoch,
-            "metrics": {name: float(one) for name, one in trainer.callback_metrics.items()},
-            "heard": counting.heard,
-            "run": (run.step, run.epoch, run.metrics),
-            "drawn": torch.rand(1).item(),
-            "more": None if more is None else more(trainer),
-        }
+    )
+    given: dict[str, Any] = {
+        "train_dataloaders": loader(),
+        "val_dataloaders": loader(shuffle=False),
+    }
+    trainer.fit(made, **(given if data is None else data()))
+    return {
+        "model": {name: one.tolist() for name, one in made.state_dict().items()},
+        "optimizers": [one.state_dict() for one in trainer.optimizers],
+        "rates": [one["lr"] for each in trainer.optimizers for one in each.param_groups],
+        "global_step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+        "metrics": {name: float(one) for name, one in trainer.callback_metrics.items()},
+        "heard": counting.heard,
+        "drawn": torch.rand(1).item(),
+        "more": None if more is None else more(trainer),
+    }
 
 
 RARELY = {"every": None}

@@ -90,6 +90,7 @@ class Callback(CallbackBase):
         self._state.live = True
         if self._goes_on:
             self._state.put_back()
+            self._state.show_epoch_of_data()
             trainer.should_stop = self._is_over()
             self._sanity_steps, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, 0
         feed_by(trainer.fit_loop, self._take)
@@ -97,6 +98,8 @@ class Callback(CallbackBase):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not self._fitting:
             return
+        if self._goes_on:
+            self._state.put_back_progress()
         self._give_signals_back(trainer)
         self._track_the_rest()
 
@@ -160,7 +163,6 @@ class Callback(CallbackBase):
         if self._sanity_steps is not None:
             trainer.num_sanity_val_steps, self._sanity_steps = self._sanity_steps, None
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._state.own_schedulers = schedulers
         self._track("optimizers", list(trainer.optimizers))
         self._track("schedulers", schedulers)
 

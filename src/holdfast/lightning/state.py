@@ -26,7 +26,7 @@ class State:
 
     # With a `__dict__` each save would search Lightning's objects for random generators.
     __slots__ = (
-        *("finished", "in_tail", "live", "own_schedulers", "restored", "total"),
+        *("finished", "in_tail", "live", "restored", "total"),
         *("_others", "_trainer"),
     )
 
@@ -38,8 +38,6 @@ class State:
         self.live = False
         self.total: int | None = None
         """The most epochs that the run was told of."""
-        self.own_schedulers: list[Any] = []
-        """Those that are tracked by themselves."""
         self._trainer: Any = None
         self._others: Callable[[], Iterable[Any]] = tuple
 
@@ -78,10 +76,6 @@ class State:
                 {"library": library.name, "state": library.read(one)}
                 for library, one in _generators(fit.epoch_loop.val_loop)
             ],
-            "schedulers": {
-                str(number): {"kind": type(one).__qualname__, "state": one.state_dict()}
-                for number, one in self._new_schedulers()
-            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,7 +94,7 @@ class State:
     def put_back(self) -> None:
         """What Lightning itself restores before it sets up optimizers, and its counts."""
         saved, trainer = self.restored, self._trainer
-        module, fit = trainer.lightning_module, trainer.fit_loop
+        module = trainer.lightning_module
         if trainer.datamodule is not None and saved["datamodule"]:
             trainer.datamodule.load_state_dict(saved["datamodule"])
         callbacks = saved["callbacks"]
@@ -115,8 +109,19 @@ class State:
                 _put_back_callback(one, callbacks[one.state_key])
         if saved["precision"]:
             trainer.precision_plugin.load_state_dict(saved["precision"])
-        _put_back_progress(fit, saved["progress"])
-        fit.epoch_loop._batches_that_stepped = saved["batches_that_stepped"]
+        self.put_back_progress()
+
+    def put_back_progress(self) -> None:
+        fit = self._trainer.fit_loop
+        _put_back_progress(fit, self.restored["progress"])
+        fit.epoch_loop._batches_that_stepped = self.restored["batches_that_stepped"]
+
+    def show_epoch_of_data(self) -> None:
+        """Until `put_back_progress`: the trainer's epoch is that in which it asked for the loaders
+        that the checkpoint is about, which may depend on it."""
+        epoch = self.restored["reloads"][0]
+        if epoch >= 0:  # else minus infinity
+            self._trainer.fit_loop.epoch_progress.current.completed = int(epoch)
 
     def put_back_place(self) -> None:
         """What else makes the place in the loop what it was."""
@@ -127,10 +132,6 @@ class State:
         put_back_logged(trainer, saved["logged"])
         put_back_metrics(module, saved["metrics"])
         put_back_rows(trainer.loggers, saved["loggers"])
-        for number, one in self._new_schedulers():
-            entry = saved["schedulers"].get(str(number))
-            if entry is not None and entry["kind"] == type(one).__qualname__:
-                one.load_state_dict(entry["state"])
         if saved["generators"]:
             self._put_back_generators(saved["generators"])
 
@@ -172,13 +173,6 @@ class State:
             for name, value in checkpoint.items()
             if name not in before or value is not before[name]
         }
-
-    def _new_schedulers(self) -> Iterator[tuple[int, Any]]:
-        """Those that took the place of others since the training began, as SWA's does."""
-        known = {id(one) for one in self.own_schedulers}
-        for number, config in enumerate(self._trainer.lr_scheduler_configs):
-            if id(config.scheduler) not in known:
-                yield number, config.scheduler
 
 
 def _overridden(hook: Any) -> bool:

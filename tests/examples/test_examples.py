@@ -81,6 +81,7 @@ DIGITS = Example("torch_digits.py", "--epochs", "4", "--every", "10")
 TOUR = Example("generic.py", "--sweeps", "150", "--every", "10")
 MANUAL = Example("char_transformer.py", "--epochs", "2", "--every", "5", "--characters", "30000")
 TREES = Example("xgboost_digits.py", "--rounds", "30", "--every", "3")
+LIGHTNING = Example("lightning_digits.py", "--epochs", "3", "--every", "20")
 
 EXAMPLES = {
     "torch_digits": DIGITS,
@@ -90,8 +91,21 @@ EXAMPLES = {
 }
 
 
+SLOW = {"lightning_digits": LIGHTNING}  # to import it takes seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", SLOW.values(), ids=list(SLOW))
+def test_slow_ones_killed_and_resumed(example: Example, tmp_path: Path) -> None:
+    check_killed_and_resumed(example, tmp_path)
+
+
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAMPLES))
 def test_killed_and_resumed(example: Example, tmp_path: Path) -> None:
+    check_killed_and_resumed(example, tmp_path)
+
+
+def check_killed_and_resumed(example: Example, tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     expected = last_line(example.finish(alone, tmp_path / "a"))
 
@@ -135,6 +149,8 @@ def assert_equal(left: object, right: object) -> None:
         assert left.dtype == right.dtype  # type: ignore[attr-defined]
         assert left.shape == right.shape  # type: ignore[attr-defined]
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+    elif isinstance(left, list) and isinstance(right, list):
+        assert_equal(dict(enumerate(left)), dict(enumerate(right)))
     else:
         assert left == right
 

@@ -65,7 +65,7 @@ class State:
             "progress": progress,
             "batches_that_stepped": fit.epoch_loop._batches_that_stepped,
             "reloads": [getattr(loop, name) for loop, name in _reloads(fit)],
-            "callbacks": {one.state_key: _callback_state(one) for one in self._others()},
+            "callbacks": {one.state_key: one.state_dict() for one in self._others()},
             "hooks": self._from_hooks(),
             "datamodule": {} if datamodule is None else datamodule.state_dict(),
             "precision": trainer.precision_plugin.state_dict(),
@@ -82,6 +82,7 @@ class State:
         check_kind(state, "Lightning")
         self.restored = dict(state)
         if self.live:
+            self._set_validation_up()
             self.put_back()
             self.put_back_place()
 
@@ -98,15 +99,14 @@ class State:
         if trainer.datamodule is not None and saved["datamodule"]:
             trainer.datamodule.load_state_dict(saved["datamodule"])
         callbacks = saved["callbacks"]
-        states = {key: one["state"] for key, one in callbacks.items()}
-        checkpoint = {**self._for_hooks(), "callbacks": states, **saved["hooks"]}
+        checkpoint = {**self._for_hooks(), "callbacks": callbacks, **saved["hooks"]}
         if _overridden(module.on_load_checkpoint):
             module.on_load_checkpoint(checkpoint)
         for one in self._others():
             if _overridden(one.on_load_checkpoint):
                 one.on_load_checkpoint(trainer, module, checkpoint)
-            if one.state_key in callbacks:
-                _put_back_callback(one, callbacks[one.state_key])
+            if callbacks.get(one.state_key):
+                one.load_state_dict(callbacks[one.state_key])
         if saved["precision"]:
             trainer.precision_plugin.load_state_dict(saved["precision"])
         self.put_back_progress()
@@ -132,19 +132,20 @@ class State:
         put_back_logged(trainer, saved["logged"])
         put_back_metrics(module, saved["metrics"])
         put_back_rows(trainer.loggers, saved["loggers"])
-        if saved["generators"]:
-            self._put_back_generators(saved["generators"])
-
-    def _put_back_generators(self, saved: list[dict[str, Any]]) -> None:
-        trainer, validation = self._trainer, self._trainer.fit_loop.epoch_loop.val_loop
-        if trainer.val_dataloaders is None:
-            trainer.validating = True
-            validation.setup_data()
-            trainer.training = True
-        found = list(_generators(validation))
-        if [library.name for library, _ in found] == [entry["library"] for entry in saved]:
-            for (library, one), entry in zip(found, saved, strict=True):
+        found = list(_generators(fit.epoch_loop.val_loop))
+        if [library.name for library, _ in found] == [
+            one["library"] for one in saved["generators"]
+        ]:
+            for (library, one), entry in zip(found, saved["generators"], strict=True):
                 library.write(one, entry["state"])
+
+    def _set_validation_up(self) -> None:
+        """If its loaders hold generators, for these to be put back."""
+        trainer = self._trainer
+        if self.restored["generators"] and trainer.val_dataloaders is None:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            trainer.training = True
 
     # -- hooks that add to Lightning's checkpoints -----------------------------------------
 
@@ -178,23 +179,6 @@ class State:
 def _overridden(hook: Any) -> bool:
     """Whether it is more than the empty one of Lightning's base class."""
     return not hook.__module__.endswith((".callbacks.callback", ".core.hooks"))
-
-
-def _callback_state(callback: Any) -> dict[str, Any]:
-    # Which step it saved last, so that it does not save that once more.
-    lately = {
-        name: value
-        for name, value in vars(callback).items()
-        if _is(callback, "ModelCheckpoint")
-        if name.startswith("_last_") and type(value) in (int, str)
-    }
-    return {"state": callback.state_dict(), "lately": lately}
-
-
-def _put_back_callback(callback: Any, saved: Mapping[str, Any]) -> None:
-    if saved["state"]:
-        callback.load_state_dict(saved["state"])
-    vars(callback).update(saved["lately"])
 
 
 # -- progress ----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on small
 
 
 def test_killed_anywhere() -> None:
-    whole = check_killed_anywhere(fresh_address(), nth=2)
+    whole = check_killed_anywhere(fresh_address(), nth=3)
     alone = bare()
     assert (whole["model"], whole["drawn"]) == (alone["model"], alone["drawn"])
     assert whole["global_step"] == 15
@@ -192,7 +192,9 @@ def test_data_without_a_length(data: Any) -> None:
     ("mode", "steps"), [("max_size_cycle", 5), ("max_size", 5), ("min_size", 2)]
 )
 def test_several_loaders(mode: str, steps: int) -> None:
-    whole = check_killed_anywhere(fresh_address(), data=pairs(mode), model=Paired, max_epochs=2)
+    whole = check_killed_anywhere(
+        fresh_address(), data=pairs(mode), model=Paired, max_epochs=2, nth=4
+    )
     assert whole["global_step"] == 2 * steps
     options = {"data": pairs(mode, shuffle=False), "model": Paired, "max_epochs": 2}
     assert train(fresh_address(), **options)["model"] == bare(**options)["model"]

@@ -181,13 +181,13 @@ RARELY = {"every": None}
 """It saves at its end only."""
 
 
-def check_killed_anywhere(address: str, *callbacks: Any, nth: int = 4, **options: Any) -> Any:
+def check_killed_anywhere(address: str, *callbacks: Any, nth: int = 6, **options: Any) -> Any:
     """Each `nth` place that a process can be killed at leads to the same end. `callbacks`: what
     makes them, for each process its own. Returns that end."""
     leaving = Leaving(address)
     whole = train(address, leaving, *(make() for make in callbacks), **options)
     assert len(leaving.left) >= 2 * nth
-    for place, left in list(enumerate(leaving.left))[1::nth]:
+    for place, left in list(enumerate(leaving.left))[4::nth]:
         again = train(left, *(make() for make in callbacks), run_options=RARELY, **options)
         assert str(again) == str(whole), f"killed at place {place}"
     assert str(train(address, *(make() for make in callbacks), **options)) == str(whole), "over"

@@ -153,15 +153,33 @@ def test_a_signal_saves_and_leaves_with_75(place: int) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_signal_in_the_last_batch_of_an_epoch_and_then_the_end() -> None:
+def stopping_early() -> EarlyStopping:
+    return EarlyStopping("val_loss", patience=1, min_delta=100.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "callback", "options"),
+    [
+        (9, Callback, {}),
+        (14, Callback, {}),
+        (6, Callback, {"max_steps": 7, "max_epochs": -1}),
+        (9, stopping_early, {}),
+    ],
+    ids=["an epoch's", "the last epoch's", "the last step", "before it stops early"],
+)
+def test_a_signal_in_the_last_batch_and_then_the_end(
+    batch: int, callback: Any, options: Any
+) -> None:
     """Killed before the hooks of the epoch's end have run: they run in the next process."""
     address = fresh_address()
     leaving = Leaving(address)
     with pytest.raises(SystemExit):
-        train(address, Stopping(9), leaving, run_options={"every": None})
-    assert steps_of(leaving.left[-1]) == [10]
-    assert str(train(leaving.left[-1])) == whole()
-    assert str(train(address)) == whole()
+        train(address, callback(), Stopping(batch), leaving, run_options={"every": None}, **options)
+    alone = str(train(fresh_address(), callback(), run_options=RARELY, **options))
+    tail = next(left for left in leaving.left if steps_of(left))
+    for left in (tail, address):
+        assert max(steps_of(left)) == batch + 1
+        assert str(train(left, callback(), run_options=RARELY, **options)) == alone
 
 
 def test_a_signal_in_a_validation_is_answered_behind_it() -> None:

@@ -90,8 +90,8 @@ class Callback(CallbackBase):
         self._state.live = True
         if self._goes_on:
             self._state.put_back()
+            self._state.put_back_progress()
             self._state.show_epoch_of_data()
-            trainer.should_stop = self._is_over()
             self._sanity_steps, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, 0
         feed_by(trainer.fit_loop, self._take)
 
@@ -165,12 +165,6 @@ class Callback(CallbackBase):
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._track("optimizers", list(trainer.optimizers))
         self._track("schedulers", schedulers)
-
-    def _is_over(self) -> bool:
-        """Whether the training that is gone on with was ended early, and is given no more."""
-        saved, total = self._state.restored, self._state.total
-        more = None not in (total, saved["total"]) and total > saved["total"]
-        return saved["should_stop"] and not (saved["finished"] and more)
 
     # -- epochs and batches ------------------------------------------------------------
 

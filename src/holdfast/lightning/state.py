@@ -60,6 +60,7 @@ class State:
         return {
             "kind": "lightning",
             "finished": self.finished,
+            "in_tail": self.in_tail,
             "total": self.total,
             "should_stop": bool(trainer.should_stop),
             "progress": progress,
@@ -93,7 +94,7 @@ class State:
         put_back_versions(self._trainer.loggers, self.restored["loggers"])
 
     def put_back(self) -> None:
-        """What Lightning itself restores before it sets up optimizers, and its counts."""
+        """What Lightning itself restores before it sets up optimizers."""
         saved, trainer = self.restored, self._trainer
         module = trainer.lightning_module
         if trainer.datamodule is not None and saved["datamodule"]:
@@ -109,12 +110,22 @@ class State:
                 one.load_state_dict(callbacks[one.state_key])
         if saved["precision"]:
             trainer.precision_plugin.load_state_dict(saved["precision"])
-        self.put_back_progress()
 
     def put_back_progress(self) -> None:
-        fit = self._trainer.fit_loop
-        _put_back_progress(fit, self.restored["progress"])
-        fit.epoch_loop._batches_that_stepped = self.restored["batches_that_stepped"]
+        """The counts. Until the place is reached not those that would end the training there."""
+        saved, fit = self.restored["progress"], self._trainer.fit_loop
+        if self.restored["in_tail"]:
+            saved = {"epoch_progress": saved["epoch_progress"]}
+        _put_back_progress(fit, saved)
+        if self.restored["finished"]:
+            self._trainer.should_stop = self._is_over()
+
+    def _is_over(self) -> bool:
+        """Whether the training was to end, and is given no more if it has."""
+        saved, total = self.restored, self.total
+        given = saved["total"]
+        more = total is not None and given is not None and total > given
+        return saved["should_stop"] and not (saved["finished"] and more)
 
     def show_epoch_of_data(self) -> None:
         """Until `put_back_progress`: the trainer's epoch is that in which it asked for the loaders
@@ -127,6 +138,9 @@ class State:
         """What else makes the place in the loop what it was."""
         saved, trainer = self.restored, self._trainer
         module, fit = trainer.lightning_module, trainer.fit_loop
+        _put_back_progress(fit, saved["progress"])
+        fit.epoch_loop._batches_that_stepped = saved["batches_that_stepped"]
+        trainer.should_stop = self._is_over()
         for (loop, name), value in zip(_reloads(fit), saved["reloads"], strict=True):
             setattr(loop, name, value)
         put_back_logged(trainer, saved["logged"])

@@ -276,7 +276,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         lambda: first_of([1], [2], mode="max"),
         UsageError,
         "mode='max' is not known",
-        'mode="min" stops with the shorter, "cycle" repeats it',
+        'mode="min" stops with the shorter, "cycle" repeats it, "max" gives None',
     ),
     "iterated twice": (
         iterated_twice,

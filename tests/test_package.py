@@ -31,7 +31,10 @@ PUBLIC = [
     "Run",
     "Variables",
     "__version__",
+    "average",
+    "ensemble",
     "errors",
+    "import_checkpoint",
     "open",
 ]
 

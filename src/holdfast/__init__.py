@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from holdfast.manager import CheckpointInfo as CheckpointInfo
     from holdfast.manager import CheckpointManager as CheckpointManager
     from holdfast.manager import Pending as Pending
+    from holdfast.manager import average as average
+    from holdfast.manager import ensemble as ensemble
     from holdfast.manager import open as open
     from holdfast.notices.preemption import Preemption as Preemption
+    from holdfast.run.importing import import_checkpoint as import_checkpoint
     from holdfast.run.run import Run as Run
     from holdfast.run.variables import Variables as Variables
 
@@ -49,7 +52,10 @@ __all__ = [
     "Run",
     "Variables",
     "__version__",
+    "average",
+    "ensemble",
     "errors",
+    "import_checkpoint",
     "open",
 ]
 
@@ -64,6 +70,9 @@ _HOMES = {
     "Preemption": "holdfast.notices.preemption",
     "Run": "holdfast.run.run",
     "Variables": "holdfast.run.variables",
+    "import_checkpoint": "holdfast.run.importing",
+    "average": "holdfast.manager",
+    "ensemble": "holdfast.manager",
     "open": "holdfast.manager",
 }
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
+import secrets
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from holdfast import rehearse, supervise
-from holdfast.manager import doctor
+from holdfast.manager import CheckpointManager, averages, doctor
 from holdfast.rehearse.compare import Difference
 from holdfast.rehearse.report import Act, Cause, Report
+from holdfast.run import importing
 from holdfast.stores.abilities import Abilities
 from holdfast.supervise import Outcome
 from tests.cli.world import NOW_S, ROOT
@@ -43,11 +47,22 @@ def fixed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ls", "show", "diff", "prune", "rm"):
         module = sys.modules[f"holdfast.cli.{name}"]
         monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: NOW_S))
+    monkeypatch.setattr(averages, "time", SimpleNamespace(time=lambda: NOW_S))
+    # Every name and id that is drawn at random follows from these.
+    numbers = iter(range(1_000_000, 2_000_000))
+
+    def token_hex(nbytes: int = 32) -> str:
+        return random.Random(next(numbers)).randbytes(nbytes).hex()
+
+    monkeypatch.setattr(secrets, "token_hex", token_hex)
     able = Abilities(True, "", "ext4", 500 * 10**9, True, True, True, True)
     monkeypatch.setattr(doctor, "probe", lambda store: able)
     monkeypatch.setattr(doctor, "format_ago", lambda seconds: "3 h ago")
     monkeypatch.setattr(rehearse, "rehearse", rehearsed)
     monkeypatch.setattr(supervise, "supervise", supervised)
+    clock = {"clock": lambda: NOW_S}
+    monkeypatch.setattr(importing, "CheckpointManager", partial(CheckpointManager, **clock))
+    monkeypatch.setattr(importing, "abspath", lambda path: f"/home/me/{path}")
 
 
 def supervised(*args: object, **options: object) -> Outcome:

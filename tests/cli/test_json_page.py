@@ -37,9 +37,15 @@ EXAMPLES = {
     "show FILE": ["holdfast show model.pt --leaves --json", "holdfast show evil.pkl --json"],
     "stats": ["holdfast stats runs/mnist --json"],
     "diff": ["holdfast diff runs/mnist@100 runs/again@100 --values --json"],
+    "diff FILE": ["holdfast diff model.pt objects.pt --json"],
     "verify": ["holdfast verify damaged/bytes --json"],
+    "verify FILE": ["holdfast verify model.pt --json", "holdfast verify bit.npz --json"],
     "restore": ["holdfast restore runs/again@200 out --json"],
     "export": ["holdfast export runs/again@200 model.safetensors --only model --json"],
+    "import": ["holdfast import objects.pt imported --skip-objects --json"],
+    "average": [
+        "holdfast average runs/mnist@100 runs/mnist@200 --weights 1,3 --to runs/mean --json"
+    ],
     "cp": ["holdfast cp runs/mnist@best:val_loss runs/mnist@100 copy --json"],
     "sync": ["holdfast sync runs/again copy --dry-run --json"],
     "tag": [

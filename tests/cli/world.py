@@ -237,6 +237,30 @@ class _Evil:
         return os.system, ("echo it ran",)
 
 
+_LIGHTGBM = """tree
+version=v4
+num_class=1
+objective=binary sigmoid:1
+tree_sizes=87
+
+Tree=0
+num_leaves=2
+split_feature=0
+threshold=0.5
+leaf_value=-0.25 0.125
+shrinkage=1
+
+
+end of trees
+
+parameters:
+[boosting: gbdt]
+[num_leaves: 2]
+
+end of parameters
+"""
+
+
 def _files() -> None:
     import torch
     from safetensors.numpy import save_file
@@ -249,6 +273,20 @@ def _files() -> None:
     with open("evil.pkl", "wb") as file:
         pickle.dump({"epoch": 3, "x": _Evil()}, file, protocol=4)
     torch.save({"model": {"w": torch.ones(2, 3)}, "epoch": 3, "lr": float("nan")}, "model.pt")
+    torch.save({"w": torch.ones(2), "where": Path("a"), "layer": torch.nn.ReLU()}, "objects.pt")
+    save_file({"layer.weight": tensors["layer.weight"] * 1.5}, "other.safetensors")
+    os.mkdir("shards")
+    for number, (name, array) in enumerate(tensors.items()):
+        save_file({name: array}, f"shards/model-{number}.safetensors", metadata={"format": "pt"})
+    where = {name: f"model-{number}.safetensors" for number, name in enumerate(tensors)}
+    Path("shards/model.safetensors.index.json").write_bytes(
+        msgspec.json.encode({"metadata": {"total_size": 30}, "weight_map": where})
+    )
+    np.savez("bit.npz", x=np.full(10, 3.0))
+    data = bytearray(Path("bit.npz").read_bytes())
+    data[data.index(np.full(10, 3.0).tobytes())] ^= 1
+    Path("bit.npz").write_bytes(data)
+    Path("model.txt").write_text(_LIGHTGBM)
 
 
 if __name__ == "__main__":

@@ -331,7 +331,6 @@ def test_a_plain_pickle(protocol: int) -> None:
         (b"hello, world", "of an unknown kind"),
         (b"(this is text)\nand more of it\n", "of an unknown kind"),
         (b"GGUF\x03\0\0\0", "a GGUF file"),
-        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"\x1f\x8b\x08", "unpack it first"),
     ],
 )

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import holdfast
 from tests.core.exactness import assert_exact
+from tests.golden.estimators import X, Y, estimators
 from tests.golden.make import state
 from tests.torch.roundtrip import assert_same
 
@@ -64,3 +66,24 @@ def test_goes_on_with_old(store: Path, tmp_path: Path) -> None:
         found = ckpts.restore(ref=7, rng=False)
         assert found is not None
         assert_state(found.values, 6)
+
+
+@pytest.mark.filterwarnings("ignore:The parameter `criterion` is deprecated:FutureWarning")
+def test_estimators_of_an_old_version_go_on() -> None:
+    """Saved with scikit-learn 1.4.2 and NumPy 2.2.6."""
+    made = estimators()
+    into: dict[str, Any] = {"made": made}
+    with holdfast.CheckpointManager(Path(__file__).parent / "sklearn-1.4.2") as manager:
+        with pytest.warns(RuntimeWarning, match="was saved by scikit-learn 1.4.2"):
+            manager.restore(into, only=["made"])
+        predictions = manager.load()["predictions"]
+    for name, one in made.items():
+        np.testing.assert_array_equal(one.predict(X), predictions[name])
+    for name in ("sgd", "bayes", "network", "means"):
+        made[name].partial_fit(X, Y)
+    for name in ("forest", "boosting"):
+        before = np.ravel(made[name].estimators_)
+        made[name].set_params(n_estimators=4).fit(X, Y)
+        after = np.ravel(made[name].estimators_)
+        assert len(after) == 4
+        assert all(one is other for one, other in zip(before, after[:2], strict=True))

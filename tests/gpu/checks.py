@@ -50,9 +50,9 @@ class Place:
 class Net(nn.Module):
     """Layers, a batch norm with large buffers, and a weight whose memory has gaps."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, width: int = 0) -> None:
         super().__init__()
-        width = WIDTH if place.is_gpu else WIDTH // 4
+        width = width or (WIDTH if place.is_gpu else WIDTH // 4)
         self.first = nn.Linear(width, width)
         self.norm = nn.BatchNorm1d(width)
         self.second = nn.Linear(width, width)
@@ -290,30 +290,121 @@ def graphs(place: Place, folder: Path) -> str:
 
 
 def capture_beside_a_save(place: Place, folder: Path) -> str:
-    """Told, and no failure: the default mode forbids other threads to wait for a device."""
+    """Neither disturbs the other, also where CUDA forbids other threads to wait for a device."""
     if not place.is_gpu:
         return "only on a GPU"
-    said: list[str] = []
     for mode in ("thread_local", "global"):
-        big = torch.zeros(64 << 20, device=place.device)
+        big = torch.arange(256 << 20, device=place.device, dtype=torch.int32)
         with holdfast.CheckpointManager(folder / mode, keep=None) as manager:
             pending = manager.save(1, {"big": big}, in_place=lambda source, path: path == "big")
             graph = torch.cuda.CUDAGraph()
             y = torch.zeros(10, device=place.device)
-            outcome = "captured"
-            try:
-                with torch.cuda.graph(graph, capture_error_mode=mode):
-                    for _ in range(200):
-                        y += 1
-            except RuntimeError as error:
-                outcome = f"capture failed ({str(error).splitlines()[0]})"
-            try:
-                pending.result()
-            except holdfast.errors.HoldfastError as error:
-                outcome += f", save failed ({error.message[:80]})"
-                manager.save(2, {"big": big}).result()
-            said.append(f"{mode}: {outcome}")
-    return "; ".join(said)
+            with torch.cuda.graph(graph, capture_error_mode=mode):
+                for _ in range(200):
+                    y += 1
+            assert not pending.done(), "the save was over before the capture"
+            pending.result()
+            graph.replay()
+            assert y.sum().item() == 2000
+            assert torch.equal(manager.load(1)["big"], big.cpu())
+    return "both captured and saved"
+
+
+def moved(place: Place, folder: Path) -> str:
+    """From the device to the CPU and back, with an optimizer whose state is offloaded."""
+    model = Net(place)
+    optimizer = adam()(model.parameters())
+    model.loss().backward()
+    optimizer.step()
+    host = Net(Place(torch.device("cpu")), model.width)
+    other = adam()(host.parameters())
+    expected = copies(model, optimizer)
+    with holdfast.CheckpointManager(folder, keep=None) as manager:
+        manager.save(1, {"model": model, "optimizer": optimizer}, block=True)
+        manager.restore({"model": host, "optimizer": other})
+        assert _equal(copies(host, other), expected)
+        assert {value.device.type for value in host.state_dict().values()} == {"cpu"}
+        assert other.state[host.transposed]["exp_avg"].device.type == "cpu"
+        manager.save(2, {"model": host, "optimizer": other}, block=True)
+        model = Net(place)
+        optimizer = adam()(model.parameters())
+        manager.restore({"model": model, "optimizer": optimizer})
+        assert _equal(copies(model, optimizer), expected)
+        assert optimizer.state[model.transposed]["exp_avg"].device == place.device
+        moments = optimizer.state[model.transposed]
+        moments["exp_avg"] = moments["exp_avg"].cpu()
+        manager.save(3, {"model": model, "optimizer": optimizer}, block=True)
+        optimizer = adam()(model.parameters())
+        manager.restore({"model": model, "optimizer": optimizer})
+        moments = optimizer.state[model.transposed]
+        assert moments["exp_avg"].device.type == "cpu"
+        assert moments["exp_avg_sq"].device == place.device
+        assert _equal(copies(model, optimizer), expected)
+    return "there and back"
+
+
+def generators(place: Place, folder: Path) -> str:
+    """A generator of the program's and the device's own one draw again what they drew."""
+    ours = torch.Generator(place.device)
+    ours.manual_seed(7)
+    drawn: dict[int, list[float]] = {}
+
+    def train(die_after: int) -> None:
+        with holdfast.Run(folder, every=1, keep=None) as run:
+            run.track(ours=ours)
+            for n in run.range(6):
+                drawn[n] = [
+                    torch.rand((), device=place.device, generator=ours).item(),
+                    torch.rand((), device=place.device).item(),
+                ]
+                if n == die_after:
+                    raise KeyboardInterrupt
+
+    try:
+        train(3)
+    except KeyboardInterrupt:
+        pass
+    first = dict(drawn)
+    ours.manual_seed(8)
+    torch.manual_seed(8)
+    drawn.clear()
+    train(-1)
+    assert sorted(drawn) == [3, 4, 5], drawn
+    assert drawn[3] == first[3], (drawn, first)
+    return "drawn again"
+
+
+def filled_in_place(place: Place, folder: Path) -> str:
+    """What a captured graph reads by its address is at that address after a restore."""
+    if not place.is_gpu:
+        return "only on a GPU"
+    model = Net(place)
+    rate = torch.tensor(0.5, device=place.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=True)
+    model.loss().backward()
+    optimizer.step()
+    with holdfast.CheckpointManager(folder, keep=None) as manager:
+        manager.save(1, {"model": model, "optimizer": optimizer}, block=True)
+        weight, moment = model.transposed, optimizer.state[model.transposed]["exp_avg"]
+        places = [value.data_ptr() for value in (weight, moment, rate)]
+        held = weight.detach().clone()
+        rate.fill_(0.25)
+        optimizer.step()
+        manager.restore({"model": model, "optimizer": optimizer})
+        moment = optimizer.state[weight]["exp_avg"]
+        found = optimizer.param_groups[0]["lr"]
+        assert [value.data_ptr() for value in (weight, moment, found)] == places
+        assert found.item() == 0.5
+        assert torch.equal(weight, held)
+    return "weights, moments and the learning rate"
+
+
+def _equal(found: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]]) -> bool:
+    return all(
+        torch.equal(one[name], value)
+        for one, wanted in zip(found, expected, strict=True)
+        for name, value in wanted.items()
+    )
 
 
 def restored(place: Place, folder: Path) -> str:
@@ -329,11 +420,7 @@ def restored(place: Place, folder: Path) -> str:
             optimizer.step()
             place.keep_busy(0.1)
             manager.restore({"model": model, "optimizer": optimizer})
-            assert all(
-                torch.equal(found[name], value)
-                for found, wanted in zip(copies(model, optimizer), expected, strict=True)
-                for name, value in wanted.items()
-            )
+            assert _equal(copies(model, optimizer), expected)
         place.synchronize()
     assert model.first.weight.device == place.device
     return "model and optimizer"
@@ -369,5 +456,8 @@ CHECKS: dict[str, Callable[[Place, Path], str]] = {
     "graphs": graphs,
     "capture beside a save": capture_beside_a_save,
     "restore": restored,
+    "moved": moved,
+    "generators": generators,
+    "filled in place": filled_in_place,
     "killed": killed,
 }

@@ -67,16 +67,23 @@ def table(place: Place, mib: int) -> str:
         }
         rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in savers}
         for number in range(ROUNDS + 1):  # in turn; the first makes memory, and does not count
-            for name, saver in savers.items():
+            for name, saver in list(savers.items()):
                 place.synchronize()
                 start = time.perf_counter()
-                saver.save(number)
-                call = time.perf_counter() - start
-                for _ in range(steps):
-                    loop.step()
-                place.synchronize()
-                lost = time.perf_counter() - start - free
-                saver.wait()
+                try:
+                    saver.save(number)
+                    call = time.perf_counter() - start
+                    for _ in range(steps):
+                        loop.step()
+                    place.synchronize()
+                    lost = time.perf_counter() - start - free
+                    saver.wait()
+                except Exception as error:
+                    if isinstance(saver, _Holdfast):
+                        raise
+                    lines.append(f"{name:28}   failed: {type(error).__name__}: {error}")
+                    del savers[name]
+                    continue
                 if number:
                     rows[name].append((call, lost, time.perf_counter() - start))
         for name, saver in savers.items():

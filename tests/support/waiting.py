@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 
-def within(seconds: float, is_so: Callable[[], bool]) -> bool:
-    """Whether `is_so()` becomes true in that time."""
+def within(seconds: float, is_so: Callable[[], bool], *, every: float = 0.005) -> bool:
+    """Whether `is_so()` becomes true in that time. `every`: seconds between two looks."""
     end = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > end:
             return False
-        time.sleep(0.005)
+        time.sleep(every)
     return True

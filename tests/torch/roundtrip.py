@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
+from holdfast.core.digest import digest
 from holdfast.core.plan import boxes, itemsize
 from holdfast.core.records import Chunk, Leaf
 from holdfast.core.tree import TreeDecoder, TreeEncoder
@@ -31,7 +32,7 @@ class Checkpoint:
             for start, shape, offset, nbytes in boxes(source.shape, size, chunk_bytes):
                 data = bytearray(nbytes)
                 source.copy_range(offset, memoryview(data))
-                found.append((Chunk(start, shape, 0, offset, nbytes, ""), bytes(data)))
+                found.append((Chunk(start, shape, 0, offset, nbytes, digest(data)), bytes(data)))
             source.close()
             self.chunks.append(found)
             self.leaves.append(

@@ -200,9 +200,17 @@ def test_live_views_are_written_through() -> None:
 def test_live_tied_tensors_refuse_two_different_values() -> None:
     live = torch.zeros(3)
     with pytest.raises(StructureMismatch, match="tied") as caught:
-        Checkpoint({"a": torch.ones(3), "b": torch.ones(3)}).restore({"a": live, "b": live.view(3)})
+        Checkpoint({"a": torch.ones(3), "b": torch.full((3,), 2.0)}).restore(
+            {"a": live, "b": live.view(3)}
+        )
     assert len(caught.value.changed) == 1
     assert live.tolist() == [0, 0, 0]
+
+
+def test_live_tied_tensors_take_one_value_that_was_saved_twice() -> None:
+    live = torch.zeros(3)
+    Checkpoint({"a": torch.ones(3), "b": torch.ones(3)}).restore({"a": live, "b": live.view(3)})
+    assert live.tolist() == [1, 1, 1]
 
 
 def test_saved_tied_fills_live_tensors_that_are_two() -> None:

@@ -15,11 +15,13 @@ from typing import TextIO
 import click
 
 import holdfast
+from holdfast.cli.average import average
 from holdfast.cli.cp import cp
 from holdfast.cli.diff import diff
 from holdfast.cli.doctor import doctor
 from holdfast.cli.export import export
 from holdfast.cli.gc import gc
+from holdfast.cli.import_ import import_
 from holdfast.cli.init import init
 from holdfast.cli.interrupts import ends_when_interrupted
 from holdfast.cli.ls import ls
@@ -74,7 +76,7 @@ def cli(context: click.Context) -> None:
 
 
 COMMANDS = (
-    *(ls, show, stats, diff, verify, restore, export, cp, sync),
+    *(ls, show, stats, diff, verify, restore, export, import_, average, cp, sync),
     *(tag, pin, rm, prune, gc, doctor),
     *(rehearse, run, init),
 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os.path
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from holdfast.cli import nodes
-from holdfast.cli.options import json_option, opened, selector_of
+from holdfast.cli.foreign import is_foreign
+from holdfast.cli.options import json_option, opened, selector_of, watched
 from holdfast.cli.render import (
     Column,
     checkpoint_json,
@@ -24,41 +27,54 @@ from holdfast.cli.render import (
     wrapped,
 )
 from holdfast.core.address import parse_reference
-from holdfast.errors import DIFFERENT
+from holdfast.errors import DIFFERENT, UsageError
 
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Apart, Comparison, Difference, Side
+    from holdfast.manager.foreign_comparison import Compared, FileComparison
     from holdfast.manager.info import CheckpointInfo
 
 # Of each section; --all shows the rest.
 _SHORT = 24
+_NAMED = 8
 
 
 @click.command(
-    short_help="Show what differs between two checkpoints.",
+    short_help="Show what differs between two checkpoints, or files.",
     epilog="""\b
 Examples:
   holdfast diff runs/mnist@100 runs/mnist@200
   holdfast diff runs/mnist@100 runs/again@100 --values
   holdfast diff runs/mnist@100 runs/again@100 --all
   holdfast diff runs/mnist@100 runs/again@100 --json
+  holdfast diff model.safetensors runs/mnist@best:val_loss --only model
 
 \b
 Exit status: 0 the same training state, 5 they differ, 1 an error.""",
 )
-@click.argument("first", metavar="REF")
-@click.argument("second", metavar="REF")
+@click.argument("first", metavar="REF|FILE")
+@click.argument("second", metavar="REF|FILE")
 @click.option("--values", is_flag=True, help="Read unequal tensors: how far are they apart?")
 @click.option("--all", "everything", is_flag=True, help="Show every difference.")
+@click.option("--only", default="", metavar="NAME", help="With a FILE: what is below this name.")
 @json_option
-def diff(first: str, second: str, values: bool, everything: bool, as_json: bool) -> int:
+def diff(first: str, second: str, values: bool, everything: bool, only: str, as_json: bool) -> int:
     """Show what differs between two checkpoints of one run, or of two.
 
     Tensors are compared bit for bit, by their digests: that reads none of them. Equal
     means that a job would go on from either in the same way: step, state, position and
     random states are the same. Metrics, config and environment are shown and do not
     count.
+
+    Either may be a FILE or folder of another make: then tensors and plain values are
+    compared by name, type, shape and every bit. What is no plain value is left out and named.
     """
+    if is_foreign(first) or is_foreign(second):
+        return diff_files(first, second, only, values, everything, as_json)
+    if only:
+        raise UsageError(
+            "--only is for a comparison with a file of another make", hint="Leave it out."
+        )
     wanted = [parse_reference(first), parse_reference(second)]
     with opened(wanted[0].address) as run, opened(wanted[1].address) as other:
         result = run.compare(selector_of(wanted[0]), other, selector_of(wanted[1]), values=values)
@@ -67,6 +83,67 @@ def diff(first: str, second: str, values: bool, everything: bool, as_json: bool)
     else:
         print(comparison_text(result, time.time(), everything=everything))
     return 0 if result.equal else DIFFERENT
+
+
+def diff_files(
+    first: str, second: str, only: str, values: bool, everything: bool, as_json: bool
+) -> int:
+    """Where one of the two, or both, are of another make; the exit status."""
+    from holdfast.foreign import open_foreign
+    from holdfast.manager.foreign_comparison import compare_files, of_foreign
+
+    lines: list[str] = []
+    about: list[dict[str, Any]] = []
+    sides: list[Compared] = []
+    only = only.strip("/")
+    with ExitStack() as held:
+        for name, reference in zip("ab", (first, second), strict=True):
+            if is_foreign(reference):
+                foreign = held.enter_context(open_foreign(os.path.expanduser(reference)))
+                sides.append(of_foreign(foreign, only))
+                kind = foreign.file.kind
+                about.append({"file": reference, "kind": kind, "nbytes": foreign.file.nbytes})
+                lines.append(shown(f"{name}  {reference}, {kind}"))
+                continue
+            wanted = parse_reference(reference)
+            run = held.enter_context(opened(wanted.address))
+            info = run.info(selector_of(wanted))
+            sides.append(run.to_compare(info.id, only=only))
+            about.append(checkpoint_json(info))
+            lines.append(_side(name, info, time.time()))
+        with watched("comparing"):
+            result = compare_files(*sides, values=values)
+    if as_json:
+        print_json({"ok": True, **_files_json(result, about)})
+    else:
+        print(files_text(lines, result, everything=everything))
+    return 0 if result.equal else DIFFERENT
+
+
+def files_text(
+    sides: Sequence[str],
+    result: FileComparison,
+    *,
+    everything: bool = False,
+    width: int | None = None,
+) -> str:
+    """The page about two of which one is a file of another make."""
+    compared = f"{plural(result.leaves, 'tensor')} and {plural(result.values, 'value')}"
+    verdict = f"The same, bit for bit: {compared}."
+    if result.differences:
+        first = result.differences[0]
+        verdict = f"The first difference: {name_shown(first.path)} ({first.kind})."
+    sections = ["\n".join(sides), wrapped(verdict, indent=2, width=width)]
+    if result.left_out:
+        said = ", ".join(f"{path} ({kind})" for path, kind in result.left_out[:_NAMED])
+        more = f" and {len(result.left_out) - _NAMED:,} more" * (len(result.left_out) > _NAMED)
+        text = f"Not compared, as they are no plain values: {said}{more}."
+        sections.append(wrapped(text, indent=2, width=width))
+    if any(part.leaves != part.equal for part in result.parts):
+        sections.append(_parts(result, width))
+    if result.differences:
+        sections.append(_section("state", result.differences, everything, width))
+    return "\n\n".join(sections)
 
 
 def comparison_text(
@@ -109,7 +186,7 @@ def _verdict(result: Comparison, width: int | None) -> str:
     return "\n".join(filter(None, (step, said)))
 
 
-def _parts(result: Comparison, width: int | None) -> str:
+def _parts(result: Comparison | FileComparison, width: int | None) -> str:
     numbers = ("leaves", "equal", "differ", "only_a", "only_b")
     rows = [
         [part.name, *(f"{n:,}" if (n := getattr(part, name)) else "" for name in numbers)]
@@ -167,10 +244,21 @@ def _apart(apart: Apart | None) -> tuple[str, str, str]:
 
 
 def _json(result: Comparison) -> dict[str, Any]:
+    return _any_json(result, checkpoint_json(result.a), checkpoint_json(result.b))
+
+
+def _files_json(result: FileComparison, about: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    left_out = [{"path": path, "class": kind} for path, kind in result.left_out]
+    return {**_any_json(result, *about), "not_compared": left_out}
+
+
+def _any_json(
+    result: Comparison | FileComparison, a: dict[str, Any], b: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "equal": result.equal,
-        "a": checkpoint_json(result.a),
-        "b": checkpoint_json(result.b),
+        "a": a,
+        "b": b,
         "leaves": result.leaves,
         "values": result.values,
         "parts": [

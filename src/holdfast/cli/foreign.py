@@ -28,18 +28,34 @@ _MOST_NAMES = 8
 _WHOLE = "(all of it)"
 
 
-def is_file(reference: str) -> bool:
-    """Whether `reference` names a file; a run is a folder."""
-    return "://" not in reference and os.path.isfile(os.path.expanduser(reference))
+def is_foreign(reference: str) -> bool:
+    """Whether `reference` names a file, or a folder of another make; a run is neither."""
+    if "://" in reference:
+        return False
+    path = os.path.expanduser(reference)
+    if not os.path.isdir(path):
+        return os.path.isfile(path)
+    from holdfast.foreign import is_foreign as is_known
+
+    return is_known(path)
+
+
+def described(path: str) -> ForeignFile:
+    """What is at `path`, which `is_foreign`. Raises DamagedObject, UnknownFile."""
+    from holdfast.foreign import FileSource, describe, open_foreign
+
+    path = os.path.expanduser(path)
+    if os.path.isdir(path) or path.endswith(".index.json"):
+        with open_foreign(path) as foreign:
+            return foreign.file
+    with FileSource(path) as source:
+        return describe(source)
 
 
 def show_file(path: str, *, with_leaves: bool, as_json: bool) -> int:
     """Describe the file; the exit status. Raises DamagedObject after what could be told."""
-    from holdfast.foreign import FileSource, describe
-
     try:
-        with FileSource(os.path.expanduser(path)) as source:
-            file = describe(source)
+        file = described(path)
     except DamagedObject as found:
         found.hint = found.hint or "Nothing in it can be read. Copy or download it again."
         raise

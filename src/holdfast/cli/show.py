@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli import nodes
-from holdfast.cli.foreign import is_file, show_file
+from holdfast.cli.foreign import is_foreign, show_file
 from holdfast.cli.options import json_option, opened, selector_of
 from holdfast.cli.render import (
     Column,
@@ -43,7 +43,8 @@ Examples:
   holdfast show runs/mnist@best:val_loss
   holdfast show runs/mnist@41200 --leaves   # every tensor, array and file
   holdfast show runs/mnist@a-tag --json
-  holdfast show model.pt                    # a file of another make""",
+  holdfast show model.pt                    # a file of another make
+  holdfast show checkpoints/step_400        # a folder of shards, or by DCP""",
 )
 @click.argument("reference", metavar="REF|FILE")
 @click.option("--leaves", "with_leaves", is_flag=True, help="List every leaf of the state.")
@@ -52,10 +53,11 @@ def show(reference: str, with_leaves: bool, as_json: bool) -> int:
     """Show what a checkpoint holds: state, metrics, position, config, environment.
 
     Reads its description only; nothing in it is run or loaded. So it is with a FILE by
-    PyTorch (.pt, .pth, .bin), safetensors, pickle or NumPy (.npy, .npz), and it says
-    which code would run if a program loaded it.
+    PyTorch (.pt, .pth, .bin), safetensors, pickle, NumPy (.npy, .npz), Keras (.keras,
+    .weights.h5), XGBoost or LightGBM, and with a folder of safetensors shards or by
+    PyTorch's DCP; it says which code would run if a program loaded it.
     """
-    if is_file(reference):
+    if is_foreign(reference):
         return show_file(reference, with_leaves=with_leaves, as_json=as_json)
     wanted = parse_reference(reference)
     with opened(wanted.address) as run:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from holdfast.cli.foreign import is_foreign
+from holdfast.cli.foreign_verify import verify_foreign
 from holdfast.cli.options import json_option, opened, selector_of, watched, whole_run
 from holdfast.cli.render import (
     Column,
@@ -20,7 +22,7 @@ from holdfast.cli.render import (
 )
 from holdfast.core.address import no_checkpoint, parse_reference, printable, shell_word, short_ids
 from holdfast.core.units import format_size
-from holdfast.errors import CorruptionError, NoStore
+from holdfast.errors import CorruptionError, NoStore, UsageError
 
 if TYPE_CHECKING:
     from holdfast.manager.doctor import Finding
@@ -35,12 +37,13 @@ Examples:
   holdfast verify runs/mnist@latest     # one of them
   holdfast verify runs/mnist --repair-from backup/mnist
   holdfast verify runs/mnist --json
+  holdfast verify model.pt              # a file of another make
 
 \b
 Exit status: 0 all intact, 4 damage found (also of the run's log), 10 nothing
 there.""",
 )
-@click.argument("reference", metavar="RUN|REF")
+@click.argument("reference", metavar="RUN|REF|FILE")
 @click.option(
     "--repair-from",
     "other",
@@ -58,7 +61,16 @@ def verify(reference: str, other: str | None, as_json: bool) -> int:
     them and every byte there is right. The log, which lists the checkpoints, is looked
     at, too. OTHER has one of its own, so nothing of it is replaced: doctor --repair
     makes it anew.
+
+    Of a FILE, or folder, of another make what its format lets check is checked, and it is
+    said what cannot be: few formats have checksums.
     """
+    if is_foreign(reference):
+        if other is not None:
+            raise UsageError(
+                f"{reference} is no run: only a run is repaired", hint="Leave --repair-from out."
+            )
+        return verify_foreign(reference, as_json=as_json)
     wanted = parse_reference(reference)
     source = None if other is None else whole_run(other)
     from holdfast.manager.results import Results

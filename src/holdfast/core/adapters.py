@@ -124,6 +124,10 @@ class Decoder(Protocol):
         is backed by as many stored bytes."""
         ...
 
+    def same_bytes(self, leaf: int, other: int) -> bool:
+        """Whether two leaves of one dtype and shape are known to hold the same bytes."""
+        ...
+
     def request(self, leaf: int, destination: Destination) -> None:
         """Ask for a leaf's bytes."""
         ...

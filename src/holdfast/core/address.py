@@ -112,18 +112,27 @@ def parse_reference(text: str) -> Reference:
     >>> parse_reference("s3://b/x@best:val_loss")
     Reference(address='s3://b/x', selector=BestBy(metric='val_loss', mode=None), explicit=True)
     """
-    start, end = _last_segment(text)
-    at = text.rfind("@", start, end)
-    if at < 0:
-        return Reference(_address(text, text), Latest(), explicit=False)
-    address = _address(text[:at], text)
+    address, chosen = split_reference(text)
+    if chosen is None:
+        return Reference(address, Latest(), explicit=False)
     try:
-        return Reference(address, parse_selector(text[at + 1 :]))
+        return Reference(address, parse_selector(chosen))
     except BadAddress as error:
         raise BadAddress(
             f"{text!r}: {error.message}",
             hint=f"{error.hint} If the folder's own name has an '@', end it with '/'.",
         ) from None
+
+
+def split_reference(text: str) -> tuple[str, str | None]:
+    """The address in `text`, and what follows its `@`; None without one. Raises BadAddress.
+
+    >>> split_reference("runs/mnist@last=3"), split_reference("runs/a@b/")
+    (('runs/mnist', 'last=3'), ('runs/a@b', None))
+    """
+    start, end = _last_segment(text)
+    at = text.rfind("@", start, end)
+    return (_address(text, text), None) if at < 0 else (_address(text[:at], text), text[at + 1 :])
 
 
 def _last_segment(text: str) -> tuple[int, int]:

@@ -104,6 +104,12 @@ class TreeDecoder:
             known = self._specs[leaf] = check_leaf(self._leaves[leaf])
         return known
 
+    def same_bytes(self, leaf: int, other: int) -> bool:
+        a, b = self._leaves[leaf], self._leaves[other]
+        pieces = [(chunk.start, chunk.shape, chunk.digest) for chunk in a.chunks]
+        others = [(chunk.start, chunk.shape, chunk.digest) for chunk in b.chunks]
+        return self.spec(leaf) == self.spec(other) and pieces == others
+
     def request(self, leaf: int, destination: Destination) -> None:
         self.spec(leaf)
         self.requests.append((leaf, destination))

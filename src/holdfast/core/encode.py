@@ -19,6 +19,7 @@ from holdfast.core import (
     files,
     frameworks,
     generators,
+    given,
     stored,
     values,
 )
@@ -215,14 +216,13 @@ class TreeEncoder:
 
     def _unsupported(self, value: object, path: str) -> UnsupportedValue:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        hint = _HINT
         if isinstance(value, np.ma.MaskedArray):
             hint = "Save its .data and .mask as two arrays."
         elif isinstance(value, dict | list | tuple | set):
             hint = "Convert it to a plain container, or pass allow_pickle=True."
         elif isinstance(value, stored.StoredFile | stored.StoredDirectory):
             hint = "Write it with .copy_to(path) and save holdfast.File(path)."
-        else:
-            hint = _HINT
         return UnsupportedValue(path, f"value of type {kind}", hint=hint)
 
     # -- containers -------------------------------------------------------------------
@@ -469,6 +469,7 @@ class TreeEncoder:
         np.ndarray: _array,
         np.memmap: _array,
         files.File: _file,
+        **given.NODES,
         files.Directory: _directory,
         **dict.fromkeys(generators.TYPES, encode_objects.encode_generator),
     }

@@ -328,6 +328,18 @@ def decide(
     return decisions
 
 
+def wanted_by(records: Sequence[Record], policy: KeepPolicy) -> list[Record]:
+    """Those that the rules of `policy` name themselves, oldest first: without the floor (rule 2)
+    and `size=`."""
+    run = ordered(records)
+    why: list[list[str]] = [[] for _ in run]
+    newest_of_step = {record.step: i for i, record in enumerate(run)}
+    _apply_rules(run, sorted(newest_of_step.values()), policy, why)
+    for rule in policy.best:
+        _apply_best(run, range(len(run)), rule, why)
+    return [record for record, reasons in zip(run, why, strict=True) if reasons]
+
+
 def not_wanted(records: Sequence[Record], keep: KeepPolicy) -> list[str]:
     """Ids of those that `keep` gives up; none where it says nothing."""
     return [] if keep.empty else [d.record.id for d in decide(records, keep) if not d.keep]

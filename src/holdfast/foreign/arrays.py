@@ -6,8 +6,9 @@ import ast
 from math import prod
 
 from holdfast.errors import DamagedObject
-from holdfast.foreign.contents import Budget, numpy_dtype, runs_of
+from holdfast.foreign.contents import Budget, runs_of
 from holdfast.foreign.described import ForeignFile, ForeignLeaf
+from holdfast.foreign.harmless import numpy_dtype
 from holdfast.foreign.machine import MAX_PICKLE_BYTES
 from holdfast.foreign.source import Source
 from holdfast.foreign.zips import Archive
@@ -70,22 +71,7 @@ def _runs(data: bytes, budget: Budget) -> list[str]:
 def _array(name: str, head: bytes, nbytes: int, path: str) -> tuple[ForeignLeaf, int]:
     """(the array whose file starts with `head`, where its data starts)."""
     where = f"{name}: {path}" if path else name
-    if len(head) < 10 or not head.startswith(MAGIC):
-        raise DamagedObject(where, "it is no NumPy array")
-    size = 2 if head[6] == 1 else 4
-    start = 8 + size + int.from_bytes(head[8 : 8 + size], "little")
-    if start - 8 - size > _MAX_HEADER_BYTES:
-        raise DamagedObject(where, "its header is longer than any real one")
-    if start > len(head):
-        raise DamagedObject(where, "its header is cut off")
-    try:
-        # A literal only: nothing is evaluated. No longer than NumPy itself would take.
-        header = ast.literal_eval(head[8 + size : start].decode("latin1").strip())
-        descr, shape = header["descr"], tuple(header["shape"])
-    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
-        raise DamagedObject(where, "its header is malformed") from error
-    if len(shape) > _DIMENSIONS or not all(type(n) is int and 0 <= n < _LARGEST for n in shape):
-        raise DamagedObject(where, "its shape cannot be")
+    descr, shape, _, start = _header(where, head)
     if isinstance(descr, str):
         if "O" in descr:
             return ForeignLeaf(path, "objects", shape, nbytes - start, _OBJECTS), start
@@ -100,6 +86,43 @@ def _array(name: str, head: bytes, nbytes: int, path: str) -> tuple[ForeignLeaf,
         if "'O'" in repr(descr) or "|O" in repr(descr):
             return ForeignLeaf(path, dtype, shape, nbytes - start, _OBJECTS), start
     return ForeignLeaf(path, dtype, shape, nbytes - start), start
+
+
+def read_array_header(
+    where: str, head: bytes, nbytes: int
+) -> tuple[str, tuple[int, ...], bool, int]:
+    """(NumPy's code of the dtype, shape, whether in Fortran's order, where the data starts).
+
+    The code is "" for records. Raises DamagedObject.
+    """
+    descr, shape, fortran, start = _header(where, head)
+    if start > nbytes:
+        raise DamagedObject(where, "its header is cut off")
+    return descr if isinstance(descr, str) else "", shape, fortran, start
+
+
+def _header(where: str, head: bytes) -> tuple[object, tuple[int, ...], bool, int]:
+    if len(head) < 10 or not head.startswith(MAGIC):
+        raise DamagedObject(where, "it is no NumPy array")
+    size = 2 if head[6] == 1 else 4
+    start = 8 + size + int.from_bytes(head[8 : 8 + size], "little")
+    if start - 8 - size > _MAX_HEADER_BYTES:
+        raise DamagedObject(where, "its header is longer than any real one")
+    if start > len(head):
+        raise DamagedObject(where, "its header is cut off")
+    try:
+        # A literal only: nothing is evaluated. No longer than NumPy itself would take.
+        header = ast.literal_eval(head[8 + size : start].decode("latin1").strip())
+        descr, shape = header["descr"], tuple(header["shape"])
+        fortran = header.get("fortran_order") is True
+    except (
+        *(ValueError, SyntaxError, KeyError, TypeError, AttributeError),
+        *(MemoryError, RecursionError),
+    ) as error:
+        raise DamagedObject(where, "its header is malformed") from error
+    if len(shape) > _DIMENSIONS or not all(type(n) is int and 0 <= n < _LARGEST for n in shape):
+        raise DamagedObject(where, "its shape cannot be")
+    return descr, shape, fortran, start
 
 
 def _itemsize(descr: str) -> int:

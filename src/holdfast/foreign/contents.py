@@ -6,7 +6,6 @@ without end. Every container is entered once, no deeper than a limit, without re
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from math import prod
 from typing import NamedTuple, TypeAlias
 
 from holdfast.foreign.described import ForeignLeaf
-from holdfast.foreign.harmless import DTYPES, HARMLESS, SIZES, STORAGES
+from holdfast.foreign.harmless import DTYPES, HARMLESS, SIZES, STORAGES, numpy_dtype
 from holdfast.foreign.machine import (
     MAX_OPERATIONS,
     Items,
@@ -37,7 +36,6 @@ _REMEMBERED = 100_000
 _DIMENSIONS = 64
 _LARGEST = 1 << 62
 
-
 _Child: TypeAlias = tuple[str, Value]
 """A path and what is there."""
 
@@ -49,13 +47,19 @@ class Storage(NamedTuple):
     nbytes: int
 
 
-class _Tensor(NamedTuple):
+class TensorPlace(NamedTuple):
+    """What a call builds: a tensor, or an array."""
+
     storage: Storage | None
+    """None: its elements are elsewhere."""
     offset: int
+    """In elements, as the strides are."""
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: str
     note: str = ""
+    changed: bool = False
+    """Its elements are not those in the storage: conjugated, negated, quantized."""
 
 
 @dataclass
@@ -118,7 +122,7 @@ class _Reader:
         if not isinstance(value, Items | Pairs | Made | Stored):
             self._say(path, _scalar(value))
             return iter(())
-        if isinstance(value, Made) and (tensor := _tensor(value)) is not None:
+        if isinstance(value, Made) and (tensor := tensor_of(value)) is not None:
             self._add(path, value, tensor)
             return iter(())
         first = self._first_at(path, value)
@@ -175,7 +179,7 @@ class _Reader:
         elif len(self.found.values) == MAX_VALUES:
             self.found.values.append(("", f"… more than {MAX_VALUES:,} values"))
 
-    def _add(self, path: str, made: Made, tensor: _Tensor) -> None:
+    def _add(self, path: str, made: Made, tensor: TensorPlace) -> None:
         if len(self.found.leaves) >= MAX_LEAVES:
             if not self.found.notes:
                 self.found.notes.append(f"it has more tensors than the {MAX_LEAVES:,} listed")
@@ -188,12 +192,12 @@ class _Reader:
             known = self.found.storages.get(tensor.storage.key)
             if known is None or known.nbytes < tensor.storage.nbytes:
                 self.found.storages[tensor.storage.key] = tensor.storage
-            if _reach(tensor) > tensor.storage.nbytes:
+            if reach_of(tensor) > tensor.storage.nbytes:
                 self.found.problems.append(f"{path}: it reaches beyond its storage")
         nbytes = prod(tensor.shape) * SIZES.get(tensor.dtype, 0)
         self.found.leaves.append(ForeignLeaf(path, tensor.dtype, tensor.shape, nbytes, _cut(note)))
 
-    def _shared(self, path: str, tensor: _Tensor) -> str:
+    def _shared(self, path: str, tensor: TensorPlace) -> str:
         """What the tensor shares its bytes with."""
         assert tensor.storage is not None
         key = tensor.storage.key
@@ -215,22 +219,25 @@ _CONTAINERS = frozenset(
 # -- tensors and arrays -------------------------------------------------------
 
 
-def _tensor(made: Made) -> _Tensor | None:
+def tensor_of(made: Made) -> TensorPlace | None:
     """What a call builds, if it builds a tensor or an array; None for any other."""
     for _ in range(_DEPTH):
-        wrapper = _WRAPPERS.get(made.by.text) if isinstance(made.by, Name) else None
-        if wrapper is None:
+        if (wrapper := _WRAPPERS.get(_name(made))) is None:
             break
         inner = wrapper(made.args)
         if not isinstance(inner, Made):
             return None
         made = inner
-    read = _REBUILDERS.get(made.by.text) if isinstance(made.by, Name) else None
+    read = _REBUILDERS.get(_name(made))
     try:
         tensor = read(made) if read else None
     except (IndexError, TypeError, ValueError):
         return None  # not the arguments that it takes
     return tensor if tensor and prod(tensor.shape) < _LARGEST else None
+
+
+def _name(made: Made) -> str:
+    return made.by.text if isinstance(made.by, Name) else ""
 
 
 def _retyped(args: list[Value]) -> Value:
@@ -251,7 +258,7 @@ _WRAPPERS: dict[str, Callable[[list[Value]], Value]] = {
 }
 
 
-def _strided(made: Made) -> _Tensor | None:
+def _strided(made: Made) -> TensorPlace | None:
     """`(storage, offset, size, stride, …)`, since version 3 with the dtype."""
     args = made.args
     stored = args[0]
@@ -264,23 +271,34 @@ def _strided(made: Made) -> _Tensor | None:
     storage = Storage(key, _number(count) * SIZES.get(dtype, 1))
     if len(args) > 6 and isinstance(args[6], Name):
         dtype = _dtype(args[6])
-    note = ""
-    return _Tensor(storage, _number(args[1]), _numbers(args[2]), _numbers(args[3]), dtype, note)
+    # A dict of what else is to be done with it stands last: {"conj": True}.
+    changed = any(isinstance(arg, Pairs) and arg.pairs for arg in args[6:])
+    place = _number(args[1]), _numbers(args[2]), _numbers(args[3])
+    return TensorPlace(storage, *place, dtype, changed=changed)
 
 
-def _meta(made: Made) -> _Tensor | None:
+def _quantized(made: Made) -> TensorPlace | None:
+    place = _strided(Made(made.by, made.args[:4]))
+    return place._replace(changed=True) if place else None
+
+
+def _meta(made: Made) -> TensorPlace | None:
     dtype, shape, stride = made.args[:3]
-    return _Tensor(None, 0, _numbers(shape), _numbers(stride), _dtype(dtype), "meta: without data")
+    return TensorPlace(
+        None, 0, _numbers(shape), _numbers(stride), _dtype(dtype), "meta: without data"
+    )
 
 
-def _inner(value: Value) -> _Tensor | None:
+def _inner(value: Value) -> TensorPlace | None:
     """A plain tensor that another one is made of: no deeper, whatever the file says."""
-    if isinstance(value, Made) and isinstance(value.by, Name) and value.by.text in _PLAIN:
-        return _REBUILDERS[value.by.text](value)
-    return None
+    return (
+        _REBUILDERS[_name(value)](value)
+        if isinstance(value, Made) and _name(value) in _PLAIN
+        else None
+    )
 
 
-def _sparse(made: Made) -> _Tensor | None:
+def _sparse(made: Made) -> TensorPlace | None:
     """As its values: the indices are small beside them, and have no name of their own."""
     layout, data = made.args[:2]
     if not isinstance(data, Items):
@@ -295,27 +313,27 @@ def _sparse(made: Made) -> _Tensor | None:
         kind = _scalar(layout.args[0])
     kind = kind.removeprefix("torch.")
     stored = prod(inner.shape)
-    return _Tensor(None, 0, _numbers(shape), (), inner.dtype, f"{kind}: {stored:,} stored")
+    return TensorPlace(None, 0, _numbers(shape), (), inner.dtype, f"{kind}: {stored:,} stored")
 
 
-def _nested(made: Made) -> _Tensor | None:
+def _nested(made: Made) -> TensorPlace | None:
     inner = _inner(made.args[0])
     return inner._replace(note="nested: all of its tensors in a row") if inner else None
 
 
-def _wrapped(made: Made) -> _Tensor | None:
+def _wrapped(made: Made) -> TensorPlace | None:
     """`(class, dtype, size, stride, …)`: what is inside comes with its state."""
     cls, dtype, shape, stride = made.args[:4]
     note = f"a {_scalar(cls)}"
-    return _Tensor(None, 0, _numbers(shape), _numbers(stride), _dtype(dtype), note)
+    return TensorPlace(None, 0, _numbers(shape), _numbers(stride), _dtype(dtype), note)
 
 
-def _from_numpy(made: Made) -> _Tensor | None:
+def _from_numpy(made: Made) -> TensorPlace | None:
     inner = _inner(made.args[0])
     return inner._replace(dtype=_dtype(made.args[1])) if inner else None
 
 
-def _array(made: Made) -> _Tensor | None:
+def _array(made: Made) -> TensorPlace | None:
     """NumPy's `_reconstruct(…)` and the state (version, shape, dtype, order, data)."""
     state = made.state[0] if made.state else None
     if not isinstance(state, Items) or len(state.items) != 5:
@@ -323,14 +341,16 @@ def _array(made: Made) -> _Tensor | None:
     _, shape, dtype, _, data = state.items
     if isinstance(data, Items):
         return None  # of objects: its items are values
-    return _Tensor(None, 0, _numbers(shape), (), numpy_dtype(_numpy_code(dtype)), "in the pickle")
+    return TensorPlace(
+        None, 0, _numbers(shape), (), numpy_dtype(_numpy_code(dtype)), "in the pickle"
+    )
 
 
-_REBUILDERS: dict[str, Callable[[Made], _Tensor | None]] = {
+_REBUILDERS: dict[str, Callable[[Made], TensorPlace | None]] = {
     "torch._utils._rebuild_tensor": _strided,
     "torch._utils._rebuild_tensor_v2": _strided,
     "torch._utils._rebuild_tensor_v3": _strided,
-    "torch._utils._rebuild_qtensor": lambda made: _strided(Made(made.by, made.args[:4])),
+    "torch._utils._rebuild_qtensor": _quantized,
     "torch._utils._rebuild_meta_tensor_no_storage": _meta,
     "torch._utils._rebuild_sparse_tensor": _sparse,
     "torch._utils._rebuild_nested_tensor": _nested,
@@ -344,7 +364,7 @@ _REBUILDERS: dict[str, Callable[[Made], _Tensor | None]] = {
 _PLAIN = frozenset(name for name, read in _REBUILDERS.items() if read in (_strided, _meta, _array))
 
 
-def _reach(tensor: _Tensor) -> int:
+def reach_of(tensor: TensorPlace) -> int:
     """The byte after the last one that the tensor uses in its storage."""
     if 0 in tensor.shape or tensor.storage is None:
         return 0
@@ -378,27 +398,6 @@ def _numpy_code(value: Value) -> str:
     if not isinstance(value, Made) or not value.args or not isinstance(value.args[0], str):
         raise TypeError("no dtype")
     return value.args[0]
-
-
-_NUMPY_CODE = re.compile(r"([<>|=]?)([a-zA-Z?])(\d*)")
-_NUMPY_KINDS = {"f": "F", "i": "I", "u": "U", "b": "BOOL", "?": "BOOL", "c": "C"}
-
-
-def numpy_dtype(code: str) -> str:
-    """NumPy's code of a dtype as safetensors names it, where it does.
-
-    >>> numpy_dtype("<f8"), numpy_dtype("|b1"), numpy_dtype("<c16"), numpy_dtype("<U5")
-    ('F64', 'BOOL', 'complex128', '<U5')
-    """
-    match = _NUMPY_CODE.fullmatch(code)
-    if match is None or match[1] == ">" or match[2] not in _NUMPY_KINDS or len(match[3]) > 3:
-        return code
-    kind = _NUMPY_KINDS[match[2]]
-    bits = 8 * int(match[3] or 1)
-    if kind == "BOOL":
-        return "BOOL" if bits == 8 else code
-    name = {"C128": "complex128"}.get(f"{kind}{bits}", f"{kind}{bits}")
-    return name if name in SIZES else code
 
 
 # -- texts --------------------------------------------------------------------

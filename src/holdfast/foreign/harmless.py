@@ -8,6 +8,8 @@ and no sandbox: Holdfast calls none of these either.
 
 from __future__ import annotations
 
+import re
+
 from holdfast.core.plan import ITEMSIZES
 
 STORAGES = {
@@ -69,6 +71,9 @@ DTYPES = {
     "quint2x4": "quint2x4",
 }
 """PyTorch's dtypes -> as safetensors names them, where it does."""
+
+TORCH_NAMES = {stored: name for name, stored in reversed(DTYPES.items())}
+"""The other way round; of several names the first."""
 
 SIZES = {
     **ITEMSIZES,
@@ -135,3 +140,23 @@ HARMLESS = frozenset(
         *(f"numpy.random.{name}" for name in _GENERATORS.split()),
     ]
 )
+
+_NUMPY_CODE = re.compile(r"([<>|=]?)([a-zA-Z?])(\d*)")
+_NUMPY_KINDS = {"f": "F", "i": "I", "u": "U", "b": "BOOL", "?": "BOOL", "c": "C"}
+
+
+def numpy_dtype(code: str) -> str:
+    """NumPy's code of a dtype as safetensors names it, where it does.
+
+    >>> numpy_dtype("<f8"), numpy_dtype("|b1"), numpy_dtype("<c16"), numpy_dtype("<U5")
+    ('F64', 'BOOL', 'complex128', '<U5')
+    """
+    match = _NUMPY_CODE.fullmatch(code)
+    if match is None or match[1] == ">" or match[2] not in _NUMPY_KINDS or len(match[3]) > 3:
+        return code
+    kind = _NUMPY_KINDS[match[2]]
+    bits = 8 * int(match[3] or 1)
+    if kind == "BOOL":
+        return "BOOL" if bits == 8 else code
+    name = {"C128": "complex128"}.get(f"{kind}{bits}", f"{kind}{bits}")
+    return name if name in SIZES else code

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from holdfast.core.packing import header_bytes, read_header
 from holdfast.errors import DamagedObject, UnknownFile
+from holdfast.foreign import boosters, hdf5
 from holdfast.foreign.arrays import MAGIC as NPY_MAGIC
 from holdfast.foreign.arrays import describe_npy, describe_npz
 from holdfast.foreign.described import ForeignFile, ForeignLeaf
@@ -19,10 +20,13 @@ from holdfast.foreign.pickles import (
 from holdfast.foreign.source import Source
 from holdfast.foreign.zips import read_archive
 
-_KNOWN = "safetensors, PyTorch (.pt, .pth, .bin), pickles, and NumPy's .npy and .npz"
+_KNOWN = (
+    "safetensors (one file, or a folder or index of several), PyTorch (.pt, .pth, .bin, or a "
+    "folder by its DCP), pickles, NumPy's .npy and .npz, Keras's .keras and .weights.h5, models of "
+    "XGBoost (.ubj, .json) and LightGBM (text)"
+)
 _OTHERS = {
     b"GGUF": "a GGUF file",
-    b"\x89HDF": "an HDF5 file",
     b"\x1f\x8b": "a gzip file: unpack it first",
     b"PAR1": "a Parquet file",
 }
@@ -46,11 +50,19 @@ def describe(source: Source) -> ForeignFile:
             return replace(file, notes=(*file.notes, note)) if arrays else file
         if arrays:
             return describe_npz(archive)
-        raise _unknown(source, "a zip archive, but neither PyTorch's nor NumPy's")
+        if hdf5.is_keras(archive):
+            return hdf5.describe_keras(archive)
+        raise _unknown(source, "a zip archive, but neither PyTorch's nor NumPy's nor Keras's")
     if head.startswith(NPY_MAGIC):
         return describe_npy(source)
     if _looks_like_safetensors(source, head):
-        return _with_tar(source, head, _describe_safetensors(source))
+        return _with_tar(source, head, describe_safetensors(source))
+    if head.startswith(hdf5.MAGIC):
+        return hdf5.describe_hdf5(source)
+    if boosters.is_lightgbm(head):
+        return boosters.describe_lightgbm(source)
+    if boosters.is_ubjson(head) or boosters.is_json(head):
+        return boosters.describe_xgboost(source, text=boosters.is_json(head))
     if looks_like_tar(head) and head[:1] != b"\x80":
         return describe_tar(source)
     for magic, kind in _OTHERS.items():
@@ -80,7 +92,8 @@ def _looks_like_safetensors(source: Source, head: bytes) -> bool:
     return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 48
 
 
-def _describe_safetensors(source: Source) -> ForeignFile:
+def describe_safetensors(source: Source) -> ForeignFile:
+    """A `.safetensors` file. Raises DamagedObject, UnknownFile."""
     end = header_bytes(source.read(0, min(source.nbytes, 8)), source.nbytes, source.name)
     try:
         header = read_header(source.read(0, end), source.nbytes, source.name)

@@ -59,6 +59,9 @@ class FileSource:
             nbytes -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def fileno(self) -> int:
+        return self._fd
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -67,6 +70,22 @@ class FileSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class PartSource:
+    """A range of another source, as if it were a file of its own."""
+
+    def __init__(self, whole: Source, start: int, nbytes: int, name: str) -> None:
+        """Raises DamagedObject unless the range is there."""
+        check_range(whole, start, nbytes)
+        self.whole = whole
+        self.start = start
+        self.nbytes = nbytes
+        self.name = name
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        check_range(self, offset, nbytes)
+        return self.whole.read(self.start + offset, nbytes)
 
 
 def check_range(source: Source, offset: int, nbytes: int) -> None:

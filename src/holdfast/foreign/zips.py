@@ -15,7 +15,8 @@ from itertools import pairwise
 
 from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject
-from holdfast.foreign.source import Source
+from holdfast.foreign.data import Data, Inflated, Span
+from holdfast.foreign.source import PartSource, Source
 
 MAX_ENTRIES = 250_000
 MAX_LIST_BYTES = 64 * MiB
@@ -37,6 +38,7 @@ class ZipEntry:
     """As the list says; a packed entry may hold more or less."""
     offset: int
     encrypted: bool
+    crc: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,45 @@ class Archive:
             raise DamagedObject(
                 self.source.name, f"its entry {name!r} cannot be unpacked ({error})"
             ) from error
+
+    def data(self, name: str, skip: int = 0) -> Data:
+        """What an entry holds behind its first `skip` bytes, to be read in pieces.
+
+        Raises as `read` does.
+        """
+        self.read(name, max_bytes=1)
+        entry = self.entries[name]
+        start, nbytes = self._data_start(entry), max(0, entry.nbytes - skip)
+        if entry.method == _STORED:
+            return Span(self.source, start + skip, nbytes)
+        return Inflated(self.source, start, entry.packed_bytes, skip, nbytes)
+
+    def part(self, name: str) -> Source | None:
+        """An entry as a file of its own; None if it is compressed. Raises as `read` does."""
+        self.read(name, max_bytes=1)
+        entry = self.entries[name]
+        if entry.method != _STORED:
+            return None
+        where = f"{self.source.name}: {name}"
+        return PartSource(self.source, self._data_start(entry), entry.nbytes, where)
+
+    def check(self) -> Iterator[str]:
+        """Read every entry to its end; yields what does not have its size or its CRC-32."""
+        buffer = memoryview(bytearray(MiB))
+        # In the order of the file, as it is read fastest.
+        for entry in sorted(self.entries.values(), key=lambda entry: entry.offset):
+            crc = 0
+            try:
+                data = self.data(entry.name)
+                for at in range(0, entry.nbytes, MiB):
+                    piece = buffer[: min(MiB, entry.nbytes - at)]
+                    data.read(at, piece)
+                    crc = zlib.crc32(piece, crc)
+            except DamagedObject as error:
+                yield error.reason
+                continue
+            if crc != entry.crc:
+                yield f"its entry {entry.name!r} does not have its CRC-32"
 
     def _data_start(self, entry: ZipEntry) -> int:
         header = self.source.read(entry.offset, _LOCAL.size)
@@ -181,7 +222,7 @@ def _listed(source: Source, data: bytes, at: int, before: int) -> tuple[ZipEntry
         raise DamagedObject(source.name, "its list of entries is malformed") from None
     name = _decoded(data[name_at:extra_at])
     return ZipEntry(
-        name, fields[4], packed, nbytes, before + offset, bool(fields[3] & _ENCRYPTED)
+        name, fields[4], packed, nbytes, before + offset, bool(fields[3] & _ENCRYPTED), fields[7]
     ), end
 
 

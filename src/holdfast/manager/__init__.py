@@ -6,7 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from holdfast.manager.averages import Average as Average
+    from holdfast.manager.averages import average as average
     from holdfast.manager.catalog import open_checkpoint as open
+    from holdfast.manager.ensembles import Ensemble as Ensemble
+    from holdfast.manager.ensembles import ensemble as ensemble
+    from holdfast.manager.evaluate import Evaluation as Evaluation
     from holdfast.manager.info import CheckpointInfo as CheckpointInfo
     from holdfast.manager.info import Restored as Restored
     from holdfast.manager.info import RunStatus as RunStatus
@@ -17,28 +22,38 @@ if TYPE_CHECKING:
     from holdfast.manager.pending import Pending as Pending
 
 __all__ = [
+    "Average",
     "CheckpointInfo",
     "CheckpointManager",
+    "Ensemble",
+    "Evaluation",
     "Listing",
     "LoadedCheckpoint",
     "Pending",
     "Restored",
     "RunStatus",
     "Verification",
+    "average",
+    "ensemble",
     "open",
 ]
 
 # Imported when first used: the command line needs `Listing` only, which is light;
 # NumPy and the tree code would double the time that `holdfast ls` takes.
 _HOMES = {
+    "Average": "averages",
     "CheckpointInfo": "info",
     "CheckpointManager": "manager",
+    "Ensemble": "ensembles",
+    "Evaluation": "evaluate",
     "Listing": "listing",
     "LoadedCheckpoint": "loaded",
     "Pending": "pending",
     "Restored": "info",
     "RunStatus": "info",
     "Verification": "info",
+    "average": "averages",
+    "ensemble": "ensembles",
     "open": "catalog",
 }
 

@@ -29,8 +29,9 @@ def capture(
     unsteady: set[str],
     allow_pickle: bool,
     clock: Callable[[], float],
+    rng: bool = True,
 ) -> Snapshot:
-    """The snapshot of `state`, of the position `loop` and of all random states.
+    """The snapshot of `state`, of the position `loop` and, with `rng`, of all random states.
 
     In the caller's thread, for a user's `state_dict` and a device's queues belong to it: a
     signal's handler may raise in the middle, and what was taken is freed then. `waits`: the caller
@@ -57,7 +58,7 @@ def capture(
     try:
         with collector_paused():
             tree = encoder.encode(dict(state), "")
-            runtime = encoder.encode({"rng": capture_rng(), "loop": loop}, RUNTIME)
+            runtime = encoder.encode({"rng": capture_rng() if rng else {}, "loop": loop}, RUNTIME)
             memory = memories.take()
             leaves, overlap = memory.take(encoder.leaves, choose)
     except BaseException:

@@ -113,7 +113,7 @@ def compare(
     runtime_a, runtime_b = a.items(a.manifest.runtime), b.items(b.manifest.runtime)
     pair = _Pair(a, b, values=values)
     differences = list(pair.differences("state", state_a, state_b))
-    parts = _parts(state_a, state_b, differences)
+    parts = parts_of(state_a, state_b, differences)
     around = list(pair.differences("position", runtime_a, runtime_b))
     differences += [d for d in around if d.path.partition("/")[0] != "rng"]
     differences += _generators(d for d in around if d.path.partition("/")[0] == "rng")
@@ -140,7 +140,7 @@ class _Opened:
     def items(self, tree: Node) -> dict[str, Side]:
         for _ in leaf_indexes(tree):
             pass  # it checks how deep the tree is
-        return dict(_flat(tree, self.manifest.leaves))
+        return dict(flat(tree, self.manifest.leaves))
 
 
 # -- leaves ---------------------------------------------------------------------
@@ -160,7 +160,7 @@ class _Pair:
             other = b.get(path)
             if other is None:
                 yield Difference(section, "only a", path, side, None)
-            elif (kind := _kind(side, other)) is not None:
+            elif (kind := kind_of(side, other)) is not None:
                 yield Difference(section, kind, path, side, other)
             elif side.leaf is not None and other.leaf is not None:
                 yield from self._leaf(section, path, side, other)
@@ -171,13 +171,13 @@ class _Pair:
     def _leaf(self, section: Section, path: str, a: Side, b: Side) -> Iterator[Difference]:
         assert a.leaf is not None
         assert b.leaf is not None
-        same = _same_bytes(a.leaf, b.leaf)
+        same = same_bytes(a.leaf, b.leaf)
         if same:
             return
         if same is None or self.values:
             from holdfast.manager.numbers import apart  # here: it imports NumPy
 
-            numeric, row_bytes = _numbers_in(a)
+            numeric, row_bytes = numbers_in(a)
             if not self._readers:
                 self._readers = [self.a.reader(), self.b.reader()]
             first, second = self._readers
@@ -190,7 +190,7 @@ class _Pair:
         yield Difference(section, "values", path, a, b)
 
 
-def _kind(a: Side, b: Side) -> Kind | None:
+def kind_of(a: Side, b: Side) -> Kind | None:
     """How the two differ without a look at their bytes; None if they do not."""
     if a.leaf is not None and b.leaf is not None:
         if a.leaf.dtype != b.leaf.dtype:
@@ -199,17 +199,17 @@ def _kind(a: Side, b: Side) -> Kind | None:
             return "shape"
     elif a.leaf is not None or b.leaf is not None:
         return "type"
-    if _encoded(a.node) == _encoded(b.node):
+    if encoded(a.node) == encoded(b.node):
         return None
     return "value" if a.leaf is None else "type"
 
 
-def _encoded(node: Node) -> bytes:
+def encoded(node: Node) -> bytes:
     """Comparable: in Python 1, 1.0 and True are equal."""
     return msgspec.json.encode(node, order="sorted")
 
 
-def _same_bytes(a: Leaf, b: Leaf) -> bool | None:
+def same_bytes(a: Leaf, b: Leaf) -> bool | None:
     """By their digests; None if they were cut at other places, so that none can be compared."""
     if [(c.start, c.shape) for c in a.chunks] != [(c.start, c.shape) for c in b.chunks]:
         return None
@@ -220,7 +220,7 @@ _BYTE_TYPES = frozenset({"u1", "|u1", "uint8", "torch.uint8"})
 _ARRAYS = frozenset({"array", "torch.tensor", "jax.array"})
 
 
-def _numbers_in(side: Side) -> tuple[bool, int]:
+def numbers_in(side: Side) -> tuple[bool, int]:
     """(whether the leaf's dtype says what it holds, else bytes of one of its items)."""
     assert side.leaf is not None
     node = cast(dict[str, Any], side.node) if isinstance(side.node, dict) else {}
@@ -231,16 +231,20 @@ def _numbers_in(side: Side) -> tuple[bool, int]:
     return False, max(1, *side.leaf.shape[-1:]) if wide else 1
 
 
-def _parts(a: dict[str, Side], b: dict[str, Side], differences: Iterable[Difference]) -> list[Part]:
+def parts_of(
+    a: dict[str, Side], b: dict[str, Side], differences: Iterable[Difference]
+) -> list[Part]:
+    """The leaves of the two counted, by the first name of their paths."""
     parts: dict[str, Part] = {}
-    for path, side in {**a, **b}.items():
-        if side.leaf is not None:
+    for path in {**a, **b}:
+        # Of one of the two it may be a plain value.
+        if any(side[path].leaf is not None for side in (a, b) if path in side):
             name = path.partition("/")[0]
             parts.setdefault(name, Part(name)).leaves += 1
     for difference in differences:
-        one = difference.a or difference.b
+        sides = [side for side in (difference.a, difference.b) if side is not None]
         part = parts.get(difference.path.partition("/")[0])
-        if part is None or one is None or one.leaf is None:
+        if part is None or not any(side.leaf is not None for side in sides):
             continue
         if difference.kind == "only a":
             part.only_a += 1
@@ -279,7 +283,7 @@ def _plain_differences(section: Section, a: Any, b: Any) -> Iterator[Difference]
             yield Difference(section, "only a", path, Side(old[path]), None)
         elif path not in old:
             yield Difference(section, "only b", path, None, Side(new[path]))
-        elif _encoded(old[path]) != _encoded(new[path]):
+        elif encoded(old[path]) != encoded(new[path]):
             yield Difference(section, "value", path, Side(old[path]), Side(new[path]))
 
 
@@ -300,7 +304,7 @@ _ABOUT = frozenset({"!", "v", "id", "leaf", "fields"})
 """Of a node: what is not a property of the value itself."""
 
 
-def _flat(tree: Node, leaves: tuple[Leaf, ...]) -> Iterator[tuple[str, Side]]:
+def flat(tree: Node, leaves: tuple[Leaf, ...]) -> Iterator[tuple[str, Side]]:
     """Every leaf and plain value of a tree by its path, in its order, without recursion.
 
     A container is there itself if it says more than "I am a list" or "a dict": an empty
@@ -387,4 +391,4 @@ def _join(path: str, key: str) -> str:
 
 def _key(key: Node) -> str:
     """A dict's key: a string as it is, any other so that `0` and `"0"` differ."""
-    return key if isinstance(key, str) else f"[{_encoded(key).decode()}]"
+    return key if isinstance(key, str) else f"[{encoded(key).decode()}]"

@@ -85,23 +85,10 @@ def export_tensors(
     DamagedObject, with nothing left behind.
     """
     manifest = repo.manifest(record)
-    indexes = [i for i in _tensor_indexes(manifest.tree) if 0 <= i < len(manifest.leaves)]
+    indexes = [i for i in tensor_indexes(manifest.tree) if 0 <= i < len(manifest.leaves)]
     leaves = [manifest.leaves[index] for index in indexes]
     if only:
-        below = f"{only.rstrip('/')}/"
-        names = {leaf.path.partition("/")[0] for leaf in leaves}
-        leaves = [
-            msgspec.structs.replace(leaf, path=leaf.path.removeprefix(below))
-            for leaf in leaves
-            if leaf.path.startswith(below)
-        ]
-        if not leaves:
-            raise UsageError(
-                f"the checkpoint has no tensor below {only!r}",
-                hint=f"It has tensors below {some_of(sorted(names))}."
-                if names
-                else "It has no tensor at all.",
-            )
+        leaves = names_below(leaves, only)
     ChunkReader(repo, record, manifest).check_packs(leaves)
     info = info_of(repo.address, record)
     described = {"ref": info.ref, "id": info.id, "step": info.step, "metrics": record.metrics}
@@ -115,7 +102,24 @@ def export_tensors(
     return [leaf.path for leaf in leaves]
 
 
-def _tensor_indexes(tree: Node) -> list[int]:
+def names_below(leaves: Sequence[Leaf], only: str) -> list[Leaf]:
+    """Those below this path, named by the rest of theirs. Raises UsageError if there is none."""
+    below = f"{only.rstrip('/')}/"
+    found = [
+        msgspec.structs.replace(leaf, path=leaf.path.removeprefix(below))
+        for leaf in leaves
+        if leaf.path.startswith(below)
+    ]
+    if not found:
+        names = sorted({leaf.path.partition("/")[0] for leaf in leaves})
+        raise UsageError(
+            f"the checkpoint has no tensor below {only!r}",
+            hint=f"It has tensors below {some_of(names)}." if names else "It has no tensor at all.",
+        )
+    return found
+
+
+def tensor_indexes(tree: Node) -> list[int]:
     """The leaves of a tree that are neither texts nor files, each once, in its order."""
     # Checked for depth, and for nodes that are none.
     every = list(dict.fromkeys(leaf_indexes(tree)))

@@ -13,6 +13,7 @@ from holdfast.errors import PickleRefused
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.nodes import mapping_pairs
 from holdfast.manager.reader import ChunkReader
+from holdfast.repo.keys import manifest_key, pack_key
 from holdfast.repo.repo import Repo
 
 
@@ -136,3 +137,8 @@ class LoadedCheckpoint(LazyMapping):
     def environment(self) -> Mapping[str, Any]:
         """Versions, command, host and revision that were recorded with it."""
         return self._opened.manifest.environment
+
+    def holds(self, key: str) -> bool:
+        """Whether the object of the run at `key` is a part of it."""
+        packs = {pack_key(pack.name) for pack in self._opened.manifest.packs}
+        return key in packs or key == manifest_key(self.info.id)

@@ -21,6 +21,7 @@ from holdfast.core.address import (
     parse_selector,
     select,
 )
+from holdfast.core.choosing import Choice, choose, parse_choice
 from holdfast.core.records import Entry, Manifest, Record
 from holdfast.core.retention import KeepPolicy, Mode, parse_keep
 from holdfast.errors import CheckpointNotFound, NoStore, RunClosed
@@ -43,6 +44,7 @@ from holdfast.stores.open import open_store
 
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Comparison
+    from holdfast.manager.foreign_comparison import Compared
     from holdfast.manager.goodput import Goodput
     from holdfast.manager.history import Event
     from holdfast.manager.mirror_status import MirrorStatus
@@ -117,6 +119,18 @@ class Lookup:
     def info(self, ref: Ref = None) -> CheckpointInfo:
         """The checkpoint that `ref` names. Raises NoStore, CheckpointNotFound, BadAddress."""
         return info_of(self.address, self._resolve(ref))
+
+    def choose(self, checkpoints: Choice = "all") -> list[CheckpointInfo]:
+        """The checkpoints that `checkpoints` names, oldest commit first: "all", "last=5",
+        "best=3:val_loss", "every=1000", "within=2h", a step, a tag, an id, several of these
+        words, or a list of them. Raises NoStore, CheckpointNotFound, BadAddress, BadPolicy.
+        """
+        chosen = parse_choice(checkpoints)
+        entry, records = self._read()
+        if not records:
+            raise no_checkpoint(self.address)
+        rules = self.policy.best or recorded_rules(entry)
+        return [info_of(self.address, record) for record in choose(records, chosen, rules)]
 
     def manifest(self, ref: Ref = None) -> Manifest:
         """The checkpoint's whole description. Raises DamagedObject."""
@@ -269,6 +283,13 @@ class Lookup:
 
         record, against = self._resolve(ref), other._resolve(other_ref)
         return compare(self._repo, record, other._repo, against, values=values)
+
+    def to_compare(self, ref: Ref, *, only: str = "") -> Compared:
+        """A checkpoint as one side of `foreign_comparison.compare_files`, with `only` what is
+        below this name, where there is one. Raises CheckpointNotFound, DamagedObject."""
+        from holdfast.manager.foreign_comparison import of_checkpoint
+
+        return of_checkpoint(self._repo, self._resolve(ref), only)
 
     def _is_run(self) -> bool:
         self._check_usable()

@@ -21,17 +21,17 @@ from holdfast.manager import heartbeat
 from holdfast.manager.capture import InPlace
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
+from holdfast.manager.evaluate import Evaluating
 from holdfast.manager.history import History, RestoreEvent
-from holdfast.manager.info import Overview, Restored, info_of, overview_of
+from holdfast.manager.info import CheckpointInfo, Overview, Restored, info_of, overview_of
 from holdfast.manager.loaded import LoadedCheckpoint
 from holdfast.manager.lookup import Ref
-from holdfast.manager.mirrored import Mirrored
 from holdfast.manager.orders import Captured, Orders
 from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
 from holdfast.manager.restore import Restorer, Wish
 from holdfast.manager.saver import Order, Saver
-from holdfast.manager.snapshot import SnapshotMemories
+from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.staging import Staging
 from holdfast.manager.stored import Digests
 from holdfast.repo.writer import Writer
@@ -40,7 +40,7 @@ from holdfast.stores.base import Store
 logger = logging.getLogger("holdfast")
 
 
-class CheckpointManager(Mirrored):
+class CheckpointManager(Evaluating):
     """Saves and restores the checkpoints of one run.
 
     `address` is a folder or a URL (`memory://name`). `keep` is the retention rule
@@ -212,6 +212,7 @@ class CheckpointManager(Mirrored):
         finished: bool = False,
         block: bool = False,
         in_place: InPlace | None = None,
+        rng: bool = True,
     ) -> Pending:
         """Save `state` as the checkpoint of `step` completed steps.
 
@@ -221,7 +222,7 @@ class CheckpointManager(Mirrored):
         needs to be copied, but for what another thread changes meanwhile. `in_place` names
         leaves that the caller will not change before it calls `drain`: they are read while
         it goes on. `loop` is any plain value that `restore` gives back; RNG states of Python,
-        NumPy and loaded frameworks are always captured.
+        NumPy and loaded frameworks are captured, unless `rng=False`.
 
         Raises UnsupportedValue for a value that cannot be stored; RunHeld; Fenced if
         another process took over; and, after `max_save_failures` failed saves in a
@@ -256,6 +257,7 @@ class CheckpointManager(Mirrored):
                 note=note,
                 tags=tag_names,
                 finished=finished,
+                rng=rng,
                 asked_s=start,
                 waited_s=waited_s,
             )
@@ -267,11 +269,22 @@ class CheckpointManager(Mirrored):
             saver.submit(order, urgent=True)
             pending.result()
         except TornRead:  # another thread changes what is saved: now it is copied first
-            options = {"metrics": metrics, "note": note, "tags": tag_names, "loop": loop}
-            return self.save(step, state, **options, finished=finished, block=True)
+            more = {"note": note, "tags": tag_names, "loop": loop, "finished": finished, "rng": rng}
+            return self.save(step, state, metrics=metrics, **more, block=True)
         finally:
             order.snapshot.overlap.drain()  # interrupted: the caller may go on to change things
         return pending
+
+    def save_snapshot(
+        self, snapshot: Snapshot, *, note: str, config: object, environment: Mapping[str, Any]
+    ) -> CheckpointInfo:
+        """Make a snapshot that was put together elsewhere the next checkpoint; returns when that
+        is durable. Raises RunHeld, Fenced, and what makes the save fail."""
+        self.acquire()
+        assert self._saver is not None
+        order = self._orders.of(snapshot, self._saver, note, config, environment)
+        self._saver.submit(order, urgent=True)
+        return order.pending.result()
 
     def hold(
         self,
@@ -480,9 +493,7 @@ class CheckpointManager(Mirrored):
         self._to_mirror()
 
     def gc(self, *, dry_run: bool = False) -> list[str]:
-        """Delete objects that no checkpoint needs; their keys. Makes this the writer.
-
-        With `dry_run` nothing is deleted.
-        """
+        """Delete objects that no checkpoint needs; their keys. Makes this the writer. With
+        `dry_run` nothing is deleted."""
         self._bring_back()
         return self._open_writer().collect(dry_run=dry_run, thorough=True)

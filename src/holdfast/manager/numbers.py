@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -30,10 +30,23 @@ def apart(
     `numeric`: the dtype says what the bytes are; else they are compared as rows of
     `row_bytes`. Raises DamagedObject, CheckpointRemoved, StoreUnavailable.
     """
-    size = itemsize(leaf_a.dtype) if numeric else row_bytes
+    unequal = _unequal(a, leaf_a, b, leaf_b)
+    return apart_in(unequal, leaf_a.dtype, leaf_a.shape, numeric=numeric, row_bytes=row_bytes)
+
+
+def apart_in(
+    unequal: Iterable[tuple[memoryview, memoryview]],
+    dtype: str,
+    shape: Sequence[int],
+    *,
+    numeric: bool,
+    row_bytes: int = 1,
+) -> Apart:
+    """As `apart`, of stretches of the two that lie at the same places."""
+    size = itemsize(dtype) if numeric else row_bytes
     differing = nan_in_one = 0
     largest = 0.0 if numeric else None
-    for bytes_a, bytes_b in _unequal(a, leaf_a, b, leaf_b):
+    for bytes_a, bytes_b in unequal:
         for at in range(0, len(bytes_a), _ELEMENTS * size):
             part_a, part_b = (
                 bytes_a[at : at + _ELEMENTS * size],
@@ -43,12 +56,12 @@ def apart(
                 rows = np.frombuffer(part_a, np.uint8) != np.frombuffer(part_b, np.uint8)
                 differing += int(rows.reshape(-1, size).any(axis=1).sum())
                 continue
-            decode = _decoder(leaf_a.dtype)
+            decode = _decoder(dtype)
             found = _apart(decode(part_a), decode(part_b))
             differing += found.differing
             nan_in_one += found.nan_in_one
             largest = max(largest or 0.0, found.largest or 0.0)
-    elements = math.prod(leaf_a.shape) * itemsize(leaf_a.dtype) // size
+    elements = math.prod(shape) * itemsize(dtype) // size
     return Apart(elements, differing, largest, nan_in_one)
 
 
@@ -74,7 +87,7 @@ def _unequal(
 
     Chunks tile a leaf in order, but may be cut at other places in the two.
     """
-    cursor_a, cursor_b = _Cursor(a, leaf_a), _Cursor(b, leaf_b)
+    cursor_a, cursor_b = Cursor(a, leaf_a), Cursor(b, leaf_b)
     while not cursor_a.done and not cursor_b.done:
         chunk_a, chunk_b = cursor_a.chunk, cursor_b.chunk
         whole = cursor_a.used == cursor_b.used == 0 and cursor_a.left == cursor_b.left
@@ -86,7 +99,7 @@ def _unequal(
             yield cursor_a.take(nbytes), cursor_b.take(nbytes)
 
 
-class _Cursor:
+class Cursor:
     """A place in a leaf's chunks."""
 
     def __init__(self, reader: ChunkReader, leaf: Leaf) -> None:

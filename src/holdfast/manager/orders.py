@@ -11,9 +11,9 @@ from holdfast.manager.capture import InPlace, capture
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.pending import Pending
-from holdfast.manager.progress import current_work
+from holdfast.manager.progress import Work, current_work
 from holdfast.manager.saver import Order, Saver
-from holdfast.manager.snapshot import SnapshotMemories
+from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.stored import Digests
 
 
@@ -53,6 +53,7 @@ class Orders:
         note: str,
         tags: Iterable[str] = (),
         finished: bool = False,
+        rng: bool = True,
         asked_s: float,
         waited_s: float = 0.0,
     ) -> Order:
@@ -68,6 +69,7 @@ class Orders:
             unsteady=self._unsteady,
             allow_pickle=self._allow_pickle,
             clock=self._clock,
+            rng=rng,
         )
         finite, odd = metrics
         config, environment = self._runs_in()
@@ -87,6 +89,32 @@ class Orders:
             blocked=waits,
             work=current_work(),
             held_nbytes=self._held_nbytes,
+        )
+
+    def of(
+        self,
+        snapshot: Snapshot,
+        saver: Saver,
+        note: str,
+        config: object,
+        environment: Mapping[str, object],
+    ) -> Order:
+        """To save a snapshot that was put together elsewhere, and be waited for."""
+        return Order(
+            snapshot=snapshot,
+            pending=Pending(snapshot.step, hurry=saver.hurry),
+            metrics={},
+            odd_metrics={},
+            tags=(),
+            note=note,
+            finished=False,
+            config=config,
+            environment=environment,
+            asked_s=time.perf_counter(),
+            waited_s=0.0,
+            capture_s=0.0,
+            blocked=True,
+            work=Work(),
         )
 
     def hold(

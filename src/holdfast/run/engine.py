@@ -132,6 +132,8 @@ class Engine:
         self.started = True
         if self._replay is not None:
             self.position = replace(self.position, step=self._replay.saved.step)
+            if self._replay.saved.untouched:
+                self._replay = None  # this is the place: there is no way to go
 
     def inside(self, frame: FrameType | None) -> bool:
         """Whether code interrupted at `frame` will come to a boundary."""

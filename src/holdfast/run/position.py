@@ -105,6 +105,11 @@ class Position:
         return bool(self.frames) and self.top.phase == "next"
 
     @property
+    def untouched(self) -> bool:
+        """Whether no loop has been opened yet: that of an imported checkpoint."""
+        return not self.frames and not self.done
+
+    @property
     def siblings(self) -> tuple[Closed, ...]:
         """Loops that ended in the body that a loop opened now would be part of."""
         return self.frames[-1].done if self.frames else self.done

@@ -36,6 +36,8 @@ class Restores:
         """In that checkpoint."""
         self._loaders: Collection[str] = ()
         self._settings_saved: Mapping[str, Any] = {}
+        self._partial = False
+        """It was imported: what it has not starts as it is."""
 
     def remember(self, found: Any) -> None:
         """`found` is the checkpoint to go on from. Raises LoopError if no Run saved it."""
@@ -45,7 +47,7 @@ class Restores:
                 "loop from which a Run could go on",
                 hint="Go on with CheckpointManager, or give the Run an address of its own.",
             )
-        at.from_tree(found.loop)  # raises too
+        self._partial = at.from_tree(found.loop).untouched  # raises too
         self.resumed = found.info
         self.names = found.loop["names"]
         self._loaders = found.loop["loaders"]
@@ -69,6 +71,9 @@ class Restores:
     def everything(self, ref: str | None, *, rng: bool = True) -> Any:
         """Restore all that is tracked, with the random states if `rng`."""
         targets = self._tracked.targets(self.names, self._loaders)
+        if self._partial:
+            here = self._tracked.saved_here(self.names)
+            targets = {name: value for name, value in targets.items() if name in here}
         try:
             restored = self._manager.restore(
                 targets,

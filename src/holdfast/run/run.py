@@ -29,6 +29,7 @@ from holdfast.run.arguments import (
 from holdfast.run.box import Box
 from holdfast.run.console import Console
 from holdfast.run.environment import plain_config
+from holdfast.run.evaluation import Evaluates
 from holdfast.run.feed import Policy
 from holdfast.run.feeds import Mode
 from holdfast.run.guard import Guarded
@@ -48,7 +49,7 @@ logger = logging.getLogger("holdfast")
 _open_runs: dict[str, weakref.ref[Run]] = {}
 
 
-class Run(CallsStored):
+class Run(CallsStored, Evaluates):
     """A resumable run at `address`, a folder or a URL.
 
         run = holdfast.Run("runs/mnist", every="10min", keep="last=3 best=2:val_loss")

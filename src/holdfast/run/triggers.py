@@ -124,6 +124,10 @@ class Triggers:
         if self._leaders is not None:
             self._leaders.add(record)
 
+    def amended(self) -> None:
+        """Metrics were added to checkpoints that are in the store: they compete anew."""
+        self._leaders = None
+
     @property
     def best_metric(self) -> tuple[str, str] | None:
         """The first `best` rule's metric and mode."""

@@ -12,7 +12,7 @@ from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
 from holdfast.torch import attributes, contents, rng, settings
-from holdfast.torch.gradients import Gradients
+from holdfast.torch.gradients import Gradients, gradients_aside
 from holdfast.torch.modules import decode_module, encode_module
 from holdfast.torch.objects import (
     STATEFUL,
@@ -103,6 +103,10 @@ class TorchAdapter:
     def gradients(self) -> Gradients:
         """A watch on the gradients that tracked optimizers have not used yet."""
         return Gradients()
+
+    def gradients_aside(self, tracked: Mapping[str, Any]) -> Callable[[], None]:
+        """Take the gradients of tracked parameters away until the result is called."""
+        return gradients_aside(tracked)
 
     def barrier(self, drain: Callable[[], None]) -> Barrier:
         """What calls `drain` before tracked optimizers change anything."""

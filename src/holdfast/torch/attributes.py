@@ -49,7 +49,7 @@ def unsaved(tracked: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers in attributes of modules that save nothing but their tensors, and whose
     class is not one of torch's: counters, temperatures. By name, as `read`."""
     found: dict[str, Any] = {}
-    for name, module in _modules(tracked):
+    for name, module in modules_in(tracked):
         if type(module).__module__.startswith("torch.") or saves_more(module):
             continue
         for attribute, value in vars(module).items():
@@ -60,7 +60,7 @@ def unsaved(tracked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _places(tracked: Mapping[str, Any]) -> Iterator[_Place]:
-    for name, module in _modules(tracked):
+    for name, module in modules_in(tracked):
         yield f"{name}.training", module, "training"
         separator = "." if "/" in name else "/"
         for key, parameter in module._parameters.items():
@@ -79,7 +79,7 @@ def _settings_of(kind: type[torch.nn.Module]) -> tuple[str, ...]:
     return tuple(getattr(kind, "__constants__", ()))
 
 
-def _modules(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, torch.nn.Module]]:
+def modules_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, torch.nn.Module]]:
     """Every module among tracked objects, once, with its name in reports."""
     if isinstance(value, torch.nn.Module):
         for name, module in parts(value):
@@ -87,4 +87,4 @@ def _modules(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, 
     elif isinstance(value, Mapping | list | tuple) and depth < _MAX_DEPTH:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
-            yield from _modules(item, f"{path}/{key}" if path else str(key), depth + 1)
+            yield from modules_in(item, f"{path}/{key}" if path else str(key), depth + 1)

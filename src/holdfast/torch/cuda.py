@@ -5,15 +5,17 @@ stream of the program. Memory is copied in streams that the caching allocator kn
 of, but whoever copies keeps the tensor and waits for the copy before it lets go of it, so
 that `Tensor.record_stream` is not needed.
 
-Written without a GPU at hand: see docs/torch.md, "GPU: written, not yet verified".
+CI has no GPU: `python -m tests.gpu` checks all of this on one.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -64,7 +66,8 @@ def recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
 def host_memory(nbytes: int) -> torch.Tensor:
     """Fresh bytes, pinned if possible: a device copies to others only while the host waits.
     Raises MemoryError."""
-    with torch.inference_mode(False):  # made inside, it could only be written inside
+    # Memory that is made in inference mode can only be written in that mode.
+    with torch.inference_mode(False), _beside_captures():
         try:
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError as error:
@@ -97,11 +100,42 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+# CU_STREAM_CAPTURE_MODE_THREAD_LOCAL of cuThreadExchangeStreamCaptureMode, CUDA driver API.
+_THREAD_LOCAL = 1
+
+
+@contextmanager
+def _beside_captures() -> Iterator[None]:
+    """Inside, the calling thread and a CUDA graph that another one captures do not disturb each
+    other. In torch's default mode of capture, "global", one of our calls would otherwise end
+    both: CUDA forbids threads to wait for a device unless their own mode says that they have
+    nothing to do with what others capture."""
+    if (exchange := _exchange_mode()) is None:
+        yield
+        return
+    mode = ctypes.c_int(_THREAD_LOCAL)
+    exchange(ctypes.byref(mode))  # what was there is in `mode` now
+    try:
+        yield
+    finally:
+        exchange(ctypes.byref(mode))
+
+
+@functools.cache
+def _exchange_mode() -> Callable[..., int] | None:
+    """The driver's function, which torch does not offer; None where there is none (ROCm)."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode
+    except (OSError, AttributeError):
+        return None
+
+
 @contextmanager
 def failing_saves() -> Iterator[None]:
     """Whatever the device refuses fails the save, and not the training."""
     try:
-        yield
+        with _beside_captures():
+            yield
     except RuntimeError as error:  # torch.AcceleratorError, OutOfMemoryError
         raise SaveFailed(
             f"tensors could not be copied from the GPU: {error}",

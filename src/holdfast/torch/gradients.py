@@ -8,12 +8,13 @@ is marked with the version that was used. One without that mark is fresh.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from holdfast.torch.attributes import modules_in
 from holdfast.torch.untracked import tracked_optimizers
 
 _MARK = "_holdfast_used_version"
@@ -99,6 +100,24 @@ class Gradients:
     def _forget(self, path: str) -> None:
         del self._optimizers[path]
         self._hooks.pop(path).remove()
+
+
+def gradients_aside(tracked: Mapping[str, Any]) -> Callable[[], None]:
+    """Take the gradients of all tracked parameters away; call the result to give them back,
+    as the same tensors."""
+    held: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    modules = (module for _, module in modules_in(tracked))
+    owners: list[Iterator[torch.Tensor]] = [module.parameters(recurse=False) for module in modules]
+    owners += [_parameters(optimizer) for _, optimizer in tracked_optimizers(tracked)]
+    for param in (param for owner in owners for param in owner):
+        held.setdefault(id(param), (param, param.grad))
+        param.grad = None
+
+    def put_back() -> None:
+        for param, grad in held.values():
+            param.grad = grad
+
+    return put_back
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from holdfast.core.leaves import settle
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
 from holdfast.torch.dtypes import describe, name_of
-from holdfast.torch.tensors import malformed
+from holdfast.torch.tensors import has_storage, malformed, note_not_saved
 
 _WRAPPERS = ("module", "_orig_mod")
 _EXTRA = "_extra_state"  # the name that torch gives to what get_extra_state returns
@@ -204,7 +204,8 @@ def _restore_in_place(
 ) -> None:
     tensors, extras = live_state(module)
     matched = match_names(state, [*tensors, *extras])
-    _report_names(state, [*tensors, *extras], matched, path, decoder)
+    needed = _needed(tensors, matched)
+    _report_names(state, {**needed, **extras}, matched, path, decoder)
     first: dict[Any, str] = {}
     for name, node in state.items():
         live_name = matched.get(name)
@@ -220,6 +221,21 @@ def _restore_in_place(
             decoder.decode(node, tensors[live_name], live_path)
         else:
             _into_extra_state(node, extras[live_name], live_path, decoder)
+
+
+def _needed(live: Mapping[str, Any], matched: dict[str, str]) -> dict[str, Any]:
+    """What must be in the checkpoint: of tied weights one name is enough, as in files by
+    safetensors."""
+    filled = {_memory(live[name]) for name in matched.values() if name in live}
+    return {name: value for name, value in live.items() if _memory(value) not in filled}
+
+
+def _memory(tensor: Any) -> Any:
+    """Equal for tensors that are the same elements."""
+    if not isinstance(tensor, torch.Tensor) or not has_storage(tensor) or not tensor.numel():
+        return id(tensor)
+    place = (tensor.device, tensor.data_ptr(), tensor.storage_offset())
+    return (*place, tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _leaf(node: Node) -> Any:
@@ -276,15 +292,16 @@ def _into_extra_state(node: Node, module: torch.nn.Module, path: str, decoder: D
 
 def _report_names(
     saved: Iterable[str],
-    live: Iterable[str],
+    live: Mapping[str, object],
     matched: dict[str, str],
     path: str,
     decoder: Decoder,
 ) -> None:
     found = set(matched.values())
-    for name in live:
+    for name, value in live.items():
         if name not in found:
             decoder.missing(_join(path, name, "/"))
+            note_not_saved(value, decoder)
     for name in saved:
         if name not in matched:
             decoder.unexpected(_join(path, name, "/"))
@@ -304,7 +321,7 @@ def _restore_by_loading(
     parameters that get their shape from the checkpoint."""
     live = module.state_dict(keep_vars=True)
     matched = match_names(saved, live)
-    _report_names(saved, live, matched, path, decoder)
+    _report_names(saved, _needed(live, matched), matched, path, decoder)
     state: OrderedDict[str, Any] = OrderedDict()
     for name, value in saved.items():
         # Names that nobody has are passed on too: hooks may know them. They come to

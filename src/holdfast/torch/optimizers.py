@@ -1,10 +1,10 @@
 """Optimizers: their state and hyperparameters, restored without any conversion.
 
     {"!": "torch.optimizer", "type": "torch.optim.adam:Adam", "v": node of state_dict(),
-     "params": [[[0, "float32", [10, 4], "cpu"], ...], ...]}
+     "params": [[[0, "float32", [10, 4], "cpu"], ...], ...], "leaves": [[3, ...], ...]}
 
 `params` describes the parameters of each group: number in the state_dict, dtype, shape,
-device.
+device. `leaves` are those that hold the parameters, as far as it is known.
 
 torch's own `load_state_dict` casts state to the dtype of the parameter, which loses
 the bits of float32 moments of bfloat16 parameters. Here every tensor keeps the dtype
@@ -19,7 +19,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from holdfast.core.adapters import NOTHING, Decoder, Encoder
@@ -28,11 +27,10 @@ from holdfast.core.leaves import settle
 from holdfast.core.selection import Selection
 from holdfast.core.types import Node
 from holdfast.errors import StateError
-from holdfast.torch.dtypes import describe
 from holdfast.torch.memory import copy_bits
 from holdfast.torch.modules import bare
+from holdfast.torch.pairing import Pairing, describe_parameters, pair_parameters
 from holdfast.torch.placing import Placing, entry_in_place, moved
-from holdfast.torch.tensors import malformed, naturals
 
 _HOOKS = (
     "_optimizer_state_dict_pre_hooks",
@@ -46,37 +44,12 @@ _HOOKS = (
 
 
 def encode_optimizer(optimizer: Optimizer, path: str, encoder: Encoder) -> Node:
-    number = 0
-    groups: list[Node] = []
-    numbers: dict[int, int] = {}
-    names = _Names()
-    for group in optimizer.param_groups:
-        described: list[Node] = []
-        # As state_dict numbers them: a parameter listed twice has its first number.
-        for param in group["params"]:
-            described.append([numbers.setdefault(id(param), number), *_description(param, names)])
-            number += 1
-        groups.append(described)
     return {
         "!": "torch.optimizer",
         "type": type_name(type(optimizer)),
         "v": encoder.encode(optimizer.state_dict(), path),
-        "params": groups,
+        **describe_parameters(optimizer, encoder),
     }
-
-
-class _Names(dict[Any, str]):
-    """Of dtypes and devices: there are few of them, and thousands of parameters."""
-
-    def __missing__(self, key: torch.dtype | torch.device) -> str:
-        name = self[key] = str(key).removeprefix("torch.")
-        return name
-
-
-def _description(param: torch.Tensor, names: _Names) -> list[Node]:
-    if is_lazy(param):
-        return ["uninitialized", [], names[param.device]]
-    return [names[param.dtype], list(param.shape), names[param.device]]
 
 
 # -- restore ------------------------------------------------------------------
@@ -86,28 +59,21 @@ def decode_optimizer(node: dict[str, Node], target: object, path: str, decoder: 
     """Into the live optimizer `target`, or the state_dict that was saved if there is none."""
     if not isinstance(target, Optimizer):
         return decoder.decode(node.get("v"), NOTHING, path)
-    params = _read_params(node.get("params"), path)
     live_kind, saved_kind = type_name(type(target)), str(node.get("type"))
     if live_kind.rpartition(":")[2] != saved_kind.rpartition(":")[2]:
         # Nor would its hyperparameters fit: those of Adam turn an AdamW into an Adam.
         decoder.changed(path, saved_kind, live_kind)
         return target
-    if not _same_parameters(params, target, path, decoder):
-        return target
     parts = _parts(node.get("v"))
+    pairing = pair_parameters(node, _names(parts), target, path, decoder)
+    if pairing is None:
+        return target
     if parts is not None and plain_loading(target):
-        _restore_in_place(parts, params, target, path, decoder)
+        _restore_in_place(parts, pairing, target, path, decoder)
+    elif pairing.complete:
+        _restore_by_loading(node, pairing, target, path, decoder)
     else:
-        state = decoder.decode(node.get("v"), NOTHING, path)
-        selection = decoder.selection
-
-        def finish() -> None:
-            complete = settle(state)
-            if selection:
-                complete = _completed(complete, target.state_dict(), path, selection)
-            _load_and_repair(target, complete, params, path)
-
-        decoder.finish(finish)
+        return target  # its own load_state_dict wants all of it
     decoder.finish(lambda: _remember_steps(target))
     return target
 
@@ -129,47 +95,6 @@ def plain_loading(optimizer: Optimizer) -> bool:
         and "load_state_dict" not in optimizer.__dict__
         and not any(getattr(optimizer, hooks, None) for hooks in _HOOKS)
     )
-
-
-_Params = list[list[tuple[int, str, str]]]
-"""Of each group, of each parameter: number, description, device."""
-
-
-def _read_params(node: Node, path: str) -> _Params:
-    try:
-        return [
-            [
-                (number, f"{dtype}[{', '.join(map(str, naturals(shape, path)))}]", str(device))
-                for number, dtype, shape, device in group
-            ]
-            for group in node
-        ]
-    except (TypeError, ValueError):
-        raise malformed(path, "its parameters are malformed") from None
-
-
-def _same_parameters(saved: _Params, live: Optimizer, path: str, decoder: Decoder) -> bool:
-    """Whether the parameters correspond by their order; reports it if not."""
-    counts = [len(group) for group in saved]
-    live_counts = [len(group["params"]) for group in live.param_groups]
-    if counts != live_counts:
-        decoder.changed(f"{path}/param_groups", _count(counts), _count(live_counts))
-        return False
-    same = True
-    for number, (group, live_group) in enumerate(zip(saved, live.param_groups, strict=True)):
-        params = zip(group, live_group["params"], strict=True)
-        for position, ((_, words, _), param) in enumerate(params):
-            unknown = is_lazy(param) or words.startswith("uninitialized")
-            if not unknown and words != describe(param):
-                same = False
-                where = f"{path}/param_groups/{number}/params/{position}"
-                decoder.changed(where, words, describe(param))
-    return same
-
-
-def _count(counts: list[int]) -> str:
-    groups = "1 group" if len(counts) == 1 else f"{len(counts)} groups"
-    return f"{groups} of {' + '.join(map(str, counts)) or '0'} parameters"
 
 
 # -- the state_dict's node ------------------------------------------------------
@@ -206,6 +131,17 @@ def _parts(node: Node) -> _Parts | None:
     return _Parts(state, groups)
 
 
+def _names(parts: _Parts | None) -> list[list[str] | None] | None:
+    """The parameters' names that each group was saved with; None if no groups were."""
+    if parts is None or parts.groups is None:
+        return None
+    return [_strings(group.get("param_names")) for group in parts.groups]
+
+
+def _strings(node: Node) -> list[str] | None:
+    return [name for name in node if isinstance(name, str)] if isinstance(node, list) else None
+
+
 def _pairs(node: Node) -> list[Any] | None:
     """The [key, node] pairs of a dict node that nothing else refers to."""
     if not isinstance(node, dict) or node.get("!") != "dict" or "id" in node:
@@ -225,47 +161,51 @@ def _pairs(node: Node) -> list[Any] | None:
 
 
 def _restore_in_place(
-    parts: _Parts, params: _Params, live: Optimizer, path: str, decoder: Decoder
+    parts: _Parts, pairing: Pairing, live: Optimizer, path: str, decoder: Decoder
 ) -> None:
-    if parts.groups is not None and len(parts.groups) != len(params):
-        raise malformed(path, "its groups are not those of its parameters")
+    saved_groups = [
+        None if parts.groups is None or number is None else parts.groups[number]
+        for number in pairing.groups
+    ]
     placings: dict[Any, Placing] = {}
-    for number, (described, live_group) in enumerate(zip(params, live.param_groups, strict=True)):
-        group = live_group if parts.groups is None else parts.groups[number]
+    for pairs, saved_group, live_group in zip(
+        pairing.pairs, saved_groups, live.param_groups, strict=True
+    ):
+        group = live_group if saved_group is None else saved_group
         on_device = group.get("capturable") is True or group.get("fused") is True
-        for (key, _, device), param in zip(described, live_group["params"], strict=True):
-            placings.setdefault(key, Placing(param, device, on_device))
+        for pair in pairs:
+            placings.setdefault(pair.number, Placing(pair.param, pair.device, on_device))
     state: list[tuple[Any, Any]] | None = None
     if parts.state is not None:
         state = []
         for key, entry in parts.state:
             where = f"{path}/state/{key}"
             placing = placings.get(key)
-            if placing is None:
-                state.append((key, decoder.decode(entry, NOTHING, where)))
-            else:
+            if placing is not None:
                 current = live.state.get(placing.param)
                 pairs = _pairs(entry)
                 state.append(
                     (placing.param, entry_in_place(entry, pairs, current, placing, where, decoder))
                 )
+            elif not pairing.is_gone(key):
+                state.append((key, decoder.decode(entry, NOTHING, where)))
     groups = [
-        _group_in_place(group, live_group, f"{path}/param_groups/{number}", decoder)
-        for number, (group, live_group) in enumerate(
-            zip(parts.groups, live.param_groups, strict=True) if parts.groups else ()
+        {}
+        if saved_group is None
+        else _group_in_place(saved_group, live_group, f"{path}/param_groups/{number}", decoder)
+        for number, saved_group, live_group in zip(
+            pairing.groups, saved_groups, live.param_groups, strict=True
         )
     ]
-    kept = set(_not_wanted(live, params, path, decoder.selection))
+    kept = {*pairing.fresh, *_not_wanted(live, pairing, path, decoder.selection)}
     decoder.finish(lambda: _apply(live, state, groups, kept))
 
 
-def _not_wanted(live: Optimizer, params: _Params, path: str, selection: Selection) -> Iterator[Any]:
+def _not_wanted(
+    live: Optimizer, pairing: Pairing, path: str, selection: Selection
+) -> Iterator[Any]:
     """Keys of the live state whose entries are not to be restored."""
-    numbers = {
-        param: number
-        for described, group in zip(params, live.param_groups, strict=True)
-        for (number, _, _), param in zip(described, group["params"], strict=True)
-    }
+    numbers = {pair.param: pair.number for pairs in pairing.pairs for pair in pairs}
     for key in live.state if selection else ():
         name = numbers.get(key, key)
         if isinstance(name, str | int) and not selection.wanted(f"{path}/state/{name}"):
@@ -308,7 +248,7 @@ def _filling(tensor: torch.Tensor, number: float) -> Any:
 def _same_names(node: Node, live: list[str], path: str, decoder: Decoder) -> None:
     """Parameters correspond by order alone; where both sides know names, a changed
     order can be seen."""
-    names = [name for name in node if isinstance(name, str)] if isinstance(node, list) else []
+    names = _strings(node) or []
     if [bare(name) for name in names] != [bare(name) for name in live]:
         decoder.changed(path, _shortened(names), _shortened(live))
 
@@ -358,6 +298,22 @@ def _put(group: dict[str, Any], name: str, value: Any) -> None:
 # -- through load_state_dict ----------------------------------------------------
 
 
+def _restore_by_loading(
+    node: dict[str, Node], pairing: Pairing, live: Optimizer, path: str, decoder: Decoder
+) -> None:
+    state = decoder.decode(node.get("v"), NOTHING, path)
+    selection = decoder.selection
+    numbers = [pair.number for pairs in pairing.pairs for pair in pairs]
+
+    def finish() -> None:
+        complete = settle(state)
+        if selection:
+            complete = _completed(complete, live.state_dict(), path, selection)
+        _load_and_repair(live, complete, numbers, path)
+
+    decoder.finish(finish)
+
+
 def _completed(saved: Any, live: Any, path: str, selection: Selection) -> Any:
     """`saved` with the `live` values where nothing is to be restored: torch's
     load_state_dict replaces all that it is not given."""
@@ -380,7 +336,7 @@ def _completed(saved: Any, live: Any, path: str, selection: Selection) -> Any:
     return saved
 
 
-def _load_and_repair(optimizer: Optimizer, state: Any, params: _Params, path: str) -> None:
+def _load_and_repair(optimizer: Optimizer, state: Any, numbers: list[int], path: str) -> None:
     """Through the optimizer's own load_state_dict, then undo what torch's one changes:
     the dtypes of state tensors, and which objects the groups are."""
     groups = list(optimizer.param_groups)
@@ -409,7 +365,6 @@ def _load_and_repair(optimizer: Optimizer, state: Any, params: _Params, path: st
             optimizer.param_groups[number] = group
     saved = state.get("state") if isinstance(state, dict) else None
     live = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    numbers = [number for group in params for number, _, _ in group]
     if isinstance(saved, dict) and len(live) == len(numbers):
         for number, param in zip(numbers, live, strict=True):
             entry, loaded = saved.get(number), optimizer.state.get(param)

@@ -344,19 +344,48 @@ def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) 
 def _claim(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> bool:
     """False if the same bytes go to the same memory already (tied weights). Memory
     that two different leaves should fill is reported: one would be lost."""
-    memory = storage_of(target)
-    claimed: dict[Any, Any] = decoder.alias(("torch.claimed", target.device, memory))
-    spot = (target.storage_offset(), saved.shape, target.stride(), saved.dtype)
+    claimed, spot = _claims(target, decoder)
     known = claimed.get(spot)
     if known is None:
         claimed[spot] = (saved, path)
         return True
     known_saved, known_path = known
-    if known_saved != saved:
+    if known_saved != saved and not (
+        # Formats that know no tied weights hold them twice: nothing is lost.
+        known_saved == saved._replace(leaf=known_saved.leaf)
+        and decoder.same_bytes(known_saved.leaf, saved.leaf)
+    ):
         decoder.changed(
             path, f"{saved}, not tied to {known_path!r}", f"{describe(target)}, tied to it"
         )
     return False
+
+
+def _claims(target: torch.Tensor, decoder: Decoder) -> tuple[dict[Any, Any], Any]:
+    """What is to be written to the storage of `target`, by place; and its own place."""
+    claimed = decoder.alias(("torch.claimed", target.device, storage_of(target)))
+    return claimed, (target.storage_offset(), target.shape, target.stride(), target.dtype)
+
+
+def filled_from(target: torch.Tensor, decoder: Decoder) -> tuple[int | None, str]:
+    """(the leaf whose bytes this restore writes into `target`, and into nothing beside it;
+    the path of `target`) as far as it is known now."""
+    claimed, spot = _claims(target, decoder)
+    saved, path = claimed.get(spot, (None, ""))
+    return (saved.leaf if saved is not None and saved.view is None else None), path
+
+
+def note_not_saved(target: object, decoder: Decoder) -> None:
+    """The live `target` is not in the checkpoint: nor is what optimizers know of it."""
+    _not_saved(decoder)[id(target)] = target
+
+
+def is_not_saved(target: object, decoder: Decoder) -> bool:
+    return id(target) in _not_saved(decoder)
+
+
+def _not_saved(decoder: Decoder) -> dict[Any, Any]:
+    return decoder.alias(("torch.not saved",))
 
 
 def new_tensor(saved: Saved, decoder: Decoder, device: torch.device) -> torch.Tensor:

@@ -90,6 +90,7 @@ KERAS = Example(
 )
 ARRAYS = Example("jax_digits.py", "--epochs", "8", "--every", "10")
 PASSES = Example("sklearn_digits.py", "--epochs", "8", "--every", "10")
+NETWORK = Example("lightning_digits.py", "--epochs", "3", "--every", "20")
 
 # When it is killed: so many entries of the log after its start. Once where a start is slow.
 EXAMPLES = {
@@ -100,6 +101,8 @@ EXAMPLES = {
     "xgboost_digits": (TREES, [3, 4]),
     "jax_digits": (ARRAYS, [4]),
     "sklearn_digits": (PASSES, [4]),
+    # To import Lightning takes seconds.
+    "lightning_digits": pytest.param(NETWORK, [4], marks=pytest.mark.slow),
 }
 
 

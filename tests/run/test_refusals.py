@@ -273,10 +273,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         "Give run.batches a DataLoader, a sequence, or another iterable.",
     ),
     "mode": (
-        lambda: first_of([1], [2], mode="max"),
+        lambda: first_of([1], [2], mode="most"),
         UsageError,
-        "mode='max' is not known",
-        'mode="min" stops with the shorter, "cycle" repeats it',
+        "mode='most' is not known",
+        'mode="min" stops with the shorter, "cycle" repeats it, "max" gives None in its place',
     ),
     "iterated twice": (
         iterated_twice,

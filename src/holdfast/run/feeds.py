@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from holdfast.errors import UsageError
 from holdfast.run.console import plural
@@ -20,7 +20,7 @@ from holdfast.run.ledger import Ledger
 from holdfast.run.random_states import RandomStates
 from holdfast.run.readahead import Origin
 
-Mode = Literal["min", "cycle"]
+Mode = Literal["min", "cycle", "max"]
 
 logger = logging.getLogger("holdfast")
 
@@ -217,14 +217,15 @@ class TogetherFeed:
     """Several feeds advanced together; an item is a tuple of theirs.
 
     Mode "min" ends with the first that ends; in "cycle" the others start again until
-    each has ended once.
+    each has ended once; in "max" they give None until then.
     """
 
     def __init__(self, feeds: Sequence[Feed], mode: Mode) -> None:
-        if mode not in ("min", "cycle"):
+        if mode not in get_args(Mode):
             raise UsageError(
                 f"mode={mode!r} is not known",
-                hint='Two loaders: mode="min" stops with the shorter, "cycle" repeats it.',
+                hint='Two loaders: mode="min" stops with the shorter, "cycle" repeats it, "max" '
+                "gives None in its place.",
             )
         self.name = " and ".join(feed.name for feed in feeds)
         self.held = [held for feed in feeds for held in feed.held]
@@ -269,6 +270,9 @@ class TogetherFeed:
                 self._ended[index] = True
                 if all(self._ended):
                     raise
+                if self._mode == "max":
+                    items.append(None)
+                    continue
                 feed.open(None)
                 items.append(feed.take())  # raises for an empty one: the loop ends
         return tuple(items)

@@ -327,7 +327,7 @@ class Run(CallsStored, Evaluates):
 
         Call it where the loop starts, once per epoch. With several loaders an item is a
         tuple of theirs: `mode="min"` ends with the shortest, `"cycle"` starts shorter
-        ones again until the longest ends.
+        ones again until the longest ends, `"max"` has None for those that have ended.
         """
         if not loaders:
             raise UsageError(

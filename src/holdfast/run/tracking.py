@@ -61,9 +61,9 @@ class Tracked:
         self._complete = False
         return fresh
 
-    def expect(self, name: str) -> None:
-        """`name` may be tracked after the start, as if it was declared late."""
-        self._late |= {name}
+    def expect(self, names: Iterable[str]) -> None:
+        """`names` are declared late, too."""
+        self._late |= frozenset(names)
 
     def feed(self, loader: Any) -> None:
         """`loader` is iterated by a loop of the run, which saves its position."""

@@ -21,12 +21,19 @@ def check_name_is_new(run: Run, name: str) -> None:
         )
 
 
-def track_anew(run: Run, **objects: Any) -> None:
-    """As `run.track`, also inside of a loop of the run, but what the checkpoint holds under these
-    names is not put back: it is another training's."""
-    session = run._session
-    session.tracked.add(objects)
-    session.watch(objects)
+def expect_later(run: Run, names: Iterable[str]) -> None:
+    """These will be tracked when the training begins, as if `Run(late=…)` said so."""
+    run._session.tracked.expect(names)
+
+
+def track_later(run: Run, objects: Mapping[str, Any], *, restore: bool) -> None:
+    """Track what there is only now. `restore`: the training is one that a checkpoint holds; else
+    it is a new one, of which the checkpoint may hold the last that had this name."""
+    run._session.tracked.add(objects)
+    if restore:
+        run._session.restore_late(objects)
+    else:
+        run._session.watch(objects)
 
 
 def check_kind(state: Mapping[str, Any], library: str) -> None:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from holdfast.errors import UsageError
 from holdfast.run.run import Run
+from holdfast.run.trainings import expect_later
 from holdfast.transformers.known import (
     calling_trainer,
     check_known,
@@ -47,7 +48,7 @@ class Callback(TrainerCallback):
         self._trainer: Any = None
         self._training: Training | None = None
         self._folder = ""
-        run._session.tracked.expect(name)
+        expect_later(run, [name])
 
     # -- called by the Trainer as a callback ------------------------------------------
 

@@ -25,7 +25,7 @@ from holdfast.run.iterables import open_feed
 from holdfast.run.position import Label, Replay, Skip
 from holdfast.run.random_states import RandomStates
 from holdfast.run.run import Run
-from holdfast.run.trainings import check_name_is_new, track_anew
+from holdfast.run.trainings import check_name_is_new, track_later
 from holdfast.torch.accelerated import unwrapped
 from holdfast.transformers.files import pretrained_files
 from holdfast.transformers.known import running_loss
@@ -100,7 +100,7 @@ class Training:
             self._scheduler().load_state_dict(scheduler)
             for group, values in zip(trainer.optimizer.param_groups, groups, strict=True):
                 group.update(values)
-            track_anew(self._run, **{self._name: self._objects(tokenizer)})
+            track_later(self._run, {self._name: self._objects(tokenizer)}, restore=False)
         self._feed = open_feed(loader)
         self._entering = self._begins_epoch = True
         # The Trainer's own saves look for what a start from nothing has there.
@@ -124,7 +124,7 @@ class Training:
         engine = self._run._session.engine
         objects = {self._name: self._objects(tokenizer)}
         if engine.started and engine.landed:
-            track_anew(self._run, **objects)  # what the checkpoint has is of another training
+            track_later(self._run, objects, restore=False)  # the checkpoint has another training's
         else:
             self._run.track(**objects)
         self._loop = self._run.range(self._steps, name=self._name)

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import plots
-from bench.cases import buckets, flows, interruptions, large, loop, memory, restores, saves
+from bench.cases import (
+    buckets,
+    flows,
+    frameworks,
+    interruptions,
+    large,
+    loop,
+    memory,
+    restores,
+    saves,
+)
 from bench.cases.common import Options
 from bench.outcome import Outcome
 
@@ -34,6 +44,9 @@ CASES = {
     "large": Case(large.per_gb, 6, "a 10 GB state, per GB beside a 1 GB one"),
     "bucket": Case(buckets.buckets, 5, "uploads and downloads, S3 on loopback"),
     "metaflow": Case(flows.flows, 8, "checkpoints in Metaflow's steps", apart=False),
+    "frameworks": Case(
+        frameworks.frameworks, 12, "saves in loops that frameworks own", apart=False
+    ),
     "interruptions": Case(
         interruptions.interruptions,
         4,

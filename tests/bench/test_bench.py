@@ -46,7 +46,12 @@ def test_every_case_runs_and_writes_its_page(tmp_path: Path) -> None:
     assert list(found) == list(CASES)
     for case in found.values():
         assert case.goals
-        others = {"bucket": "boto3", "metaflow": "no decorator", "interruptions": "every=10min"}
+        others = {
+            "bucket": "boto3",
+            "metaflow": "no decorator",
+            "frameworks": "the framework's own",
+            "interruptions": "every=10min",
+        }
         beside = others.get(case.case, "DCP")
         assert {"Holdfast", beside} <= case.figures.keys()
         for measure in case.measures:

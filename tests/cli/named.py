@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 import xgboost
 from safetensors.numpy import save_file
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import holdfast
 
@@ -23,7 +23,7 @@ def make(folder: Path) -> None:
     where = folder / "checkpoints" / "step_400"
     with warnings.catch_warnings():  # it says that there is one process
         warnings.simplefilter("ignore")
-        dcp.save({"model": {"w": torch.ones(2, 3)}}, checkpoint_id=where, no_dist=True)
+        save({"model": {"w": torch.ones(2, 3)}}, checkpoint_id=where, no_dist=True)
     rows = xgboost.DMatrix(np.arange(8.0).reshape(4, 2), label=[0, 1, 0, 1])
     xgboost.train({"max_depth": 1}, rows, 1).save_model(folder / "model.ubj")
 

@@ -11,11 +11,14 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full lint format types layers pytest pytest-slow node-servers ceph \
-	soak bench clean
+	matrix soak bench clean
 .NOTPARALLEL:  # two pip processes must not write one environment
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# One more than the two cores that they are made for: tests wait for disks and other processes.
+WORKERS := -n 3 --dist worksteal
 
 demo: $(VENV)/.demo  ## train, kill at random moments, resume, compare bit for bit
 	$(BIN)/python demo/demo.py
@@ -39,16 +42,19 @@ layers: $(VENV)/.dev  ## import-linter: imports go down only
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.dev  ## the quick tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not ceph"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not ceph"
 
 pytest-slow: $(VENV)/.dev node-servers  ## the slow tests, the built wheel among them
-	$(BIN)/python -m pytest -n 2 -m "slow and not ceph"
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and not ceph"
 
 # It takes some ten minutes, root for the packages, and 300 MB. --no-install-recommends: no manager.
 ceph: $(VENV)/.dev  ## tests against a real Ceph: needs radosgw ceph-mon ceph-osd ceph-common
 	$(BIN)/python -m pytest -m ceph tests
 
 node-servers: build/node/.installed  ## Azurite and s3rver, which the slow tests start
+
+matrix: $(VENV)/.dev  ## programs of every rule of the loop, ended at every place; some 20 minutes
+	MATRIX=every $(BIN)/python -m pytest $(WORKERS) tests/matrix
 
 soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
 	$(BIN)/python -m tests.kill.soak --kills 1000

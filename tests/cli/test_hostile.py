@@ -24,6 +24,8 @@ COMMANDS = [
     ["export", "hostile/names", "out/{name}.safetensors", "--only", "{name}"],
     ["export", "{run}@1", "out/{name}", "--to", "hf", "--only", "{name}", "--files", "{name}"],
     ["export", "{run}@1", "out/{name}.pt", "--to", "pt", "--force"],
+    ["import", "hostile.safetensors", "out/{name}", "--as", "{name}", "--tag", "{name}"],
+    ["import", "{name}", "out/{name}", "--metric", "{name}=1"],
     ["average", "{run}@all", "--to", "means/{name}"],
     ["average", "{run}@all", "--export", "{name}/x", "--only", "{name}"],
     ["cp", "{run}", "--all", "copies/{name}"],

@@ -5,8 +5,8 @@ Compared are the final state leaf by leaf with all random states, number, data a
 each step, and what the program prints at its end. What is run where:
 
                             no workers               two workers
-    killed                  every place              one of each kind; slow: every other
-    stopped (SIGTERM)       one of each; slow: half  one, in a tail
+    killed                  every other place        one of each kind; slow: every third
+    stopped (SIGTERM)       one of each; slow: third one, in a tail
     stopped, then killed    ends of stretches
     crashed (exception)     one of each kind
     killed again and again  once                     slow: every other program, once
@@ -15,11 +15,13 @@ each step, and what the program prints at its end. What is run where:
 
 A stretch is of places of one kind in a row: its end is the last batch of an epoch, for one.
 Which places and kinds are taken goes by the program's number, so that programs with neighbouring
-numbers together cover all; see `one_of_each_kind`.
+numbers together cover all; see `one_of_each_kind`. With MATRIX=every in the environment it is every
+place, wherever only some are taken here: `make matrix`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -45,14 +47,22 @@ from tests.support.nursery import ROOT, nurseries
 NUMBERS = {name: number for number, name in enumerate(PROGRAMS)}
 KINDS = (*INSIDE, *OUTSIDE)
 
+EVERY = os.environ.get("MATRIX") == "every"
+
+
+def some(places: int, number: int, of: int) -> range:
+    """One in so many of them, another one for the next program."""
+    return range(places) if EVERY else range(number % of, places, of)
+
+
 every_program = pytest.mark.parametrize("name", PROGRAMS)
 
 
 @every_program
-def test_every_place(name: str) -> None:
+def test_every_other_place(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=0)
-    check_at(program, whole, range(len(whole.places)), killed)
+    check_at(program, whole, some(len(whole.places), number, 2), killed)
     check_at(program, whole, in_front_of_another_kind(whole.places), stopped_then_killed)
     for make in (stopped, crashed):
         check_at(program, whole, one_of_each_kind(whole.places, number, KINDS), make)
@@ -69,19 +79,19 @@ def test_a_few_places_with_two_workers(name: str) -> None:
 
 @pytest.mark.slow
 @every_program
-def test_a_signal_at_every_other_place(name: str) -> None:
+def test_a_signal_at_every_third_place(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=0)
-    check_at(program, whole, range(number % 2, len(whole.places), 2), stopped)
+    check_at(program, whole, some(len(whole.places), number, 3), stopped)
 
 
 @pytest.mark.slow
 @every_program
-def test_every_other_place_with_two_workers(name: str) -> None:
+def test_every_third_place_with_two_workers(name: str) -> None:
     """A loader's workers are started and ended for each: the most costly test of all."""
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=2)
-    check_at(program, whole, range(number % 2, len(whole.places), 2), killed)
+    check_at(program, whole, some(len(whole.places), number, 3), killed)
     if number % 2:
         check_over_and_over(program, whole)
 

@@ -21,6 +21,7 @@ from flax.training.train_state import TrainState
 
 import holdfast
 from holdfast.errors import StateError, StructureMismatch, UsageError
+from holdfast.jax import arrays
 from tests.support.interrupted import check_stopped_and_killed
 from tests.support.jax_values import bits
 from tests.support.jobs import (
@@ -433,3 +434,26 @@ def test_arrays_of_several_processes_are_refused() -> None:
         assert one.returncode == 0, err
         assert "'params/w'" in said
         assert "float32[4] that is spread over several processes" in said
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_old_versions_get_memory_of_their_own(
+    copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX 0.5.3 would free ours under what is computed into it."""
+    ours: list[np.ndarray[Any, Any]] = []
+    empty = arrays._empty
+
+    def noted(*about: Any) -> np.ndarray[Any, Any]:
+        ours.append(empty(*about))
+        return ours[-1]
+
+    monkeypatch.setattr(arrays, "_empty", noted)
+    monkeypatch.setattr(arrays, "_COPIES", copies)
+    with holdfast.CheckpointManager(fresh_address()) as manager:
+        manager.save(1, {"x": jnp.arange(100_000.0)}).result()
+        into = {"x": jnp.zeros(100_000)}
+        manager.restore(into)
+    assert jnp.array_equal(into["x"], jnp.arange(100_000.0))
+    addresses = [one.ctypes.data for one in ours]
+    assert (into["x"].unsafe_buffer_pointer() in addresses) is not copies

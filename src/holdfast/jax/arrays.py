@@ -27,6 +27,10 @@ from holdfast.jax.dtypes import DTYPES, NAMES, STORED, WIDE, bits, has_own_dimen
 
 _HELD_BYTES = 64 * KiB  # smaller ones are copied at once, into one block
 _ALIGN = 64  # memory that starts on a cache line is taken over by JAX without a copy
+# JAX 0.5.3 lets programs from its persistent compilation cache write what they were donated into
+# such memory, and frees it under the results (`may_alias=False` does not help). 0.10.2 does not;
+# those between were not tried.
+_COPIES = jax.__version_info__ < (0, 10)
 
 
 class HeldSource(ArraySource):
@@ -270,6 +274,8 @@ class Arriving:
             made[n] = value
         for n, value in zip(free, jax.device_put([self._hosts[n][0] for n in free]), strict=True):
             made[n] = value
+        if _COPIES:
+            made = [jnp.array(value, copy=True) for value in made]
         return [_weak(value) if w else value for value, (_, _, w) in zip(made, self._hosts)]  # noqa: B905
 
 

@@ -93,24 +93,26 @@ PASSES = Example("sklearn_digits.py", "--epochs", "8", "--every", "10")
 NETWORK = Example("lightning_digits.py", "--epochs", "3", "--every", "20")
 
 # When it is killed: so many entries of the log after its start. Once where a start is slow.
-EXAMPLES = {
+QUICK = {
     "torch_digits": (DIGITS, [4]),
     "generic": (TOUR, [3, 4]),
     "char_transformer": (MANUAL, [4]),
-    "transformers_sums": pytest.param(SUMS, [4], marks=pytest.mark.slow),  # a start takes long
     "xgboost_digits": (TREES, [3, 4]),
     "jax_digits": (ARRAYS, [4]),
     "sklearn_digits": (PASSES, [4]),
-    # To import Lightning takes seconds.
-    "lightning_digits": pytest.param(NETWORK, [4], marks=pytest.mark.slow),
+}
+SLOW = {  # to import these takes seconds
+    "transformers_sums": (SUMS, [4]),
+    "lightning_digits": (NETWORK, [4]),
+    "keras_digits": (KERAS, [4]),
 }
 
 
 @pytest.mark.parametrize(
     ("example", "times"),
     [
-        *(pytest.param(*value, id=name) for name, value in EXAMPLES.items()),
-        pytest.param(KERAS, [4], id="keras_digits", marks=pytest.mark.slow),  # seconds of imports
+        *(pytest.param(*value, id=name) for name, value in QUICK.items()),
+        *(pytest.param(*value, id=name, marks=pytest.mark.slow) for name, value in SLOW.items()),
     ],
 )
 def test_killed_and_resumed(example: Example, times: list[int], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from holdfast.stores.memory import MemoryStore
 from holdfast.torch import save_checkpoint
 from tests.support.jobs import fresh_address
 from tests.support.waiting import within
+from tests.torch.roundtrip import assert_same
 
 
 def net() -> nn.Sequential:
@@ -58,6 +59,48 @@ def test_saved_under_ddp_and_loaded_without(one_process: None, tmp_path: Path) -
         ckpts.restore({"model": wrapped}, only=["model"])
         for one, other in zip(wrapped.parameters(), plain.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+_RANK = """
+import sys
+import torch, torch.distributed as dist
+from torch import nn
+import holdfast
+rank, path = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", store=dist.FileStore(path + "/store", 2), rank=rank, world_size=2)
+torch.manual_seed(0)
+model = nn.parallel.DistributedDataParallel(
+    nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+)
+optimizer = torch.optim.Adam(model.parameters())
+for _ in range(3):
+    optimizer.zero_grad()
+    model(torch.randn(8, 4) + rank).square().mean().backward()
+    optimizer.step()
+if rank == 0:
+    with holdfast.CheckpointManager(path + "/run", keep=None) as ckpts:
+        ckpts.save(3, {"model": model, "optimizer": optimizer}).result()
+    state = {"model": model.module.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, path + "/expected")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_saved_by_two_processes_and_resumed_by_one(one_process: None, tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", _RANK, str(rank), str(tmp_path)] for rank in range(2)]
+    ranks = [subprocess.Popen(command) for command in commands]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    expected = torch.load(tmp_path / "expected")
+    for wrap in (lambda model: model, nn.parallel.DistributedDataParallel):
+        model = wrap(net())
+        optimizer = torch.optim.Adam(model.parameters())
+        with holdfast.CheckpointManager(tmp_path / "run", keep=None) as ckpts:
+            ckpts.restore({"model": model, "optimizer": optimizer})
+        inner = getattr(model, "module", model)
+        assert_same(dict(inner.state_dict()), dict(expected["model"]))
+        assert_same(optimizer.state_dict()["state"], expected["optimizer"]["state"])
 
 
 # With a model of 96 MiB there are 96 MiB more before nothing is left.

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import io
 import pickle
+import resource
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from holdfast.core.types import GiB
+
+LIMIT = 1 * GiB
+SECONDS = 60
 SYSTEM = b"cos\nsystem\n(S'touch pwned'\ntR."
 """Protocol 0: runs a command."""
 
@@ -69,3 +77,21 @@ def encrypted_zip(data: bytes) -> bytes:
 
 def pickled(value: Any, protocol: int = 2) -> bytes:
     return pickle.dumps(value, protocol)
+
+
+def within_limits(code: str, path: Path) -> str:
+    """What a program prints that is given a file, little memory, and little time."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

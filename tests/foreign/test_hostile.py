@@ -8,7 +8,6 @@ import io
 import os
 import pickle
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.types import GiB, MiB
+from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject, UnknownFile
 from holdfast.foreign import describe, machine, zips
 from holdfast.foreign.harmless import HARMLESS
@@ -152,8 +151,6 @@ def test_what_is_harmless_names_nothing_that_finds_names() -> None:
 
 # -- memory and time ------------------------------------------------------------------
 
-LIMIT = 1 * GiB
-SECONDS = 60
 
 BOMBS: dict[str, Callable[[], bytes]] = {
     "deep lists": lambda: hostile.deep_lists(900_000),
@@ -243,21 +240,9 @@ def _described_within_limits(path: Path) -> str:
         "    try:\n        file = describe(source)\n        print(file.kind, file.problems)\n"
         "    except HoldfastError as error:\n        print(type(error).__name__, error)\n"
     )
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, path],
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout) < 2000
-    return done.stdout
+    said = hostile.within_limits(code, path)
+    assert len(said) < 2000
+    return said
 
 
 # -- anything --------------------------------------------------------------------------

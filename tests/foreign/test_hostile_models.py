@@ -6,10 +6,7 @@ import contextlib
 import json
 import pickle
 import random
-import resource
 import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.types import GiB, MiB
+from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject, UnknownFile
 from holdfast.foreign import open_foreign, ubjson
 from holdfast.foreign.source import BytesSource
@@ -30,8 +27,6 @@ from tests.foreign.values import made
 PLACE = tempfile.TemporaryDirectory()
 """Examples of hypothesis share it."""
 
-LIMIT = 1 * GiB
-SECONDS = 60
 COUNT = b"#L" + struct.pack(">q", 1 << 40)
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -94,20 +89,7 @@ def _opened_within_limits(path: Path) -> str:
         "        print('problems' if foreign.check() else 'nothing')\n"
         "except HoldfastError as error:\n    print(type(error).__name__)\n"
     )
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, path],
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
+    return hostile.within_limits(code, path).strip()
 
 
 # -- anything ---------------------------------------------------------------------

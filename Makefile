@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full lint format types layers pytest pytest-slow node-servers ceph \
-	matrix soak bench clean
+	exhaustive soak bench clean
 .NOTPARALLEL:  # two pip processes must not write one environment
 
 help:  ## list the targets
@@ -53,8 +53,8 @@ ceph: $(VENV)/.dev  ## tests against a real Ceph: needs radosgw ceph-mon ceph-os
 
 node-servers: build/node/.installed  ## Azurite and s3rver, which the slow tests start
 
-matrix: $(VENV)/.dev  ## programs of every rule of the loop, ended at every place; some 20 minutes
-	MATRIX=every $(BIN)/python -m pytest $(WORKERS) tests/matrix
+exhaustive: $(VENV)/.dev  ## every place of the matrix, every scenario of the protocol; an hour
+	EXHAUSTIVE=1 $(BIN)/python -m pytest $(WORKERS) tests/matrix tests/model
 
 soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
 	$(BIN)/python -m tests.kill.soak --kills 1000

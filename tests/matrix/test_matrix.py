@@ -10,18 +10,17 @@ each step, and what the program prints at its end. What is run where:
     stopped, then killed    ends of stretches
     crashed (exception)     one of each kind
     killed again and again  once                     slow: every other program, once
-    real: SIGKILL           slow: of half the kinds  slow: one, in a body
-    real: SIGTERM           slow: one, in a body     slow: one of each kind
+    real: SIGKILL           slow: of half the kinds  slow: one, in a body       } half of the
+    real: SIGTERM           slow: one, in a body     slow: one of each kind     } programs each
 
 A stretch is of places of one kind in a row: its end is the last batch of an epoch, for one.
 Which places and kinds are taken goes by the program's number, so that programs with neighbouring
-numbers together cover all; see `one_of_each_kind`. With MATRIX=every in the environment it is every
-place, wherever only some are taken here: `make matrix`.
+numbers together cover all; see `one_of_each_kind`. In `make exhaustive` it is every place,
+wherever only some are taken here, and every program.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -42,17 +41,16 @@ from tests.matrix.check import (
 from tests.matrix.job import INSIDE, OUTSIDE
 from tests.matrix.processes import read_result, run
 from tests.matrix.programs import PROGRAMS
+from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.nursery import ROOT, nurseries
 
 NUMBERS = {name: number for number, name in enumerate(PROGRAMS)}
 KINDS = (*INSIDE, *OUTSIDE)
 
-EVERY = os.environ.get("MATRIX") == "every"
-
 
 def some(places: int, number: int, of: int) -> range:
     """One in so many of them, another one for the next program."""
-    return range(places) if EVERY else range(number % of, places, of)
+    return range(places) if EXHAUSTIVE else range(number % of, places, of)
 
 
 every_program = pytest.mark.parametrize("name", PROGRAMS)
@@ -90,8 +88,15 @@ def test_every_third_place_with_two_workers(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@every_program
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        (name, workers)
+        for number, name in enumerate(PROGRAMS)
+        for workers in (0, 2)
+        if EXHAUSTIVE or number % 2 == workers // 2
+    ],
+)
 def test_real_processes(name: str, workers: int, tmp_path: Path) -> None:
     """SIGKILL, and SIGTERM that must end in status 75; then the same command again, from
     another folder and with another hash seed."""

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 
+from tests.support.exhaustive import EXHAUSTIVE
+
 from .entries import Bug
 from .explore import search
 from .scenarios import LARGE_SCENARIOS, SCENARIOS, Scenario
@@ -45,13 +47,18 @@ def test_every_rule_matters(scenario: Scenario, bug: Bug) -> None:
     _check_shows(scenario, bug)
 
 
+LARGE = LARGE_SCENARIOS if EXHAUSTIVE else LARGE_SCENARIOS[::3]
+
+
 def test_every_bug_is_shown() -> None:
     assert {bug for _, bug in CASES} == set(Bug)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("scenario", LARGE_SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario", LARGE_SCENARIOS[:: 1 if EXHAUSTIVE else 3], ids=lambda scenario: scenario.name
+)
 def test_protocol_holds_in_large_scenarios(scenario: Scenario) -> None:
     _check_holds(scenario)
 

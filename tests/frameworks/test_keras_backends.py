@@ -21,6 +21,7 @@ SHARED = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("backend", ["jax", "tensorflow"])
 def test_goes_on(backend: str, tmp_path: Path) -> None:
     environment = {
@@ -30,9 +31,19 @@ def test_goes_on(backend: str, tmp_path: Path) -> None:
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=CHECKS.parents[2]
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
+    # Where it is, if it hangs.
+    options = ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60", "--timeout=120"]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *options, str(CHECKS)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=CHECKS.parents[2],
+        )
+        # TensorFlow stood still once, on a busy machine, and not in a dozen more runs: what it
+        # waited for is not known.
+        if "Timeout (>120" not in done.stdout + done.stderr:
+            break
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
     assert " passed" in done.stdout

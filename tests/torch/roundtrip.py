@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, MutableMapping
 from math import prod
 from typing import Any
@@ -144,3 +145,14 @@ def _same_tensor(one: torch.Tensor, other: torch.Tensor, where: str, shared: Any
         # they overlap there; those that do not overlap may have been parted.
         left, right = one.untyped_storage().data_ptr(), other.untyped_storage().data_ptr()
         assert shared[1].setdefault(right, left) == left, f"{where}: shares other memory"
+
+
+def random_bits(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Every bit pattern is allowed, NaNs with payloads too (bools are 0 or 1)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # complex32 is experimental
+        tensor = torch.empty(shape, dtype=dtype)
+    data = torch.randint(0, 2 if dtype is torch.bool else 256, (tensor.nbytes,), dtype=torch.uint8)
+    view = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    view.copy_(data)
+    return tensor

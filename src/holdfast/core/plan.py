@@ -60,7 +60,7 @@ NAMED = {
     "int64": "I64",
     "float64": "F64",
 }
-"""Dtypes of torch that safetensors can name -> that name."""
+"""Dtypes that safetensors can name, as torch and JAX call them -> that name."""
 
 
 def itemsize(dtype: str) -> int:

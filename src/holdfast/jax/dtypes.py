@@ -8,32 +8,12 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from holdfast.core.plan import NAMED
+
 DType: TypeAlias = "np.dtype[Any]"
 
-# A dtype that safetensors can name is stored under that name.
-_NAMED = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "uint16": "U16",
-    "int16": "I16",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "uint32": "U32",
-    "int32": "I32",
-    "float32": "F32",
-    "complex64": "C64",
-    "uint64": "U64",
-    "int64": "I64",
-    "float64": "F64",
-}
-# The others are stored as U8 with the item size as last dimension: a byte for each number of
-# less than eight bits, as on the host.
+# Those that safetensors cannot name are stored as U8 with the item size as last dimension: a byte
+# for each number of less than eight bits, as on the host.
 _UNNAMED = (
     *("complex128", "int2", "uint2", "int4", "uint4", "float4_e2m1fn"),
     *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz"),
@@ -48,13 +28,13 @@ def _dtype(name: str) -> DType | None:
 
 
 DTYPES: dict[str, DType] = {
-    name: dtype for name in (*_NAMED, *_UNNAMED) if (dtype := _dtype(name)) is not None
+    name: dtype for name in (*NAMED, *_UNNAMED) if (dtype := _dtype(name)) is not None
 }
 """Every dtype that can be stored, by name."""
 
 NAMES: dict[DType, str] = {dtype: name for name, dtype in DTYPES.items()}
 
-STORED: dict[str, str] = {name: _NAMED.get(name, "U8") for name in DTYPES}
+STORED: dict[str, str] = {name: NAMED.get(name, "U8") for name in DTYPES}
 """The safetensors dtype of a leaf, by the dtype's name."""
 
 WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
@@ -63,7 +43,7 @@ WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
 
 def has_own_dimension(name: str) -> bool:
     """Whether the bytes of an item are a dimension of the leaf."""
-    return name not in _NAMED
+    return name not in NAMED
 
 
 def bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

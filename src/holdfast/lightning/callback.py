@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_unflatten
 from holdfast.errors import UsageError
 from holdfast.lightning.epoch_feed import EpochFeed
 from holdfast.lightning.fetcher import feed_by
-from holdfast.lightning.package import CallbackBase
+from holdfast.lightning.package import CallbackBase, is_a
 from holdfast.lightning.state import State
 from holdfast.run.feeds import Mode
 from holdfast.run.loop import Loop
@@ -105,7 +105,7 @@ class Callback(CallbackBase):
 
     def _check(self, trainer: Any) -> None:
         strategy = trainer.strategy
-        alone = any(one.__name__ == "SingleDeviceStrategy" for one in type(strategy).__mro__)
+        alone = is_a(strategy, "SingleDeviceStrategy")
         if trainer.world_size > 1 or not alone:
             raise UsageError(
                 f"the training runs in {trainer.world_size} process(es) with "

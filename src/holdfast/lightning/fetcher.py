@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 from holdfast.errors import UsageError
+from holdfast.lightning.package import is_a
 
 _DIRECT = "_DataLoaderIterDataFetcher"
 """Gives `training_step` the iterator itself."""
@@ -69,7 +70,7 @@ def feed_by(loop: Any, take: Take) -> None:
         kind = kind.__mro__[1]
 
     def put(self: Any, fetcher: Any) -> None:
-        if any(one.__name__ == _DIRECT for one in type(fetcher).__mro__):
+        if is_a(fetcher, _DIRECT):
             raise UsageError(
                 "training_step takes `dataloader_iter`: how many batches it reads in a step, and "
                 "when, is not known, so it cannot be resumed",

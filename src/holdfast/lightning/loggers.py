@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.lightning.package import is_a
+
 
 def loggers_state(loggers: Sequence[Any]) -> list[dict[str, Any]]:
     return [_state_of(logger) for logger in loggers]
@@ -59,7 +61,7 @@ def put_back_rows(loggers: Sequence[Any], saved: Sequence[Mapping[str, Any]]) ->
 
 
 def _writes_csv(logger: Any) -> bool:
-    return any(kind.__name__ == "CSVLogger" for kind in type(logger).__mro__)
+    return is_a(logger, "CSVLogger")
 
 
 def _read(writer: Any) -> bytes:

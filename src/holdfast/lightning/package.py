@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import HoldfastError
 
-__all__ = ["CallbackBase"]
+__all__ = ["CallbackBase", "is_a"]
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -35,3 +35,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback as CallbackBase
 else:
     CallbackBase = _base()
+
+
+def is_a(value: Any, kind: str) -> bool:
+    """Whether `value` is of a class of this name, in whichever package, or of one below it."""
+    return any(one.__name__ == kind for one in type(value).__mro__)

@@ -12,6 +12,7 @@ from holdfast.lightning.logged import (
     put_back_metrics,
 )
 from holdfast.lightning.loggers import loggers_state, put_back_rows, put_back_versions
+from holdfast.lightning.package import is_a
 from holdfast.run.randomness import libraries
 from holdfast.run.search import find_generators
 from holdfast.run.trainings import check_kind
@@ -205,14 +206,14 @@ def _progress(loop: Any) -> dict[str, Any]:
 
 
 def _counts(part: Any) -> dict[str, Any]:
-    return _progress(part) if _is(part, "_Loop") else part.state_dict()
+    return _progress(part) if is_a(part, "_Loop") else part.state_dict()
 
 
 def _put_back_progress(loop: Any, saved: Mapping[str, Any]) -> None:
     for name, part in _parts(loop):
         if name not in saved:
             continue
-        if _is(part, "_Loop"):
+        if is_a(part, "_Loop"):
             _put_back_progress(part, saved[name])
         else:
             part.load_state_dict(saved[name])
@@ -220,12 +221,8 @@ def _put_back_progress(loop: Any, saved: Mapping[str, Any]) -> None:
 
 def _parts(loop: Any) -> Iterator[tuple[str, Any]]:
     for name, part in vars(loop).items():
-        if _is(part, "_Loop") or _is(part, "_BaseProgress"):
+        if is_a(part, "_Loop") or is_a(part, "_BaseProgress"):
             yield name, part
-
-
-def _is(value: Any, kind: str) -> bool:
-    return any(one.__name__ == kind for one in type(value).__mro__)
 
 
 def _reloads(fit: Any) -> list[tuple[Any, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import holdfast
 from holdfast.errors import (
@@ -99,7 +100,6 @@ def test_what_is_chosen(run: str) -> None:
 
 
 def test_what_fn_gives(run: str) -> None:
-    torch = pytest.importorskip("torch")
     with CheckpointManager(run, keep=None) as manager:
         manager.evaluate(lambda c: torch.tensor([2.5]), 1, metric="tensor")
         manager.evaluate(lambda c: np.float32(0.5), 1, metric="numpy")

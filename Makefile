@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full lint format types layers pytest pytest-slow node-servers ceph \
-	exhaustive soak bench clean
+	slurm ray exhaustive soak bench clean
 .NOTPARALLEL:  # two pip processes must not write one environment
 
 help:  ## list the targets
@@ -19,6 +19,9 @@ help:  ## list the targets
 
 # One more than the two cores that they are made for: tests wait for disks and other processes.
 WORKERS := -n 3 --dist worksteal
+
+# Tests that need more than pip's environment for has targets of its own.
+COMMON := not ceph and not slurm and not ray
 
 demo: $(VENV)/.demo  ## train, kill at random moments, resume, compare bit for bit
 	$(BIN)/python demo/demo.py
@@ -42,19 +45,28 @@ layers: $(VENV)/.dev  ## import-linter: imports go down only
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.dev  ## the quick tests
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not ceph"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and $(COMMON)"
 
 pytest-slow: $(VENV)/.dev node-servers  ## the slow tests, the built wheel among them
-	$(BIN)/python -m pytest $(WORKERS) -m "slow and not ceph"
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and $(COMMON)"
 
 # It takes some ten minutes, root for the packages, and 300 MB. --no-install-recommends: no manager.
 ceph: $(VENV)/.dev  ## tests against a real Ceph: needs radosgw ceph-mon ceph-osd ceph-common
 	$(BIN)/python -m pytest -m ceph tests
 
+# A few minutes, root, and 13 MB, which have to be installed with --no-install-recommends.
+slurm: $(VENV)/.dev  ## jobs on a real Slurm: needs slurmctld slurmd slurm-client
+	$(BIN)/python -m pytest -m slurm tests
+
+# It takes some three minutes, and pip a download of 150 MB.
+ray: $(VENV)/.dev  ## tests with Ray Train, which pip installs for it
+	$(PIP) "ray[train]>=2.50"
+	$(BIN)/python -m pytest -m ray tests
+
 node-servers: build/node/.installed  ## Azurite and s3rver, which the slow tests start
 
-exhaustive: $(VENV)/.dev  ## every place of the matrix, every scenario of the protocol; an hour
-	EXHAUSTIVE=1 $(BIN)/python -m pytest $(WORKERS) tests/matrix tests/model
+exhaustive: $(VENV)/.dev node-servers  ## every place to be killed at, every scenario of the protocol; hours
+	EXHAUSTIVE=1 $(BIN)/python -m pytest $(WORKERS) -m "$(COMMON)"
 
 soak: $(VENV)/.dev  ## a thousand SIGKILLs at random points; takes about half an hour
 	$(BIN)/python -m tests.kill.soak --kills 1000

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+_COLD = 0.02
+"""The share of a folder that may still be cached in a cold restore."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,6 +63,15 @@ def warm_cache(folder: Path) -> None:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(block):
                 pass
+
+
+def cool(path: Path) -> bool:
+    """Drop what the page cache holds below `path`; False if it will not go."""
+    for _ in range(5):  # pages that a processor has just put aside stay for a moment
+        drop_cache(path)
+        if cached_share(path) <= _COLD:
+            return True
+    return False
 
 
 def cached_share(folder: Path) -> float:

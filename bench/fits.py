@@ -1,14 +1,15 @@
 """`python -m bench.fits PLAN`: a loop that a framework owns, with its own saves or Holdfast's.
 
-PLAN is JSON: `framework`; `saves`: "Holdfast", "own" or "none"; `mib` of parameters and two
-moments of each; a save `every` so many steps, `count` of them measured; `folder`. Prints JSON:
-the `seconds` of the steps with these saves, and the bytes that the process has `written` meanwhile.
+PLAN is JSON: `framework`; `saves`: "Holdfast" or "own"; `mib` of parameters and two moments of
+each; a save `every` so many steps, `count` of them measured; `folder`. Prints JSON: the seconds
+`lost` a save, and the bytes that the process has `written` for each.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,25 +22,44 @@ _BATCH, _WIDTH = 32, 1024
 
 
 class Meter:
-    """Seconds and written bytes of so many steps. The first save and half the way to the next
-    come before, half the way to one more and the end of the loop after."""
+    """What saves take from the steps around them.
+
+    From half an interval before a save to half an interval behind it, how much longer all steps
+    took than as many like those before it, when no save was on its way. Steps of two processes
+    are not compared: they differ by more than a save costs. The first save warms up.
+    """
 
     def __init__(self, plan: dict[str, Any]) -> None:
-        self._first = plan["every"] + plan["every"] // 2
-        self._last = self._first + plan["every"] * plan["count"]
+        self._every, self._count = plan["every"], plan["count"]
+        self._first = self._every + self._every // 2
+        self._last = self._first + self._every * self._count
         self.steps = self._last + 1
-        self._begun = 0
-        self._marks: list[tuple[float, int]] = []
+        self.settle: Callable[[], object] = lambda: None
+        """Returns when all saves so far are written."""
+        self._began: float | None = None
+        self._seconds: list[float] = []
+        """Of each step."""
+        self._bytes: list[int] = []
 
     def step(self) -> None:
         """At the beginning of each step."""
-        if self._begun in (self._first, self._last):
-            self._marks.append((time.perf_counter(), _written()))
-        self._begun += 1
+        if self._began is not None:
+            self._seconds.append(time.perf_counter() - self._began)
+        if len(self._seconds) in (self._first, self._last):
+            self.settle()  # what of the save before is written in these steps is not theirs
+            self._bytes.append(_written())
+        self._began = time.perf_counter()
 
     def result(self) -> dict[str, float]:
-        (start_s, before), (end_s, after) = self._marks
-        return {"seconds": end_s - start_s, "written": after - before}
+        spans = [
+            self._seconds[start : start + self._every]
+            for start in range(self._first, self._last, self._every)
+        ]
+        # The save comes behind step every - every // 2 of a span, for some in the step's middle.
+        before = max(1, self._every - self._every // 2 - 2)
+        lost = [sum(span) - len(span) * statistics.median(span[:before]) for span in spans]
+        written = self._bytes[1] - self._bytes[0]
+        return {"lost": statistics.median(lost), "written": written / self._count}
 
 
 def _written() -> int:
@@ -52,10 +72,12 @@ def layers(plan: dict[str, Any]) -> int:
     return max(1, plan["mib"] // 12)
 
 
-def _run(plan: dict[str, Any]) -> Any:
+def _run(plan: dict[str, Any], meter: Meter) -> Any:
     import holdfast
 
-    return holdfast.Run(Path(plan["folder"]) / "run", every=plan["every"], keep="last=1")
+    run = holdfast.Run(Path(plan["folder"]) / "run", every=plan["every"], keep="last=1")
+    meter.settle = run.manager.wait
+    return run
 
 
 def keras(plan: dict[str, Any], meter: Meter) -> None:
@@ -78,14 +100,13 @@ def keras(plan: dict[str, Any], meter: Meter) -> None:
     if plan["saves"] == "Holdfast":
         import holdfast.keras
 
-        with _run(plan) as run:
+        with _run(plan, meter) as run:
             callbacks.append(holdfast.keras.Callback(run))
             fit()
     else:
-        if plan["saves"] == "own":
-            callbacks.append(
-                keras.callbacks.BackupAndRestore(plan["folder"] + "/own", save_freq=plan["every"])
-            )
+        callbacks.append(
+            keras.callbacks.BackupAndRestore(plan["folder"] + "/own", save_freq=plan["every"])
+        )
         fit()
 
 
@@ -124,12 +145,10 @@ def lightning(plan: dict[str, Any], meter: Meter) -> None:
     if plan["saves"] == "Holdfast":
         import holdfast.lightning
 
-        with _run(plan) as run:
+        with _run(plan, meter) as run:
             fit(holdfast.lightning.Callback(run))
-    elif plan["saves"] == "own":
-        fit(ModelCheckpoint(plan["folder"] + "/own", every_n_train_steps=plan["every"]))
     else:
-        fit()
+        fit(ModelCheckpoint(plan["folder"] + "/own", every_n_train_steps=plan["every"]))
 
 
 def transformers(plan: dict[str, Any], meter: Meter) -> None:
@@ -166,7 +185,7 @@ def transformers(plan: dict[str, Any], meter: Meter) -> None:
     if plan["saves"] == "Holdfast":
         import holdfast.transformers
 
-        with _run(plan) as run:
+        with _run(plan, meter) as run:
             train(holdfast.transformers.Callback(run))
     else:
         train()
@@ -201,29 +220,26 @@ def jax(plan: dict[str, Any], meter: Meter) -> None:
     x = jnp.ones((_BATCH, _WIDTH))
     state = optimizer.init(params)
     if plan["saves"] == "Holdfast":
-        with _run(plan) as run:
+        with _run(plan, meter) as run:
             now = run.box(params=params, state=state)
             for _ in run.range(meter.steps):
                 meter.step()
                 now.params, now.state = jax.block_until_ready(update(now.params, now.state, x))
         return
-    own = None
-    if plan["saves"] == "own":
-        import orbax.checkpoint as ocp
+    import orbax.checkpoint as ocp
 
-        own = ocp.CheckpointManager(
-            Path(plan["folder"]) / "own",
-            options=ocp.CheckpointManagerOptions(
-                save_interval_steps=plan["every"], max_to_keep=1, enable_async_checkpointing=True
-            ),
-        )
+    own = ocp.CheckpointManager(
+        Path(plan["folder"]) / "own",
+        options=ocp.CheckpointManagerOptions(
+            save_interval_steps=plan["every"], max_to_keep=1, enable_async_checkpointing=True
+        ),
+    )
+    meter.settle = own.wait_until_finished
     for number in range(1, meter.steps + 1):
         meter.step()
         params, state = jax.block_until_ready(update(params, state, x))
-        if own is not None:
-            own.save(number, args=ocp.args.StandardSave({"params": params, "state": state}))  # pyright: ignore
-    if own is not None:
-        own.close()
+        own.save(number, args=ocp.args.StandardSave({"params": params, "state": state}))  # pyright: ignore
+    own.close()
 
 
 FRAMEWORKS: dict[str, Callable[[dict[str, Any], Meter], None]] = {

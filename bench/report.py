@@ -11,18 +11,29 @@ BEGIN = "<!-- figures: written by make bench, not by hand -->"
 END = "<!-- end of figures -->"
 
 OURS = "Holdfast"
+_WIDEST = 8
+"""Measures side by side, beyond which nobody can read the table."""
 
 
 def table(outcome: Outcome) -> Iterator[str]:
-    """The lines of one outcome: medians, each also as a multiple of Holdfast's."""
+    """The lines of one outcome: medians, each also as a multiple of Holdfast's. A line for each
+    contender, or for each measure where these are many."""
     measures = outcome.measures
-    yield "| | " + " | ".join(measure.title for measure in measures) + " |"
-    yield "|---|" + "---|" * len(measures)
-    contenders = outcome.contenders()
-    for row in [*contenders, *(row for row in outcome.figures if row.startswith(CEILING))]:
-        cells = (_cell(outcome, row, measure) for measure in measures)
-        name = f"*{row}*" if row.startswith(CEILING) else row
-        yield f"| {name} | " + " | ".join(cells) + " |"
+    rows = [*outcome.contenders(), *(row for row in outcome.figures if row.startswith(CEILING))]
+    names = [f"*{row}*" if row.startswith(CEILING) else row for row in rows]
+    lines = [
+        ["", *(measure.title for measure in measures)],
+        *(
+            [name, *(_cell(outcome, row, measure) for measure in measures)]
+            for name, row in zip(names, rows, strict=True)
+        ),
+    ]
+    if len(measures) > _WIDEST:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    for number, line in enumerate(lines):
+        yield "|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|"
+        if number == 0:
+            yield "|" + "---|" * len(line)
 
 
 def goals(outcome: Outcome) -> Iterator[str]:

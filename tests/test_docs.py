@@ -171,7 +171,10 @@ def test_every_page_is_in_the_index() -> None:
         (records.Pack, "## Manifests"),
         (records.Leaf, "## Manifests"),
         (records.Chunk, "## Manifests"),
+        (records.OtherRank, "## Further ranks"),
         (records.Fragment, "## Fragments"),
+        (records.Outcome, "## Fragments"),
+        (records.Failure, "## Fragments"),
         *((kind, "## Events") for kind in get_args(history.Event)),
     ],
 )
@@ -262,6 +265,17 @@ def test_the_reader_in_the_format_page_reads_a_model(tmp_path: Path) -> None:
     saved, live = value["optimizer"], optimizer.state_dict()
     assert saved["param_groups"][0]["lr"] == 0.5
     assert np.array_equal(saved["state"][0]["exp_avg"], live["state"][0]["exp_avg"].numpy())
+
+
+def test_the_reader_in_the_format_page_reads_boxes() -> None:
+    """A leaf that was cut in any way, as many processes may."""
+    [reader] = [b for b in blocks(ROOT / "docs" / "format.md") if b.word == "reader"]
+    namespace: dict[str, object] = {}
+    exec(compile(reader.text, "format.md", "exec"), namespace)
+    _, value, leaves = namespace["read_checkpoint"](ROOT / "tests" / "golden" / "boxes")  # type: ignore[operator]
+    assert np.array_equal(leaves["numpy/f4"], np.arange(6, dtype="<f4").reshape(2, 3) * 6)
+    assert np.array_equal(value["torch"]["transposed"], np.arange(6).reshape(2, 3).T)
+    assert np.array_equal(value["frozen"], np.arange(3000))
 
 
 def test_the_reader_in_the_format_page_refuses_damage(tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ import os
 import re
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import holdfast
-from tests.support.wheel import build_wheel, copy_of_sources
+from tests.support.wheel import Environment, build_wheel, copy_of_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -168,9 +167,9 @@ def test_wheel_content(wheel: Path) -> None:
 def test_wheel_works_without_extras(wheel: Path, tmp_path: Path) -> None:
     """In a clean environment, without torch, and with `src/` out of reach."""
     home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    installed = Environment.new(home)
+    installed.install(str(wheel))
+    python = Path(installed.python)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
 
     def run(*command: str | Path) -> str:

@@ -15,6 +15,7 @@ from bench.cases import (
     large,
     loop,
     memory,
+    ranks,
     restores,
     saves,
 )
@@ -47,6 +48,8 @@ CASES = {
     "frameworks": Case(
         frameworks.frameworks, 12, "saves in loops that frameworks own", apart=False
     ),
+    "processes": Case(ranks.processes, 15, "two and four ranks beside DCP", apart=False),
+    "scale": Case(ranks.scale, 3, "the commit of up to 1,024 simulated ranks", apart=False),
     "interruptions": Case(
         interruptions.interruptions,
         4,

@@ -13,7 +13,6 @@ from bench.outcome import CEILING, Measure, Outcome
 
 _OWN = "the framework's own"
 _OURS = "Holdfast"
-_NONE = "no saves"
 # Framework -> what is measured beside Holdfast, what has to be installed.
 _TOOLS = {
     "keras": ("Keras, BackupAndRestore", ("keras",)),
@@ -28,10 +27,9 @@ def frameworks(options: Options) -> Outcome:
     mib = max(12, options.mib // 8)
     # So rarely that the disk has room for a save before the next: who waits for it would
     # lose to who leaves its bytes in the page cache.
-    plan = {"mib": mib, "every": 2 if options.quick else 30, "count": 1 if options.quick else 3}
-    names = [name for name, (_, needed) in _TOOLS.items() if all(map(_is_installed, needed))]
-    if options.quick:
-        names = names[:1]  # a start of each takes seconds
+    plan = {"mib": mib, "every": 4 if options.quick else 30, "count": 1 if options.quick else 5}
+    found = [name for name, (_, needed) in _TOOLS.items() if all(map(_is_installed, needed))]
+    names = found[:1] if options.quick else found  # a start of each takes seconds
     outcome = Outcome(
         case="frameworks",
         title="In the loops of frameworks",
@@ -45,30 +43,27 @@ def frameworks(options: Options) -> Outcome:
             )
         ],
         notes=[
-            "*Lost a save* is what the steps with the saves took longer than the same without, "
-            "divided by the number of saves, of which Holdfast's are durable. Everything "
-            "changes at each step. *Written* is what the process hands to the system.",
+            "*Lost a save* is what the steps around a save took longer than as many like those "
+            "before it, in the same process, the median of "
+            f"{plan['count']} saves. Holdfast's saves are durable. Everything changes at each "
+            "step. *Written* is what the process hands to the system.",
             *(
                 f"{title} took no part: not installed."
                 for name, (title, _) in _TOOLS.items()
-                if name not in names
+                if name not in found
             ),
         ],
     )
     for counts in options.turns():
         for name in names:
-            found = {
-                row: _run(options, {**plan, "framework": name, "saves": saves})
-                for row, saves in ((_NONE, "none"), (_OURS, "Holdfast"), (_OWN, "own"))
-            }
-            for row in (_OURS, _OWN) if counts else ():
-                lost = found[row]["seconds"] - found[_NONE]["seconds"]
-                written = found[row]["written"] - found[_NONE]["written"]
-                figures = {
-                    f"lost_{name}": lost / plan["count"],
-                    f"disk_{name}": written / plan["count"] / MB,
-                }
-                outcome.add(row, **figures)
+            for row, saves in ((_OURS, "Holdfast"), (_OWN, "own")):
+                result = _run(options, {**plan, "framework": name, "saves": saves})
+                if counts:
+                    figures = {
+                        f"lost_{name}": result["lost"],
+                        f"disk_{name}": result["written"] / MB,
+                    }
+                    outcome.add(row, **figures)
     with options.scratch() as folder:
         direct = write_s(folder, mib << 20)
     outcome.add(CEILING + "direct write", **{f"lost_{name}": direct for name in names})

@@ -9,9 +9,6 @@ from bench.outcome import Measure, Outcome
 from bench.peers import Holdfast
 from bench.states import transformer
 
-_COLD = 0.02
-"""The share of a file that may still be cached in a cold restore."""
-
 
 def restore(options: Options) -> Outcome:
     """Fill a live model and its optimizer; every restore is compared with what was saved."""
@@ -35,7 +32,7 @@ def restore(options: Options) -> Outcome:
             peer.save()
         raw = folder / "raw"
         machine.write_buffered(raw, -(-state.nbytes // machine.BLOCK) * machine.BLOCK)
-        can_cool = _cool(raw)
+        can_cool = durable.cool(raw)
         direct = machine.direct_io_works(folder)
         if not can_cool:
             outcome.notes.append("This file system keeps its files in memory: no cold figures.")
@@ -45,7 +42,7 @@ def restore(options: Options) -> Outcome:
                     state.clear()
                     if key == "warm":
                         durable.warm_cache(peer.last)
-                    elif not _cool(peer.last):
+                    elif not durable.cool(peer.last):
                         raise AssertionError(f"{peer.last} is still in the page cache")
                     took = timed(lambda peer=peer: peer.restore(state))
                     if state.digest() != expected:
@@ -59,10 +56,10 @@ def restore(options: Options) -> Outcome:
             if counts:
                 outcome.add(CACHED_READ, warm=cached.wall_s, cpu=cached.cpu_s)
             if can_cool:
-                _cool(raw)
+                durable.cool(raw)
                 cold_s = timed(lambda: machine.read_buffered(raw)).wall_s
                 if direct:
-                    _cool(raw)
+                    durable.cool(raw)
                     cold_s = min(cold_s, timed(lambda: machine.read_direct(raw)).wall_s)
                 if counts:
                     outcome.add(COLD_READ, cold=cold_s)
@@ -77,12 +74,3 @@ def restore(options: Options) -> Outcome:
     share = outcome.share(COLD_READ, "Holdfast", "cold")
     outcome.aim("cold: share of the read ceiling", 90.0, share, unit="%")
     return outcome
-
-
-def _cool(path: durable.Path) -> bool:
-    """Drop what the page cache holds below `path`; False if it will not go."""
-    for _ in range(5):  # pages that a processor has just put aside stay for a moment
-        durable.drop_cache(path)
-        if durable.cached_share(path) <= _COLD:
-            return True
-    return False

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 _STDLIB = os.path.dirname(os.__file__)
 _OURS = (
@@ -38,6 +38,16 @@ class HoldfastError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors go from rank to rank as pickles, whatever their class was made with.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[HoldfastError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 def brief(error: HoldfastError) -> HoldfastError:
@@ -284,6 +294,10 @@ class UnsafePlace(HoldfastError):
     """A job that runs here would lose work when it is stopped (`holdfast doctor`)."""
 
     exit_code = 6
+
+
+class GroupError(HoldfastError):
+    """Processes that train together do not agree, or one of them did not come."""
 
 
 class LoopError(HoldfastError):

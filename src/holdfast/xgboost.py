@@ -31,9 +31,17 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, StateError, UsageError
+from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
-from holdfast.run.trainings import check_kind, check_name_is_new, numbered, saved_training
+from holdfast.run.trainings import (
+    check_kind,
+    check_name_is_new,
+    check_run,
+    numbered,
+    saved_training,
+    tell_rehearsal,
+)
 
 try:
     import xgboost
@@ -83,11 +91,14 @@ def train(
 
 
 def load_model(ref: str, name: str = "booster") -> xgboost.Booster:
-    """The booster of a checkpoint: `load_model("runs/boost@best")`.
+    """The booster of a checkpoint: `load_model("runs/boost@best")`. One that `holdfast import` has
+    made of a file is called "model".
 
     Raises StateError if the checkpoint has none of that name.
     """
-    state = saved_training(ref, name, "XGBoost")
+    state = saved_training(ref, name, "XGBoost", bytes)
+    if isinstance(state, bytes):
+        return xgboost.Booster(model_file=bytearray(state))
     return xgboost.Booster(model_file=_joined(state["model"]))
 
 
@@ -103,6 +114,7 @@ class Callback(TrainingCallback):
 
     def __init__(self, run: Run, *, name: str = "booster") -> None:
         super().__init__()
+        check_run(run)
         self._run = run
         self._name = name
         self._state = _State()
@@ -118,8 +130,16 @@ class Callback(TrainingCallback):
             raise UsageError("several XGBoost workers that train together cannot be resumed yet")
         check_name_is_new(self._run, self._name)
         container, training = _surroundings(self)
+        if dict(training["params"]).get("process_type") == "update":
+            raise UsageError(
+                'process_type="update" cannot be resumed: no file holds the trees that are not '
+                "updated yet",
+                hint="Do it without Holdfast: it takes less than to make these trees.",
+            )
         # Who asks them before training goes on with what it had: a set, until XGBoost 3.
         container.callbacks = [self, *(one for one in container.callbacks if one is not self)]
+        others = container.callbacks[1:]
+        tell_rehearsal(self._run, lambda: Beside(others, []))
         self._total = int(training["num_boost_round"])
         self._rounds = self._run.range(self._total, name=self._name)
         self._number = next(self._rounds, None)
@@ -127,6 +147,17 @@ class Callback(TrainingCallback):
         if self._number != 0 and self._state.restored:
             # Not in place: parameters that XGBoost has looked at are lost by that.
             data = [training["dtrain"], *(one for one, _ in training["evals"])]
+            wanted, saved = _kind(model), _kind(xgboost.Booster(model_file=self._state.model))
+            if wanted != saved:
+                changed = [
+                    f"{name} was {saved[name]}, is {wanted[name]}"
+                    for name in saved
+                    if saved[name] != wanted[name]
+                ]
+                raise StateError(
+                    f"the checkpoint is of another kind of booster: {'; '.join(changed)}",
+                    hint="Put the parameters back, or start the run at another address.",
+                )
             model = xgboost.Booster(training["params"], data, self._state.model)
         self._state.begin(model, container, self._total)
         if self._number != 0:
@@ -184,7 +215,7 @@ class _State:
     # With a `__dict__` each save would search XGBoost's objects for random generators.
     __slots__ = (
         *("restored", "stopped", "booster", "container", "sampling"),
-        *("_begun", "_total", "_callbacks", "_parameters"),
+        *("_begun", "_total", "_callbacks", "_parameters", "_aside"),
     )
 
     def __init__(self) -> None:
@@ -192,6 +223,13 @@ class _State:
         self.stopped = False
         """Another callback has ended it."""
         self._begun = False
+        self._aside: xgboost.Booster | None = None
+        """Has what the live booster is made of, while that shows another checkpoint's."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether no training has begun that this is of: nothing shows what is restored."""
+        return not self._begun
 
     @property
     def model(self) -> bytearray:
@@ -230,6 +268,31 @@ class _State:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_kind(state, "XGBoost")
         self.restored = dict(state)
+        if self._begun:
+            self._show()
+
+    def _show(self) -> None:
+        """Have the live booster be the one that was restored: `run.evaluate` goes through those of
+        its checkpoints, and gives the live one back in the end."""
+        if self._aside is not None:
+            _exchange(self.booster, self._aside)
+            self._aside = None
+        if "model" not in self.restored:
+            raise StateError(
+                "the checkpoint is of a moment at which no booster was trained yet",
+                hint="Choose others: run.evaluate(fn, checkpoints=…).",
+            )
+        if self.model == self.booster.save_raw("ubj"):
+            return
+        if any(getattr(callback, "save_best", False) for callback in self._callbacks):
+            raise UsageError(
+                "EarlyStopping(save_best=True) returns a booster that is not the training's, so no "
+                "checkpoint can be put into it",
+                hint="Load them: run.manager.evaluate(lambda c: "
+                "score(holdfast.xgboost.load_model(c.info.ref)), metric=…)",
+            )
+        self._aside = xgboost.Booster(model_file=self.model)
+        _exchange(self.booster, self._aside)
 
     def put_back(self) -> None:
         """Make all around the booster what it was when it was saved."""
@@ -341,6 +404,22 @@ def _cut(model: bytearray) -> dict[str, Any]:
 
 def _joined(parts: Mapping[str, Any]) -> bytearray:
     return bytearray(b"".join(parts[name].tobytes() for name in ("head", "trees") if name in parts))
+
+
+def _kind(booster: xgboost.Booster) -> dict[str, str]:
+    """What XGBoost would not notice if it were another one's: it trains on, from nothing, or with
+    trees that say something else."""
+    learner = json.loads(booster.save_config())["learner"]
+    return {
+        "booster": learner["gradient_booster"]["name"],
+        "objective": learner["objective"]["name"],
+        "num_class": learner["learner_model_param"]["num_class"],
+    }
+
+
+def _exchange(one: xgboost.Booster, other: xgboost.Booster) -> None:
+    """What they are made of. Loaded in place, a booster would lose its parameters."""
+    one.handle, other.handle = other.handle, one.handle
 
 
 def _parameters(booster: xgboost.Booster) -> dict[str, str]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -133,6 +134,27 @@ def test_values_and_containers(here: Path, holdfast_cli: Command) -> None:
     done = holdfast_cli("diff", "x.pt", "y.pt", "--json")
     assert {d["path"]: d["kind"] for d in done.json["differences"]} == {"a": "type", "b": "shape"}
     assert [part["differ"] for part in done.json["parts"]] == [1, 1]
+
+
+def test_what_was_not_compared_is_not_the_same(here: Path, holdfast_cli: Command) -> None:
+    """Modules as a whole are no plain values."""
+    torch.save(torch.nn.Linear(2, 1), "x.pt")
+    torch.save(torch.nn.Linear(2, 1), "y.pt")
+    assert "nothing could be compared" in failed(holdfast_cli("diff", "x.pt", "y.pt"), 1)
+    torch.save({"a": 1, "model": torch.nn.Linear(2, 1)}, "x.pt")
+    done = holdfast_cli("diff", "x.pt", "x.pt")
+    assert "The same, of what can be compared, bit for bit: 0 tensors and 1 value." in done.out
+
+
+def test_files_of_joblib_are_not_damaged(here: Path, holdfast_cli: Command) -> None:
+    joblib.dump({"w": np.ones(3), "n": 1}, "x.joblib")
+    done = holdfast_cli("show", "x.joblib")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("x.joblib: joblib, ")
+    assert "NumpyArrayWrapper, " in done.out.replace("\n  ", " ")
+    assert "behind its first array" in done.out.replace("\n  ", " ")
+    for command in (("verify", "x.joblib"), ("import", "x.joblib", "run")):
+        assert "is joblib: it can be shown, and not more" in failed(holdfast_cli(*command), 1)
 
 
 def test_numpy_and_torch_of_one_type_are_equal(here: Path, holdfast_cli: Command) -> None:

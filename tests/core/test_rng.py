@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast.core.rng import apply_rng, capture_rng
+from holdfast.core.rng import apply_rng, capture_rng, derived_rng
 from holdfast.errors import DamagedObject, StateError, UnsupportedValue
 from tests.core.tree_harness import Saved, roundtrip, save
 
@@ -54,6 +54,39 @@ def test_nothing_is_set_when_a_state_is_malformed() -> None:
 def test_an_unknown_framework_is_named() -> None:
     with pytest.raises(StateError, match="'mystery'"):
         apply_rng({"frameworks": {"mystery": {}}})
+
+
+def test_other_ranks_draw_others_and_always_the_same() -> None:
+    states = save(capture_rng()).restore()
+    before = copy.deepcopy(states)
+    drawn: list[list[object]] = []
+    for rank in (1, 2, 3, 1):
+        apply_rng(derived_rng(states, rank))
+        drawn.append(draw())
+    apply_rng(states)
+    drawn.append(draw())
+    assert drawn[0] == drawn[3]
+    for one in range(4):  # each library's
+        assert len({str(row[one]) for row in drawn}) == 4
+    assert str(states) == str(before)
+
+
+def test_states_of_other_moments_give_a_rank_others() -> None:
+    first = derived_rng(capture_rng(), 1)
+    draw()
+    assert str(derived_rng(capture_rng(), 1)) != str(first)
+
+
+def test_deriving_sets_nothing() -> None:
+    before = str(capture_rng())
+    derived_rng(capture_rng(), 1)
+    assert str(capture_rng()) == before
+
+
+def test_what_is_no_generator_of_a_library_stays() -> None:
+    assert derived_rng({"generators": {"model": [1]}}, 3) == {"generators": {"model": [1]}}
+    with pytest.raises(StateError, match="'mystery'"):
+        derived_rng({"frameworks": {"mystery": {}}}, 1)
 
 
 BIT_GENERATORS = [

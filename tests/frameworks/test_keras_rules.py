@@ -81,6 +81,9 @@ def test_the_best_and_its_weights() -> None:
         wrong = keras.Sequential([keras.layers.Dense(5, "tanh"), *network().layers[1:]])
         wrong.build((None, 3))
         holdfast.keras.load_weights(wrong, f"{address}@best:loss")
+    with pytest.raises(StateError, match="no model named 'net'") as caught:
+        holdfast.keras.load_weights(other, address, "net")
+    assert "It has: model." in caught.value.hint
 
 
 def test_what_fit_logs_at_the_end_of_an_epoch_and_a_callback_in_a_batch() -> None:
@@ -227,6 +230,8 @@ def test_wrong_use(tmp_path: Path) -> None:
         model.fit(X, Y, verbose=0, callbacks=[ours])
         with pytest.raises(UsageError, match="before this one"):
             model.fit(X, Y, verbose=0, callbacks=[ours])
+        with pytest.raises(UsageError, match="before this one"):
+            using(run)
     with pytest.raises(UsageError, match="initial_epoch"), fresh() as run:
         using(run, initial_epoch=1, epochs=3)
     with pytest.raises(UsageError, match="BackupAndRestore"), fresh() as run:

@@ -17,7 +17,7 @@ import pytest
 
 import holdfast
 import holdfast.lightgbm
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, StateError, UsageError
 from tests.examples.test_examples import Example, last_line
 from tests.frameworks.test_lightgbm import (
     BASE,
@@ -86,6 +86,26 @@ def test_what_is_kept_and_how_it_is_loaded() -> None:
     assert np.asarray(booster.predict(X_VALID, raw_score=True)).tolist() == end[1]
     state = holdfast.open(address)["booster"]
     assert state["model"].tobytes().startswith(b"tree\n")
+
+
+def test_an_evaluation_looks_at_the_booster_of_each_checkpoint() -> None:
+    address = fresh_address()
+    data = lightgbm.Dataset(X, NUMBERS[0])
+    params = {"verbosity": -1, "num_threads": 1, "bagging_fraction": 0.7, "bagging_freq": 1}
+    with holdfast.Run(address, every=2, keep=None, quiet=True) as run:
+        booster = holdfast.lightgbm.train(params, data, 5, run=run)
+
+        def spread(_: Any) -> float:
+            return float(np.std(np.asarray(booster.predict(X_VALID))))
+
+        before = booster.model_to_string()
+        done = run.evaluate(spread)
+        assert booster.model_to_string() == before
+    found = {one.info.step: one.metrics["spread"] for one in done}
+    assert list(found) == [2, 4, 5]
+    for step, value in found.items():
+        booster = holdfast.lightgbm.load_model(f"{address}@{step}")
+        assert spread(None) == value
 
 
 def test_by_the_clock() -> None:
@@ -267,6 +287,19 @@ def test_train_frees_the_rows_as_lightgbm_does() -> None:
     assert data.data is None
     assert data.free_raw_data
     assert kept.data is X
+
+
+def test_another_objective_is_refused() -> None:
+    address = fresh_address()
+    for changed in ({}, {"objective": "huber"}, {"objective": "multiclass", "num_class": 3}):
+        with holdfast.Run(address, every=1, quiet=True) as run:
+            train = lightgbm.Dataset(X, CLASSES[0])
+            params = {"verbosity": -1, **changed}
+            if not changed:
+                holdfast.lightgbm.train(params, train, 2, run=run)
+                continue
+            with pytest.raises(StateError, match="are for regression"):
+                holdfast.lightgbm.train(params, train, 3, run=run)
 
 
 def test_a_name_is_for_one_training() -> None:

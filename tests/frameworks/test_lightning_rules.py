@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -14,10 +15,14 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 import holdfast
 import holdfast.lightning
-from holdfast.errors import UsageError
+from holdfast.errors import LoopError, UsageError
+from holdfast.lightning.epoch_feed import EpochFeed
+from holdfast.run.iterables import open_feed
 from tests.support.jobs import fresh_address, steps_of
 from tests.support.lightning_jobs import RARELY, Leaving, Model, loader, train
 
@@ -266,8 +271,8 @@ def test_logs_and_best_models_go_on(version: str | None, tmp_path: Path) -> None
 
 
 def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one device"):
-        train(fresh_address(), strategy="ddp")
+    with pytest.raises(UsageError, match="from the middle"):
+        copy.deepcopy(holdfast.lightning.Callback(holdfast.Run(fresh_address(), quiet=True)))
 
     class Direct(Model):
         def training_step(self, dataloader_iter: Any) -> Any:
@@ -386,3 +391,51 @@ def test_a_quick_run_and_evaluations_leave_the_run_alone() -> None:
         )
         trainer.validate(Model(), loader(shuffle=False), verbose=False)
         assert run.step == 0
+
+
+def feed_on(ranks: int, samples: int, *, drop_last: bool = False, most: int = 0) -> EpochFeed:
+    sampler: Any = DistributedSampler(range(samples), ranks, 0)  # type: ignore[arg-type]
+    data: Any = DataLoader(range(samples), 2, sampler=sampler, drop_last=drop_last)  # type: ignore[arg-type]
+    feed = EpochFeed(open_feed(data))
+    feed.begin(most or len(data))
+    return feed
+
+
+def left_of(feed: EpochFeed) -> list[int]:
+    found: list[int] = []
+    while True:
+        try:
+            found += feed.take().tolist()
+        except StopIteration:
+            return found
+
+
+def test_the_rest_of_an_epoch_that_is_dealt_out_anew_has_its_own_length() -> None:
+    feed = feed_on(2, 24)
+    feed.open(None)
+    feed.take()
+    for ranks, items in ((3, 5), (1, 11), (2, 6)):
+        other = feed_on(ranks, 24)
+        assert other.open(feed.state())
+        assert other.most == other.length() == items
+        again = feed_on(ranks, 24)
+        again.open(other.state())  # the same ranks go on with what was dealt out to them
+        assert again.most == items
+        assert len(left_of(other)) == 2 * (items - 1) - (ranks == 3)
+        assert other.last
+        other.begin(4)
+        assert other.open(None)
+        assert other.most == 4
+    limited = feed_on(1, 24, most=3)
+    limited.open(feed.state())
+    assert limited.most == 3
+
+
+def test_an_epoch_of_which_no_batch_is_left_for_other_ranks_is_refused() -> None:
+    feed = feed_on(2, 11, drop_last=True)
+    feed.open(None)
+    feed.take()
+    feed.take()
+    with pytest.raises(LoopError, match="no batch is left") as error:
+        feed_on(4, 11, drop_last=True).open(feed.state())
+    assert "as many ranks as before" in error.value.hint

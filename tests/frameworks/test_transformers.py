@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
 
 from tests.support.jobs import fresh_address
-from tests.support.tiny_transformers import Leaving, Stream, train
-
-# The name of it changed in transformers 5.
-BY_LENGTH: dict[str, Any] = (
-    {"train_sampling_strategy": "group_by_length"}
-    if hasattr(TrainingArguments, "train_sampling_strategy")
-    else {"group_by_length": True}
-)
+from tests.support.tiny_transformers import BY_LENGTH, Leaving, Stream, train
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from xgboost.callback import EarlyStopping, LearningRateScheduler, TrainingCallb
 import holdfast
 import holdfast.lightgbm
 import holdfast.xgboost
-from holdfast.errors import StateError, UsageError
+from holdfast.errors import StateError, UnsupportedValue, UsageError
 from tests.support.interrupted import check_stopped_and_killed
 from tests.support.jobs import copied, fresh_address, steps_of
 
@@ -186,6 +186,84 @@ def test_the_best_one_is_kept_and_can_be_loaded(tmp_path: Path) -> None:
         holdfast.lightgbm.load_model(address)
 
 
+def test_an_evaluation_looks_at_the_booster_of_each_checkpoint() -> None:
+    address, valid = fresh_address(), xgboost.DMatrix(X[300:], Y[300:])
+
+    def loss(booster: xgboost.Booster) -> float:
+        return float(booster.eval(valid).rpartition(":")[2])
+
+    class Looking(TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            if epoch == 4:  # in the middle, too
+                run.evaluate(lambda _: loss(model), metric="then")
+            return False
+
+    with holdfast.Run(address, every=2, keep=None, quiet=True) as run:
+        model = xgboost.XGBClassifier(
+            n_estimators=7, subsample=0.7, callbacks=[holdfast.xgboost.Callback(run), Looking()]
+        )
+        model.fit(X[:300], Y[:300])
+        booster = model.get_booster()
+        before = booster.save_raw("ubj"), booster.save_config()
+        done = run.evaluate(lambda _: loss(booster), metric="now")
+        assert (booster.save_raw("ubj"), booster.save_config()) == before
+    with holdfast.Run(address, keep=None, quiet=True) as run:
+        holdfast.xgboost.Callback(run)
+        with pytest.raises(UsageError, match="a training that has not begun"):
+            run.evaluate(lambda _: loss(booster), metric="early")
+    rounds = [one.info.step for one in done]
+    assert rounds == [2, 4, 6, 7]
+    wanted = [loss(holdfast.xgboost.load_model(f"{address}@{number}")) for number in rounds]
+    assert [one.metrics["now"] for one in done] == wanted
+    assert [one.info.metrics["then"] for one in done[:2]] == wanted[:2]
+
+    plain = xgboost.XGBClassifier(n_estimators=7, subsample=0.7)
+    with holdfast.Run(fresh_address(), quiet=True) as run:
+        plain.set_params(callbacks=[holdfast.xgboost.Callback(run)]).fit(X[:300], Y[:300])
+    assert plain.get_booster().save_raw("ubj") == before[0]
+
+
+def test_a_booster_that_no_checkpoint_can_be_put_into() -> None:
+    with holdfast.Run(fresh_address(), every=2, keep=None, quiet=True) as run:
+        stopping = EarlyStopping(rounds=9, save_best=True)
+        booster = holdfast.xgboost.train(
+            {}, num_boost_round=3, run=run, **data(), callbacks=[stopping]
+        )
+        with pytest.raises(UsageError, match="save_best") as caught:
+            run.evaluate(lambda _: booster.num_boosted_rounds())
+    assert "holdfast.xgboost.load_model(c.info.ref)" in caught.value.hint
+
+
+def test_what_was_imported_can_be_loaded(tmp_path: Path) -> None:
+    made = xgboost.train({}, xgboost.DMatrix(X, Y), 2)
+    other = lightgbm.train({"verbosity": -1}, lightgbm.Dataset(X, Y), 2)
+    made.save_model(tmp_path / "x.ubj")
+    other.save_model(tmp_path / "y.txt")
+    for file in ("x.ubj", "y.txt"):
+        holdfast.import_checkpoint(tmp_path / file, tmp_path / file[0])
+    loaded = holdfast.xgboost.load_model(str(tmp_path / "x"), "model")
+    assert loaded.save_raw("ubj") == made.save_raw("ubj")
+    text = holdfast.lightgbm.load_model(str(tmp_path / "y"), "model").model_to_string()
+    assert text == lightgbm.Booster(model_str=other.model_to_string()).model_to_string()
+
+
+class Ticking(TrainingCallback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        self.now += 2
+        return False
+
+
+def test_by_the_clock() -> None:
+    address, clock = fresh_address(), Ticking()
+    with holdfast.Run(address, every="10s", keep=None, quiet=True, clock=lambda: clock.now) as run:
+        holdfast.xgboost.train({}, data()["dtrain"], 12, run=run, callbacks=[clock])
+    assert steps_of(address) == [5, 10, 12]
+
+
 @pytest.mark.parametrize("place", [0, 3, 7, 12, 16])
 def test_an_estimator_over_folds(place: int) -> None:
     def folds(address: str) -> Any:
@@ -283,6 +361,30 @@ def test_what_cannot_be_resumed_is_refused() -> None:
         callback = holdfast.xgboost.Callback(run)
         with pytest.raises(UsageError, match=r"xgboost\.cv trains a booster of each fold"):
             xgboost.cv({}, data()["dtrain"], 3, callbacks=[callback])
+    tracked = xgboost.XGBClassifier(n_estimators=1).fit(X, Y)
+    for model in (tracked, tracked.get_booster()):
+        with holdfast.CheckpointManager(fresh_address()) as manager:
+            with pytest.raises(UnsupportedValue) as caught:
+                manager.save(1, {"model": model})
+            assert "holdfast.xgboost.Callback(run)" in caught.value.hint
+    with pytest.raises(UsageError, match="needs a Run, not 'runs/boost'"):
+        holdfast.xgboost.train({}, **data(), run="runs/boost")  # type: ignore[arg-type]
+    made = xgboost.train({}, data()["dtrain"], 2)
+    again = {"process_type": "update", "updater": "refresh"}
+    with (
+        holdfast.Run(fresh_address(), quiet=True) as run,
+        pytest.raises(UsageError, match="process_type"),
+    ):
+        holdfast.xgboost.train(again, **data(), num_boost_round=2, run=run, xgb_model=made)
+
+
+@pytest.mark.parametrize("changed", [{"booster": "gblinear"}, {"objective": "reg:squarederror"}])
+def test_another_kind_of_booster_is_refused(changed: dict[str, Any]) -> None:
+    address = fresh_address()
+    train(address, rounds=2)
+    with pytest.raises(StateError, match=f"{next(iter(changed))} was .*, is "):
+        train(address, rounds=4, **changed)
+    assert train(address, rounds=4)[4] == 4
 
 
 def test_a_run_of_another_library_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Writes the store that later versions must be able to read for ever.
 
     python -m tests.golden.make tests/golden/v0.1
+    python -m tests.golden.make tests/golden/boxes
 
 Run once per release that changes what is written; the folder is committed and never
 made again. `state()` must keep giving the same values, or a test has nothing to compare.
@@ -21,6 +22,8 @@ import torch
 
 import holdfast
 from holdfast.repo import layout
+from tests.repo.support import process
+from tests.support.recut import at_random, recut
 
 
 def state(step: int) -> dict[str, Any]:
@@ -81,5 +84,12 @@ def make(folder: Path) -> None:
         ckpts.save(6, state(6), note="final", finished=True).result()
 
 
+def make_boxes(folder: Path) -> None:
+    """The newest checkpoint of v0.1, its leaves cut in any boxes, as processes that train
+    together may write it."""
+    recut(folder.with_name("v0.1"), folder, at_random(6), packs=3, holder=process())
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    target = Path(sys.argv[1])
+    (make_boxes if target.name == "boxes" else make)(target)

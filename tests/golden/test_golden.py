@@ -68,6 +68,21 @@ def test_goes_on_with_old(store: Path, tmp_path: Path) -> None:
         assert_state(found.values, 6)
 
 
+def test_reads_leaves_that_are_cut_in_boxes(tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(STORES[0].with_name("boxes"), copy)
+    with holdfast.CheckpointManager(copy, keep=None) as ckpts:
+        [checked] = ckpts.verify()
+        assert checked.ok, checked.problems
+        found = ckpts.restore(rng=False)
+        assert found is not None
+        assert_state(found.values, 6)
+        ckpts.save(7, state(6)).result()
+        found = ckpts.restore(ref=7, rng=False)
+        assert found is not None
+        assert_state(found.values, 6)
+
+
 @pytest.mark.filterwarnings("ignore:The parameter `criterion` is deprecated:FutureWarning")
 def test_estimators_of_an_old_version_go_on() -> None:
     """Saved with scikit-learn 1.4.2 and NumPy 2.2.6."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tests.gpu.checks import CHECKS, Place
+from tests.gpu.ranks import ranks
 from tests.gpu.speed import table
 
 
@@ -30,7 +31,7 @@ def main() -> int:
     place = Place(torch.device(args.device))
     print(f"torch {torch.__version__}, {place.name}")
     failed = 0
-    for name, check in CHECKS.items():
+    for name, check in {**CHECKS, "ranks": ranks}.items():
         if args.only not in name:
             continue
         folder = Path(tempfile.mkdtemp(prefix="holdfast-gpu-"))

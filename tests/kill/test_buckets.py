@@ -17,6 +17,7 @@ from tests.kill.driver import (
     differing,
     reference,
 )
+from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.servers.service import Place
 
 # "fsync" is a matter of folders.
@@ -77,6 +78,7 @@ def test_a_job_on_s3_killed_in_every_phase(tmp_path: Path, s3: Place) -> None:
 
 
 SLOW = pytest.mark.slow
+ON_S3, ELSEWHERE = (84, 20) if EXHAUSTIVE else (20, 10)
 CEPH = pytest.mark.ceph
 
 
@@ -84,13 +86,13 @@ CEPH = pytest.mark.ceph
 @pytest.mark.parametrize(
     ("server", "name", "args", "points", "total"),
     [
-        pytest.param("s3", "generic", (), (*SAVING, *SAVING, "body", "after"), 84, marks=SLOW),
+        pytest.param("s3", "generic", (), (*SAVING, *SAVING, "body", "after"), ON_S3, marks=SLOW),
         pytest.param(
             "s3", "torch_train", ("0",), ("log", "restore", *OVERLAP, *PLACES), 9, marks=SLOW
         ),
-        pytest.param("gcs", "generic", (), (*SAVING, "body"), 20, marks=SLOW),
-        pytest.param("azure", "generic", (), (*SAVING, "body"), 20, marks=SLOW),
-        pytest.param("ceph", "generic", (), (*SAVING, "body"), 20, marks=CEPH),
+        pytest.param("gcs", "generic", (), (*SAVING, "body"), ELSEWHERE, marks=SLOW),
+        pytest.param("azure", "generic", (), (*SAVING, "body"), ELSEWHERE, marks=SLOW),
+        pytest.param("ceph", "generic", (), (*SAVING, "body"), ELSEWHERE, marks=CEPH),
     ],
     ids=["s3", "s3, torch", "gcs", "azure", "ceph"],
 )
@@ -103,7 +105,7 @@ def test_a_hundred_kills_on_buckets(
     points: tuple[str, ...],
     total: int,
 ) -> None:
-    """With those of the quick test, 100 on S3."""
+    """With those of the quick test, 100 on S3 in `make exhaustive`."""
     place = request.getfixturevalue(server)
     wanted, _ = reference(name, tmp_path, *args)
     counts = counts_of(place, name, tmp_path, *args)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kill.driver import OVERLAP, PLACES, SAVING, Script, differing, kill_at_each, reference
+from tests.support.exhaustive import EXHAUSTIVE
 
 
 def test_a_generic_script_killed_in_every_phase(tmp_path: Path) -> None:
@@ -36,18 +37,19 @@ def test_a_torch_script_killed_in_every_place(tmp_path: Path, workers: str) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    ("name", "args", "points", "each"),
+    ("name", "args", "points"),
     [
-        ("generic", (), SAVING, 10),
-        ("torch_train", ("0",), (*OVERLAP, *PLACES), 10),
-        ("torch_train", ("2",), PLACES, 10),
+        ("generic", (), SAVING),
+        ("torch_train", ("0",), (*OVERLAP, *PLACES)),
+        ("torch_train", ("2",), PLACES),
     ],
     ids=["saving and restoring", "places of the loop", "places of the loop, 2 workers"],
 )
-def test_over_a_hundred_kills(
-    tmp_path: Path, name: str, args: tuple[str, ...], points: tuple[str, ...], each: int
+def test_killed_again_and_again_in_each_place(
+    tmp_path: Path, name: str, args: tuple[str, ...], points: tuple[str, ...]
 ) -> None:
-    """70 + 70 + 50 and more: at least 10 in each phase and in each place."""
+    """In `make exhaustive` 70 + 70 + 50 and more: at least 10 in each phase and in each place."""
+    each = 10 if EXHAUSTIVE else 4
     wanted, counts = reference(name, tmp_path, *args)
     kills: Counter[str] = Counter()
     for round_ in range(4 * each):

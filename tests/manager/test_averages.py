@@ -380,9 +380,11 @@ def test_what_has_no_mean_must_be_the_same() -> None:
     to = fresh_address()
     holdfast.average(f"{same}@all", to)
     assert holdfast.open(to)["w"].tolist() == [1.5, 1.5]
-    with pytest.raises(StateError, match=r"eight: float8_e4m3fn\[2\] cannot be averaged"):
+    with pytest.raises(StateError, match=r"eight: float8_e4m3fn\[2\] is not the same in all"):
         holdfast.average(f"{saved(state(1), state(2, eight=2))}@all", to)
-    with pytest.raises(StateError, match="sparse tensor cannot be averaged"):
+    with pytest.raises(
+        StateError, match="sparse tensor is not the same in all, and cannot be averaged"
+    ):
         holdfast.average(f"{saved(state(1), state(2, at=2))}@all", to)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 import holdfast
 from holdfast.errors import Fenced, HoldfastError, SaveFailed, StoreUnavailable
 from holdfast.repo import log
-from holdfast.stores import object_clients
 from holdfast.stores.object import ObjectStore
 from tests.kill.driver import wait_until
 from tests.repo.support import check
+from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.hours import Hours
 from tests.support.servers import faults
 from tests.support.servers.proxy import FaultProxy
@@ -205,10 +206,12 @@ def test_who_waits_for_a_save_does_not_wait_for_retention(bucket: Bucket) -> Non
     with bucket.manager(keep="last=1") as ckpts:
         ckpts.save(1, state(1), block=True)
         bucket.proxy.forget()
-        rule = bucket.proxy.fail(faults.delayed(3), method=method)
+        goes_on = threading.Event()
+        rule = bucket.proxy.fail(faults.held(goes_on), method=method)
         ckpts.save(2, state(2), block=True)
-        assert all(each.status is None for each in bucket.proxy.exchanges(method=method))
         rule.wait()
+        assert all(each.status is None for each in bucket.proxy.exchanges(method=method))
+        goes_on.set()
     assert bucket.proxy.exchanges(method=method)[0].status in (200, 202, 204)
 
 
@@ -256,21 +259,24 @@ def save(ckpts: holdfast.CheckpointManager, step: int) -> bool:
 
 
 QUICK = [("lost reply", False), ("503", True)]
+SERVERS = ["s3", "gcs", "azure", "ceph"]
 
 
-@pytest.mark.parametrize(
-    ("fault", "patient"),
-    [
-        pytest.param(
-            fault,
-            patient,
-            id=f"{fault}-{'patient' if patient else 'impatient'}",
-            marks=[] if (fault, patient) in QUICK else pytest.mark.slow,
-        )
-        for fault in FAULTS
-        for patient in (True, False)
-    ],
-)
+def cases(names: Collection[Any], quick: Collection[Any] = ()) -> list[Any]:
+    """On each server each of `names`, patient or impatient; both in `make exhaustive`."""
+    found: list[Any] = []
+    for (at, server), (number, name) in product(enumerate(SERVERS), enumerate(names)):
+        slow = pytest.mark.ceph if server == "ceph" else pytest.mark.slow
+        for patient, word in ((True, "patient"), (False, "impatient")):
+            is_quick = server in ("s3", "gcs") and (name, patient) in quick
+            if is_quick or EXHAUSTIVE or server == "ceph" or (at + number) % 2 == patient:
+                marks = [] if is_quick else slow
+                id = f"{server}-{name}-{word}"
+                found.append(pytest.param(server, name, patient, id=id, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("bucket", "fault", "patient"), cases(FAULTS, QUICK), indirect=["bucket"])
 def test_any_request_of_a_save_may_fail(bucket: Bucket, fault: str, patient: bool) -> None:
     """What was reported saved is, whole; what was not is whole or absent; the next works."""
     with bucket.manager(deadline_s=120 if patient else 0) as ckpts:
@@ -301,9 +307,7 @@ def test_any_request_of_a_save_may_fail(bucket: Bucket, fault: str, patient: boo
         assert leftovers(bucket) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [0, 1, 2])
-@pytest.mark.parametrize("patient", [True, False], ids=["patient", "impatient"])
+@pytest.mark.parametrize(("bucket", "first", "patient"), cases([0, 1, 2]), indirect=["bucket"])
 def test_any_request_of_the_first_save_may_fail(bucket: Bucket, patient: bool, first: int) -> None:
     """The run begins, or does not, and can be begun again. A third of the requests each."""
     fault = FAULTS[["dropped", "lost reply", "500"][first]]
@@ -333,28 +337,29 @@ def test_any_request_of_the_first_save_may_fail(bucket: Bucket, patient: bool, f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("waits", [True, False], ids=["landed", "on its way"])
-def test_an_entry_may_land_long_after_it_was_given_up(
-    bucket: Bucket, waits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_may_land_long_after_it_was_given_up(bucket: Bucket, waits: bool) -> None:
     """The next save finds it, or takes its number first; nothing is lost or half there."""
-    monkeypatch.setattr(object_clients, "_SMALL_S", 0.5)
+    lands = threading.Event()
     with bucket.manager(deadline_s=0, keep=None) as ckpts:
         for step in (1, 2):
             assert save(ckpts, step)
         tries = bucket.proxy.count(method="PUT", target="/log/")
-        late = bucket.proxy.fail(faults.delayed(3), method="PUT", target="/log/", times=4)
+        late = bucket.proxy.fail(faults.given_up(lands), method="PUT", target="/log/", times=4)
         assert not save(ckpts, 3)
-        assert late.met == 4
-        assert bucket.steps() in ([1, 2], [1, 2, 3])
+        assert late.met
+        assert bucket.steps() == [1, 2]
+        bucket.proxy.heal()
 
         def landed() -> bool:
-            sent = bucket.proxy.exchanges(method="PUT", target="/log/")[tries : tries + 4]
+            sent = bucket.proxy.exchanges(method="PUT", target="/log/")[tries : tries + late.met]
             return all(exchange.server_status is not None for exchange in sent)
 
         if waits:
+            lands.set()
             wait_until(landed)
             assert bucket.steps() == [1, 2, 3]
         assert save(ckpts, 4)
+        lands.set()
         wait_until(landed)
         assert bucket.steps() in ([1, 2, 4], [1, 2, 3, 4])
         assert save(ckpts, 5)

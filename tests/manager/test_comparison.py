@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from hypothesis import strategies as st
 
 import holdfast
 from holdfast.core.digest import digest
-from holdfast.core.plan import boxes
+from holdfast.core.plan import Part, boxes
 from holdfast.core.records import Chunk, Leaf
 from holdfast.errors import DamagedObject
 from holdfast.manager import comparison, numbers
 from holdfast.manager.comparison import Apart, Comparison
 from holdfast.manager.listing import Listing
+from tests.support.tilings import SHAPES, tilings
 
 _count = 0
 
@@ -278,6 +280,7 @@ def test_how_far_apart(a: Any, b: Any, expected: Apart, dtype: torch.dtype) -> N
         (np.array([1j, 2], np.complex64), np.array([1, 2], np.complex64), Apart(2, 1, 2**0.5, 0)),
         (np.array([1j, 2]), np.array([1, 2]) + 0j, Apart(2, 1, None, 0)),
         (np.array(["ab", "c"]), np.array(["ab", "d"]), Apart(2, 1, None, 0)),
+        (np.zeros(3, "i4,f8"), np.array([(0, 0), (1, 2), (0, 3)], "i4,f8"), Apart(3, 2, None, 0)),
     ],
 )
 def test_other_types(a: Any, b: Any, expected: Apart) -> None:
@@ -307,21 +310,23 @@ def test_eight_bit_floats_as_pytorch_has_them(name: str, dtype: torch.dtype) -> 
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    st.integers(0, 40),
-)
-def test_any_two_ways_to_cut_a_leaf(a: list[int], b: list[int], at: int) -> None:
-    """Each byte is compared with the one at its own place."""
-    nbytes = min(sum(a), sum(b))
-    data_a = bytes(range(nbytes))
-    data_b = bytearray(data_a)
-    data_b[at % nbytes] ^= 1
-    readers: list[Any] = [_Reader(data_a), _Reader(bytes(data_b))]
-    leaves = _leaf(a, data_a), _leaf(b, bytes(data_b))
-    result = numbers.apart(readers[0], leaves[0], readers[1], leaves[1], numeric=True)
-    assert result == Apart(nbytes, 1, 1.0, 0)
+@given(SHAPES.filter(prod), st.integers(1, 700), st.data())
+def test_any_two_ways_to_cut_a_leaf(shape: tuple[int, ...], most: int, data: st.DataObject) -> None:
+    """Each item is compared with the one at its own place, however many stretches it takes."""
+    one = np.arange(prod(shape), dtype=np.uint8).reshape(shape)
+    other = one.copy()
+    at = data.draw(st.integers(0, one.size - 1))
+    other.reshape(-1)[at] ^= 1
+    sides: list[Any] = []
+    for array in (one, other):
+        leaf, content = _leaf(array, data.draw(tilings(shape)))
+        sides += [_Reader(content), leaf]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numbers, "CHUNK_BYTES", most)
+        patch.setattr(numbers, "_ACROSS_BYTES", most)
+        for numeric in (True, False):
+            result = numbers.apart(*sides, numeric=numeric)
+            assert result == Apart(one.size, 1, 1.0 if numeric else None, 0)
 
 
 class _Reader:
@@ -331,19 +336,16 @@ class _Reader:
         self._data = data
 
     def read(self, wanted: Any) -> None:
-        for one in wanted:
-            start = one.chunk.offset
-            one.sink(one.leaf, one.chunk, memoryview(self._data)[start : start + one.chunk.nbytes])
+        for _, chunk, sink, _ in wanted:
+            content = memoryview(self._data)[chunk.offset : chunk.offset + chunk.nbytes]
+            sink(chunk.start, chunk.shape, content)
 
 
-def _leaf(cuts: list[int], data: bytes) -> Leaf:
-    nbytes = len(data)
+def _leaf(array: np.ndarray, parts: list[Part]) -> tuple[Leaf, bytes]:
     chunks: list[Chunk] = []
-    start = 0
-    for length in cuts:
-        length = min(length, nbytes - start)
-        if length:
-            content = digest(data[start : start + length])
-            chunks.append(Chunk((start,), (length,), 0, start, length, content))
-            start += length
-    return Leaf("x", "U8", (nbytes,), tuple(chunks))
+    content = b""
+    for start, shape in parts:
+        box = array[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))].tobytes()
+        chunks.append(Chunk(start, shape, 0, len(content), len(box), digest(box)))
+        content += box
+    return Leaf("x", "U8", array.shape, tuple(chunks)), content

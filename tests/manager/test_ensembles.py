@@ -86,6 +86,17 @@ def test_under_another_name() -> None:
     assert [one["v"][0] for one in renamed] == [-5.0]
 
 
+def test_below_a_name() -> None:
+    address = fresh_address()
+    with CheckpointManager(address) as manager:
+        for step in (1, 2):
+            model = {"w": np.full(3, float(step))}
+            manager.save(step, {"trainer": {"model": model, "progress": step}}).result()
+    weights = {"w": np.zeros(3)}
+    members = holdfast.ensemble(weights, f"{address}@last=2", name="trainer/model")
+    assert [one["w"][0] for one in members] == [1.0, 2.0]
+
+
 def test_which_they_are_is_decided_once(tmp_path: Path) -> None:
     run, model = saved(tmp_path / "run"), Linear()
     members = holdfast.ensemble(model, f"{run}@last=2")
@@ -103,8 +114,9 @@ def test_what_cannot_be_had(tmp_path: Path) -> None:
         holdfast.ensemble(model, f"{run}@9")
     with pytest.raises(UsageError, match="no checkpoint is named"):
         holdfast.ensemble(model, [])
-    with pytest.raises(StructureMismatch):
+    with pytest.raises(StructureMismatch) as caught:
         list(holdfast.ensemble(model, run, name="nothing"))
+    assert "holds model, ema, other: say which by name=" in caught.value.hint
     immutable: Any = (1, 2)
     with pytest.raises((UsageError, StructureMismatch)):
         list(holdfast.ensemble(immutable, run))

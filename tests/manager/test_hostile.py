@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import resource
@@ -127,6 +128,76 @@ def test_forged_manifests_are_refused(tmp_path: Path, forgery: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(tmp_path / "run")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def cut_in(*boxes: tuple[list[int], list[int]]) -> Callable[[dict[str, Any]], None]:
+    """The 1,000 elements of "a" as ten rows of a hundred, in these boxes, whose bytes follow
+    each other in the pack, with their right digests."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        leaf = manifest["leaves"][0]
+        _, _, pack, offset, nbytes, _ = leaf["chunks"][0][:6]
+        assert nbytes == 8000
+        content = np.arange(1000.0).tobytes()
+        leaf["shape"], leaf["chunks"] = [10, 100], []
+        at = 0
+        for start, shape in boxes:
+            count = 8 * math.prod(shape)
+            part = digest(content[at : at + count])
+            leaf["chunks"].append([start, shape, pack, offset + at, count, part])
+            at += count
+
+    return change
+
+
+LEFT, RIGHT = ([0, 0], [10, 50]), ([0, 50], [10, 50])
+TILINGS = {
+    "overlap and a hole": cut_in(LEFT, ([0, 49], [10, 50])),
+    "one box twice": cut_in(LEFT, LEFT),
+    "a hole": cut_in(LEFT, ([0, 50], [9, 50])),
+    "a corner twice, another not": cut_in(
+        ([0, 0], [5, 50]), ([5, 0], [5, 50]), ([0, 50], [5, 50]), ([4, 50], [5, 50])
+    ),
+    "outside": cut_in(LEFT, ([0, 51], [10, 50])),
+    "before the leaf": cut_in(LEFT, ([-1, 50], [10, 50])),
+    "empty": cut_in(LEFT, RIGHT, ([0, 0], [0, 5])),
+    "negative": cut_in(LEFT, RIGHT, ([0, 0], [-1, -1])),
+    "fewer dimensions": cut_in(LEFT, ([50], [500])),
+    "more dimensions": cut_in(LEFT, ([0, 50, 0], [10, 50, 1])),
+}
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_boxes_that_do_not_tile_their_leaf_are_refused(tmp_path: Path, tiling: str) -> None:
+    """Each of them has its bytes, with the right digest."""
+    make_run(tmp_path / "run")
+    forge(tmp_path / "run", TILINGS[tiling])
+    assert "'a' in manifests/" in refused(tmp_path / "run")
+
+
+def test_chunks_that_share_bytes_of_a_pack_are_refused(tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        cut_in(LEFT, RIGHT)(manifest)
+        first, second = manifest["leaves"][0]["chunks"]
+        second[3:6] = first[3:6]
+
+    make_run(tmp_path / "run")
+    forge(tmp_path / "run", change)
+    assert "overlap in pack" in refused(tmp_path / "run")
+
+
+def test_boxes_that_tile_their_leaf_are_read(tmp_path: Path) -> None:
+    """That the others are refused for what they are."""
+    make_run(tmp_path / "run")
+
+    def change(manifest: dict[str, Any]) -> None:
+        cut_in(RIGHT, LEFT)(manifest)
+        manifest["tree"]["v"][0][1]["shape"] = [10, 100]
+
+    forge(tmp_path / "run", change)
+    content = np.arange(1000.0).reshape(2, 10, 50)
+    with CheckpointManager(tmp_path / "run") as ckpts:
+        np.testing.assert_array_equal(ckpts.load()["a"], np.hstack([content[1], content[0]]))
 
 
 @pytest.mark.parametrize("tag", ["enum", "dataclass", "namedtuple"])

@@ -22,7 +22,9 @@ def block(kilobytes: int, seed: int) -> np.ndarray:
 
 
 def save(ckpts: holdfast.CheckpointManager, step: int, **state: Any) -> holdfast.CheckpointInfo:
-    return ckpts.save(step, state).result()
+    info = ckpts.save(step, state).result()
+    ckpts.wait()  # until what it has retired is deleted
+    return info
 
 
 def stored(folder: Path) -> int:

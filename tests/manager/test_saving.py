@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -24,7 +26,9 @@ from holdfast.stores.base import Store
 from holdfast.stores.faulty import Died, Effect, Fault, FaultPlan, FaultyStore
 from holdfast.stores.local import LocalStore
 from holdfast.stores.memory import MemoryStore
+from tests.kill.driver import wait_until
 from tests.support.crashfs import CrashFileSystem
+from tests.support.exhaustive import EXHAUSTIVE
 
 BLOCK = 8192
 MEMORY = 5 * BLOCK
@@ -200,6 +204,15 @@ def count_calls(compress: str | None, kind: type[MemoryStore]) -> int:
     return len(store.calls)
 
 
+def numbers(compress: str | None, kind: type[MemoryStore], *, first: int = 1) -> range:
+    """Of the calls that fail: of one after the other with and without compression; in
+    `make exhaustive`, all with both."""
+    last = count_calls(compress, kind)
+    if EXHAUSTIVE:
+        return range(first, last + 1)
+    return range(first + (compress is None), last + 1, 2)
+
+
 def manifests(store: Store) -> list[tuple[Any, Any]]:
     repo = Repo(store)
     return [(record, repo.manifest(record)) for record in repo.records()]
@@ -223,7 +236,7 @@ def dead_writers_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dying_at_any_call_leaves_whole_checkpoints(
     effect: Effect, compress: str | None, kind: type[MemoryStore]
 ) -> None:
-    for number in range(1, count_calls(compress, kind) + 1):
+    for number in numbers(compress, kind):
         store = FaultyStore(kind("die"), FaultPlan.at(number, effect))
         with suppress(Died, HoldfastError):
             two_saves(store, compress)
@@ -238,7 +251,7 @@ def test_dying_at_any_call_leaves_whole_checkpoints(
 def test_a_failing_call_never_halves_anything(
     effect: Effect, compress: str | None, kind: type[MemoryStore]
 ) -> None:
-    for number in range(1, count_calls(compress, kind) + 1):
+    for number in numbers(compress, kind):
         store = FaultyStore(kind("fail"), FaultPlan.at(number, effect))
         done = False
         with suppress(HoldfastError):
@@ -255,7 +268,7 @@ def test_a_failing_call_never_halves_anything(
 def test_a_manager_goes_on_after_any_failing_call(
     compress: str | None, kind: type[MemoryStore]
 ) -> None:
-    for number in range(8, count_calls(compress, kind) + 1):
+    for number in numbers(compress, kind, first=8):
         fault = Fault(Effect.FAIL, call=number, error=StoreFull)
         store = FaultyStore(kind("goes-on"), FaultPlan((fault,)))
         options = {"max_save_failures": 10, "compress": compress}
@@ -385,3 +398,15 @@ def test_errors_of_writes_surface_in_the_result() -> None:
             ckpts.save(1, state(1)).result()
         assert blocks_are_back(ckpts)
         ckpts.save(2, state(2)).result()
+
+
+@pytest.mark.parametrize("in_place", [None, lambda source, path: True], ids=["copied", "in place"])
+def test_what_was_saved_is_let_go_of(in_place: Any) -> None:
+    """State that was made for the save only, as by a `state_dict`, is not held up to the next."""
+    with holdfast.CheckpointManager("memory://let-go") as ckpts:
+        array = np.ones(100_000)
+        alive = weakref.ref(array)
+        ckpts.save(1, {"array": array}, in_place=in_place).result()
+        del array
+        ckpts.wait()
+        wait_until(lambda: gc.collect() >= 0 and alive() is None)

@@ -5,12 +5,12 @@ Compared are the final state leaf by leaf with all random states, number, data a
 each step, and what the program prints at its end. What is run where:
 
                             no workers               two workers
-    killed                  every third place        slow: every third
-    stopped (SIGTERM)       one of each; slow: third slow: one, in a tail
+    killed                  every ninth place        slow: every 12th
+    stopped (SIGTERM)       one of each; slow: 12th  slow: one, in a tail
     stopped, then killed    ends of stretches
     crashed (exception)     one of each kind
     killed again and again  once                     slow: every other program, once
-    real: SIGKILL           slow: of half the kinds  slow: one, in a body       } half of the
+    real: SIGKILL           slow: of half the kinds  slow: one, in a body       } a quarter of
     real: SIGTERM           slow: one, in a body     slow: one of each kind     } programs each
 
 A stretch is of places of one kind in a row: its end is the last batch of an epoch, for one.
@@ -57,10 +57,10 @@ every_program = pytest.mark.parametrize("name", PROGRAMS)
 
 
 @every_program
-def test_every_third_place(name: str) -> None:
+def test_every_ninth_place(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=0)
-    check_at(program, whole, some(len(whole.places), number, 3), killed)
+    check_at(program, whole, some(len(whole.places), number, 9), killed)
     check_at(program, whole, in_front_of_another_kind(whole.places), stopped_then_killed)
     for make in (stopped, crashed):
         check_at(program, whole, one_of_each_kind(whole.places, number, KINDS), make)
@@ -69,19 +69,19 @@ def test_every_third_place(name: str) -> None:
 
 @pytest.mark.slow
 @every_program
-def test_a_signal_at_every_third_place(name: str) -> None:
+def test_a_signal_at_every_twelfth_place(name: str) -> None:
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=0)
-    check_at(program, whole, some(len(whole.places), number, 3), stopped)
+    check_at(program, whole, some(len(whole.places), number, 12), stopped)
 
 
 @pytest.mark.slow
 @every_program
-def test_every_third_place_with_two_workers(name: str) -> None:
+def test_every_twelfth_place_with_two_workers(name: str) -> None:
     """A loader's workers are started and ended for each: the most costly test of all."""
     program, number = PROGRAMS[name], NUMBERS[name]
     whole = left_alone(program, workers=2)
-    check_at(program, whole, some(len(whole.places), number, 3), killed)
+    check_at(program, whole, some(len(whole.places), number, 12), killed)
     check_at(program, whole, one_of_each_kind(whole.places, number, ["tail"]), stopped)
     if number % 2:
         check_over_and_over(program, whole)
@@ -94,7 +94,7 @@ def test_every_third_place_with_two_workers(name: str) -> None:
         (name, workers)
         for number, name in enumerate(PROGRAMS)
         for workers in (0, 2)
-        if EXHAUSTIVE or number % 2 == workers // 2
+        if EXHAUSTIVE or number % 4 == workers
     ],
 )
 def test_real_processes(name: str, workers: int, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_real_processes(name: str, workers: int, tmp_path: Path) -> None:
     whole = left_alone(program, workers)
     first, second = nurseries()
     places = left_alone(program, workers, attempt=0).places
-    kill, stop = (["body"], INSIDE) if workers else (KINDS[number % 2 :: 2], ["body"])
+    kill, stop = (["body"], INSIDE) if workers else (KINDS[number // 4 % 2 :: 2], ["body"])
     ends = [("SIGKILL", at, -9) for at in one_of_each_kind(places, number, kill)]
     ends += [("SIGTERM", at, 75) for at in one_of_each_kind(places, number + 1, stop)]
     for signal, at, status in ends:

@@ -37,46 +37,52 @@ def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(sources, tmp_path_factory.mktemp("dist"))
 
 
-@pytest.mark.parametrize("how", ["alone", "beside its rival", "editable, beside its rival"])
-def test_the_names_are_ours(
-    how: str, sources: Path, wheel: Path, metaflow: Metaflow, tmp_path: Path
-) -> None:
+def test_the_names_are_ours(sources: Path, wheel: Path, metaflow: Metaflow, tmp_path: Path) -> None:
+    """In one environment: alone, then beside its rival, then beside it from a folder of sources."""
     environment = Environment.new(tmp_path / "venv")
-    if "editable" in how:
-        environment.install("--editable", f"{sources}[metaflow]")
-    else:
-        environment.install(f"{wheel}[metaflow]")
-    if "rival" in how:
-        environment.install("metaflow-checkpoint")
+    environment.install(f"{wheel}[metaflow]")
+    assert_ours(metaflow, environment, rival=False)
+    goes_on(metaflow, environment)
 
-    variables = metaflow.environment()
-    told = environment.run("-c", _WHOSE, cwd=tmp_path, **variables)
+    environment.install("metaflow-checkpoint")
+    assert_ours(metaflow, environment, rival=True)
+    run(metaflow, environment, "beside")
+    weights = {"weights": "as trained"}
+    hub = {"deep/config": "org/tiny"}
+    assert metaflow.told == [
+        {"trained": weights, "saved": weights, "from_hub": hub, "theirs": weights},
+        {"again": hub, "repo": "org/tiny"},
+        {"refused": True},
+        {"deleted": True, "left": ["deep"]},
+    ]
+
+    environment.install("--editable", f"{sources}[metaflow]")
+    assert_ours(metaflow, environment, rival=True)
+    goes_on(metaflow, environment)
+
+
+def assert_ours(metaflow: Metaflow, environment: Environment, *, rival: bool) -> None:
+    told = environment.run("-c", _WHOSE, cwd=metaflow.folder, **metaflow.environment())
     assert json.loads(told.splitlines()[-1]) == {
         "decorators": [
             "metaflow_extensions.holdfast.plugins.decorator",
             "metaflow_extensions.holdfast.plugins.models",
         ],
         "others": ["metaflow_extensions.holdfast.toplevel.toplevel"],
-        "rival": "rival" in how,
+        "rival": rival,
     }
 
-    def run(flow: str, **more: str) -> None:
-        script = str(FLOWS / f"{flow}.py")
-        environment.run(script, "--no-pylint", "run", cwd=tmp_path, **variables, **more)
 
-    run("counting", DIES_AT="4")
+def goes_on(metaflow: Metaflow, environment: Environment) -> None:
+    run(metaflow, environment, "counting", DIES_AT="4")
     assert [line.get("loaded") for line in metaflow.told] == [0, 4, None]
-    if "rival" in how:
-        metaflow.forget()
-        run("beside")
-        weights = {"weights": "as trained"}
-        hub = {"deep/config": "org/tiny"}
-        assert metaflow.told == [
-            {"trained": weights, "saved": weights, "from_hub": hub, "theirs": weights},
-            {"again": hub, "repo": "org/tiny"},
-            {"refused": True},
-            {"deleted": True, "left": ["deep"]},
-        ]
+
+
+def run(metaflow: Metaflow, environment: Environment, flow: str, **more: str) -> None:
+    metaflow.forget()
+    variables = {**metaflow.environment(), **more}
+    script = str(FLOWS / f"{flow}.py")
+    environment.run(script, "--no-pylint", "run", cwd=metaflow.folder, **variables)
 
 
 # -- tasks on other machines -------------------------------------------------------
@@ -118,25 +124,11 @@ def task_elsewhere(metaflow: Metaflow, unpacked: Path, environment: Environment,
 def test_a_task_elsewhere_goes_on_with_the_packaged_holdfast(
     metaflow: Metaflow, unpacked: Path, tmp_path: Path
 ) -> None:
-    """Only what is compiled is installed there; neither Holdfast nor Metaflow."""
+    """Only what is compiled is installed there, neither Holdfast nor Metaflow; what lacks of it
+    is said, and where to add it."""
     metaflow.run("counting", FAILS_AT="6", status=1)
     [run] = {line["run"] for line in metaflow.told}
     metaflow.forget()
-    environment = Environment.new(tmp_path / "venv")
-    environment.install("numpy", "blake3", "xxhash", "msgspec", "requests")
-    task_elsewhere(metaflow, unpacked, environment, run)
-    [told] = metaflow.told
-    assert (told["attempt"], told["loaded"], told["metadata"]) == (3, 5, {"count": 5})
-    files = [path for path in unpacked.rglob("*") if path.suffix == ".py"]
-    assert unpacked / ".mf_code" / "holdfast" / "__init__.py" in files
-    assert not [path for path in files if "tests" in path.relative_to(unpacked).parts]
-
-
-def test_a_task_that_lacks_something_says_what_and_where_to_add_it(
-    metaflow: Metaflow, unpacked: Path, tmp_path: Path
-) -> None:
-    metaflow.run("counting", FAILS_AT="6", status=1)
-    [run] = {line["run"] for line in metaflow.told}
     environment = Environment.new(tmp_path / "venv")
     environment.install("xxhash", "requests")
     output = task_elsewhere(metaflow, unpacked, environment, run)
@@ -144,3 +136,12 @@ def test_a_task_that_lacks_something_says_what_and_where_to_add_it(
     assert "@checkpoint on step start needs what is not installed" in output
     assert 'numpy, blake3, msgspec. Add it there: @pypi(packages={"holdfast": "' in output
     assert "Traceback" not in output
+    assert not metaflow.told
+
+    environment.install("numpy", "blake3", "msgspec")
+    task_elsewhere(metaflow, unpacked, environment, run)
+    [told] = metaflow.told
+    assert (told["attempt"], told["loaded"], told["metadata"]) == (3, 5, {"count": 5})
+    files = [path for path in unpacked.rglob("*") if path.suffix == ".py"]
+    assert unpacked / ".mf_code" / "holdfast" / "__init__.py" in files
+    assert not [path for path in files if "tests" in path.relative_to(unpacked).parts]

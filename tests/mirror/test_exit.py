@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from holdfast.core.threads import share_out
-from holdfast.manager.mirror import GRACE_S
 from holdfast.repo.repo import Repo
 from holdfast.stores.open import open_store
 from tests.mirror.support import WAIT_S
@@ -20,6 +19,7 @@ from tests.support.servers.faults import delayed
 from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place
 
+GRACE_S = 1.0
 Faulty = Callable[[Place], tuple[Place, FaultProxy]]
 
 # Four packs are on their way to a bucket when it ends.
@@ -27,9 +27,10 @@ JOB = """
 import sys, threading
 import numpy as np
 import holdfast
-from holdfast.manager import packer
+from holdfast.manager import mirror, packer
 
 packer.MIRRORED_PACK_BYTES = 100_000
+mirror.GRACE_S = float(sys.argv[4])
 run = holdfast.CheckpointManager(sys.argv[1], mirror=sys.argv[2], mirror_wait=0.5)
 run.save(1, {str(n): np.random.default_rng(n).bytes(90_000) for n in range(8)}).result()
 sys.stdin.readline()
@@ -49,7 +50,7 @@ def test_a_server_that_accepts_and_never_answers(
     place, proxy = faulty(s3)
     rule = proxy.fail(delayed(3600), method="PUT", target="packs/", times=None)
     with subprocess.Popen(
-        [sys.executable, "-c", JOB, tmp_path / "run", place.address, end],
+        [sys.executable, "-c", JOB, tmp_path / "run", place.address, end, str(GRACE_S)],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

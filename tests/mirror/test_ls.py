@@ -15,7 +15,6 @@ from holdfast.cli import cli
 from holdfast.manager import mirror_status
 from holdfast.repo import keys
 from holdfast.repo.mirrors import remembered
-from holdfast.repo.repo import Repo
 from holdfast.stores.open import open_store
 from tests.mirror.support import WAIT_S, Line, state
 from tests.support.servers.proxy import FaultProxy
@@ -105,12 +104,12 @@ def test_the_run_remembers_the_last_mirror_in_one_object(tmp_path: Path) -> None
     for there in ("a", "a", "b"):
         with CheckpointManager(run, mirror=tmp_path / there) as ckpts:
             ckpts.save(1, state(1)).result()
-        assert remembered(Repo(store)) == str(tmp_path / there)
+        assert remembered(store) == str(tmp_path / there)
         assert len(list(store.list(keys.MIRRORS))) == 1
     with CheckpointManager(run) as ckpts:
         ckpts.gc()
         ckpts.save(2, state(2)).result()
-    assert remembered(Repo(store)) == str(tmp_path / "b")
+    assert remembered(store) == str(tmp_path / "b")
     [info] = store.list(keys.MIRRORS)
     (run / info.key).write_bytes(b"{}")
-    assert remembered(Repo(store)) == ""
+    assert remembered(store) == ""

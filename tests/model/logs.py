@@ -29,8 +29,10 @@ class Logs:
     _small: Interned
 
     def _find(self, log: tuple[int, ...], number: int) -> int | None:
-        entries = self.entries
-        return next((eid for eid in log if entries[eid].number == number), None)
+        for eid in log:
+            if self.entries[eid].number == number:
+                return eid
+        return None
 
     def _created(self, state: State, run: int, eid: int) -> dict[int, Any]:
         log = tuple(sorted((*state[LOGS][run], eid), key=lambda found: self.entries[found].number))

@@ -47,7 +47,7 @@ def test_every_rule_matters(scenario: Scenario, bug: Bug) -> None:
     _check_shows(scenario, bug)
 
 
-LARGE = LARGE_SCENARIOS if EXHAUSTIVE else LARGE_SCENARIOS[::3]
+LARGE = LARGE_SCENARIOS if EXHAUSTIVE else LARGE_SCENARIOS[::5]
 
 
 def test_every_bug_is_shown() -> None:
@@ -57,7 +57,7 @@ def test_every_bug_is_shown() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "scenario", LARGE_SCENARIOS[:: 1 if EXHAUSTIVE else 3], ids=lambda scenario: scenario.name
+    "scenario", LARGE_SCENARIOS[:: 1 if EXHAUSTIVE else 5], ids=lambda scenario: scenario.name
 )
 def test_protocol_holds_in_large_scenarios(scenario: Scenario) -> None:
     _check_holds(scenario)

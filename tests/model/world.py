@@ -164,11 +164,13 @@ class World(Logs, Model):
 
     def _run_eager(self, state: State, at: int) -> State:
         """Take the steps of thread `at` that no other thread can notice."""
-        while (local := state[LOCALS][at]) != FINISHED and self._plan(local).eager:
-            effects = self._plan(local).effects(state, at)
-            result, changes, _ = effects[0]
-            if result and isinstance(self.locals.table[local].operation, op.DeleteOldest):
-                return state  # something is there to delete: that others can notice
+        while (local := state[LOCALS][at]) != FINISHED and (plan := self._plan(local)).eager:
+            operation = self.locals.table[local].operation
+            if isinstance(operation, op.DeleteOldest):
+                first, last = operation.first, operation.last
+                if self._oldest(state, RUNS[operation.run], first, last) is not None:
+                    return state  # something is there to delete: that others can notice
+            result, changes, _ = plan.effects(state, at)[0]
             locals_ = state[LOCALS]
             moved = self.locals.step(local, result)
             changes[LOCALS] = (*locals_[:at], moved, *locals_[at + 1 :])
@@ -315,12 +317,18 @@ class World(Logs, Model):
         spans = self.scenario.listing_spans
         return any(begun and begun[0] == run and begun[3] >= spans for begun in state[LISTS])
 
+    def _oldest(self, state: State, run: int, first: int, last: int) -> int | None:
+        for eid in state[LOGS][run]:
+            if first <= self.entries[eid].number <= last:
+                return eid
+        return None
+
     def _delete_oldest(self, state: State, run: int, first: int, last: int) -> list[Effect]:
-        old = [eid for eid in state[LOGS][run] if first <= self.entries[eid].number <= last]
-        if not old:
+        old = self._oldest(state, run, first, last)
+        if old is None:
             return [(False, {}, "nothing to delete")]
-        gone = self.entries[old[0]]
-        log = tuple(eid for eid in state[LOGS][run] if eid != old[0])
+        gone = self.entries[old]
+        log = tuple(eid for eid in state[LOGS][run] if eid != old)
         changes = self._log_changed(state, run, log, gone.number, False)
         return [(True, changes, f"deleted {gone.number}")]
 

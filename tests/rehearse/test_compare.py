@@ -114,3 +114,14 @@ def test_the_first_difference_is_named_where_no_variable_is() -> None:
     [cause] = causes(found[:2])
     assert (cause.kind, cause.name) == ("metric", "loss")
     assert "not tracked" in cause.remedy
+
+
+def test_what_a_callback_forgets_is_told_with_the_way_to_keep_it() -> None:
+    one = Difference(
+        "variable", "Counter.seen", 3, 3, "number", alone="3", killed="0", by_framework=True
+    )
+    [cause] = causes([one])
+    assert (cause.name, cause.why) == ("Counter.seen", "is 0 after a resume, and 3 without")
+    assert cause.remedy == (
+        "Give it state_dict and load_state_dict, and track it: run.track(Counter=Counter)."
+    )

@@ -129,7 +129,7 @@ def gc_forgets_saves_in_flight(patch: pytest.MonkeyPatch) -> None:
 
 def the_entry_before_its_manifest(patch: pytest.MonkeyPatch) -> None:
     later: list[tuple[str, object]] = []
-    whole = Writer._put_own
+    whole = Writer.put_own
     commit = Log.commit
 
     def put_own(self: Writer, key: str, parts, nbytes: int) -> None:  # type: ignore[no-untyped-def]
@@ -145,7 +145,7 @@ def the_entry_before_its_manifest(patch: pytest.MonkeyPatch) -> None:
             self._store.put_new(key, parts)  # type: ignore[arg-type]
         return result
 
-    patch.setattr(Writer, "_put_own", put_own)
+    patch.setattr(Writer, "put_own", put_own)
     patch.setattr(Log, "commit", commit_first)
 
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+import holdfast
 from holdfast.errors import UsageError
 from holdfast.run import environment
 from holdfast.run.environment import collect, config_diff, differences, plain_config
@@ -139,3 +140,19 @@ def test_config_diff() -> None:
     ]
     assert config_diff(before, before) == []
     assert config_diff(1, 2) == ["config: 1 -> 2"]
+
+
+def test_a_relative_address_in_a_worker_of_ray_is_told(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The folder and the variable are as Ray 2.60 gives them to a worker."""
+    folder = tmp_path / "session_2026-11-27_19-53-39_432400_24900" / "artifacts" / "train-1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    told = environment.passing_folder_line
+    assert told("runs/gpt", {}) == ""
+    monkeypatch.setenv("RAY_RAYLET_PID", "7")
+    assert told("s3://bucket/gpt") == told("memory://x") == told(str(tmp_path / "gpt")) == ""
+    with holdfast.Run("runs/gpt", quiet=True) as run:
+        list(run.range(1))
+    assert f"runs/gpt is in {folder}, and Ray" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert told("runs/gpt") == ""

@@ -13,6 +13,7 @@ import pytest
 
 import holdfast
 from holdfast.errors import LoopError
+from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.jobs import Model, fresh_address
 from tests.support.wrappers import (
     ONE_AT_A_TIME,
@@ -133,8 +134,18 @@ CONSUMERS: list[Consumer] = [
 ]
 
 
-@pytest.mark.parametrize("wrap", READ_AHEAD.values(), ids=READ_AHEAD)
-@pytest.mark.parametrize("consume", CONSUMERS, ids=lambda one: one.__name__)
+def pairs(wrappers: dict[str, Wrapper]) -> list[Any]:
+    """Each consumer with a third of the wrappers, each wrapper with a third of the consumers; in
+    `make exhaustive`, each with each."""
+    return [
+        pytest.param(consume, wrap, id=f"{consume.__name__}-{name}")
+        for row, consume in enumerate(CONSUMERS)
+        for column, (name, wrap) in enumerate(wrappers.items())
+        if EXHAUSTIVE or (row + column) % 3 == 0
+    ]
+
+
+@pytest.mark.parametrize(("consume", "wrap"), pairs(READ_AHEAD))
 def test_reading_ahead_is_refused(consume: Consumer, wrap: Wrapper) -> None:
     address = fresh_address()
     run = new_run(address)
@@ -148,8 +159,7 @@ def test_reading_ahead_is_refused(consume: Consumer, wrap: Wrapper) -> None:
     assert holdfast.CheckpointManager(address).checkpoints() == []
 
 
-@pytest.mark.parametrize("wrap", ONE_AT_A_TIME.values(), ids=ONE_AT_A_TIME)
-@pytest.mark.parametrize("consume", CONSUMERS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize(("consume", "wrap"), pairs(ONE_AT_A_TIME))
 def test_one_at_a_time_is_not_refused_and_no_body_is_traced(
     consume: Consumer, wrap: Wrapper
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast.run.unsaved import is_installed
+from holdfast.run.installed import is_installed
 from tests.support.jobs import fresh_address
 from tests.support.unsaved import told
 

@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.servers import faults
 from tests.support.servers.proxy import FaultProxy
+from tests.support.waiting import within
 
 BODY = bytes(range(256)) * 1000  # several pieces
 
@@ -369,6 +370,28 @@ def test_delays(ask: Client, proxy: FaultProxy) -> None:
     assert time.monotonic() - before >= 0.2
 
 
+def test_what_is_given_up_arrives_later(ask: Client, proxy: FaultProxy) -> None:
+    lands = threading.Event()
+    proxy.fail(faults.given_up(lands))
+    with pytest.raises(CUT):
+        ask("PUT", "/a", BODY)
+    [exchange] = proxy.exchanges()
+    assert (exchange.sent_bytes, exchange.server_status) == (len(BODY), None)
+    lands.set()
+    assert within(30, lambda: exchange.server_status is not None)
+    assert exchange.status is None
+
+
+def test_what_is_held_is_answered_later(ask: Client, proxy: FaultProxy) -> None:
+    goes_on = threading.Event()
+    rule = proxy.fail(faults.held(goes_on))
+    ask.connection.request("GET", "/a")
+    rule.wait()
+    assert proxy.exchanges()[0].server_status is None
+    goes_on.set()
+    assert ask.connection.getresponse().read() == BODY
+
+
 def test_trickling(ask: Client, proxy: FaultProxy) -> None:
     proxy.fail(faults.trickled(len(BODY) * 4))
     before = time.monotonic()
@@ -376,7 +399,9 @@ def test_trickling(ask: Client, proxy: FaultProxy) -> None:
     assert time.monotonic() - before >= 0.24
 
 
-@pytest.mark.parametrize("fault", [faults.delayed(3600), faults.trickled(1)])
+@pytest.mark.parametrize(
+    "fault", [faults.delayed(3600), faults.held(threading.Event()), faults.trickled(1)]
+)
 def test_closing_waits_for_no_delay(upstream: Upstream, fault: faults.Fault) -> None:
     with FaultProxy(f"http://127.0.0.1:{upstream.server_port}") as proxy:
         rule = proxy.fail(fault)

@@ -118,6 +118,13 @@ def test_what_is_not_cached_is_read_past_the_cache(store: LocalStore, kernel: Ke
     assert kernel.calls == [("direct", MiB, 2 * MiB)]
 
 
+def test_what_others_read_too_is_read_through_the_cache(store: LocalStore, kernel: Kernel) -> None:
+    into = new_block(2 * MiB)
+    store.read_into("packs/a", MiB, into, shared=True)
+    assert into == CONTENT[MiB : 3 * MiB]
+    assert kernel.calls == [("plain", MiB, 2 * MiB)]
+
+
 def test_of_a_file_that_is_cached_in_part_only_the_rest(store: LocalStore, kernel: Kernel) -> None:
     kernel.cached = MiB
     read(store, 0, 3 * MiB)

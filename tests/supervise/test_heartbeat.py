@@ -149,3 +149,23 @@ def test_the_loop_of_a_process_that_has_died_is_not_waited_for(folder: Path) -> 
     (folder / "4194305.beat").write_bytes(record.ljust(RECORD_BYTES))
     life = Beats(folder).read()
     assert (life.beats, life.step, life.in_loop) == (5, 9, False)
+
+
+@pytest.mark.parametrize(("next_began_s", "left"), [(9.0, 75), (11.0, 0)])
+def test_a_stop_of_processes_that_others_have_followed_is_over(
+    tmp_path: Path, next_began_s: float, left: int
+) -> None:
+    """As where torchrun has started its workers again: what these end with is another matter."""
+    before = Beat(2**22 + 1, began_s=1.0, count=5, left=75, left_s=10.0, notice="AWS spot")
+    after = Beat(2**22 + 2, began_s=next_began_s, count=5, phase="training")
+    for beat in (before, after):
+        (tmp_path / f"{beat.pid}.beat").write_bytes(msgspec.json.encode(beat))
+    life = Beats(tmp_path).read()
+    assert (life.left, life.notice) == (left, "AWS spot" if left else "")
+
+
+def test_a_process_tells_when_it_began_and_when_it_leaves(folder: Path) -> None:
+    heartbeat.leaving(75)
+    beat = told(folder)
+    assert time.time() - 60 < beat.began_s <= beat.left_s <= time.time()
+    assert Beats(folder).read().left == 75

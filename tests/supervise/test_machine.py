@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,71 +12,23 @@ from hypothesis import strategies as st
 from holdfast.supervise import machine
 from holdfast.supervise.machine import (
     Action,
-    Begun,
     Dumped,
-    Event,
     Exit,
     Exited,
     Forward,
     Kill,
     Life,
     PassedOn,
-    Record,
     Requeue,
     SaveStacks,
-    Say,
     Send,
-    Settings,
     Signalled,
     Start,
     Started,
     Watched,
 )
 from holdfast.supervise.rules import Rules
-
-
-class Play:
-    """A supervisor whose time is turned by hand."""
-
-    def __init__(self, **settings: object) -> None:
-        self.settings = replace(Settings(), **settings)  # type: ignore[arg-type]
-        self.state = machine.begin(0.0)
-        self.now_s = 0.0
-        self.life = Life()
-        self.lines: list[str] = []
-
-    def give(self, event: Event) -> list[Action]:
-        self.state, actions = machine.handle(self.settings, self.state, event)
-        self.lines += [action.text for action in actions if isinstance(action, Say)]
-        return [action for action in actions if not isinstance(action, Say)]
-
-    def start(self) -> None:
-        """Wait for the next attempt, and begin it."""
-        self.now_s = max(self.now_s, self.state.start_at_s)
-        assert self.give(Watched(self.now_s)) == [Start(self.state.attempt)]
-        self.give(Started(self.now_s, 100 + self.state.attempt))
-        self.life = Life()
-
-    def watch(self, seconds: float, *, each_s: float = 1.0) -> list[Action]:
-        """Let time go by without a sign of life, until something is to be done."""
-        end_s = self.now_s + seconds
-        while self.now_s < end_s:
-            self.now_s += each_s
-            if actions := self.give(Watched(self.now_s, self.life)):
-                return actions
-        return []
-
-    def beat(self, step: int = 0, checkpoint: int | None = None, phase: str = "training") -> None:
-        saved = self.life.checkpoints if checkpoint is None else (("run", checkpoint),)
-        self.life = Life(self.life.beats + 1, phase != "ended", "run", phase, step, saved)
-        assert self.give(Watched(self.now_s, self.life)) == []
-
-    def end(self, status: int, jitter: float = 1.0) -> list[Action]:
-        self.now_s += 1
-        return self.give(Exited(self.now_s, status, self.life, jitter))
-
-    def wait_s(self) -> float:
-        return self.state.start_at_s - self.now_s
+from tests.supervise.play import Play
 
 
 def test_a_command_that_ends_well_is_done() -> None:
@@ -326,6 +277,21 @@ def test_silence_is_told_where_nothing_is_done_about_it() -> None:
     assert [line for line in play.lines if "no heartbeat for 10 min" in line] == play.lines[1:]
 
 
+def test_a_restart_that_gives_no_heartbeat_is_told() -> None:
+    play = Play()
+    play.start()
+    assert play.watch(2000.0) == []  # as any command without a run
+    play.beat(1, checkpoint=5)
+    play.end(137)
+    play.start()
+    assert play.watch(500.0) == []
+    assert not [line for line in play.lines if "no heartbeat" in line]
+    assert play.watch(2000.0) == []
+    told = [line for line in play.lines if "no heartbeat since it began, 10 min ago" in line]
+    assert len(told) == 1
+    assert "--start-timeout" in told[0]
+
+
 def test_a_hang_timeout_without_a_heartbeat_is_told() -> None:
     play = Play(hang_timeout_s=5.0)
     play.start()
@@ -414,66 +380,3 @@ def test_whatever_happens(
             case _:
                 pass
     assert play.state.stuck <= play.settings.max_stuck + 1
-
-
-@pytest.mark.parametrize(("status", "why"), [(137, "killed"), (9, "exited"), (0, None), (75, None)])
-def test_ends_that_the_process_could_not_tell_are_told_for_it(status: int, why: str | None) -> None:
-    play = Play()
-    play.start()
-    begun = Begun("run", 101, 7)
-    other = Begun("other", 102, 9, over=True)
-    play.life = Life(1, True, "run", "training", 7, began=(begun, other))
-    actions = play.end(status)
-    assert actions[:1] == ([Record(why, status, (begun,))] if why else actions[:1])
-    assert why or not any(isinstance(action, Record) for action in actions)
-
-
-def test_a_hang_is_told_as_one_whatever_the_status() -> None:
-    play = Play(hang_timeout_s=60.0)
-    play.start()
-    begun = Begun("run", 101, 7)
-    play.life = Life(1, True, "run", "training", 7, began=(begun,))
-    assert play.watch(100.0) == [SaveStacks(1)]
-    play.give(Dumped(play.now_s, ""))
-    # It could still save, and said so: that it hung it did not know.
-    play.life = replace(play.life, began=(replace(begun, over=True),))
-    assert play.end(75) == [Record("hang", 75, play.life.began)]
-
-
-def test_a_launcher_that_hides_a_preemption() -> None:
-    play = Play(requeue=True)
-    play.start()
-    play.give(Signalled(1.0, signal.SIGUSR1))
-    play.life = Life(3, False, "run", "ended", 7, left=75)
-    assert play.end(1) == [Requeue(), Exit(75)]
-
-
-def test_a_launcher_that_dies_of_the_warning_is_not_asked() -> None:
-    """Slurm sends SIGUSR1 to every process of a step, also to a `torchrun`."""
-    play = Play(requeue=True)
-    play.start()
-    play.give(Signalled(play.now_s, signal.SIGUSR1))
-    play.life = Life(3, False, "run", "ended", 7, left=75)
-    assert play.end(128 + signal.SIGUSR1) == [Requeue(), Exit(75)]
-    play = Play(requeue=True)
-    play.start()
-    play.life = Life(3, False, "run", "ended", 7, left=75)
-    assert play.end(128 + signal.SIGSEGV) == [], "nobody had warned it"
-
-
-def test_what_a_notice_has_ended_is_not_started_again() -> None:
-    """Another attempt on the same machine would hear the same."""
-    left = Life(3, False, "run", "ended", 7, left=75, notice="AWS spot")
-    play = Play()
-    play.start()
-    play.life = left
-    assert play.end(75) == [Exit(75)]
-    assert "the notice of AWS spot had asked for it" in play.lines[-1]
-    play = Play(rules=Rules.parse(["75=restart"]))
-    play.start()
-    play.life = left
-    assert play.end(75) == []
-    play = Play()
-    play.start()
-    play.life = replace(left, notice="")
-    assert play.end(75) == [], "somebody sent the training itself a signal"

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.launcher import LAUNCHER
+from tests.support.nursery import Nursery
 
 LOADER = """
 import json, random, sys, threading
@@ -81,15 +85,33 @@ dist.destroy_process_group()
 """
 
 
-def run_supervised(folder: Path, script: str, launcher: list[str], *, hang: bool) -> str:
-    """The program under `holdfast run`; what the supervisor said."""
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """For what nobody disturbs, and so nobody has to watch."""
+    nursery = Nursery(1, "torch._dynamo")
+    yield nursery
+    nursery.close()
+
+
+def run_alone(nursery: Nursery, folder: Path, script: str, *launcher: str) -> None:
+    folder.mkdir()
+    path = folder / "train.py"
+    path.write_text(script)
+    first, *words = [*launcher, str(path), str(folder)]
+    log = folder / "log"
+    ended = nursery.start(Path(first), *words, cwd=folder, log=log).wait(120)
+    assert ended == 0, log.read_text()
+
+
+def run_supervised(folder: Path, script: str, launcher: list[str]) -> str:
+    """The program under `holdfast run`, where it hangs once; what the supervisor said."""
     folder.mkdir()
     path = folder / "train.py"
     path.write_text(script)
     command = [sys.executable, "-m", "holdfast", "run", "--log-dir", str(folder / "logs")]
     # Long enough for two ranks that start on a busy machine.
     command += ["--hang-timeout", "10s", "--grace", "1s", "--", *launcher]
-    command += [str(path), str(folder), *(["hang"] if hang else [])]
+    command += [str(path), str(folder), "hang"]
     done = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -111,9 +133,9 @@ def stacks(folder: Path, said: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_deadlock_in_a_worker_of_a_loader(tmp_path: Path) -> None:
-    run_supervised(tmp_path / "whole", LOADER, [sys.executable], hang=False)
-    said = run_supervised(tmp_path / "hung", LOADER, [sys.executable], hang=True)
+def test_a_deadlock_in_a_worker_of_a_loader(tmp_path: Path, nursery: Nursery) -> None:
+    run_alone(nursery, tmp_path / "whole", LOADER)
+    said = run_supervised(tmp_path / "hung", LOADER, [sys.executable])
     kept = stacks(tmp_path / "hung", said)
     [worker] = [text for text in kept if "in waits_for_itself" in text]
     assert "_worker_loop" in worker
@@ -123,11 +145,11 @@ def test_a_deadlock_in_a_worker_of_a_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_collective_that_one_rank_never_comes_to(tmp_path: Path) -> None:
+def test_a_collective_that_one_rank_never_comes_to(tmp_path: Path, nursery: Nursery) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     torchrun += ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
-    run_supervised(tmp_path / "whole", RANKS, torchrun, hang=False)
-    said = run_supervised(tmp_path / "hung", RANKS, torchrun, hang=True)
+    run_alone(nursery, tmp_path / "whole", RANKS, str(LAUNCHER), "2", str(tmp_path / "pids"))
+    said = run_supervised(tmp_path / "hung", RANKS, torchrun)
     kept = stacks(tmp_path / "hung", said)
     assert sum("in sleeps_for_ever" in text for text in kept) == 1
     assert sum("in all_reduce" in text for text in kept) == 1

@@ -23,7 +23,7 @@ import random
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from holdfast.stores.faulty import Died
 from holdfast.stores.filesystem import FileStatus
@@ -124,7 +124,7 @@ class CrashFileSystem:
     def read(self, fd: int, nbytes: int, offset: int) -> bytes:
         return self._call("read", lambda: bytes(self._file(fd).content[offset : offset + nbytes]))
 
-    def read_into(self, fd: int, into: memoryview, offset: int) -> int:
+    def read_into(self, fd: int, into: memoryview, offset: int, *, cached: bool = False) -> int:
         data = self._call(
             "read_into", lambda: bytes(self._file(fd).content[offset : offset + into.nbytes])
         )
@@ -316,8 +316,32 @@ class CrashFileSystem:
             nodes = self._nodes()
             chance = random.Random(seed)
             left = [variants(node, chance) for node in nodes]
-            seen: set[object] = set()
+            numbers = {node.inode: at for at, node in enumerate(nodes)}
+            # Where the names in each variant of each folder lead.
+            below = [
+                [
+                    [
+                        numbers[node.inode]
+                        for node in cast("dict[str, File | Folder]", names).values()
+                    ]
+                    for names in found
+                ]
+                if isinstance(node, Folder)
+                else None
+                for node, found in zip(nodes, left, strict=True)
+            ]
+            seen, tried = set[object](), set[frozenset[tuple[int, int]]]()
             for choice in choices([len(found) for found in left], limit, chance):
+                # Most choices differ in nothing that has a name: that is told before a copy.
+                named, pending = set[tuple[int, int]](), [0]
+                while pending:
+                    at = pending.pop()
+                    named.add((at, choice[at]))
+                    if (variant := below[at]) is not None:
+                        pending += variant[choice[at]]
+                if (key := frozenset(named)) in tried:
+                    continue
+                tried.add(key)
                 picked = {
                     node.inode: found[index]
                     for node, found, index in zip(nodes, left, choice, strict=True)

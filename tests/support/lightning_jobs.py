@@ -165,7 +165,7 @@ def bare(
     }
     trainer.fit(made, **(given if data is None else data()))
     return {
-        "model": {name: one.tolist() for name, one in made.state_dict().items()},
+        "model": {name: _whole(one).tolist() for name, one in made.state_dict().items()},
         "optimizers": [one.state_dict() for one in trainer.optimizers],
         "rates": [one["lr"] for each in trainer.optimizers for one in each.param_groups],
         "global_step": trainer.global_step,
@@ -175,6 +175,10 @@ def bare(
         "drawn": torch.rand(1).item(),
         "more": None if more is None else more(trainer),
     }
+
+
+def _whole(tensor: Any) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 RARELY = {"every": None}

@@ -5,13 +5,14 @@ process is one of its own, with a process group of its own: it saves in threads,
 workers, signals come from the kernel, and at its end its exit functions run. Each nursery has its
 own hash seed, and what a process of one began a process of another can go on with.
 
-    python nursery.py    # reads requests, one JSON object a line
+    python nursery.py MODULE    # imports it, and reads requests, one JSON object a line
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,9 +33,10 @@ ROOT = Path(__file__).parent.parent.parent
 class Nursery:
     """Starts processes of scripts, one at a time. Close it."""
 
-    def __init__(self, hash_seed: int) -> None:
+    def __init__(self, hash_seed: int, preload: str = "tests.support.preloaded") -> None:
+        """`preload`: the module whose imports its processes need not make."""
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__))],
+            [sys.executable, str(Path(__file__)), preload],
             env={
                 **os.environ,
                 "PYTHONHASHSEED": str(hash_seed),
@@ -61,8 +64,9 @@ class Nursery:
     def read(self, timeout_s: float | None = None) -> int:
         """The next number that it prints: a process, or how that has ended."""
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
-        if not ready:
+        waiting = select.poll()  # `select` takes no descriptor above 1023
+        waiting.register(self._process.stdout, select.POLLIN)
+        if not waiting.poll(None if timeout_s is None else timeout_s * 1000):
             raise subprocess.TimeoutExpired("a process of the nursery", timeout_s or 0)
         line = self._process.stdout.readline()
         assert line, "the nursery died"
@@ -111,8 +115,7 @@ class Forked:
 
 def serve() -> None:
     """Fork a process for each request, until there are no more."""
-    import tests.support.preloaded  # noqa: F401
-
+    importlib.import_module(sys.argv[1])
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -123,10 +126,9 @@ def serve() -> None:
 
 
 def live(request: dict[str, Any]) -> NoReturn:
-    """Run the script and end as Python does, but for taking torch apart, which takes longer
-    than all the rest."""
-    status = 1
-    try:
+    """Be the process that was asked for."""
+
+    def settle() -> list[str]:
         os.setsid()
         os.chdir(request["cwd"])
         os.environ.clear()
@@ -134,7 +136,17 @@ def live(request: dict[str, Any]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # requests are for the nursery
         os.dup2(os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT), 1)
         os.dup2(1, 2)
-        sys.argv = request["argv"]
+        return request["argv"]
+
+    run_and_end(settle)
+
+
+def run_and_end(settle: Callable[[], list[str]]) -> NoReturn:
+    """In a fork: settle in, run the script of the arguments that `settle` returns, and end as
+    Python does, but for taking torch apart, which takes longer than all the rest."""
+    status = 1
+    try:
+        sys.argv = settle()
         runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
     except SystemExit as exit:

@@ -28,6 +28,13 @@ transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # more of them only wait for one another
 gc.freeze()  # each training collects garbage: not among all modules
 
+# The name of it changed in transformers 5.
+BY_LENGTH: dict[str, Any] = (
+    {"train_sampling_strategy": "group_by_length"}
+    if hasattr(TrainingArguments, "train_sampling_strategy")
+    else {"group_by_length": True}
+)
+
 WORDS = 50
 LENGTH = 8
 
@@ -68,6 +75,8 @@ class Fixed(Texts):
     """The same words each time: for evaluations."""
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index >= self.rows:
+            raise IndexError(index)
         words = torch.randint(WORDS, (LENGTH,), generator=torch.Generator().manual_seed(index))
         return {"input_ids": words, "labels": words}
 
@@ -111,13 +120,16 @@ class Leaving(TrainerCallback):
         self.left: list[str] = []
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.left.append(copied(self.address))
+        self.left.append(self.copy())
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.left.append(copied(self.address))
+        self.left.append(self.copy())
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.left.append(copied(self.address))
+        self.left.append(self.copy())
+
+    def copy(self) -> str:
+        return copied(self.address)
 
 
 class Counting(TrainerCallback):

@@ -204,7 +204,7 @@ def script(kind: Callable[[], Make]) -> Script:
     return run_it
 
 
-def check(kind: Callable[[], Make], kills: Callable[[int], bool] = lambda number: True) -> None:
+def check(kind: Callable[[], Make], kills: Callable[[int], bool] | None = None) -> None:
     assert kill_everywhere(script(kind), only=kills) == EPOCHS * CALLS
 
 

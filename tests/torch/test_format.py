@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from holdfast.torch.dtypes import DTYPES, STORED
 from tests.torch.roundtrip import Checkpoint
@@ -53,6 +56,7 @@ def keys_of(value: Any) -> set[str]:
     return set(node) - {"!"}
 
 
+@pytest.mark.usefixtures("world_of_one")
 def test_the_keys_of_every_tag() -> None:
     told = {
         tag.strip("`"): set(re.findall(r"`(\w+)`", keys)) for tag, keys, _ in rows("| tag | other")
@@ -61,8 +65,9 @@ def test_the_keys_of_every_tag() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2, 3, 1).permute(2, 1, 0))
     model = torch.nn.LazyLinear(2)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
+    distributed = DTensor.from_local(base, init_device_mesh("cpu", (1,)))
     written: dict[str, set[str]] = {
-        "torch.tensor": keys_of(parameter) | keys_of(model.weight),
+        "torch.tensor": keys_of(parameter) | keys_of(model.weight) | keys_of(distributed),
         "torch.sparse": keys_of(torch.eye(2).to_sparse().requires_grad_()),
         "torch.module": keys_of(model),
         "torch.optimizer": keys_of(optimizer),

@@ -59,6 +59,7 @@ def test_public_names() -> None:
         "adapter",
         "find_untracked",
         "load_checkpoint",
+        "process_group",
         "recorded_devices",
         "save_checkpoint",
         "untracked_parameters",

@@ -197,15 +197,18 @@ def test_kinds_of_parameters_keep_their_class() -> None:
 
 
 @pytest.mark.usefixtures("world_of_one")
-def test_distributed_tensors_are_refused() -> None:
+def test_distributed_tensors_of_one_process_are_as_plain_ones() -> None:
     mesh = device_mesh.init_device_mesh("cpu", (1,))
-    sharded = nn.Linear(2, 2)
-    distribute_module(sharded, mesh)
-    with pytest.raises(UnsupportedValue, match=r"DTensor.*not in this version") as caught:
-        Checkpoint({"m": sharded})
-    assert caught.value.path == "m/weight"
-    with pytest.raises(StateError, match=r"DTensor.*not in this version"):
-        Checkpoint({"m": nn.Linear(2, 2)}).restore({"m": sharded})
+    distributed, plain = nn.Linear(2, 2), nn.Linear(2, 2)
+    saved = plain.weight.detach().clone()
+    distribute_module(distributed, mesh)
+    Checkpoint({"m": plain}).restore({"m": distributed})
+    scrambled(plain)
+    checkpoint = Checkpoint({"m": distributed})
+    live = nn.Linear(2, 2)
+    checkpoint.restore({"m": live})
+    assert torch.equal(live.weight, saved)
+    assert type(checkpoint.restore()["m"]["weight"]) is torch.Tensor
 
 
 def test_an_averaged_model_has_a_module_of_its_own() -> None:

@@ -23,6 +23,7 @@ from torch import nn
 import holdfast
 from holdfast.manager import overlap, packer, snapshot
 from holdfast.manager.overlap import LiveLeaf, Overlap
+from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.fake_cuda import cpu_tensors_on_a_device
 
 WIDTH = 24
@@ -42,7 +43,7 @@ class Gate:
         self.reached = threading.Event()
 
 
-@pytest.fixture(params=[None, 0, 7], ids=["before", "behind", "half"])
+@pytest.fixture
 def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gate:
     """When saves read, relative to the optimizer's step."""
     monkeypatch.setattr(snapshot, "SMALL_BYTES", 64)
@@ -300,7 +301,7 @@ def same(found: Any, expected: Any, where: str) -> None:
 SAVED = [2, 4, 6, 8, 9]
 
 
-@pytest.fixture(params=["host", "device"])
+@pytest.fixture
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where the tensors seem to be."""
     if request.param == "host":
@@ -311,7 +312,18 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     assert fake.enqueued_nbytes
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+GATES = {"before": None, "behind": 0, "half": 7}
+# Each program with each gate in one of the places, the other way round for the next.
+CASES = [
+    pytest.param(name, gate, place, id=f"{name}-{when}-{place}")
+    for row, name in enumerate(PROGRAMS)
+    for column, (when, gate) in enumerate(GATES.items())
+    for number, place in enumerate(("host", "device"))
+    if EXHAUSTIVE or (row + column) % 2 == number
+]
+
+
+@pytest.mark.parametrize(("name", "gate", "place"), CASES, indirect=["gate", "place"])
 def test_a_checkpoint_holds_what_was_there_at_its_boundary(
     name: str, gate: Gate, place: str, tmp_path: Path
 ) -> None:

@@ -132,13 +132,13 @@ CASES: dict[str, tuple[Callable[[], Any], type[HoldfastError], str, str]] = {
         lambda: save(torch.ones(2).as_subclass(Wrapped)),
         UnsupportedValue,
         "test_refusals.Wrapped, not in this version",
-        "e.g. tensor.full_tensor() of a DTensor or tensor.as_subclass(torch.Tensor)",
+        "e.g. tensor.as_subclass(torch.Tensor)",
     ),
     "into another class": (
         lambda: restore(torch.ones(2), torch.ones(2).as_subclass(Wrapped)),
         StateError,
         "test_refusals.Wrapped, not in this version",
-        "Restore into plain tensors, before they are sharded or wrapped.",
+        "Restore into plain tensors, before they are wrapped.",
     ),
     "into a tensor without memory": (
         lambda: restore(torch.ones(2), torch.ones(2, device="meta")),

@@ -57,6 +57,23 @@ def test_a_malformed_state_is_refused(bad: Any) -> None:
         adapter.apply_rng({"cpu": bad})
 
 
+def test_a_new_rank_gets_states_of_its_own() -> None:
+    states: Any = {**adapter.capture_rng(), "cuda": [np.arange(16, dtype=np.uint8)] * 2}
+    first, second, again = (adapter.derived_rng(states, rank) for rank in (1, 2, 1))
+    drawn = []
+    for one in (states, first, second, again):
+        adapter.apply_rng({"cpu": one["cpu"]})
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[1] == drawn[3]
+    assert len({str(row) for row in drawn}) == 3
+    # A seed of its own for each device, from its beginning.
+    cuda = [bytes(state) for one in (states, first, second) for state in one["cuda"]]
+    assert len(set(cuda)) == 5
+    assert all(state[8:] == bytes(8) for state in cuda[2:])
+    with pytest.raises(StateError, match="malformed"):
+        adapter.derived_rng({"cpu": "text"}, 1)
+
+
 def test_cuda_is_not_initialised_by_looking() -> None:
     program = (
         "import torch, holdfast.torch\n"

@@ -27,7 +27,7 @@ from holdfast.cli.render import (
     wrapped,
 )
 from holdfast.core.address import parse_reference
-from holdfast.errors import DIFFERENT, UsageError
+from holdfast.errors import DIFFERENT, StateError, UsageError
 
 if TYPE_CHECKING:
     from holdfast.manager.comparison import Apart, Comparison, Difference, Side
@@ -113,6 +113,12 @@ def diff_files(
             lines.append(_side(name, info, time.time()))
         with watched("comparing"):
             result = compare_files(*sides, values=values)
+    if result.left_out and not result.leaves and not result.values:
+        path, kind = result.left_out[0]
+        raise StateError(
+            f"nothing could be compared: {path!r} is a {kind}, and no plain value",
+            hint="Compare files of tensors and plain values: torch.save(model.state_dict(), …).",
+        )
     if as_json:
         print_json({"ok": True, **_files_json(result, about)})
     else:
@@ -129,7 +135,8 @@ def files_text(
 ) -> str:
     """The page about two of which one is a file of another make."""
     compared = f"{plural(result.leaves, 'tensor')} and {plural(result.values, 'value')}"
-    verdict = f"The same, bit for bit: {compared}."
+    where = "of what can be compared, " if result.left_out else ""
+    verdict = f"The same, {where}bit for bit: {compared}."
     if result.differences:
         first = result.differences[0]
         verdict = f"The first difference: {name_shown(first.path)} ({first.kind})."

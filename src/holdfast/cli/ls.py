@@ -27,7 +27,7 @@ from holdfast.cli.render import (
     wrapped,
 )
 from holdfast.cli.runs import find_runs
-from holdfast.core.address import no_checkpoint, short_ids
+from holdfast.core.address import short_ids
 from holdfast.core.units import format_ago, format_size
 from holdfast.errors import HoldfastError
 
@@ -99,7 +99,8 @@ def ls(address: str, metrics: tuple[str, ...], everything: bool, as_json: bool) 
     addresses = find_runs(address)
     folder = os.path.expanduser(address)
     if not addresses or addresses == [folder]:  # itself, without a checkpoint
-        raise no_checkpoint(address)
+        with opened(address) as run:
+            raise run.nothing()
     runs = [_summary(run) for run in addresses]
     if as_json:
         print_json({"ok": True, "folder": folder, "runs": runs})

@@ -114,6 +114,7 @@ def checkpoint_text(
         ("saved", saved_text(info.time_s, now_s)),
         ("size", _size(info, manifest)),
         ("id", info.id),
+        ("ranks", _ranks(manifest)),
         ("why saved", info.note),
         ("tags", ", ".join(info.tags)),
         ("pinned", "yes" if info.pinned else ""),
@@ -144,6 +145,14 @@ def _size(info: CheckpointInfo, manifest: Manifest) -> str:
         new += f" (compressed; {format_size(own)} before)"
     shared = "the rest shared with others" if new else "all of it shared with other checkpoints"
     return ", ".join(filter(None, (format_size(info.nbytes), new, shared)))
+
+
+def _ranks(manifest: Manifest) -> str:
+    """ "" for a checkpoint of one process."""
+    ranks = manifest.world_size
+    return (
+        f"{ranks:,}; values, random states and positions are those of rank 0" if ranks > 1 else ""
+    )
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from holdfast.core.group import Ranks
+from holdfast.core.placement import Placement
 from holdfast.core.selection import Selection
 from holdfast.core.types import Node
 
@@ -62,7 +64,12 @@ class LeafSource(Protocol):
 
 
 class Destination(Protocol):
-    """Where a leaf's verified bytes go."""
+    """Where a leaf's verified bytes go.
+
+    One that holds only a part of the leaf has an attribute `part` besides: (start, shape) of
+    the box that it wants. Chunks that do not reach into it are not read; of others `write`
+    gets all, and takes what is its own (`plan.meeting` says what that is).
+    """
 
     def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
         """Store `data` (C-order bytes) as the box at `start`. From any thread;
@@ -74,17 +81,36 @@ class Encoder(Protocol):
     """Builds the tree of one save."""
 
     allow_pickle: bool
+    ranks: Ranks | None
+    """Of the processes that save together; None: this one saves alone."""
+    own: Callable[[str], bool] | None
+    """Whether what is at a path belongs to this process alone, though it looks like what all
+    have in common: the parameters of models that are trained apart. None: nothing does."""
+    stays: bool
+    """The tree is for the same objects in this process again: of a tensor of several
+    processes it has the part that is here."""
 
     def encode(self, value: object, path: str) -> Node:
         """The node of any supported value. Raises UnsupportedValue with the path."""
         ...
 
-    def leaf(self, source: LeafSource, path: str) -> int:
-        """Register a leaf; its index, to be put in a node under "leaf"."""
+    def leaf(self, source: LeafSource, path: str, placement: Placement | None = None) -> int:
+        """Register a leaf; its index, to be put in a node under "leaf". `placement`: the
+        source is a part, or a replica, of a leaf of all the processes that save together."""
         ...
 
-    def leaves_of(self, sources: Sequence[LeafSource], paths: Sequence[str]) -> Sequence[int]:
+    def leaves_of(
+        self,
+        sources: Sequence[LeafSource],
+        paths: Sequence[str],
+        placements: Sequence[Placement | None] | None = None,
+    ) -> Sequence[int]:
         """As `leaf` of each, in this order."""
+        ...
+
+    def place(self, leaf: int, placement: Placement | None) -> None:
+        """Give a leaf that is registered already another placement: its source has become
+        another one."""
         ...
 
     def alias(self, key: Hashable, keep: object) -> dict[str, Any]:
@@ -173,7 +199,11 @@ class Adapter(Protocol):
     """What `holdfast.<framework>` offers as its module attribute `adapter`."""
 
     # Besides the verbs below an adapter may have:
+    # `mark_common(state, encoder)`: note, before anything is encoded, what all ranks have alike in
+    # the entries of a state, in whatever order they stand.
+    # `process_group()`: see `frameworks.process_group`.
     # `claims(value)`: whether `value`, of a class of the program's own, is this framework's.
+    # `state_node(node, target)`: see `frameworks.state_node`.
     # `is_structural(value)`: see `frameworks.is_structural`.
     # `is_replaced(value)`: whether a program replaces such a value at each step, so that to
     # track it, and not to put it into the box, would save the first one over and over.
@@ -212,4 +242,8 @@ class Adapter(Protocol):
 
     def apply_rng(self, states: dict[str, Any]) -> None:
         """Set them. Devices that are gone are left out with a warning."""
+        ...
+
+    def derived_rng(self, states: dict[str, Any], rank: int) -> dict[str, Any]:
+        """Others, made of `states` and `rank` alone (see `core.rng.derived_rng`). Sets nothing."""
         ...

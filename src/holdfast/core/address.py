@@ -323,12 +323,13 @@ def _select_named(run: Sequence[Record], name: str) -> Record:
     return found[0]
 
 
-def no_checkpoint(address: str) -> NoStore:
-    """The error for a run that is not there, or has no checkpoint yet."""
-    return NoStore(
-        f"there is no checkpoint in {printable(address)}",
-        hint="Check the address: `holdfast ls FOLDER` lists the runs below a folder.",
-    )
+def no_checkpoint(address: str, *, elsewhere: str = "") -> NoStore:
+    """The error for a run that is not there, or has no checkpoint yet. `elsewhere`: the folder
+    has only what one node keeps of the run there."""
+    hint = "Check the address: `holdfast ls FOLDER` lists the runs below a folder."
+    if elsewhere:
+        hint = f"It has what one node keeps of the run in {printable(elsewhere)}."
+    return NoStore(f"there is no checkpoint in {printable(address)}", hint=hint)
 
 
 def available(records: Sequence[Record]) -> str:

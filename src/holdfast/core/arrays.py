@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from holdfast.core.adapters import LeafSource
+from holdfast.core.plan import Part, itemsize, meeting, slices
 from holdfast.core.types import Node
 from holdfast.errors import DamagedObject, UnsupportedValue
 
@@ -339,19 +340,46 @@ class BytesSource:
 
 
 class MemoryDestination:
-    """A leaf's bytes go into a NumPy array, contiguous or not; see `adapters.Destination`."""
+    """A leaf's bytes go into a NumPy array, contiguous or not; see `adapters.Destination`.
 
-    __slots__ = ("_array",)
+    With `part`, the array holds that box of the leaf.
 
-    def __init__(self, array: Array) -> None:
+    >>> right = np.zeros((2, 1), "<u2")
+    >>> to = MemoryDestination(right, part=((0, 1), (2, 1)))
+    >>> to.write((0, 0), (1, 2), memoryview(np.array([1, 2], "<u2")).cast("B"))
+    >>> right.tolist()
+    [[2], [0]]
+    """
+
+    __slots__ = ("_array", "part")
+
+    def __init__(self, array: Array, part: Part | None = None) -> None:
+        """Raises ValueError if the box has another shape than the array, as it is stored."""
+        if part is not None and raw_view(array).shape != tuple(part[1]):
+            raise ValueError(f"an array of {array.shape} is no box of {part[1]}")
         self._array = array
+        self.part = part
 
     def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
         array = raw_view(self._array)
         elements = np.frombuffer(data, array.dtype.newbyteorder("<")).reshape(tuple(shape))
+        if self.part is None:
+            box = slices(start, shape)
+        elif (places := meeting(start, shape, self.part)) is not None:
+            mine, box = places
+            elements = elements[(*mine, ...)]
+        else:
+            return
         # An index per dimension gives a view of the box; the empty index one of a 0-d array.
-        box = tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
         np.copyto(array[(*box, ...)], elements)
+
+
+def box_destination(
+    data: memoryview, dtype: str, start: Sequence[int], shape: Sequence[int]
+) -> MemoryDestination:
+    """The bytes of a box of a leaf go into `data`, in the box's C order."""
+    items = np.frombuffer(data, f"<u{itemsize(dtype)}").reshape(tuple(shape))
+    return MemoryDestination(items, part=(tuple(start), tuple(shape)))
 
 
 class _Memory:

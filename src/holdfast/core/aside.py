@@ -69,6 +69,9 @@ class NoThread(RuntimeError):
     """No thread can be started: there are too many, or the interpreter is ending."""
 
 
+def _nothing() -> None: ...
+
+
 class Helper:
     """A daemon thread that works from now on. Its start waits for nothing. Raises NoThread."""
 
@@ -97,6 +100,7 @@ class Helper:
         try:
             self._work()
         finally:
+            self._work = _nothing  # and all that it has used can be freed
             self._ended.set()
 
     @property

@@ -106,8 +106,9 @@ class TreeDecoder:
 
     def same_bytes(self, leaf: int, other: int) -> bool:
         a, b = self._leaves[leaf], self._leaves[other]
-        pieces = [(chunk.start, chunk.shape, chunk.digest) for chunk in a.chunks]
-        others = [(chunk.start, chunk.shape, chunk.digest) for chunk in b.chunks]
+        # Sorted: chunks come in any order.
+        pieces = sorted((chunk.start, chunk.shape, chunk.digest) for chunk in a.chunks)
+        others = sorted((chunk.start, chunk.shape, chunk.digest) for chunk in b.chunks)
         return self.spec(leaf) == self.spec(other) and pieces == others
 
     def request(self, leaf: int, destination: Destination) -> None:
@@ -274,6 +275,9 @@ class TreeDecoder:
                 and type(target) not in DICTS
                 and self.is_live(target)
             ):
+                state = frameworks.state_node(node, target)
+                if state is not None:
+                    return self._tagged(state, target, path)
                 self.changed(path, _kind(node), kind_name(target))
                 return target
             return handler(self, node, target, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import msgspec
@@ -24,6 +23,8 @@ from holdfast.core import (
     values,
 )
 from holdfast.core.adapters import Adapter, LeafSource, Waiting
+from holdfast.core.group import Ranks
+from holdfast.core.placement import Placement
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
 
@@ -42,15 +43,7 @@ class CapturedLeaf(msgspec.Struct, frozen=True, gc=False):
 
     path: str
     source: LeafSource
-
-
-@dataclass(frozen=True)
-class Captured:
-    """One encoded tree."""
-
-    tree: Node
-    leaves: list[CapturedLeaf]
-    pickled: bool
+    placement: Placement | None = None
 
 
 class TreeEncoder:
@@ -66,8 +59,14 @@ class TreeEncoder:
         *,
         allow_pickle: bool = False,
         files_in_place: Callable[[str], bool] | None = None,
+        ranks: Ranks | None = None,
+        own: Callable[[str], bool] | None = None,
+        stays: bool = False,
     ) -> None:
         self.allow_pickle = allow_pickle
+        self.ranks = ranks
+        self.own = own
+        self.stays = stays
         self.pickled = False
         self.leaves: list[CapturedLeaf] = []
         self._taken: dict[str, int] = {}
@@ -103,7 +102,7 @@ class TreeEncoder:
         finally:
             self._depth = self._inline = 0
 
-    def leaf(self, source: LeafSource, path: str) -> int:
+    def leaf(self, source: LeafSource, path: str, placement: Placement | None = None) -> int:
         if self._waiting:
             self._encode_waiting()  # leaves are in the order of the tree
         if not path.isascii():
@@ -119,10 +118,15 @@ class TreeEncoder:
             self._taken[path] = count
             self._taken[unique] = 1
             path = unique
-        self.leaves.append(CapturedLeaf(path, source))
+        self.leaves.append(CapturedLeaf(path, source, placement))
         return len(self.leaves) - 1
 
-    def leaves_of(self, sources: Sequence[LeafSource], paths: Sequence[str]) -> Sequence[int]:
+    def leaves_of(
+        self,
+        sources: Sequence[LeafSource],
+        paths: Sequence[str],
+        placements: Sequence[Placement | None] | None = None,
+    ) -> Sequence[int]:
         if self._waiting:
             self._encode_waiting()
         names = dict.fromkeys(paths, 1)
@@ -132,11 +136,17 @@ class TreeEncoder:
             or not "".join(paths).isascii()
             or max(map(len, paths), default=0) > MAX_PATH_CHARACTERS
         ):
-            return [self.leaf(*each) for each in zip(sources, paths, strict=True)]
+            places = placements or [None] * len(paths)
+            return [self.leaf(*each) for each in zip(sources, paths, places, strict=True)]
         first = len(self.leaves)
         self._taken.update(names)
-        self.leaves += map(CapturedLeaf, paths, sources)
+        columns = (paths, sources) if placements is None else (paths, sources, placements)
+        self.leaves += map(CapturedLeaf, *columns)
         return range(first, len(self.leaves))
+
+    def place(self, leaf: int, placement: Placement | None) -> None:
+        known = self.leaves[leaf]
+        self.leaves[leaf] = CapturedLeaf(known.path, known.source, placement)
 
     def alias(self, key: Hashable, keep: object) -> dict[str, Any]:
         memo = self._aliases.get(key)
@@ -216,7 +226,7 @@ class TreeEncoder:
 
     def _unsupported(self, value: object, path: str) -> UnsupportedValue:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        hint = _HINT
+        hint = frameworks.callback_hint(kind) or _HINT
         if isinstance(value, np.ma.MaskedArray):
             hint = "Save its .data and .mask as two arrays."
         elif isinstance(value, dict | list | tuple | set):
@@ -480,20 +490,3 @@ def _too_deep(path: str) -> StateError:
         f"cannot save {path[:200]!r}: it is nested deeper than {values.MAX_DEPTH} levels",
         hint="Store deep structures flat, for example as a list with indices.",
     )
-
-
-def capture(
-    state: Mapping[str, object], *, allow_pickle: bool = False, prefix: str = ""
-) -> Captured:
-    """Encode a whole state. Raises UnsupportedValue or StateError with the path.
-
-    >>> capture({"step": 3, "name": "a"}).tree
-    {'!': 'dict', 'v': [['step', 3], ['name', 'a']]}
-    """
-    encoder = TreeEncoder(allow_pickle=allow_pickle)
-    try:
-        tree = encoder.encode(dict(state), prefix)
-    except BaseException:
-        encoder.close()
-        raise
-    return Captured(tree, encoder.leaves, encoder.pickled)

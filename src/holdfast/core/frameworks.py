@@ -8,10 +8,15 @@ from itertools import islice
 from typing import Any, cast
 
 from holdfast.core.adapters import Adapter
+from holdfast.core.group import Group
+from holdfast.core.types import Node
 from holdfast.errors import StateError
 
 ADAPTERS = {"torch": "holdfast.torch", "jax": "holdfast.jax", "sklearn": "holdfast.sklearn"}
 """Root package of a framework -> the module that has its `adapter`."""
+
+_OWN_LOOPS = ("keras", "lightgbm", "xgboost")
+"""Root packages whose models a callback of the module of that name saves."""
 
 _MEMBERS = {
     "accelerate": "torch",
@@ -59,6 +64,25 @@ def adapter_for_value(value: object) -> Adapter | None:
     return None
 
 
+def callback_hint(kind: str) -> str:
+    """What to do with a value of the class `kind` that a callback saves; "" for any other.
+
+    >>> callback_hint("xgboost.core.Booster")
+    'Leave it out, and give its training a callback: holdfast.xgboost.Callback(run).'
+    """
+    name = kind.partition(".")[0]
+    if name not in _OWN_LOOPS:
+        return ""
+    return f"Leave it out, and give its training a callback: holdfast.{name}.Callback(run)."
+
+
+def state_node(node: dict[str, Node], target: object) -> dict[str, Node] | None:
+    """The node of a live object of `target`'s kind whose state a saved dict can be; None if it
+    cannot be one."""
+    verb = getattr(adapter_for_value(target), "state_node", None)
+    return None if verb is None else verb(node, target)
+
+
 def is_structural(value: object) -> bool:
     """Whether `value` is, or holds as an item of plain containers, something whose container
     is a structure of the program's: what a restore fills, and adds nothing to."""
@@ -102,6 +126,16 @@ def adapter_named(root: str, purpose: str) -> Any:
 def loaded_adapters() -> list[Adapter]:
     """The adapters of the frameworks that this process has imported."""
     return [_load(root) for root in ADAPTERS if _is_imported(root)]
+
+
+def process_group() -> Group | None:
+    """The processes that a framework has connected with this one, to train together; None
+    where there are no others. To be called by all of them. Raises GroupError."""
+    for adapter in loaded_adapters():
+        verb = getattr(adapter, "process_group", None)
+        if verb is not None and (group := verb()) is not None:
+            return group
+    return None
 
 
 def _is_imported(root: str) -> bool:

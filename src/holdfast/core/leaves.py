@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
+from holdfast.core.adapters import Destination
 from holdfast.core.packing import MAX_DIMENSIONS
-from holdfast.core.plan import ITEMSIZES, box_offset, itemsize
-from holdfast.core.records import Leaf
+from holdfast.core.plan import ITEMSIZES, Part, itemsize, overlap, runs, tiles
+from holdfast.core.records import Chunk, Leaf
 from holdfast.errors import DamagedObject
 
 _MAX_BYTES = 1 << 62
@@ -24,7 +27,6 @@ def check_leaf(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
     shape = leaf.shape
     if len(shape) > MAX_DIMENSIONS or any(not 0 <= n < _MAX_BYTES for n in shape):
         raise DamagedObject("the manifest", "its shape cannot be", leaf=leaf.path)
-    elements = 0
     chunks = leaf.chunks
     if (  # nearly every leaf: one chunk that is all of it
         len(chunks) == 1
@@ -35,19 +37,59 @@ def check_leaf(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
     ):
         return leaf.dtype, shape
     for chunk in chunks:
-        if box_offset(shape, chunk.start, chunk.shape) != elements:
-            raise DamagedObject("the manifest", "its chunks do not tile it", leaf=leaf.path)
-        count = prod(chunk.shape)
-        if chunk.codec == "" and chunk.nbytes != count * size:
+        if chunk.codec == "" and chunk.nbytes != prod(chunk.shape) * size:
             raise DamagedObject("the manifest", "a chunk's size is wrong", leaf=leaf.path)
-        elements += count
-    if elements != prod(shape):
+    if not tiles(shape, [(chunk.start, chunk.shape) for chunk in chunks]):
+        elements = sum(prod(chunk.shape) for chunk in chunks)
         raise DamagedObject(
             "the manifest",
-            f"{leaf.dtype}{list(shape)} is not what its {elements * size} stored bytes hold",
+            "its chunks do not tile it"
+            if elements == prod(shape)
+            else f"{leaf.dtype}{list(shape)} is not what its {elements * size} stored bytes hold",
             leaf=leaf.path,
         )
     return leaf.dtype, shape
+
+
+def chunks_for(leaf: Leaf, destination: Destination) -> Sequence[Chunk]:
+    """The chunks that a destination needs: all, or those that reach into its `part`."""
+    part: Part | None = getattr(destination, "part", None)
+    if part is None:
+        return leaf.chunks
+    return [chunk for chunk in leaf.chunks if overlap(chunk.start, chunk.shape, *part)]
+
+
+class ChunkIndex:
+    """Finds the chunks that reach into boxes which follow each other in a leaf's C order."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        found: list[tuple[int, int, int]] = []
+        for number, chunk in enumerate(leaf.chunks):
+            first = last = 0
+            for size, start, count in zip(leaf.shape, chunk.start, chunk.shape, strict=True):
+                first = first * size + start
+                last = last * size + start + count - 1
+            found.append((first, last, number))
+        found.sort()
+        self._shape = leaf.shape
+        self._chunks = [leaf.chunks[number] for _, _, number in found]
+        self._firsts = [first for first, _, _ in found]
+        # The last element of all chunks so far: those whose numbers are smaller end before.
+        self._lasts = list(accumulate((last for _, last, _ in found), max))
+
+    def reaching(self, start: Sequence[int], shape: Sequence[int]) -> list[Chunk]:
+        """The chunks that have an element of this box, by where they begin."""
+        first = last = 0
+        for size, begin, count in zip(self._shape, start, shape, strict=True):
+            first = first * size + begin
+            last = last * size + begin + count - 1
+        low = bisect_left(self._lasts, first)
+        high = bisect_right(self._firsts, last)
+        return [
+            chunk
+            for chunk in self._chunks[low:high]
+            if overlap(chunk.start, chunk.shape, start, shape)
+        ]
 
 
 class BufferDestination:
@@ -75,13 +117,13 @@ class FileDestination:
         self._shape = shape
 
     def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
-        flat = 0
-        for begin, whole in zip(start, self._shape, strict=True):
-            flat = flat * whole + begin
-        at = self._offset + flat * self._itemsize
-        while data:
-            done = os.pwrite(self._fd, data, at)
-            data, at = data[done:], at + done
+        size = self._itemsize
+        for first, inside, count in runs(self._shape, start, shape):
+            at = self._offset + first * size
+            run = data[inside * size : (inside + count) * size]
+            while run:
+                done = os.pwrite(self._fd, run, at)
+                run, at = run[done:], at + done
 
 
 class Later:

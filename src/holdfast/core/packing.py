@@ -70,6 +70,8 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     data_offsets: tuple[int, int]
 
 
+_ENTRIES = msgspec.json.Decoder(_Entry)  # made here: see the end of `core.records`
+
 # Around the name, dtype and shape of an entry, with the largest offsets that can be.
 _ENTRY_BYTES = len(msgspec.json.encode(_Entry("", (), (_MAX_BYTES, _MAX_BYTES)))) + 2
 
@@ -149,7 +151,7 @@ def read_header(data: Buffer, file_bytes: int, name: str) -> PackHeader:
         if len(raw) > MAX_ENTRIES:
             raise DamagedObject(name, f"its header has {len(raw)} entries")
         metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=dict[str, str])
-        found = {key: msgspec.json.decode(value, type=_Entry) for key, value in raw.items()}
+        found = {key: _ENTRIES.decode(value) for key, value in raw.items()}
         json.loads(body, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise DamagedObject(name, f"its header is malformed ({error})") from None

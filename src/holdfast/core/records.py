@@ -22,7 +22,8 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A contiguous byte range of a pack: one n-d box of one leaf.
 
     `start` and `shape` have one number per dimension of the leaf (none for 0-d).
-    The box is contiguous in the leaf's C order, so chunks in order tile the leaf.
+    The bytes are the box's elements in its own C order. The chunks of a leaf tile it, in any
+    order.
     """
 
     start: tuple[int, ...]
@@ -67,6 +68,35 @@ class Pack(msgspec.Struct, frozen=True):
     """Address of the run that holds it, relative to this run's; "" = this run."""
 
 
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """One place where a node differs from another (see `patches`)."""
+
+    path: tuple[int | str, ...]
+    """Indexes of lists and keys of objects, from the root."""
+    node: Node
+
+
+class OtherRank(msgspec.Struct, frozen=True, kw_only=True):
+    """How what a further rank saved differs from what the manifest says of rank 0."""
+
+    rank: int
+    leaves: tuple[tuple[int, int], ...] = ()
+    """(index in this rank's nodes, index into the manifest's `leaves`), where they differ."""
+    tree: tuple[Change, ...] = ()
+    runtime: tuple[Change, ...] = ()
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a rank has no share of a save, or why there is no checkpoint."""
+
+    kind: str
+    """The class of the error, for those that are handled in their own way."""
+    message: str
+    hint: str = ""
+    names: tuple[str, ...] = ()
+    """Of leaves or packs, as the kind has them."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """One checkpoint."""
 
@@ -87,6 +117,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """RNG states and loop position (a `dict` node)."""
     leaves: tuple[Leaf, ...]
     packs: tuple[Pack, ...]
+    others: tuple[OtherRank, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Ranks from 1 on, if there are any. `tree` and `runtime` are those of rank 0."""
     pickled: bool = False
     """Whether any value can only be read with `allow_pickle=True`."""
     environment: dict[str, Any] = {}
@@ -102,11 +134,32 @@ class Fragment(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     rank: int
     world_size: int
-    plan: str
-    """Digest of the plan that all ranks must share."""
-    leaves: tuple[Leaf, ...]
-    packs: tuple[Pack, ...]
+    step: int
+    leaves: tuple[Leaf, ...] = ()
+    """Every leaf of the rank, those of which others write all chunks too."""
+    own: tuple[int, ...] = ()
+    """Which of `leaves` are no part of a leaf of all ranks."""
+    packs: tuple[Pack, ...] = ()
+    tree: tuple[tuple[str, msgspec.Raw], ...] = ()
+    """The state, name by name: a key node and a value node, both as they are in JSON."""
     runtime: Node = None
+    marks: dict[str, str] = {}
+    """Name of the state -> what its replicated leaves look like; equal on all ranks."""
+    pickled: bool = False
+    error: Failure | None = None
+    """Why there is no share."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a save of several ranks: `fragments/<epoch>-<nonce>-outcome.json`."""
+
+    format: int = FORMAT
+    run: str
+    epoch: int
+    nonce: str
+    record: Record | None = None
+    """The checkpoint, if there is one."""
+    error: Failure | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -249,3 +302,11 @@ class Coming(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     run: str
     ids: tuple[str, ...]
+
+
+# msgspec finds out about a type when it is first used, and another thread that comes to it
+# meanwhile ends the process (a null pointer in `json_decode_struct_map`, msgspec 0.22). While a
+# module is imported no other thread has its types.
+for _kind in list(vars().values()):
+    if isinstance(_kind, type) and issubclass(_kind, msgspec.Struct):
+        msgspec.json.Decoder(_kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import random
 import struct
 from typing import Any, cast
@@ -46,13 +48,62 @@ def apply_rng(states: dict[str, Any]) -> None:
         random.setstate(python)
     frameworks: dict[str, Any] = states.get("frameworks", {})
     for name, state in frameworks.items():
-        adapter = adapter_for_tag(f"{name}.")
-        if adapter is None:
-            raise StateError(
-                f"the checkpoint has random states of {name!r}, which this Holdfast does not know",
-                hint="Upgrade: pip install -U holdfast",
-            )
-        adapter.apply_rng(state)
+        _adapter_of(name).apply_rng(state)
+
+
+def _adapter_of(name: str) -> Any:
+    adapter = adapter_for_tag(f"{name}.")
+    if adapter is None:
+        raise StateError(
+            f"the checkpoint has random states of {name!r}, which this Holdfast does not know",
+            hint="Upgrade: pip install -U holdfast",
+        )
+    return adapter
+
+
+def derived_rng(states: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Random states for a process that was not there when `states`, those of another one,
+    were captured: they depend on `states` and `rank` alone, and differ for each rank.
+
+    Nothing is set, and `states` are not changed. What is none of the global generators (a
+    device, an entry that `capture_rng` does not make) is as in `states`. Raises StateError if
+    those are malformed, or of a framework that this Holdfast does not know.
+
+    A program that seeds all its processes alike, so that they draw the same, wants what
+    rank 0 had and not this: where several ranks were saved with equal states, give those.
+
+    >>> states = capture_rng()
+    >>> derived_rng(states, 3)["python"] == derived_rng(states, 3)["python"]
+    True
+    """
+    derived = dict(states)
+    if "python" in states:
+        words = python_state_from(states["python"])[1]
+        seed = _seed("python", repr(words).encode(), rank)
+        derived["python"] = python_state(random.Random(seed).getstate())
+    if "numpy" in states:
+        state = numpy_state_from(states["numpy"])
+        seed = _seed("numpy", repr(states["numpy"]).encode(), rank)
+        bits = getattr(np.random, state["bit_generator"])(np.random.SeedSequence(seed))
+        own = {**copy.deepcopy(bits.state), "has_gauss": 0, "gauss": 0.0}
+        derived["numpy"] = numpy_state(own if "has_gauss" in state else bits.state)
+    frameworks: dict[str, Any] = states.get("frameworks", {})
+    if frameworks:
+        derived["frameworks"] = {
+            name: _adapter_of(name).derived_rng(state, rank) for name, state in frameworks.items()
+        }
+    return derived
+
+
+def _seed(name: str, state: bytes, rank: int) -> int:
+    """128 bits. Part of what "exact" means: never change it."""
+    text = b"holdfast rank %d %s\n" % (rank, name.encode())
+    return int.from_bytes(hashlib.blake2b(text + state, digest_size=16).digest(), "little")
+
+
+def seed_for(name: str, state: bytes, rank: int) -> int:
+    """For adapters' `derived_rng`: a seed of 63 bits, from a generator's name and state."""
+    return _seed(name, state, rank) >> 65
 
 
 def python_state(state: tuple[Any, ...]) -> dict[str, object]:

@@ -59,14 +59,30 @@ class Schedule:
         >>> Schedule(steps=500).due(1000, 0.0, 730, 0.0)
         'every=500'
         """
+        by_step = self.by_step(step, last_step, epoch_end)
+        return by_step or self.by_clock(step, now_s, last_step, last_time_s, auto_s)
+
+    def by_step(self, step: int, last_step: int | None, epoch_end: bool) -> str | None:
+        """What of `due` depends on where the loop is."""
         # After the tail the state may differ from the one saved at the same step.
         if self.epoch and epoch_end:
             return "every=epoch"
         since = last_step or 0
-        if step <= since:
-            return None
-        if self.steps is not None and step // self.steps > since // self.steps:
+        if self.steps is not None and step > since and step // self.steps > since // self.steps:
             return f"every={self.steps}"
+        return None
+
+    def by_clock(
+        self,
+        step: int,
+        now_s: float,
+        last_step: int | None,
+        last_time_s: float,
+        auto_s: float | None,
+    ) -> str | None:
+        """What of `due` depends on the time."""
+        if step <= (last_step or 0):
+            return None
         if self.seconds is not None and now_s - last_time_s >= self.seconds:
             return f"every={exact_duration(self.seconds)}"
         if self.auto and auto_s is not None and now_s - last_time_s >= auto_s:

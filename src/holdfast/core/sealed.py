@@ -28,6 +28,9 @@ class _Format(msgspec.Struct):
     format: int
 
 
+_FORMATS = msgspec.json.Decoder(_Format)  # made here: see the end of `core.records`
+
+
 def seal(value: msgspec.Struct) -> tuple[str, bytes]:
     """(id, bytes to store) of `value`.
 
@@ -50,7 +53,7 @@ def unseal(data: bytes, kind: type[_T], key: str) -> tuple[str, _T]:
     id = unseal_id(data, key)
     body = memoryview(data)[_VALUE_AT:-1]
     try:
-        written = msgspec.json.decode(body, type=_Format).format
+        written = _FORMATS.decode(body).format
         if written > FORMAT:
             raise FormatTooNew(
                 f"{key} has format {written}; this Holdfast reads up to {FORMAT}",

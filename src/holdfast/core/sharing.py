@@ -8,7 +8,8 @@ is kept in `Encoder.alias(key, keep)`; each array of that buffer is given to `pl
   the buffer around it is.
 - Equal views (same start, shape, strides and dtype) are one leaf.
 - Views that overlap become one leaf of bytes: the range that they span together. Their
-  nodes then have `shape`, `strides` and `offset` (the last two in bytes).
+  nodes then have `shape`, `strides` and `offset` (the last two in bytes). It has as many
+  holders as they had if all of them had the same, and is else the process's own.
   Nodes and sources given out before are changed in place, which is why a tree may
   be used only after everything was encoded.
 """
@@ -25,6 +26,7 @@ import numpy as np
 
 from holdfast.core.adapters import Encoder, LeafSource
 from holdfast.core.arrays import byte_span
+from holdfast.core.placement import Placement
 
 _EXACT_OVERLAP_WORK = 10_000  # steps of NumPy's solver before overlap is taken for granted
 
@@ -55,6 +57,8 @@ class _Group:
     leaf: int
     source: Movable
     members: list[tuple[Layout, dict[str, Any]]]
+    holders: tuple[int, ...] | None
+    """The ranks that hold all of it; None: it is this process's own."""
 
 
 class SharedMemory:
@@ -68,11 +72,18 @@ class SharedMemory:
         self._groups: list[_Group] = []
         self._longest = 0  # of what the groups ever spanned
 
-    def add(self, layout: Layout, node: dict[str, Any], source: Movable) -> None:
+    def add(
+        self,
+        layout: Layout,
+        node: dict[str, Any],
+        source: Movable,
+        placement: Placement | None = None,
+    ) -> None:
         """An array that already is a leaf: the buffer's first. Buffers with a second
         one are rare, so that it is enough to make a SharedMemory then."""
         low, high = byte_span(layout.start, layout.shape, layout.strides, layout.itemsize)
-        self._insert(_Group(low, high, node["leaf"], source, [(layout, node)]))
+        members = [(layout, node)]
+        self._insert(_Group(low, high, node["leaf"], source, members, _holders(placement)))
 
     def _insert(self, group: _Group) -> None:
         insort(self._groups, group, key=_low)
@@ -92,11 +103,13 @@ class SharedMemory:
         node: dict[str, Any],
         open_source: Callable[[], Movable],
         path: str,
+        placement: Placement | None = None,
     ) -> dict[str, Any]:
         """Complete `node` (its tag and dtype) with the leaf that holds the array, and
         return it.
 
-        `open_source` gives the array's elements as a leaf of its own.
+        `open_source` gives the array's elements as a leaf of its own. `placement`: it is a
+        replica of what other processes hold, too.
         """
         low, high = byte_span(layout.start, layout.shape, layout.strides, layout.itemsize)
         sharing: list[_Group] = []
@@ -111,34 +124,49 @@ class SharedMemory:
                 sharing.append(group)
         if not sharing:
             source = open_source()
-            node["leaf"] = encoder.leaf(source, path)
-            group = _Group(low, high, node["leaf"], source, [(layout, node)])
+            node["leaf"] = encoder.leaf(source, path, placement)
+            members = [(layout, node)]
+            group = _Group(low, high, node["leaf"], source, members, _holders(placement))
             self._insert(group)
             if overlaps_itself(layout):
-                self._store_bytes(group)
+                self._store_bytes(group, encoder)
             return node
         group, *others = sharing
         self._groups.remove(group)  # it spans more now
         group.members.append((layout, node))
         group.low, group.high = min(low, group.low), max(high, group.high)
+        if any(other.holders != _holders(placement) for other in sharing):
+            group.holders = None
         for other in others:
             # Leaves turn out to be one: the later ones stay behind, without bytes.
             group.members += other.members
             group.low, group.high = min(group.low, other.low), max(group.high, other.high)
             other.source.become(self._open_bytes(other.low, other.low))
+            encoder.place(other.leaf, _whole(other.source, group.holders))
             self._groups.remove(other)
         self._insert(group)
-        self._store_bytes(group)
+        self._store_bytes(group, encoder)
         return node
 
-    def _store_bytes(self, group: _Group) -> None:
+    def _store_bytes(self, group: _Group, encoder: Encoder) -> None:
         group.source.become(self._open_bytes(group.low, group.high))
+        encoder.place(group.leaf, _whole(group.source, group.holders))
         for layout, node in group.members:
             node.pop("order", None)
             node["leaf"] = group.leaf
             node["shape"] = list(layout.shape)
             node["strides"] = list(layout.strides)
             node["offset"] = layout.start - group.low
+
+
+def _holders(placement: Placement | None) -> tuple[int, ...] | None:
+    return placement.holders if placement is not None else None
+
+
+def _whole(source: LeafSource, holders: tuple[int, ...] | None) -> Placement | None:
+    if holders is None:
+        return None
+    return Placement(source.shape, (0,) * len(source.shape), holders)
 
 
 def _low(group: _Group) -> int:

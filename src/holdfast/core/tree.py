@@ -42,13 +42,13 @@ in the live object that the caller gives, or as that state.
 """
 
 from holdfast.core.arrays import MemoryDestination as MemoryDestination
+from holdfast.core.captured import Captured as Captured
+from holdfast.core.captured import capture as capture
 from holdfast.core.classes import Record as Record
 from holdfast.core.decode import Fetch as Fetch
 from holdfast.core.decode import TreeDecoder as TreeDecoder
-from holdfast.core.encode import Captured as Captured
 from holdfast.core.encode import CapturedLeaf as CapturedLeaf
 from holdfast.core.encode import TreeEncoder as TreeEncoder
-from holdfast.core.encode import capture as capture
 from holdfast.core.files import Directory as Directory
 from holdfast.core.files import File as File
 from holdfast.core.leaves import Later as Later

@@ -75,7 +75,11 @@ def describe_xgboost(source: Source, *, text: bool) -> ForeignFile:
     model = _read_json(source) if text else ubjson.parse(source)
     if _at(model, "learner", "gradient_booster") is None:
         kind = "JSON" if text else "UBJSON"
-        raise UnknownFile(f"{source.name} is {kind}, but no model of XGBoost")
+        raise UnknownFile(
+            f"{source.name} is {kind}, but no model of XGBoost",
+            hint="For a model in shards name its folder, or its *.safetensors.index.json; of those "
+            "by PyTorch (pytorch_model-….bin) one shard.",
+        )
     leaves, values = _listed(model)
     kind = f"XGBoost ({'JSON' if text else 'UBJSON'})"
     problems = tuple(dict.fromkeys(_tree_problems(cast("dict[str, Any]", model))))

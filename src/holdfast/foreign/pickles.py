@@ -17,6 +17,8 @@ _OLD_STARTS = b"(]})lcdIFLSVUXKMJNGi"
 """The operations that a pickle of protocol 0 or 1 can start with."""
 _SCRIPT = "TorchScript: a program of its own"
 _LEGACY_TAR = "PyTorch (tar, of 2016)"
+_JOBLIB = "joblib.numpy_pickle.NumpyArrayWrapper"
+"""What stands in front of an array's bytes in joblib's files, in the middle of the pickle."""
 _LIMIT = "its pickle has more than {:,} bytes: the rest was not looked at"
 
 
@@ -76,6 +78,14 @@ def describe_pickle(source: Source) -> ForeignFile | None:
         if not walked.problem and walked.end < source.nbytes:
             after = source.nbytes - walked.end
             file = replace(file, notes=(*file.notes, f"{after:,} bytes follow the pickle"))
+        if walked.problem and _JOBLIB in file.runs:
+            file = replace(
+                file,
+                kind="joblib",
+                runs=(*file.runs, "and whatever stands behind its first array"),
+                notes=(*file.notes, "only what stands in front of its first array was looked at"),
+                problems=(),
+            )
     if ends_like_zip(source):
         note = "it ends like a zip archive: programs disagree about what it is"
         file = replace(file, notes=(*file.notes, note))

@@ -120,5 +120,8 @@ class JaxAdapter:
 
     def apply_rng(self, states: dict[str, Any]) -> None: ...
 
+    def derived_rng(self, states: dict[str, Any], rank: int) -> dict[str, Any]:
+        return states
+
 
 adapter = JaxAdapter()

@@ -19,7 +19,9 @@ from holdfast.keras.state import State
 from holdfast.run.callsite import variables_of
 from holdfast.run.loop import IndexFeed, Loop
 from holdfast.run.position import Label
+from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
+from holdfast.run.trainings import check_name_is_new, check_run, tell_rehearsal
 
 
 class Callback(kc.Callback):
@@ -48,11 +50,11 @@ class Callback(kc.Callback):
 
     def __init__(self, run: Run, *, name: str = "model") -> None:
         super().__init__()
+        check_run(run)
         self._run = run
         self._name = name
         self._state = State()
         run.track(**{name: self._state})
-        self._used = False
         self._training = False
         self._kept_rows = False
         self._items: Loop | None = None
@@ -81,12 +83,13 @@ class Callback(kc.Callback):
             )
         self._check(container, fit)
         _move_last(self, container)
-        self._used = self._training = True
+        self._training = True
         model: Any = self.model
         self._iterator: Any = fit["epoch_iterator"]
         _build(model, self._iterator)
         self._data: Data = data_of(self._iterator, self._settle)
         self._others = Others(container.callbacks[:-1])
+        tell_rehearsal(self._run, lambda: Beside(container.callbacks, [model]))
         self._total = int(fit["epochs"])
         self._epochs = self._run.epochs(self._total, name=self._name)
         state = self._state
@@ -164,11 +167,7 @@ class Callback(kc.Callback):
     # -- inside ----------------------------------------------------------------------
 
     def _check(self, container: Any, fit: dict[str, Any]) -> None:
-        if self._used and not self._run._session.engine.position.frames:
-            raise UsageError(
-                f"this run had a training named {self._name!r} before this one",
-                hint="Give each a callback of its own, with a name: Callback(run, name=…)",
-            )
+        check_name_is_new(self._run, self._name)
         if int(fit.get("initial_epoch") or 0):
             raise UsageError(
                 "initial_epoch is for Holdfast to say: it goes on where the run was stopped",

@@ -55,7 +55,7 @@ class Fed(Data):
     def go_on(self, saved: dict[str, Any], taken: int) -> None:
         self.rest(saved, taken)
         if saved["feed"]["at"] == "inside":
-            self._feed.open(saved["feed"])
+            self._feed.open(saved["feed"], fixed="fit() has counted the batches of an epoch")
             self._open = self._resumed = True
 
     def peek(self, batches: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -27,7 +27,14 @@ def load_weights(model: keras.Model, ref: str, name: str = "model") -> None:
 
     Raises StateError where it is built otherwise, or the checkpoint has no model `name`.
     """
-    state = open_checkpoint(ref)[name]
+    checkpoint = open_checkpoint(ref)
+    state = checkpoint.get(name)
+    if not isinstance(state, Mapping) or "ended" not in state:
+        raise StateError(
+            f"{ref} has no model named {name!r} that was trained with holdfast.keras.Callback",
+            hint=f"It has: {', '.join(map(str, checkpoint))}. (A file of Keras that was imported "
+            "is for Keras to load: model.load_weights(file).)",
+        )
     if "variables" not in state:
         raise StateError(f"{ref} has no weights of {name!r}: another training has gone on with it")
     saved = {path: value for path, value in state["variables"].items() if not _is_seed(path)}
@@ -65,6 +72,11 @@ class State:
         self.items = self.taken = 0
         self.validation: Validation | None = None
         self._model: Any = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether no training has begun that this is of: nothing shows what is restored."""
+        return self._model is None
 
     def begin(self, model: Any, container: Any, data: Data, others: Others) -> None:
         self._model, self._container, self._data = model, container, data

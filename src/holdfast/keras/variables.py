@@ -94,11 +94,16 @@ def _by_path(variables: Iterable[Any]) -> list[tuple[str, Any]]:
 
 
 def _host(value: Any) -> np.ndarray[Any, Any]:
-    if keras.backend.backend() == "torch" and value.device.type == "cpu":
-        try:
-            return value.detach().numpy()  # Keras would copy it
-        except TypeError:  # bfloat16
-            pass
+    """Its memory where that can be had, which is the caller's until training goes on: Keras would
+    copy it, from TensorFlow twice."""
+    backend = keras.backend.backend()
+    try:
+        if backend == "torch" and value.device.type == "cpu":
+            return value.detach().numpy()
+        if backend == "tensorflow":
+            return np.asarray(memoryview(value.read_value()))
+    except (AttributeError, TypeError, ValueError):  # bfloat16, for one
+        pass
     return np.asarray(keras.ops.convert_to_numpy(value))
 
 

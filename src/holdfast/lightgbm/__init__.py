@@ -85,8 +85,10 @@ def train(
 
 
 def load_model(ref: str, name: str = "booster") -> lightgbm.Booster:
-    """The booster of a checkpoint: `load_model("runs/boost@best")`.
+    """The booster of a checkpoint: `load_model("runs/boost@best")`. One that `holdfast import` has
+    made of a file is called "model".
 
     Raises StateError if the checkpoint has none of that name.
     """
-    return lightgbm.Booster(model_str=text_of(saved_training(ref, name, "LightGBM")))
+    state = saved_training(ref, name, "LightGBM", str)
+    return lightgbm.Booster(model_str=state if isinstance(state, str) else text_of(state))

@@ -10,13 +10,14 @@ import lightgbm
 import numpy as np
 from lightgbm.callback import CallbackEnv, EarlyStopException
 
-from holdfast.errors import UsageError
+from holdfast.errors import StateError, UsageError
 from holdfast.lightgbm.others import plain, put_back, results_of, state_of
 from holdfast.lightgbm.rows import free
 from holdfast.lightgbm.sampling import Sampling
 from holdfast.lightgbm.training import Training
+from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
-from holdfast.run.trainings import check_kind, check_name_is_new
+from holdfast.run.trainings import check_kind, check_name_is_new, check_run, tell_rehearsal
 
 
 class Callback:
@@ -38,6 +39,7 @@ class Callback:
     def __init__(
         self, run: Run, *, name: str = "booster", _to_free: Sequence[lightgbm.Dataset] = ()
     ) -> None:
+        check_run(run)
         self._run = run
         self._name = name
         self._to_free = _to_free
@@ -64,6 +66,7 @@ class Callback:
         check_name_is_new(self._run, self._name)
         self._training = training = Training(self, env, caller)
         training.call_instead(self._after)
+        tell_rehearsal(self._run, lambda: Beside([*training.before, *training.after], []))
         self._total = env.end_iteration - env.begin_iteration
         self._rounds = self._run.range(self._total, name=self._name)
         self._number = next(self._rounds, None)
@@ -135,6 +138,11 @@ class _State:
         """Another callback has ended it early."""
         self._training: Training | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether no training has begun that this is of: nothing shows what is restored."""
+        return self._training is None
+
     def begin(self, training: Training, *, goes_on: bool) -> None:
         self.stopped = False
         if goes_on and self.restored:
@@ -158,10 +166,19 @@ class _State:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_kind(state, "LightGBM")
         self.restored = dict(state)
+        if self._training is not None:
+            if "model" not in state:
+                raise StateError(
+                    "the checkpoint is of a moment at which no booster was trained yet",
+                    hint="Choose others: run.evaluate(fn, checkpoints=…).",
+                )
+            self._training.show(text_of(state))
 
     def _put_back(self, training: Training, saved: dict[str, Any]) -> None:
         """Make the booster and all around it what it was when it was saved."""
-        training.load(text_of(saved), saved["parameters"])
+        text = text_of(saved)
+        training.check_objective(text)
+        training.load(text, saved["parameters"])
         for name, callback in training.named():
             if (state := saved["callbacks"].get(name)) is not None:
                 put_back(callback, state)

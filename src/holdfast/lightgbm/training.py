@@ -16,7 +16,7 @@ from lightgbm.basic import (
 )
 from lightgbm.callback import CallbackEnv
 
-from holdfast.errors import UsageError
+from holdfast.errors import StateError, UsageError
 from holdfast.lightgbm.others import has_state, is_early_stopping, make_ready
 from holdfast.lightgbm.refused import refuse
 from holdfast.lightgbm.rows import rows_of_an_estimator, scores_before, source_of
@@ -50,6 +50,8 @@ class Training:
         self._own_objective = caller.get("fobj") is not None
         self._inert = 0, 0
         """Where trees begin that say nothing, and how many there are."""
+        self._aside: lightgbm.Booster | None = None
+        """Has what the booster is made of, while that shows another checkpoint's."""
         self._collected: dict[str, Any] = {}
         self.restored: list[Any] = []
         """Callbacks that must not begin again when they are called next."""
@@ -169,6 +171,20 @@ class Training:
             self.booster.model_from_string(self.text())
             self._inert = 0, 0
 
+    def check_objective(self, text: str) -> None:
+        """Raises StateError where the trees of `text` were made for another one: what they say
+        would be taken for something else."""
+        found = re.search(r"^objective=(\w+)(?:.* num_class:(\d+))?", text, re.MULTILINE)
+        if found is None or self._own_objective:
+            return
+        (saved, classes), now = found.groups(), self.config["objective"]
+        if saved != now or (classes or "1") != self.config["num_class"]:
+            raise StateError(
+                f"the checkpoint's trees are for {saved} ({classes or 1} classes), and the "
+                f"objective is {now} ({self.config['num_class']})",
+                hint="Put the parameters back, or start the run at another address.",
+            )
+
     def load(self, text: str, changes: list[dict[str, Any]]) -> None:
         """Make the booster one that has the trees of `text`, and their scores."""
         if _has_trees(text):
@@ -178,6 +194,16 @@ class Training:
         known = {name: value for name, value in changes[1].items() if name != "objective"}
         if known:
             self.booster.reset_parameter(known)
+
+    def show(self, text: str) -> None:
+        """Have the booster be that of `text`: `run.evaluate` goes through those of checkpoints,
+        and gives the live one back in the end."""
+        if self._aside is not None:
+            _exchange(self.booster, self._aside)
+            self._aside = None
+        if text != self.text():
+            self._aside = lightgbm.Booster(model_str=text)
+            _exchange(self.booster, self._aside)
 
     def forget_rows(self) -> None:
         """Nothing will be loaded any more."""
@@ -206,7 +232,7 @@ class Training:
                 data._predictor = predictor
                 data.set_field("init_score", begin)
         booster.best_iteration = made.best_iteration
-        made.__dict__, booster.__dict__ = booster.__dict__, made.__dict__
+        _exchange(made, booster)
         self._prepare()
         if self.config["data_sample_strategy"] == "goss":
             self._raise_count(old.current_iteration())
@@ -235,6 +261,11 @@ class Training:
             self.booster._Booster__set_objective_to_none = False
             self.booster.params["objective"] = self.parameters["objective"]
         self.reset(**heavy)
+
+
+def _exchange(one: Any, other: Any) -> None:
+    """What they are made of."""
+    one.__dict__, other.__dict__ = other.__dict__, one.__dict__
 
 
 def _has_trees(text: str) -> bool:

@@ -13,13 +13,27 @@ from torch.utils._pytree import tree_unflatten
 from holdfast.errors import UsageError
 from holdfast.lightning.epoch_feed import EpochFeed
 from holdfast.lightning.fetcher import feed_by
-from holdfast.lightning.package import CallbackBase, is_a
+from holdfast.lightning.package import CallbackBase
+from holdfast.lightning.processes import (
+    IN_A_SCRIPT,
+    IN_THE_MIDDLE,
+    check_group,
+    check_strategy,
+    leave_together,
+)
 from holdfast.lightning.state import State
 from holdfast.run.feeds import Mode
 from holdfast.run.loop import Loop
 from holdfast.run.position import Label
+from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
-from holdfast.run.trainings import check_name_is_new, expect_later, track_later
+from holdfast.run.trainings import (
+    check_name_is_new,
+    check_run,
+    expect_later,
+    tell_rehearsal,
+    track_later,
+)
 
 _MODES: dict[str, Mode] = {"min_size": "min", "max_size_cycle": "cycle", "max_size": "max"}
 _DEFAULT_NAME = "trainer"
@@ -37,12 +51,16 @@ class Callback(CallbackBase):
     Its place among other callbacks does not matter: it is called first. Make it before the first
     loop of the run; each `fit` of a run that is not inside a loop of it needs a name of its own.
 
+    With several processes (`devices=2, strategy="ddp"`, `num_nodes`, torchrun) each runs the same
+    script, and all save together: see docs/lightning.md.
+
     `fit` raises UsageError for what cannot be resumed, and SystemExit in front of a batch once
-    the process was asked to stop.
+    the process, or another one that trains with it, was asked to stop.
     """
 
     def __init__(self, run: Run, *, name: str = _DEFAULT_NAME) -> None:
         super().__init__()
+        check_run(run)
         self._run = run
         self._name = name
         self._state = State()
@@ -56,8 +74,15 @@ class Callback(CallbackBase):
         self._batches: Loop | None = None
         self._guard: Any = None
         self._seen: dict[str, Any] = {}
+        self._asked = False
+        """For a stop, before the run listens."""
+        self._whole: tuple[Any, Any] | None = None
+        """What Lightning knows of the length of an epoch, while one of another length is on."""
         run.track(**{name: self._state})
         expect_later(run, [self._named(kind) for kind in ("model", "optimizers", "schedulers")])
+
+    def __reduce__(self) -> Any:
+        raise UsageError(IN_THE_MIDDLE, hint=IN_A_SCRIPT)
 
     def _named(self, kind: str) -> str:
         return kind if self._name == _DEFAULT_NAME else f"{self._name}_{kind}"
@@ -73,11 +98,13 @@ class Callback(CallbackBase):
         # The list that is being gone through stays as it is.
         trainer.callbacks = [self, *(one for one in trainer.callbacks if one is not self)]
         self._trainer = trainer
-        self._advanced = self._set_up = False
-        self._batches = self._guard = None
+        self._advanced = self._set_up = self._asked = False
+        self._batches = self._guard = self._whole = None
         self._state.begin(trainer, lambda: [one for one in trainer.callbacks if one is not self])
+        tell_rehearsal(self._run, lambda: Beside(trainer.callbacks, [trainer, pl_module]))
         self._state.total = _total(trainer)
         self._epochs = self._run.epochs(self._state.total, name=self._name)
+        check_group(trainer, self._run._session.ranks.ranks.size)
         self._goes_on = not self._run._session.engine.landed and bool(self._state.restored)
         if self._goes_on:
             self._state.put_back_versions()
@@ -94,6 +121,8 @@ class Callback(CallbackBase):
             self._state.show_epoch_of_data()
             self._sanity_steps, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, 0
         feed_by(trainer.fit_loop, self._take)
+        # Lightning's own ends this process alone, or hangs: it speaks to the others in a handler.
+        trainer._signal_connector._sigterm_notifier_fn = self._note_sigterm
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not self._fitting:
@@ -104,15 +133,7 @@ class Callback(CallbackBase):
         self._track_the_rest()
 
     def _check(self, trainer: Any) -> None:
-        strategy = trainer.strategy
-        alone = is_a(strategy, "SingleDeviceStrategy")
-        if trainer.world_size > 1 or not alone:
-            raise UsageError(
-                f"the training runs in {trainer.world_size} process(es) with "
-                f"{type(strategy).__name__}: holdfast.lightning resumes one process that trains "
-                "on one device so far",
-                hint='Trainer(devices=1, num_nodes=1, strategy="auto").',
-            )
+        check_strategy(trainer)
         if self._run._session.feeds._policy != "refuse":
             raise UsageError(
                 f"data={self._run._session.feeds._policy!r} is not possible with Lightning, whose "
@@ -141,15 +162,22 @@ class Callback(CallbackBase):
         connector._loaded_checkpoint, connector._ckpt_path = {}, None
         self._say(f"going on from this run's checkpoint, not from Lightning's {path}")
 
+    def _note_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
     def _give_signals_back(self, trainer: Any) -> None:
         """Lightning's handler of SIGTERM ends the training behind a batch, with status 0 and
         nothing saved; that for Slurm saves inside of the handler."""
         trainer._signal_connector.teardown()
+        self._give_up_handler(trainer)
         cluster = trainer._accelerator_connector.cluster_environment
         if getattr(cluster, "auto_requeue", False):
             self._say(
                 "Lightning does not requeue this Slurm job: start it with `holdfast run --requeue`"
             )
+
+    def _give_up_handler(self, trainer: Any) -> None:
+        vars(trainer._signal_connector).pop("_sigterm_notifier_fn", None)
 
     def _track(self, kind: str, value: Any) -> None:
         track_later(self._run, {self._named(kind): value}, restore=self._goes_on)
@@ -182,8 +210,8 @@ class Callback(CallbackBase):
             )
         self._seen = dict(trainer.callback_metrics)  # restored ones are old
         self._run.manager.drain()  # callbacks behind this one may change weights
-        if trainer.received_sigterm:  # before the run listened
-            trainer._signal_connector.received_sigterm = False
+        if self._asked:
+            self._asked = False
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _take(self, caller: FrameType) -> tuple[Any, bool]:
@@ -198,8 +226,10 @@ class Callback(CallbackBase):
         if first:
             self._seen = dict(self._trainer.callback_metrics)  # restored ones are old
         combined, feed = fit._combined_loader, self._batches.feed
-        items = [item] if len(combined.flattened) == 1 else list(item)
         assert isinstance(feed, EpochFeed)
+        if first:
+            self._plan(fit, feed.most)
+        items = [item] if len(combined.flattened) == 1 else list(item)
         return tree_unflatten(items, combined._spec), feed.last
 
     def _open(self, fit: Any) -> Loop:
@@ -208,15 +238,29 @@ class Callback(CallbackBase):
         loaders, mode = list(combined.flattened), _MODES[combined._mode]
         found = session.feeds.feed_for(loaders, mode)
         feed = found if isinstance(found, EpochFeed) else EpochFeed(found)
-        feed.begin(fit.max_batches)
+        feed.begin(fit.max_batches, fit.epoch_progress.current.processed, _samplers(loaders))
         for loader in loaders:
             session.tracked.feed(loader)
         label = Label("batches", "")
         return Loop(session.engine, label, feed, counted=True, loaders=tuple(loaders), mode=mode)
 
+    def _plan(self, fit: Any, batches: int | None) -> None:
+        """Have Lightning end and validate the epoch where its data end: what is left of one that
+        was begun on another number of ranks is as long as it is dealt."""
+        if batches is None or batches == fit.max_batches:
+            return
+        trainer = self._trainer
+        self._whole = fit.max_batches, trainer.val_check_batch
+        fit.max_batches = batches
+        if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
+            trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not self._fitting or self._batches is None:
             return
+        if self._whole is not None:
+            trainer.fit_loop.max_batches, trainer.val_check_batch = self._whole
+            self._whole = None
         feed = self._batches.feed
         assert isinstance(feed, EpochFeed)
         feed.end()
@@ -236,6 +280,7 @@ class Callback(CallbackBase):
         """Behind `on_train_end` of all others, which may exchange the weights."""
         if not self._fitting:
             return
+        self._give_up_handler(trainer)
         self._track_the_rest()
         if self._advanced:
             self._state.finished = True
@@ -249,6 +294,14 @@ class Callback(CallbackBase):
                 "what was trained already, or zero.",
             )
         self._fitting = False
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if not self._fitting:
+            return
+        self._give_up_handler(trainer)
+        status = self._run._session.settings.exit_code
+        if isinstance(exception, SystemExit) and exception.code == status:
+            leave_together(trainer, exception)
 
     # -- validation ----------------------------------------------------------------------
 
@@ -275,6 +328,13 @@ class Callback(CallbackBase):
 
     def _say(self, line: str) -> None:
         self._run._say(line)
+
+
+def _samplers(loaders: list[Any]) -> list[Any]:
+    """Those to which Lightning tells the number of an epoch."""
+    holders = [*loaders, *(getattr(loader, "batch_sampler", None) for loader in loaders)]
+    found = [getattr(holder, "sampler", None) for holder in holders]
+    return [one for one in found if callable(getattr(one, "set_epoch", None))]
 
 
 def _total(trainer: Any) -> int | None:

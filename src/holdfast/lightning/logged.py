@@ -31,7 +31,8 @@ def logged_state(trainer: Any) -> dict[str, Any]:
     }
 
 
-def put_back_logged(trainer: Any, saved: Mapping[str, Any]) -> None:
+def put_back_logged(trainer: Any, saved: Mapping[str, Any], *, own: bool = True) -> None:
+    """`own`: this rank has logged it; else what follows is all that it adds to means."""
     connector = trainer._logger_connector
     module = trainer.lightning_module
     for name, values in saved["books"].items():
@@ -41,7 +42,7 @@ def put_back_logged(trainer: Any, saved: Mapping[str, Any]) -> None:
     results = trainer.fit_loop.epoch_loop._results
     results.clear()
     for entry in saved["results"]:
-        _put_back_entry(results, trainer, entry)
+        _put_back_entry(results, trainer, entry, own=own)
 
 
 def _entry_state(result: Any) -> dict[str, Any]:
@@ -63,27 +64,30 @@ def _entry_state(result: Any) -> dict[str, Any]:
     }
 
 
-def _put_back_entry(results: Any, trainer: Any, entry: Mapping[str, Any]) -> None:
+def _put_back_entry(results: Any, trainer: Any, entry: Mapping[str, Any], *, own: bool) -> None:
     module = trainer.lightning_module
-    own = "state" in entry
+    plain = "state" in entry
     reduce: Any = entry["reduce"]
     if entry["built_in"]:
         reduce = next(one for one, name in _BUILT_IN.items() if name == reduce)
     results.log(  # makes the entry; its value is set below
         entry["fx"],
         entry["name"],
-        torch.zeros(1, device=module.device)[0] if own else module.get_submodule(entry["metric"]),
+        torch.zeros(1, device=module.device)[0] if plain else module.get_submodule(entry["metric"]),
         **entry["options"],
         reduce_fx=torch.mean if reduce is None else reduce,
-        sync_dist=entry["sync"],
+        sync_dist=False,  # else this value is reduced, with what other ranks log here
         sync_dist_fn=trainer.strategy.reduce,
         batch_size=1,
         metric_attribute=entry["metric"],
         rank_zero_only=entry["rank_zero_only"],
     )
     result = results[f"{entry['fx']}.{entry['name']}"]
-    if own:
+    result.meta.sync.should = entry["sync"]
+    if plain and own:
         put_back_metric(result, entry["state"], module)
+    elif plain:
+        result.reset()
     result._forward_cache = _moved(entry["forward"], module)
     result.has_reset = entry["reset"]
     result._computed = None

@@ -13,11 +13,14 @@ import numpy as np
 from holdfast.lightning.package import is_a
 
 
-def loggers_state(loggers: Sequence[Any]) -> list[dict[str, Any]]:
-    return [_state_of(logger) for logger in loggers]
+def loggers_state(loggers: Sequence[Any], *, first: bool) -> list[dict[str, Any]]:
+    """`first`: of several processes this is the one that logs."""
+    return [_state_of(logger, first=first) for logger in loggers]
 
 
-def _state_of(logger: Any) -> dict[str, Any]:
+def _state_of(logger: Any, *, first: bool) -> dict[str, Any]:
+    if not first:
+        return {"kind": type(logger).__qualname__, "version": None}
     version = logger.version if hasattr(logger, "_version") else None
     known = version is None or isinstance(version, int | str)
     state = {"kind": type(logger).__qualname__, "version": version if known else None}
@@ -29,7 +32,9 @@ def _state_of(logger: Any) -> dict[str, Any]:
     return state
 
 
-def put_back_versions(loggers: Sequence[Any], saved: Sequence[Mapping[str, Any]]) -> None:
+def put_back_versions(
+    loggers: Sequence[Any], saved: Sequence[Mapping[str, Any]], *, first: bool
+) -> None:
     """Make loggers that number their folders write to those that they had: to be called before
     anything else asks where that is."""
     for logger, state in zip(loggers, saved, strict=False):
@@ -39,6 +44,8 @@ def put_back_versions(loggers: Sequence[Any], saved: Sequence[Mapping[str, Any]]
             continue
         made = logger.log_dir
         logger._version, logger._experiment = state["version"], None
+        if not first:
+            continue
         with suppress(OSError, TypeError):
             os.rmdir(made)  # of the number that this process would have had; only if it is empty
 

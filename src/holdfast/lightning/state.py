@@ -42,6 +42,11 @@ class State:
         self._trainer: Any = None
         self._others: Callable[[], Iterable[Any]] = tuple
 
+    @property
+    def waits(self) -> bool:
+        """Whether no training has begun that this is of: nothing shows what is restored."""
+        return self._trainer is None
+
     def begin(self, trainer: Any, others: Callable[[], Iterable[Any]]) -> None:
         """A training by `trainer`; `others`: its callbacks but for Holdfast's."""
         self._trainer, self._others = trainer, others
@@ -60,6 +65,7 @@ class State:
                 counts["processed"] -= 1
         return {
             "kind": "lightning",
+            "rank": trainer.global_rank,
             "finished": self.finished,
             "in_tail": self.in_tail,
             "total": self.total,
@@ -73,7 +79,7 @@ class State:
             "precision": trainer.precision_plugin.state_dict(),
             "logged": logged_state(trainer),
             "metrics": metrics_state(module),
-            "loggers": loggers_state(trainer.loggers),
+            "loggers": loggers_state(trainer.loggers, first=trainer.is_global_zero),
             "generators": [
                 {"library": library.name, "state": library.read(one)}
                 for library, one in _generators(fit.epoch_loop.val_loop)
@@ -92,7 +98,8 @@ class State:
 
     def put_back_versions(self) -> None:
         """As the first of all."""
-        put_back_versions(self._trainer.loggers, self.restored["loggers"])
+        trainer = self._trainer
+        put_back_versions(trainer.loggers, self.restored["loggers"], first=trainer.is_global_zero)
 
     def put_back(self) -> None:
         """What Lightning itself restores before it sets up optimizers."""
@@ -144,9 +151,12 @@ class State:
         trainer.should_stop = self._is_over()
         for (loop, name), value in zip(_reloads(fit), saved["reloads"], strict=True):
             setattr(loop, name, value)
-        put_back_logged(trainer, saved["logged"])
-        put_back_metrics(module, saved["metrics"])
-        put_back_rows(trainer.loggers, saved["loggers"])
+        # A rank that was not there has what rank 0 had, of which nothing must count twice.
+        own = saved.get("rank", 0) == trainer.global_rank
+        put_back_logged(trainer, saved["logged"], own=own)
+        put_back_metrics(module, saved["metrics"] if own else {})
+        if trainer.is_global_zero:
+            put_back_rows(trainer.loggers, saved["loggers"])
         found = list(_generators(fit.epoch_loop.val_loop))
         if [library.name for library, _ in found] == [
             one["library"] for one in saved["generators"]

@@ -7,9 +7,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from holdfast.core.arrays import box_destination
 from holdfast.core.averaging import Format, Mean
-from holdfast.core.plan import box_offset, boxes, itemsize
-from holdfast.core.records import Chunk, Leaf
+from holdfast.core.leaves import ChunkIndex
+from holdfast.core.plan import boxes, itemsize
+from holdfast.core.records import Leaf
 from holdfast.core.types import MiB
 from holdfast.errors import DamagedObject
 from holdfast.manager.mixing import Part, Side
@@ -30,11 +32,14 @@ class _Block:
     nbytes: int
     at: int
     """Where its bytes lie in its group."""
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 class Blocks:
     """Reads the parts of a mean. Asked for in their order each byte of the checkpoints is read
-    once, by other threads too; in another order it is right, and slow."""
+    once, by other threads too; in another order it is right, and slow. A chunk that reaches
+    through several groups (of a leaf that was divided by columns) is read for each of them."""
 
     def __init__(
         self, parts: Sequence[Part], sides: Sequence[Side], weights: Sequence[float]
@@ -48,18 +53,19 @@ class Blocks:
         filled = GROUP_BYTES
         for position, part in enumerate(parts):
             self._places.append([])
-            for _, _, offset, nbytes in boxes(part.leaf.shape, itemsize(part.leaf.dtype)):
+            size = itemsize(part.leaf.dtype)
+            for start, shape, offset, nbytes in boxes(part.leaf.shape, size):
                 if filled + nbytes > GROUP_BYTES:
                     self._groups.append([])
                     filled = 0
-                self._groups[-1].append(_Block(position, offset, nbytes, filled))
+                self._groups[-1].append(_Block(position, offset, nbytes, filled, start, shape))
                 self._places[-1].append((offset, len(self._groups) - 1))
                 filled += nbytes
         self._lock = threading.Lock()
         self._number = -1
         """Of the group that is in memory."""
         self._data = memoryview(b"")
-        self._starts: dict[tuple[int, int], list[int]] = {}
+        self._indexes: dict[tuple[int, int], ChunkIndex] = {}
 
     @property
     def nbytes_to_read(self) -> int:
@@ -94,7 +100,7 @@ class Blocks:
 
     def _computed(self, group: Sequence[_Block]) -> memoryview:
         first = group[0].position
-        self._starts = {key: v for key, v in self._starts.items() if key[1] >= first}
+        self._indexes = {key: v for key, v in self._indexes.items() if key[1] >= first}
         data = memoryview(bytearray(group[-1].at + group[-1].nbytes))
         means: dict[int, Mean] = {}
         last = len(self._sides) - 1
@@ -131,44 +137,11 @@ class Blocks:
 
     def _wanted(self, member: int, leaf: Leaf, block: _Block, data: memoryview) -> list[Wanted]:
         """The chunks of a checkpoint that a block lies in, which may be cut at other places."""
-        starts = self._starts.get((member, block.position))
-        if starts is None:
-            starts = self._starts[member, block.position] = _starts(leaf)
-        number = bisect_right(starts, block.offset) - 1
-        wanted: list[Wanted] = []
-        end = block.offset + block.nbytes
-        while number < len(starts) and starts[number] < end:
-            chunk = leaf.chunks[number]
-            wanted.append(Wanted(leaf, chunk, _Sink(block, starts[number], data).write))
-            number += 1
-        return wanted
-
-
-def _starts(leaf: Leaf) -> list[int]:
-    """The first byte of each chunk, which tile the leaf in this order."""
-    size = itemsize(leaf.dtype)
-    return [_start(leaf, chunk) * size for chunk in leaf.chunks]
-
-
-def _start(leaf: Leaf, chunk: Chunk) -> int:
-    offset = box_offset(leaf.shape, chunk.start, chunk.shape)
-    assert offset is not None  # `check_leaf` has seen to it
-    return offset
-
-
-@dataclass(frozen=True)
-class _Sink:
-    """Takes what of a chunk lies in a block."""
-
-    block: _Block
-    start: int
-    """Of the chunk, in the leaf."""
-    data: memoryview
-    """Of the group."""
-
-    def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
-        block = self.block
-        low = max(self.start, block.offset)
-        high = min(self.start + data.nbytes, block.offset + block.nbytes)
-        to = block.at - block.offset
-        self.data[to + low : to + high] = data.cast("B")[low - self.start : high - self.start]
+        index = self._indexes.get((member, block.position))
+        if index is None:
+            index = self._indexes[member, block.position] = ChunkIndex(leaf)
+        place = data[block.at : block.at + block.nbytes]
+        box = box_destination(place, leaf.dtype, block.start, block.shape)
+        return [
+            Wanted(leaf, chunk, box.write) for chunk in index.reaching(block.start, block.shape)
+        ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from holdfast.core.adapters import LeafSource
+from holdfast.core.frameworks import loaded_adapters
+from holdfast.core.group import Ranks
 from holdfast.core.rng import capture_rng
 from holdfast.core.transfers import transport_of
 from holdfast.core.tree import TreeEncoder
 from holdfast.core.values import collector_paused
 from holdfast.manager.restore import RUNTIME
+from holdfast.manager.shares import Cut, divide, replicas
 from holdfast.manager.snapshot import Snapshot, SnapshotMemories, Way
 from holdfast.manager.stored import Digests
 
@@ -30,13 +33,19 @@ def capture(
     allow_pickle: bool,
     clock: Callable[[], float],
     rng: bool = True,
+    ranks: Ranks | None = None,
+    cut: Cut | None = None,
+    own: Callable[[str], bool] | None = None,
+    compare: bool = False,
 ) -> Snapshot:
     """The snapshot of `state`, of the position `loop` and, with `rng`, of all random states.
 
     In the caller's thread, for a user's `state_dict` and a device's queues belong to it: a
     signal's handler may raise in the middle, and what was taken is freed then. `waits`: the caller
     does, and changes nothing before all is read. `unsteady` are paths of leaves that are copied
-    in any case. Raises UnsupportedValue, SaveFailed.
+    in any case. Of a state that several `ranks` save only what this one writes is taken, in the
+    chunks that `cut` makes; paths that are `own` are each rank's, and with `compare` a sample is
+    taken of what should be alike on all. Raises UnsupportedValue, SaveFailed.
     """
     marks: dict[str, object] = {}
 
@@ -54,13 +63,23 @@ def capture(
     encoder = TreeEncoder(
         allow_pickle=allow_pickle,
         files_in_place=(lambda path: path not in unsteady) if waits else None,
+        ranks=ranks,
+        own=own,
     )
     try:
         with collector_paused():
+            for adapter in loaded_adapters() if ranks is not None else ():
+                if (mark := getattr(adapter, "mark_common", None)) is not None:
+                    mark(state, encoder)
             tree = encoder.encode(dict(state), "")
             runtime = encoder.encode({"rng": capture_rng() if rng else {}, "loop": loop}, RUNTIME)
             memory = memories.take()
-            leaves, overlap = memory.take(encoder.leaves, choose)
+            captured, shares = encoder.leaves, ()
+            alike: dict[str, str] = {}
+            if ranks is not None and cut is not None:
+                alike = replicas(encoder.leaves, ranks) if compare else {}
+                captured, shares = divide(encoder.leaves, ranks, cut)
+            leaves, overlap = memory.take(captured, choose, shares)
     except BaseException:
         encoder.close()
         raise
@@ -74,4 +93,5 @@ def capture(
         memory=memory,
         marks=marks,
         pickled=encoder.pickled,
+        replicas=alike,
     )

@@ -211,12 +211,15 @@ def encoded(node: Node) -> bytes:
 
 def same_bytes(a: Leaf, b: Leaf) -> bool | None:
     """By their digests; None if they were cut at other places, so that none can be compared."""
-    if [(c.start, c.shape) for c in a.chunks] != [(c.start, c.shape) for c in b.chunks]:
+    # Sorted: chunks come in any order.
+    pieces = sorted((chunk.start, chunk.shape, chunk.digest) for chunk in a.chunks)
+    others = sorted((chunk.start, chunk.shape, chunk.digest) for chunk in b.chunks)
+    if [piece[:2] for piece in pieces] != [other[:2] for other in others]:
         return None
-    return all(x.digest == y.digest for x, y in zip(a.chunks, b.chunks, strict=True))
+    return pieces == others
 
 
-_BYTE_TYPES = frozenset({"u1", "|u1", "uint8", "torch.uint8"})
+_BYTE_TYPES = ("u1", "|u1", "uint8", "torch.uint8")
 _ARRAYS = frozenset({"array", "torch.tensor", "jax.array"})
 
 

@@ -92,7 +92,7 @@ def examine(
             findings[1] = log
     repairable = "damage" in (run.state, log.state)
     if not checkpoints:
-        return Health(tuple(findings), repairable, remembered(repo))
+        return Health(tuple(findings), repairable, remembered(repo.store))
     newest: Manifest | None = None
     if records:
         found, newest = _checkpoints(repo, records, address, full=full)
@@ -196,7 +196,7 @@ def _checkpoints(
 
 def _from_mirror(repo: Repo, address: str) -> str:
     """The command that repairs a run from its mirror; "" if it has none."""
-    if not (mirror := remembered(repo)):
+    if not (mirror := remembered(repo.store)):
         return ""
     return f"holdfast verify {shell_word(address)} --repair-from {shell_word(mirror)}"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from holdfast.errors import UsageError, briefly
+from holdfast.core.address import some_of
+from holdfast.errors import StructureMismatch, UsageError, briefly
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.members import Member, References, members
 from holdfast.manager.restore import Wish
@@ -69,7 +70,11 @@ class Ensemble(Generic[M]):
         return made
 
     def _put(self, member: Member, model: M) -> None:
-        into: dict[str, Any] = {self._name: model}
+        *above, name = self._name.split("/")
+        last: dict[str, Any] = {name: model}
+        into = last
+        for outer in reversed(above):
+            into = {outer: into}
         wish = Wish(
             into,
             strict=self._strict,
@@ -78,8 +83,14 @@ class Ensemble(Generic[M]):
             allow_pickle=self._allow_pickle,
             rng=False,
         )
-        member.manager.put_into(member.info.id, wish)
-        if into[self._name] is not model:
+        try:
+            member.manager.put_into(member.info.id, wish)
+        except StructureMismatch as error:
+            if self._name in error.missing:
+                there = list(member.manager.load(member.info.id))
+                error.hint = f"{member.ref} holds {some_of(there)}: say which by name=…"
+            raise
+        if last[name] is not model:
             raise UsageError(
                 f"{type(model).__name__} cannot be filled in place",
                 hint="Give a module, or an object with state_dict and load_state_dict.",
@@ -105,7 +116,8 @@ def ensemble(
 
     `ensemble(…).models(make)` gives all at once, each in a new model that `make()` returns.
     `checkpoints` are references as for `average`; which they are is decided here, once, and
-    `Ensemble.infos` says it. `name` is the one that the model was tracked under; `rename`,
+    `Ensemble.infos` says it. `name` is the one that the model was tracked under, or a path
+    (`"trainer/model"`, of Hugging Face's Trainer); `rename`,
     `strict` and `allow_pickle` are as for `CheckpointManager.restore`. Only what is below `name`
     is read, every byte verified; random states stay as they are.
 

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 from holdfast.core.choosing import Choice
+from holdfast.core.group import Group
 from holdfast.core.records import Manifest
 from holdfast.errors import (
     CheckpointNotFound,
     CheckpointRemoved,
+    CorruptionError,
     DamagedObject,
     UsageError,
     briefly,
@@ -20,9 +22,10 @@ from holdfast.errors import (
 from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.live_state import LiveState
 from holdfast.manager.loaded import LoadedCheckpoint
-from holdfast.manager.mirrored import Mirrored
+from holdfast.manager.ranks import each, told
 from holdfast.manager.reader import ChunkReader
 from holdfast.manager.restore import Restorer, Wish
+from holdfast.manager.restoring import Restoring
 from holdfast.repo.keys import manifest_id, pack_of
 
 logger = logging.getLogger("holdfast")
@@ -48,12 +51,8 @@ class Evaluation:
     """What is damaged."""
 
 
-class Evaluating(Mirrored):
+class Evaluating(Restoring):
     """A manager's `evaluate`."""
-
-    _distrusted: set[str]
-    _told: set[str]
-    load: Callable[..., LoadedCheckpoint]
 
     @briefly
     def evaluate(
@@ -83,6 +82,9 @@ class Evaluating(Mirrored):
         damaged checkpoint is named, loudly, and left out. Safe beside a live writer of the run
         in another process, and beside other evaluations. Returns one Evaluation for each.
 
+        Of a `group` all ranks call it, and each calls `fn`, with its part of the state in its
+        objects; what `fn` returns on rank 0 counts. Where it raises on one rank, all raise.
+
         Raises UsageError if what `fn` returns is no metric; what `fn` raises, with a note that
         names the checkpoint; StructureMismatch; CheckpointNotFound, NoStore, BadAddress.
 
@@ -94,7 +96,7 @@ class Evaluating(Mirrored):
         ...     [e.metrics for e in done], ckpts.best("distance").step
         ([{'distance': 1.0}, {'distance': 0.0}, {'distance': 1.0}], 2)
         """
-        chosen = self.choose(checkpoints)
+        chosen = self.chosen_together(checkpoints)
 
         def load(checkpoint: LoadedCheckpoint) -> None:
             if into is not None:
@@ -111,7 +113,15 @@ class Evaluating(Mirrored):
 
         opened = partial(self.load, allow_pickle=allow_pickle)
         with LiveState({} if into is None else into, allow_pickle=allow_pickle) as live:
-            return Evaluator(self, fn, metric, opened, load, again=again).run(chosen)
+            evaluator = Evaluator(self, fn, metric, opened, load, again=again, group=self._group)
+            return evaluator.run(chosen)
+
+    def chosen_together(self, checkpoints: Choice) -> list[CheckpointInfo]:
+        """As `choose`. Of several ranks the first one does it, and all of them have the same."""
+        if self._group is None:
+            return self.choose(checkpoints)
+        ids = told(self._group, lambda: [info.id for info in self.choose(checkpoints)])
+        return each(self._group, lambda: [self.info(id) for id in ids])
 
     def reader_of(self, id: str) -> tuple[Manifest, ChunkReader]:
         """The manifest of a checkpoint, and what reads its bytes. Raises DamagedObject."""
@@ -126,7 +136,13 @@ class Evaluating(Mirrored):
         record = self._resolve(id)
         repo = self._nearest(self._distrusted)
         Restorer(
-            repo, self.address, self._find, self._distrusted, self._told, lambda manifest: None
+            repo,
+            self.address,
+            self._find,
+            self._distrusted,
+            self._told,
+            lambda manifest: None,
+            self._group,
         ).restore(record, wish)
 
 
@@ -135,7 +151,7 @@ class Evaluator:
 
     def __init__(
         self,
-        run: Mirrored,
+        run: Restoring,
         fn: Function,
         metric: str | Sequence[str] | None,
         open_one: Callable[[str], LoadedCheckpoint],
@@ -144,8 +160,11 @@ class Evaluator:
         again: bool = False,
         around: Around = lambda infos: infos,
         say: Callable[[str], None] = logger.info,
+        group: Group | None = None,
     ) -> None:
-        """`load` brings a checkpoint to where `fn` looks for it."""
+        """`load` brings a checkpoint to where `fn` looks for it. With a `group` all ranks do the
+        same: what rank 0 knows and finds counts, and errors of one are errors of all."""
+        self._group = group
         self._run = run
         self._fn = fn
         self._own = _name_of(fn)
@@ -175,9 +194,14 @@ class Evaluator:
         """As they are; but if it is not known what metrics come, first one that lacks most: of an
         evaluation that was interrupted it is one that was not reached."""
         order = list(infos)
-        if self._names is None and order and not any(map(self._knows, order)):
-            order.insert(0, order.pop(order.index(min(order, key=lambda i: len(i.metrics)))))
-        return order
+
+        def first() -> int:
+            if self._names is None and order and not any(map(self._knows, order)):
+                return order.index(min(order, key=lambda i: len(i.metrics)))
+            return 0
+
+        place = told(self._group, first)
+        return [*order[place : place + 1], *order[:place], *order[place + 1 :]]
 
     def _knows(self, info: CheckpointInfo) -> bool:
         names = self._names if self._names is not None else (self._own,)
@@ -186,20 +210,29 @@ class Evaluator:
     def _one(self, info: CheckpointInfo) -> Evaluation:
         try:
             checkpoint = self._opened(info)
-            if self._knows(checkpoint.info) and not self._again:
-                names = self._names or (self._own,)
-                known = {name: checkpoint.info.metrics[name] for name in names}
+            if (known := self._known(checkpoint.info)) is not None:
                 return Evaluation(checkpoint.info, "known", known)
             values = self._call(checkpoint)
-            return Evaluation(self._run.log_metrics(info.id, values), "evaluated", values)
+            amended = each(self._group, lambda: self._run.log_metrics(info.id, values))
+            return Evaluation(amended, "evaluated", values)
         except _Damaged as damage:
             logger.error("%s is damaged and was not evaluated:\n  %s", info.ref, damage)
             return Evaluation(info, "damaged", {}, str(damage))
         except (CheckpointRemoved, CheckpointNotFound):
-            if self._is_there(info):
+            if told(self._group, lambda: self._is_there(info)):
                 raise  # what `fn` looked for is another one
             logger.warning("%s was removed before it was evaluated", info.ref)
             return Evaluation(info, "removed", {})
+
+    def _known(self, info: CheckpointInfo) -> dict[str, float] | None:
+        """Its metrics, if it need not be evaluated."""
+
+        def find() -> dict[str, float] | None:
+            if not self._knows(info) or self._again:
+                return None
+            return {name: info.metrics[name] for name in self._names or (self._own,)}
+
+        return told(self._group, find)
 
     def _is_there(self, info: CheckpointInfo) -> bool:
         try:
@@ -211,30 +244,40 @@ class Evaluator:
     def _opened(self, info: CheckpointInfo) -> LoadedCheckpoint:
         """As it is now: another process may have removed or evaluated it meanwhile."""
         try:
-            return self._open(info.id)
-        except DamagedObject as error:
-            raise _Damaged(error.brief) from error
+            return each(self._group, lambda: self._open(info.id))
+        except CorruptionError as error:
+            raise _Damaged(_why(error)) from error
 
     def _call(self, checkpoint: LoadedCheckpoint) -> dict[str, float]:
         try:
-            self._load(checkpoint)
-        except DamagedObject as error:
-            raise _Damaged(error.brief) from error
+            each(self._group, lambda: self._load(checkpoint))
+        except CorruptionError as error:
+            raise _Damaged(_why(error)) from error
         except Exception as error:
             error.add_note(f"while {checkpoint.info.ref} was loaded to be evaluated")
             raise
-        try:
-            found = self._fn(checkpoint)
-        except DamagedObject as error:
-            # It may have read another run, too.
-            if _is_object(error.key) and not checkpoint.holds(error.key):
-                error.add_note(f"while {checkpoint.info.ref} was evaluated")
+
+        def call() -> Any:
+            try:
+                return self._fn(checkpoint)
+            except DamagedObject as error:
+                if _is_object(error.key) and not checkpoint.holds(error.key):
+                    raise _Elsewhere(error) from error
                 raise
-            raise _Damaged(error.brief) from error
+
+        try:
+            found = each(self._group, call)
+        except CorruptionError as error:
+            raise _Damaged(_why(error)) from error
+        except _Elsewhere as elsewhere:
+            elsewhere.error.add_note(f"while {checkpoint.info.ref} was evaluated")
+            raise elsewhere.error from None
         except Exception as error:
             error.add_note(f"while {checkpoint.info.ref} was evaluated")
             raise
-        return self._numbers(found, checkpoint.info.ref)
+        numbers = told(self._group, lambda: self._numbers(found, checkpoint.info.ref))
+        self._names = self._names or tuple(numbers)
+        return numbers
 
     def _numbers(self, found: Any, ref: str) -> dict[str, float]:
         if isinstance(found, Mapping):
@@ -255,13 +298,23 @@ class Evaluator:
                 f"{ref}: the function gave {', '.join(values)}, and no {', '.join(missing)}",
                 hint=_HINT,
             )
-        numbers = {name: _number(name, value, ref) for name, value in values.items()}
-        self._names = self._names or tuple(numbers)
-        return numbers
+        return {name: _number(name, value, ref) for name, value in values.items()}
 
 
 class _Damaged(Exception):
     """The checkpoint that is evaluated is."""
+
+
+class _Elsewhere(Exception):
+    """What `fn` has read besides is damaged."""
+
+    def __init__(self, error: DamagedObject) -> None:
+        super().__init__(error.brief)
+        self.error = error
+
+
+def _why(error: CorruptionError) -> str:
+    return error.brief if isinstance(error, DamagedObject) else error.message
 
 
 _HINT = 'A number, or {"name": number} with all that `metric` names.'

@@ -7,15 +7,19 @@ frameworks add around them (a list or a tuple, a parameter or a buffer) is no di
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, cast
 
+import numpy as np
+
 from holdfast.core.adapters import LeafSource
-from holdfast.core.codecs import decoded_nbytes
+from holdfast.core.captured import capture
 from holdfast.core.digest import digest
-from holdfast.core.encode import capture
-from holdfast.core.records import Leaf, Manifest, Record
+from holdfast.core.leaves import ChunkIndex
+from holdfast.core.plan import itemsize, overlap, slices
+from holdfast.core.records import Chunk, Leaf, Manifest, Record
 from holdfast.core.types import MiB, Node
 from holdfast.foreign import Foreign
 from holdfast.manager.comparison import (
@@ -30,7 +34,7 @@ from holdfast.manager.comparison import (
 )
 from holdfast.manager.foreign_state import Converter, named
 from holdfast.manager.nodes import leaf_indexes
-from holdfast.manager.numbers import Cursor, apart_in
+from holdfast.manager.numbers import apart_in, assembled, stretches
 from holdfast.manager.reader import ChunkReader
 from holdfast.repo.repo import Repo
 
@@ -209,13 +213,22 @@ def _stretches(path: str, a: Compared, b: Compared) -> Iterator[tuple[memoryview
             if ours != theirs:
                 yield ours, theirs
         return
-    at, cursor = 0, Cursor(b.reader, leaf)
-    for chunk in leaf.chunks:
-        count = decoded_nbytes(leaf, chunk)
-        ours = memoryview(bytearray(count))
+    index, size = ChunkIndex(leaf), itemsize(leaf.dtype)
+    at = 0
+    for start, shape in stretches(leaf):
+        ours = memoryview(bytearray(prod(shape) * size))
         source.copy_range(at, ours)
-        at += count
-        if digest(ours) == chunk.digest:
-            cursor.skip(count)
-        else:
-            yield ours, cursor.take(count)
+        at += ours.nbytes
+        items = np.frombuffer(ours, f"u{size}").reshape(shape)
+        left = [chunk for chunk in index.reaching(start, shape) if not _holds(items, chunk, start)]
+        if left:
+            theirs = assembled(b.reader, leaf, left, start, shape, memoryview(bytearray(ours)))
+            if theirs != ours:
+                yield ours, theirs
+
+
+def _holds(items: np.ndarray[Any, Any], chunk: Chunk, start: Sequence[int]) -> bool:
+    """Whether the items, a box that begins at `start`, have all bytes of the chunk."""
+    if overlap(chunk.start, chunk.shape, start, items.shape) != (chunk.start, chunk.shape):
+        return False
+    return digest(items[(*slices(chunk.start, chunk.shape, start), ...)].tobytes()) == chunk.digest

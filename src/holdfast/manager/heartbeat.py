@@ -49,6 +49,8 @@ class Beat(msgspec.Struct):
     """What a process told last."""
 
     pid: int
+    began_s: float = 0.0
+    """When the process began to tell, Unix time."""
     count: int = 0
     """Goes up with each sign of life."""
     address: str = ""
@@ -62,6 +64,8 @@ class Beat(msgspec.Struct):
     checkpoint_step: int | None = None
     left: int = 0
     """The status with which it ends because it was asked to stop."""
+    left_s: float = 0.0
+    """When it said so, Unix time."""
     notice: str = ""
     """Whose notice asked for it, such as "AWS spot"; "" for a signal."""
 
@@ -71,7 +75,7 @@ class _Heart:
 
     def __init__(self, folder: str) -> None:
         self._lock = threading.Lock()
-        self._beat = Beat(os.getpid())
+        self._beat = Beat(os.getpid(), time.time())
         self._open: set[str] = set()
         self._latest = ""
         """The address in the last call, as it was given."""
@@ -123,7 +127,7 @@ class _Heart:
 
     def leaving(self, status: int, notice: str) -> None:
         self._latest = ""  # if it goes on after all, its next beat is a change
-        self.tell(now=True, left=status, notice=notice[:_NOTICE_CHARACTERS])
+        self.tell(now=True, left=status, left_s=time.time(), notice=notice[:_NOTICE_CHARACTERS])
 
     def alive(self) -> None:
         self.tell(now=False)

@@ -241,6 +241,10 @@ class History:
         """Of this process, once it is the run's writer."""
         self._early: deque[Event] = deque(maxlen=_MAX_EARLY)
 
+    def move(self, store: Store) -> None:
+        """The run is in this store; before `begin`."""
+        self._store = store
+
     def begin(self, epoch: int) -> None:
         """This process is the run's writer from now on: append what was added before."""
         with self._lock:

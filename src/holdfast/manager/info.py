@@ -171,6 +171,8 @@ class Restored:
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     skipped: tuple[str, ...] = ()
     """Newer checkpoints that were damaged, as lines for people."""
+    world_size: int = 1
+    """How many ranks have saved it."""
 
 
 @dataclass(frozen=True)

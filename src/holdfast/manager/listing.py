@@ -37,13 +37,15 @@ class Listing(Lookup):
         """Give a checkpoint a name; it moves there if another had it. Tagged ones stay."""
         check_tag(name)
         id = self._resolve(ref).id
+        tagged: list[Record] = []
 
         def change(records: tuple[Record, ...]) -> list[Record]:
-            require(records, id, self.address)
-            return [with_tag(r, r.id == id, name) for r in records]
+            tagged[:] = [with_tag(require(records, id, self.address), True, name)]
+            return [tagged[0] if r.id == id else with_tag(r, False, name) for r in records]
 
         self._amend("tag", change)
-        return self.info(name)
+        # Not read anew: another rank may be here before rank 0 has committed it.
+        return info_of(self.address, tagged[0])
 
     def untag(self, name: str) -> None:
         """Take a tag away. Raises CheckpointNotFound if no checkpoint has it."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
+from math import prod
 from typing import Any
 
 from holdfast.core.adapters import Destination
 from holdfast.core.aside import aside
 from holdfast.core.frameworks import loaded_adapters
+from holdfast.core.placement import Placement
 from holdfast.core.plan import boxes, itemsize
 from holdfast.core.records import Chunk, Leaf
 from holdfast.core.rng import apply_rng, capture_rng
@@ -20,15 +22,17 @@ class LiveState:
     `with` they are what they were, bit for bit, whatever was done and raised inside.
 
     So are training modes and `requires_grad` of modules, and gradients, which are taken away
-    meanwhile so that nothing is added to them. Raises UnsupportedValue, with nothing changed.
+    meanwhile so that nothing is added to them. Of a tensor of several processes it is what this
+    one has. Raises UnsupportedValue, with nothing changed.
     """
 
     def __init__(self, objects: MutableMapping[str, Any], *, allow_pickle: bool = False) -> None:
         self._objects = objects
         self._allow_pickle = allow_pickle
-        encoder = TreeEncoder(allow_pickle=allow_pickle)
+        encoder = TreeEncoder(allow_pickle=allow_pickle, stays=True)
         try:
             self._tree = encoder.encode(dict(objects), "")
+            self._placements = [leaf.placement for leaf in encoder.leaves]
             memory = SnapshotMemory()
             self._held, overlap = memory.take(encoder.leaves, lambda source, path: Way.COPIED)
             overlap.reach()
@@ -73,13 +77,13 @@ class LiveState:
 
     @aside
     def _put_back(self) -> None:
-        leaves = tuple(map(_leaf, self._held))
+        leaves = tuple(map(_leaf, self._held, self._placements))
         decoder = TreeDecoder(leaves, allow_pickle=self._allow_pickle)
         try:
             decoder.apply(self._tree, self._objects)
             decoder.report()
             for index, destination in decoder.requests:
-                _deliver(self._held[index], destination)
+                _deliver(self._held[index], self._placements[index], destination)
         except BaseException:
             decoder.discard()
             raise
@@ -93,23 +97,34 @@ class LiveState:
                 held.source.close()
 
 
-def _leaf(held: HeldLeaf) -> Leaf:
+def _leaf(held: HeldLeaf, placement: Placement | None) -> Leaf:
+    """As if all of it were held: where only a part is, no more is asked for."""
     source = held.source
-    whole = Chunk((0,) * len(source.shape), tuple(source.shape), 0, 0, source.nbytes, "")
-    return Leaf(held.path, source.dtype, tuple(source.shape), (whole,) if source.nbytes else ())
+    shape = tuple(source.shape if placement is None else placement.shape)
+    nbytes = prod(shape) * itemsize(source.dtype)
+    whole = Chunk((0,) * len(shape), shape, 0, 0, nbytes, "")
+    return Leaf(held.path, source.dtype, shape, (whole,) if nbytes else ())
 
 
-def _deliver(held: HeldLeaf, destination: Destination) -> None:
-    for start, shape, data in _pieces(held):
+def _deliver(held: HeldLeaf, placement: Placement | None, destination: Destination) -> None:
+    for start, shape, data in _pieces(held, placement):
         destination.write(start, shape, data)
 
 
-def _pieces(held: HeldLeaf) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], memoryview]]:
-    source = held.source
-    for start, shape, offset, nbytes in boxes(source.shape, itemsize(source.dtype)):
-        if held.data is not None:
-            yield start, shape, held.data[offset : offset + nbytes]
-        else:  # a tracked file's copy
-            data = memoryview(bytearray(nbytes))
-            source.copy_range(offset, data)
-            yield start, shape, data
+def _pieces(
+    held: HeldLeaf, placement: Placement | None
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], memoryview]]:
+    source, begin = held.source, 0
+    size = itemsize(source.dtype)
+    place = placement or Placement(source.shape, (0,) * len(source.shape), ())
+    for first, extent in place.parts(source.shape):
+        for inner, shape, inside, nbytes in boxes(extent, size):
+            start = tuple(map(sum, zip(inner, first, strict=True)))
+            offset = begin + inside
+            if held.data is not None:
+                yield start, shape, held.data[offset : offset + nbytes]
+            else:  # a tracked file's copy
+                data = memoryview(bytearray(nbytes))
+                source.copy_range(offset, data)
+                yield start, shape, data
+        begin += prod(extent) * size

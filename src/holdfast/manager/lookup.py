@@ -129,7 +129,7 @@ class Lookup:
         chosen = parse_choice(checkpoints)
         entry, records = self._read()
         if not records:
-            raise no_checkpoint(self.address)
+            raise self.nothing()
         rules = self.policy.best or recorded_rules(entry)
         return [info_of(self.address, record) for record in choose(records, chosen, rules)]
 
@@ -345,6 +345,10 @@ class Lookup:
             return False
         return True
 
+    def nothing(self) -> NoStore:
+        """What to raise where the run was found to have no checkpoint."""
+        return no_checkpoint(self.address, elsewhere=self._repo.elsewhere())
+
     def _read(self) -> tuple[Entry | None, tuple[Record, ...]]:
         """The newest log entry and its records; (None, ()) where there is no run yet."""
         if not self._is_run():
@@ -364,7 +368,7 @@ class Lookup:
             return found
         entry, records = self._read()
         if not records:
-            raise no_checkpoint(self.address)
+            raise self.nothing()
         return select(records, selector, self.policy.best or recorded_rules(entry))
 
     def _check_usable(self) -> None:

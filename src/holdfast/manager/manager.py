@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import count
 from types import TracebackType
 from typing import Any
 
-from holdfast.core.address import Selector, parse_selector
 from holdfast.core.address import validate_tag as check_tag
 from holdfast.core.aside import aside
 from holdfast.core.codecs import codec_of
 from holdfast.core.frameworks import loaded_adapters
+from holdfast.core.group import Group
 from holdfast.core.records import Manifest, Record
 from holdfast.core.units import parse_size
 from holdfast.errors import HoldfastError, SaveFailed, TornRead, UsageError, briefly
@@ -22,18 +23,15 @@ from holdfast.manager.capture import InPlace
 from holdfast.manager.cutting import Cutting
 from holdfast.manager.edits import split_metrics
 from holdfast.manager.evaluate import Evaluating
-from holdfast.manager.history import History, RestoreEvent
-from holdfast.manager.info import CheckpointInfo, Overview, Restored, info_of, overview_of
-from holdfast.manager.loaded import LoadedCheckpoint
-from holdfast.manager.lookup import Ref
+from holdfast.manager.info import CheckpointInfo, Overview, info_of, overview_of
 from holdfast.manager.orders import Captured, Orders
-from holdfast.manager.overlap import Overlap
 from holdfast.manager.pending import Pending
-from holdfast.manager.restore import Restorer, Wish
+from holdfast.manager.ranks import join
 from holdfast.manager.saver import Order, Saver
 from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.staging import Staging
 from holdfast.manager.stored import Digests
+from holdfast.repo.together import AnyWriter, Follower, Leader
 from holdfast.repo.writer import Writer
 from holdfast.stores.base import Store
 
@@ -59,6 +57,11 @@ class CheckpointManager(Evaluating):
     as `mirror_keep` says (by default as `keep`; "" keeps all). `close` copies what is left for
     at most `mirror_wait` ("5min"). Where this address has no checkpoint, those of the mirror
     are brought back first. See `wait_mirrored`, and docs/mirror.md.
+
+    With a `group` (`holdfast.torch.process_group()`) all its ranks save and restore together:
+    each makes a manager for the same address and calls the same methods in the same order, and
+    each tensor of a model is written once, by one of them. Of what lies below the names of
+    `per_rank` each rank has its own. See docs/distributed.md.
 
     Saves run in a background thread, one at a time, at low priority but for what they read
     in place and until somebody waits for them; all methods may be called from any thread.
@@ -91,6 +94,8 @@ class CheckpointManager(Evaluating):
         clock: Callable[[], float] = time.time,
         config: object = None,
         environment: Mapping[str, Any] | None = None,
+        group: Group | None = None,
+        per_rank: Collection[str] = (),
     ) -> None:
         if rewrite_every is not None and rewrite_every < 1:
             raise UsageError(
@@ -114,15 +119,13 @@ class CheckpointManager(Evaluating):
         self._max_failures = max_save_failures
         self._rewrite_every = rewrite_every
         self._writer: Writer | None = None
+        self._together: Leader | Follower | None = None
+        """What this rank saves through, if others save, too."""
         self._saver: Saver | None = None
         self._memories = SnapshotMemories()
         self._staging = Staging(parse_size(memory) if isinstance(memory, str) else memory)
         self._cutting = Cutting(sparse_rows)
         self._digests = Digests()
-        self.history = History(self._repo.store)
-        """What saves and restores have cost."""
-        self._overlap: Overlap | None = None
-        """Leaves of the save in progress that are read in place."""
         self._unsteady: set[str] = set()
         """Paths of leaves that changed while they were read in place."""
         self._orders = Orders(
@@ -131,15 +134,15 @@ class CheckpointManager(Evaluating):
             allow_pickle=allow_pickle,
             clock=self._clock,
             runs_in=lambda: (self.config, self.environment),
+            cut=lambda path, source: self._cutting.boxes(path, source, self._staging.block_bytes),
+            per_rank=per_rank,
         )
-        self._base: Manifest | None = None
-        """Manifest whose chunks the next save may reuse."""
-        self._distrusted: set[str] = set()
-        """Packs in which damage was found: never a source for reuse."""
         self._released = False
         """`close` has come to its end, but for what it raises."""
-        self._told: set[str] = set()
-        """Checkpoints about whose damage something was logged."""
+        self._numbers = count()
+        """Of saves; all ranks count alike."""
+        if group is not None:
+            self.save_with(group)
 
     # -- writing ---------------------------------------------------------------
 
@@ -152,9 +155,39 @@ class CheckpointManager(Evaluating):
         or StoreReadOnly where the store cannot hold a run safely.
         """
         self._check_usable()
-        if self._writer is None:
+        if self._saver is not None:
+            return
+        if self._group is None:
             self._bring_back()
             self._become_writer()
+        else:
+            self._together = join(self._group, self._repo, self._lead)
+            self._save_through(self._together)
+
+    def save_with(self, group: Group) -> None:
+        """Save and restore together with the other ranks of `group` from now on. Before anything
+        is saved or restored; all ranks call the same methods in the same order from here."""
+        self._group = group
+        self._divide_over_nodes(group)
+        self.history.move(self._repo.store)
+        self._looked = self._looked or group.ranks.rank > 0  # for what its mirror alone has
+
+    def settle(self) -> None:
+        """All ranks know what became of all saves: nothing is kept for those that may not."""
+        if isinstance(self._together, Leader):
+            self._together.settled()
+
+    def leave_ranks(self, within_s: float) -> None:
+        """This rank is about to end, and perhaps others have: nothing is waited for longer."""
+        if self._together is not None:
+            self._together.patience.end_in(within_s)
+
+    def _lead(self) -> Writer:
+        """As rank 0, for all ranks."""
+        self._bring_back()
+        self._become_writer()
+        assert self._writer is not None
+        return self._writer
 
     @aside
     def _become_writer(self) -> None:
@@ -178,26 +211,30 @@ class CheckpointManager(Evaluating):
                 return self._writer
             loaded_adapters()  # imported now, and not while the first save holds up the loop
             writer = self._writer = Writer.open(self._repo, take_over=self._take_over)
-            self._saver = Saver(
-                writer,
-                self._memories,
-                self._staging,
-                self._digests,
-                self.history,
-                policy=self.policy,
-                rewrite_every=self._rewrite_every,
-                cutting=self._cutting,
-                base=self._dedup_base,
-                codec=self._codec,
-                mirrored=bool(self.mirror),
-                distrusted=self._distrusted,
-                unsteady=self._unsteady,
-                spared=self._spared,
-                on_commit=self._committed,
-            )
+            if self._group is None:
+                self._save_through(writer)
             self.history.begin(writer.epoch)
             self._start_mirror(writer.epoch)
             return writer
+
+    def _save_through(self, writer: AnyWriter) -> None:
+        self._saver = Saver(
+            writer,
+            self._memories,
+            self._staging,
+            self._digests,
+            self.history,
+            policy=self.policy,
+            rewrite_every=self._rewrite_every,
+            cutting=self._cutting,
+            base=self._dedup_base,
+            codec=self._codec,
+            mirrored=bool(self.mirror),
+            distrusted=self._distrusted,
+            unsteady=self._unsteady,
+            spared=self._spared,
+            on_commit=self._committed,
+        )
 
     @briefly
     def save(
@@ -237,6 +274,7 @@ class CheckpointManager(Evaluating):
         tag_names = tuple(check_tag(tag) for tag in tags)
         finite, odd = split_metrics(metrics or {})
         self.acquire()
+        number = next(self._numbers)
         with self._lock:
             self._check_usable()
             saver = self._saver
@@ -245,22 +283,28 @@ class CheckpointManager(Evaluating):
             waiting = time.perf_counter()
             saver.finish()  # one copy of the state is enough
             waited_s = time.perf_counter() - waiting
-            order = self._orders.take(
-                saver,
-                self._memories,
-                step,
-                state,
-                loop,
-                in_place,
-                waits=block,
-                metrics=(finite, odd),
-                note=note,
-                tags=tag_names,
-                finished=finished,
-                rng=rng,
-                asked_s=start,
-                waited_s=waited_s,
-            )
+            try:
+                order = self._orders.take(
+                    saver,
+                    self._memories,
+                    step,
+                    state,
+                    loop,
+                    in_place,
+                    waits=block,
+                    metrics=(finite, odd),
+                    note=note,
+                    tags=tag_names,
+                    finished=finished,
+                    rng=rng,
+                    asked_s=start,
+                    waited_s=waited_s,
+                    ranks=None if self._group is None else self._group.ranks,
+                    number=number,
+                )
+            except BaseException as error:
+                saver.give_up(number, error)
+                raise
             self._overlap, pending = order.snapshot.overlap, order.pending
             if not block:
                 saver.submit(order)
@@ -305,15 +349,9 @@ class CheckpointManager(Evaluating):
             check = self._check_usable
             return self._orders.hold(self._saver, step, state, loop, metrics or {}, note, check)
 
-    def drain(self) -> None:
-        """Copy what a save still reads in place; live objects may change when this returns.
-
-        From any thread. Costs nothing where no save reads.
-        """
-        overlap = self._overlap
-        # A forked child has a copy of the lock, perhaps held by a thread that it lacks.
-        if overlap is not None and self._pid == os.getpid():
-            overlap.drain()
+    @property
+    def _saves(self) -> bool:
+        return self._saver is not None
 
     def _dedup_base(self) -> Manifest | None:
         """The newest checkpoint's manifest; read once, then kept from save to save."""
@@ -367,8 +405,9 @@ class CheckpointManager(Evaluating):
 
     @aside
     def _release(self) -> None:
-        if self._saver is not None and self._writer is not None:
+        if self._saver is not None:
             self._saver.retire_spared()
+        if self._writer is not None:
             self._writer.close()
         self._repo.close()
         self._released = True
@@ -385,94 +424,7 @@ class CheckpointManager(Evaluating):
             if error is None:
                 raise  # else the body's own error matters more; this one was logged
 
-    # -- reading ---------------------------------------------------------------
-
-    @briefly
-    def restore(
-        self,
-        into: MutableMapping[str, Any] | None = None,
-        ref: Ref = None,
-        *,
-        strict: bool = True,
-        only: Collection[str] = (),
-        skip: Collection[str] = (),
-        rename: Mapping[str, str] | None = None,
-        allow_pickle: bool = False,
-        rng: bool = True,
-    ) -> Restored | None:
-        """Put a checkpoint's state into live objects, every byte verified.
-
-        `into` maps names to live objects, as given to `save`; tensors, modules,
-        containers are filled in place, plain values replaced in `into`. Without
-        `into` new values are made. Nothing live is touched before the structure was
-        accepted. With `ref=None` a damaged checkpoint is skipped with a loud line and
-        the newest intact one used; None is returned only where no checkpoint was ever
-        committed. `only`, `skip` and `rename` ({"saved": "live"}) take names or path
-        prefixes.
-
-        Raises StructureMismatch listing every missing, unexpected and changed leaf;
-        UsageError for a path that names nothing; NoIntactCheckpoint; DamagedObject for an
-        explicit `ref`; PickleRefused.
-        """
-        self.drain()
-        wish = Wish(
-            into=into,
-            strict=strict,
-            only=only,
-            skip=skip,
-            rename=dict(rename or {}),
-            allow_pickle=allow_pickle,
-            rng=rng,
-        )
-        start = time.perf_counter()
-        restored = self._restorer().restore(None if ref is None else self._resolve(ref), wish)
-        if restored is not None:
-            event = RestoreEvent(
-                time_s=self._clock(),
-                step=restored.info.step,
-                id=restored.info.id,
-                total_s=time.perf_counter() - start,
-                nbytes=restored.info.nbytes,
-            )
-            self.history.add(event)
-        return restored
-
-    def read_loop(self, ref: Ref = None) -> Restored | None:
-        """Position, config and environment of a checkpoint; touches nothing live."""
-        return self._restorer().read_loop(None if ref is None else self._resolve(ref))
-
-    def go_on(self, restore: Callable[[Restored], Restored]) -> Restored | None:
-        """Call `restore` with what `read_loop` gives of the newest checkpoint; where it raises
-        CorruptionError, with the one before it, and so on. Returns what it returns, or None
-        where no checkpoint was ever committed.
-
-        For callers whose wishes depend on what the checkpoint holds.
-        """
-        return self._restorer().go_on(restore)
-
-    def _restorer(self) -> Restorer:
-        self._check_usable()
-        repo = self._nearest(self._distrusted)
-        return Restorer(
-            repo, self.address, self._find, self._distrusted, self._told, self._restored
-        )
-
-    def _restored(self, manifest: Manifest) -> None:
-        """What was restored is verified: the best base for reuse."""
-        if self._saver is None:
-            self._base = manifest
-
-    @briefly
-    def load(self, ref: Ref = None, *, allow_pickle: bool = False) -> LoadedCheckpoint:
-        """The checkpoint as a lazy mapping: each leaf is read when it is asked for."""
-        return self.load_selected(parse_selector(ref), allow_pickle=allow_pickle)
-
-    def load_selected(self, selector: Selector, *, allow_pickle: bool = False) -> LoadedCheckpoint:
-        """As `load`, for a selector that `core.address` parsed."""
-        record = self._select(selector)
-        repo = self._nearest(self._distrusted)
-        info = info_of(self.address, record)
-        return LoadedCheckpoint(repo, record, info, allow_pickle=allow_pickle)
+    # -- looking after ----------------------------------------------------------
 
     def written(self, newest: int) -> Overview | None:
         """As `overview`, as of this writer's own last commit: the store is not asked.
@@ -482,18 +434,20 @@ class CheckpointManager(Evaluating):
             return None
         return overview_of(self.address, *self._writer.listed(), newest)
 
-    # -- looking after ----------------------------------------------------------
-
     def _amend(self, action: str, change: Callable[[tuple[Record, ...]], Iterable[Record]]) -> None:
-        if self._writer is None:
+        if not self._is_first:
+            list(change(self._read()[1]))  # rank 0 commits it: here it is only tried
+        elif self._writer is None:
             super()._amend(action, change)
-            return
-        self._check_usable()
-        self._writer.amend(action, change)
-        self._to_mirror()
+        else:
+            self._check_usable()
+            self._writer.amend(action, change)
+            self._to_mirror()
 
     def gc(self, *, dry_run: bool = False) -> list[str]:
         """Delete objects that no checkpoint needs; their keys. Makes this the writer. With
-        `dry_run` nothing is deleted."""
+        `dry_run` nothing is deleted. Of several ranks only the first does it."""
+        if not self._is_first:
+            return []
         self._bring_back()
         return self._open_writer().collect(dry_run=dry_run, thorough=True)

@@ -29,7 +29,7 @@ def mirror_status(repo: Repo) -> MirrorStatus | None:
 
     Asks it for a few seconds at most, and raises nothing that it raises.
     """
-    address = remembered(repo)
+    address = remembered(repo.store)
     return MirrorStatus(address, listed_in(address)) if address else None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from holdfast.core.address import printable
+from holdfast.core.group import Group
 from holdfast.errors import HoldfastError, briefly
 from holdfast.manager.info import CheckpointInfo, info_of
 from holdfast.manager.listing import Listing
@@ -23,6 +24,7 @@ from holdfast.stores.open import open_store
 if TYPE_CHECKING:
     from holdfast.manager.mirror import Mirror
     from holdfast.manager.mirror_options import MirrorOptions
+    from holdfast.manager.node_disks import NodeDisk
     from holdfast.repo.nearest import NearestRepo
 
 logger = logging.getLogger("holdfast")
@@ -49,6 +51,7 @@ class Mirrored(Listing):
         self._take_over = take_over
         self._lock = threading.RLock()
         self._mirror: Mirror | None = None
+        self._node_disk: NodeDisk | None = None
         options = self._options(mirror, mirror_keep, mirror_bandwidth, mirror_wait)
         if options is not None:
             from holdfast.manager.mirror import Mirror
@@ -72,14 +75,36 @@ class Mirrored(Listing):
 
         return mirror_options(self.address, self.policy, mirror, keep, bandwidth, wait)
 
+    def _divide_over_nodes(self, group: Group) -> None:
+        """Where the address is another folder on each node, the run is its mirror from now on.
+        All ranks call it, before anything is read. Raises UsageError, GroupError."""
+        mirror = self._mirror
+        if mirror is None:
+            return
+        from holdfast.manager.node_disks import find_node_disk
+        from holdfast.repo.nearest import TieredRepo
+
+        disk = find_node_disk(group, self._repo, mirror.options, self.policy)
+        if disk is not None:
+            self._repo = TieredRepo(disk.store, clock=self._clock)
+            self.policy = mirror.options.keep
+            self._node_disk, self._mirror, self._looked = disk, None, True
+
+    @property
+    def on_node_disks(self) -> bool:
+        """Whether each node has a disk of its own, and the checkpoints are in the mirror."""
+        return self._node_disk is not None
+
     @property
     def mirror(self) -> str:
         """The mirror's address; "" without one."""
+        if self._node_disk is not None:
+            return self._node_disk.store.address
         return self._mirror.address if self._mirror is not None else ""
 
     def brought_back(self, id: str) -> bool:
         """Whether this process found the checkpoint in the mirror only."""
-        return id in self._brought
+        return id in self._brought or self.on_node_disks
 
     def not_mirrored(self) -> list[int]:
         """Steps of the checkpoints that are to be in the mirror and are not, as far as is
@@ -165,6 +190,8 @@ class Mirrored(Listing):
         """The list has changed; `id` is a new checkpoint."""
         if self._mirror is not None:
             self._mirror.changed(id)
+        elif self._node_disk is not None and id:
+            self._node_disk.tidy(self._repo)
 
     def results_changed(self) -> None:
         """Results of calls were stored, which the mirror is to have, too."""

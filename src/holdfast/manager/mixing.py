@@ -163,7 +163,9 @@ def plan_of(sides: Sequence[Side]) -> Plan:
             plan.averaged.append(path)
         elif not same and (format is not None or array.sparse):
             what = "a sparse tensor" if array.sparse else array.words
-            raise StateError(f"{path}: {what} cannot be averaged", hint=_HINT)
+            raise StateError(
+                f"{path}: {what} is not the same in all, and cannot be averaged", hint=_HINT
+            )
         elif not same:
             plan.differing.append(path)
         # What is the same in all is its own mean, whatever a sum of 64-bit floats would say.

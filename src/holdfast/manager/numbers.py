@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.core.codecs import decoded_nbytes
-from holdfast.core.plan import itemsize
+from holdfast.core.arrays import box_destination
+from holdfast.core.leaves import ChunkIndex
+from holdfast.core.plan import CHUNK_BYTES, Part, boxes, in_c_order, itemsize
 from holdfast.core.records import Chunk, Leaf
+from holdfast.core.types import MiB
 from holdfast.manager.comparison import Apart
 from holdfast.manager.reader import ChunkReader, Wanted
 
 # At a time: as 64-bit floats with all that is computed from them it stays below 100 MiB.
 _ELEMENTS = 1 << 20
+# Of each of two leaves, where they are cut in different ways and one not in C order.
+_ACROSS_BYTES = 128 * MiB
 
 Array = np.ndarray[Any, Any]
 
@@ -24,13 +28,13 @@ Array = np.ndarray[Any, Any]
 def apart(
     a: ChunkReader, leaf_a: Leaf, b: ChunkReader, leaf_b: Leaf, *, numeric: bool, row_bytes: int = 1
 ) -> Apart:
-    """Compare two leaves of one dtype and shape. Reads only what differs by its digest,
-    at most one chunk of each at a time.
+    """Compare two leaves of one dtype and shape. Reads only what differs by its digest. If
+    the two are cut alike, or in C order, at most one chunk of each is in memory.
 
     `numeric`: the dtype says what the bytes are; else they are compared as rows of
     `row_bytes`. Raises DamagedObject, CheckpointRemoved, StoreUnavailable.
     """
-    unequal = _unequal(a, leaf_a, b, leaf_b)
+    unequal = _unequal(a, leaf_a, b, leaf_b, row_bytes)
     return apart_in(unequal, leaf_a.dtype, leaf_a.shape, numeric=numeric, row_bytes=row_bytes)
 
 
@@ -81,65 +85,67 @@ def _apart(a: Array, b: Array) -> Apart:
 
 
 def _unequal(
-    a: ChunkReader, leaf_a: Leaf, b: ChunkReader, leaf_b: Leaf
+    a: ChunkReader, leaf_a: Leaf, b: ChunkReader, leaf_b: Leaf, row_bytes: int
 ) -> Iterator[tuple[memoryview, memoryview]]:
-    """The stretches of two leaves that are not known to be equal, as bytes of the same place.
+    """The stretches of two leaves that are not known to be equal, as bytes of the same places."""
+    cut_a, cut_b = _by_box(leaf_a), _by_box(leaf_b)
+    whole_rows = row_bytes == 1 or all(shape[-1:] == leaf_a.shape[-1:] for _, shape in cut_a)
+    if cut_a.keys() == cut_b.keys() and whole_rows:
+        for box, chunk in cut_a.items():
+            if chunk.digest != cut_b[box].digest:
+                yield (
+                    assembled(a, leaf_a, [chunk], *box),
+                    assembled(b, leaf_b, [cut_b[box]], *box),
+                )
+        return
+    index_a, index_b = ChunkIndex(leaf_a), ChunkIndex(leaf_b)
+    for start, shape in stretches(leaf_a, leaf_b):
+        here_a, here_b = index_a.reaching(start, shape), index_b.reaching(start, shape)
+        equal = set(map(_proof, here_a)) & set(map(_proof, here_b))
+        # Both are 0 where they are equal.
+        left_a = [chunk for chunk in here_a if _proof(chunk) not in equal]
+        left_b = [chunk for chunk in here_b if _proof(chunk) not in equal]
+        if left_a:
+            yield (
+                assembled(a, leaf_a, left_a, start, shape),
+                assembled(b, leaf_b, left_b, start, shape),
+            )
 
-    Chunks tile a leaf in order, but may be cut at other places in the two.
+
+def _by_box(leaf: Leaf) -> dict[Part, Chunk]:
+    return {(chunk.start, chunk.shape): chunk for chunk in leaf.chunks}
+
+
+def _proof(chunk: Chunk) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+    """Equal for chunks that have the same bytes at the same place."""
+    return chunk.start, chunk.shape, chunk.digest
+
+
+def stretches(*leaves: Leaf) -> Iterator[Part]:
+    """(start, shape) of boxes that tile leaves of one dtype and shape, one behind the other in
+    C order: so large that what is read again, where a chunk reaches through several, is little.
     """
-    cursor_a, cursor_b = Cursor(a, leaf_a), Cursor(b, leaf_b)
-    while not cursor_a.done and not cursor_b.done:
-        chunk_a, chunk_b = cursor_a.chunk, cursor_b.chunk
-        whole = cursor_a.used == cursor_b.used == 0 and cursor_a.left == cursor_b.left
-        nbytes = min(cursor_a.left, cursor_b.left)
-        if whole and chunk_a.digest == chunk_b.digest:
-            cursor_a.skip(nbytes)
-            cursor_b.skip(nbytes)
-        else:
-            yield cursor_a.take(nbytes), cursor_b.take(nbytes)
+    ordered = all(in_c_order(leaf.shape, _by_box(leaf)) for leaf in leaves)
+    most = CHUNK_BYTES if ordered else _ACROSS_BYTES
+    for start, shape, _, _ in boxes(leaves[0].shape, itemsize(leaves[0].dtype), most):
+        yield start, shape
 
 
-class Cursor:
-    """A place in a leaf's chunks."""
-
-    def __init__(self, reader: ChunkReader, leaf: Leaf) -> None:
-        self._reader = reader
-        self._leaf = leaf
-        self._index = 0
-        self._data: bytes | None = None
-        self.used = 0
-        """Bytes of the chunk that were passed."""
-
-    @property
-    def done(self) -> bool:
-        return self._index >= len(self._leaf.chunks)
-
-    @property
-    def chunk(self) -> Chunk:
-        return self._leaf.chunks[self._index]
-
-    @property
-    def left(self) -> int:
-        return decoded_nbytes(self._leaf, self.chunk) - self.used
-
-    def skip(self, nbytes: int) -> None:
-        self.used += nbytes
-        if self.left == 0:
-            self._index += 1
-            self.used, self._data = 0, None
-
-    def take(self, nbytes: int) -> memoryview:
-        if self._data is None:
-            taken: list[bytes] = []
-
-            def keep(start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
-                taken.append(data.tobytes())  # the view is reused
-
-            self._reader.read([Wanted(self._leaf, self.chunk, keep)])
-            self._data = taken[0]
-        view = memoryview(self._data)[self.used : self.used + nbytes]
-        self.skip(nbytes)
-        return view
+def assembled(
+    reader: ChunkReader,
+    leaf: Leaf,
+    chunks: Iterable[Chunk],
+    start: Sequence[int],
+    shape: Sequence[int],
+    into: memoryview | None = None,
+) -> memoryview:
+    """What verified chunks have of a box of their leaf, as its bytes; the rest is 0, or what
+    is there in `into`. Raises DamagedObject, CheckpointRemoved, StoreUnavailable."""
+    if into is None:
+        into = memoryview(bytearray(math.prod(shape) * itemsize(leaf.dtype)))
+    write = box_destination(into, leaf.dtype, start, shape).write
+    reader.read([Wanted(leaf, chunk, write) for chunk in chunks])
+    return into
 
 
 # -- from stored bytes to numbers ----------------------------------------------

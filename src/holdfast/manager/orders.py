@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
+from holdfast.core.group import Ranks
+from holdfast.core.selection import under
 from holdfast.errors import SaveFailed
 from holdfast.manager.capture import InPlace, capture
 from holdfast.manager.edits import split_metrics
@@ -13,6 +15,7 @@ from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.pending import Pending
 from holdfast.manager.progress import Work, current_work
 from holdfast.manager.saver import Order, Saver
+from holdfast.manager.shares import Cut
 from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.stored import Digests
 
@@ -28,8 +31,14 @@ class Orders:
         allow_pickle: bool,
         clock: Callable[[], float],
         runs_in: Callable[[], tuple[object, Mapping[str, object]]],
+        cut: Cut,
+        per_rank: Collection[str] = (),
     ) -> None:
-        """`runs_in` tells the config and the environment of the process."""
+        """`runs_in` tells the config and the environment of the process; `cut` makes chunks of
+        what several ranks save, of which each has its own of what lies below `per_rank`."""
+        self._cut = cut
+        self._per_rank = tuple(per_rank)
+        self._compared = False
         self._digests = digests
         self._unsteady = unsteady
         self._allow_pickle = allow_pickle
@@ -56,6 +65,8 @@ class Orders:
         rng: bool = True,
         asked_s: float,
         waited_s: float = 0.0,
+        ranks: Ranks | None = None,
+        number: int = 0,
     ) -> Order:
         """Capture the state now; see `capture`. `metrics` are the finite and the other ones."""
         snapshot = capture(
@@ -70,7 +81,13 @@ class Orders:
             allow_pickle=self._allow_pickle,
             clock=self._clock,
             rng=rng,
+            ranks=ranks,
+            cut=self._cut,
+            own=lambda path: any(under(path, name) for name in self._per_rank),
+            # Once: what was alike then stays so, for all ranks take the same steps.
+            compare=ranks is not None and not self._compared,
         )
+        self._compared = True
         finite, odd = metrics
         config, environment = self._runs_in()
         return Order(
@@ -89,6 +106,7 @@ class Orders:
             blocked=waits,
             work=current_work(),
             held_nbytes=self._held_nbytes,
+            number=number,
         )
 
     def of(

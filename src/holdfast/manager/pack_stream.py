@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.records import Pack
 from holdfast.manager.staging import Staging, WriteThreads
+from holdfast.repo.pack_writer import PackWriter
 from holdfast.repo.saves import NewPack, Save
-from holdfast.repo.writer import Writer
 
 
 class PackStream:
@@ -22,7 +22,7 @@ class PackStream:
 
     def __init__(
         self,
-        writer: Writer,
+        writer: PackWriter,
         save: Save,
         staging: Staging,
         threads: WriteThreads,

@@ -27,8 +27,8 @@ from holdfast.manager.staging import WRITERS, Staging, WriteThreads
 from holdfast.manager.stored import Digests, Place, Stored
 from holdfast.manager.whole_pack import WholePack
 from holdfast.repo import keys
+from holdfast.repo.pack_writer import PackWriter
 from holdfast.repo.saves import Save
-from holdfast.repo.writer import Writer
 
 # One pack per save for most states; above, several files of a size that copies
 # and uploads well. Object stores take 5 GiB in one PUT.
@@ -95,7 +95,7 @@ class Packer:
 
     def __init__(
         self,
-        writer: Writer,
+        writer: PackWriter,
         save: Save,
         stored: Stored | None,
         digests: Digests,
@@ -151,7 +151,7 @@ class Packer:
         """
         yield from self._write(snapshot)
         leaves = tuple(
-            Leaf(leaf.path, leaf.source.dtype, leaf.source.shape, tuple(filter(None, chunks)))
+            Leaf(leaf.path, leaf.source.dtype, leaf.shape, tuple(filter(None, chunks)))
             for leaf, chunks in zip(snapshot.leaves, self._chunks, strict=True)
         )
         return leaves, tuple(self._packs)
@@ -178,7 +178,10 @@ class Packer:
             source = leaf.source
             self._chunks.append([])
             # A chunk lies in two blocks at most: there are always enough.
-            cut = self._cutting.boxes(leaf.path, source, self._staging.block_bytes)
+            if leaf.share is None:
+                cut = self._cutting.boxes(leaf.path, source, self._staging.block_bytes)
+            else:
+                cut = leaf.share.boxes
             for number, box in enumerate(cut):
                 piece = _Piece(leaf, position, number, *box)
                 self._chunks[position].append(None)
@@ -220,7 +223,9 @@ class Packer:
 
     def _found(self, piece: _Piece) -> bool:
         if self._stored is not None:
-            piece.place = self._stored.take(piece.digest, piece.nbytes, piece.itemsize)
+            piece.place = self._stored.take(
+                piece.digest, piece.nbytes, piece.itemsize, (piece.leaf.path, piece.start)
+            )
         if piece.place is None:
             return False
         self._reusable.append(piece)

@@ -10,13 +10,16 @@ not verified. Reasons and numbers: docs/design/restore.md.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from holdfast.core.adapters import Destination
 from holdfast.core.codecs import PACKAGE_HINT, can_decode, decoded_nbytes
 from holdfast.core.digest import digest
+from holdfast.core.group import ALONE, Ranks
+from holdfast.core.leaves import chunks_for
 from holdfast.core.plan import itemsize
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack, Record
 from holdfast.core.shuffle_zstd import Undecodable, decode
@@ -33,6 +36,8 @@ from holdfast.stores.base import BLOCK_ALIGNMENT
 # Neighbouring chunks are fetched in one read, so that 20,000 small tensors do not
 # cost 20,000 calls; a hole up to this size is cheaper to read than to skip.
 READ_BYTES = 8 * MiB
+# Of files, where a call costs microseconds: fresh memory to read into costs more.
+_FILE_READ_BYTES = 2 * MiB
 _HOLE_BYTES = 64 * KiB
 # A list has the sizes of a thousand packs, and an object store takes as long for it as for one.
 _LIST_FROM = 8
@@ -51,6 +56,8 @@ class Wanted(NamedTuple):
     leaf: Leaf
     chunk: Chunk
     sink: Sink
+    shared: bool = False
+    """Other ranks want it, too."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class _Batch:
     offset: int
     nbytes: int
     items: Sequence[Wanted]
+
+    @property
+    def shared(self) -> bool:
+        return any(item.shared for item in self.items)
 
 
 class _Memory(NamedTuple):
@@ -75,8 +86,12 @@ class _Memory(NamedTuple):
 class ChunkReader:
     """Reads chunks of one checkpoint."""
 
-    def __init__(self, repo: Repo, record: Record, manifest: Manifest) -> None:
+    def __init__(
+        self, repo: Repo, record: Record, manifest: Manifest, ranks: Ranks = ALONE
+    ) -> None:
+        """`ranks`: with whom this process reads the checkpoint."""
         self._repo = repo
+        self._ranks = ranks
         self._record = record
         self._manifest = manifest
         self.bytes_read = 0
@@ -88,7 +103,10 @@ class ChunkReader:
 
         Before anything is allocated for them. Raises DamagedObject, CheckpointRemoved.
         """
-        needed = sorted({chunk.pack for leaf in leaves for chunk in leaf.chunks})
+        self._check_packs({chunk.pack for leaf in leaves for chunk in leaf.chunks})
+
+    def _check_packs(self, packs: Collection[int]) -> None:
+        needed = sorted(packs)
         sizes = self._repo.pack_sizes() if len(needed) >= _LIST_FROM else {}
         for index in needed:
             pack = self._manifest.packs[index]
@@ -105,9 +123,11 @@ class ChunkReader:
                     )
 
     def fetch(self, requests: Sequence[tuple[int, Destination]]) -> None:
-        """Read and verify these leaves now; raises as `check_packs` and `read`."""
-        self.check_packs(self._manifest.leaves[index] for index, _ in requests)
-        self.read(wanted_for(self._manifest, requests))
+        """Read and verify these leaves now, or the parts of them that are wanted; raises as
+        `check_packs` and `read`."""
+        wanted = wanted_for(self._manifest, requests, self._ranks)
+        self._check_packs({one.chunk.pack for one in wanted})
+        self.read(wanted)
 
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Deliver every chunk to its sink. The first error stops the rest.
@@ -116,9 +136,17 @@ class ChunkReader:
         sinks raise; and StateError, with nothing read, if a package is missing.
         """
         with collector_paused():
-            batches = _batches(self._manifest, wanted)
+            batches = self._batches(wanted)
         self._work.extend(sum(batch.nbytes for batch in batches))
-        self._each(batches, self._read)
+        self._each(self._begun_apart(batches), self._read)
+
+    def _begun_apart(self, batches: list[_Batch]) -> list[_Batch]:
+        """Ranks that want the same begin at different places: of one machine each then finds in
+        the page cache what the others have read."""
+        if not any(batch.shared for batch in batches):
+            return batches
+        first = len(batches) * self._ranks.rank // self._ranks.size
+        return batches[first:] + batches[:first]
 
     def survey(self, wanted: Sequence[Wanted]) -> list[DamagedObject]:
         """As `read`, but go on after damage and return all of it (for `verify`)."""
@@ -137,8 +165,12 @@ class ChunkReader:
                 except DamagedObject as error:
                     problems.append(error)
 
-        self._each(_batches(self._manifest, wanted), attempt)
+        self._each(self._batches(wanted), attempt)
         return problems
+
+    def _batches(self, wanted: Sequence[Wanted]) -> list[_Batch]:
+        most = READ_BYTES if self._repo.store.whole_bytes else min(READ_BYTES, _FILE_READ_BYTES)
+        return _batches(self._manifest, wanted, most)
 
     def _each(self, batches: Sequence[_Batch], work: Callable[[_Batch, _Memory], None]) -> None:
         """Do `work` on every batch, with staging blocks that are large enough for it.
@@ -174,7 +206,7 @@ class ChunkReader:
         """Read into the block, verify and deliver. Damage is looked at twice: what came may
         be other bytes than what is stored."""
         try:
-            self._read_once(batch, memory, self._repo.read_pack)
+            self._read_once(batch, memory, partial(self._repo.read_pack, shared=batch.shared))
         except DamagedObject:
             if self._repo.has_copy:
                 self._read_nearest(batch, memory)
@@ -206,7 +238,7 @@ class ChunkReader:
             self._missing(batch.pack, error)
         except DamagedObject as error:
             raise DamagedObject(key, error.reason, leaf=batch.items[0].leaf.path) from None
-        for leaf, chunk, sink in batch.items:
+        for leaf, chunk, sink, _ in batch.items:
             at = chunk.offset - batch.offset
             data = buffer[at : at + chunk.nbytes]
             if chunk.codec:
@@ -234,8 +266,8 @@ class ChunkReader:
         self._repo.explain_absence(self._record, keys.pack_key(pack.name), error)
 
 
-def pack_heads(manifest: Manifest) -> list[Wanted]:
-    """The headers of all packs: our reads do not use them, other readers do.
+def pack_heads(manifest: Manifest, packs: Collection[int] | None = None) -> list[Wanted]:
+    """The headers of all packs, or of these: our reads do not use them, other readers do.
 
     They lie before the first chunk, so they are read with it.
     """
@@ -246,22 +278,28 @@ def pack_heads(manifest: Manifest) -> list[Wanted]:
             lambda start, shape, data: None,
         )
         for index, pack in enumerate(manifest.packs)
-        if pack.head_nbytes
+        if pack.head_nbytes and (packs is None or index in packs)
     ]
 
 
-def wanted_for(manifest: Manifest, requests: Iterable[tuple[int, Destination]]) -> list[Wanted]:
-    """The chunks of requested leaves, written to their destinations."""
+def wanted_for(
+    manifest: Manifest, requests: Iterable[tuple[int, Destination]], ranks: Ranks = ALONE
+) -> list[Wanted]:
+    """The chunks of requested leaves, written to their destinations: of a destination that
+    holds a part, those that reach into it. What one of several `ranks` wants as a whole, all
+    do."""
     wanted: list[Wanted] = []
     for index, destination in requests:
         leaf = manifest.leaves[index]
         write = destination.write
-        wanted += [Wanted(leaf, chunk, write) for chunk in leaf.chunks]
+        shared = ranks.size > 1 and getattr(destination, "part", None) is None
+        wanted += [Wanted(leaf, chunk, write, shared) for chunk in chunks_for(leaf, destination)]
     return wanted
 
 
-def _batches(manifest: Manifest, wanted: Iterable[Wanted]) -> list[_Batch]:
-    """The reads that get all chunks, in the order in which they lie in the packs."""
+def _batches(manifest: Manifest, wanted: Iterable[Wanted], most: int) -> list[_Batch]:
+    """The reads that get all chunks, of `most` bytes where no chunk is longer, in the order in
+    which they lie in the packs."""
     ordered = sorted(wanted, key=lambda item: (item.chunk.pack, item.chunk.offset))
     batches: list[_Batch] = []
     group: list[Wanted] = []
@@ -273,7 +311,7 @@ def _batches(manifest: Manifest, wanted: Iterable[Wanted]) -> list[_Batch]:
             group
             and group[0].chunk.pack == chunk.pack
             and chunk.offset - end <= _HOLE_BYTES
-            and stop - start <= READ_BYTES
+            and stop - start <= most
         )
         if not joins:
             if group:

@@ -51,7 +51,7 @@ from holdfast.manager.snapshot import Snapshot, SnapshotMemories
 from holdfast.manager.staging import Staging, yield_to_others
 from holdfast.manager.stored import Digests, Stored
 from holdfast.repo import keys
-from holdfast.repo.writer import Writer
+from holdfast.repo.together import AnyWriter
 
 logger = logging.getLogger("holdfast")
 
@@ -79,6 +79,8 @@ class Order:
     """See `history.SaveEvent`."""
     work: Work
     """Where its bytes are counted for whoever waits."""
+    number: int = 0
+    """Of the save, among those of all ranks."""
     held_nbytes: int = 0
     """Of memory that captured states take beside this one."""
 
@@ -103,7 +105,7 @@ class Saver:
 
     def __init__(
         self,
-        writer: Writer,
+        writer: AnyWriter,
         memories: SnapshotMemories,
         staging: Staging,
         digests: Digests,
@@ -163,6 +165,12 @@ class Saver:
         if not urgent and not self._start(job, low=True):
             with job.pending.awaited():
                 self._drive(job, low=False)
+
+    def give_up(self, number: int, error: BaseException) -> None:
+        """The save of this number could not even be begun here. Where others save, too, they are
+        told, for else they would wait for this rank's share."""
+        if not self._writer.alone:
+            self._writer.abandon(self._writer.begin(number), error)
 
     def hurry(self) -> None:
         """Somebody waits for the save in progress: it goes on at the caller's priority."""
@@ -336,6 +344,9 @@ class Saver:
         except BaseLost as error:
             if base is None:
                 raise
+            if not self._writer.alone:
+                self._lost_base = True  # on all ranks: the next save is full on each of them
+                raise
             # Somebody pruned what this save wanted to reuse: write everything anew.
             self._lost_base = True
             logger.info("writing step %d in full: %s", order.pending.step, error.message)
@@ -347,7 +358,7 @@ class Saver:
                 ) from error
             saved = yield from self._attempt(order, None)
         except StoredWrong as error:
-            if not order.snapshot.overlap.start_again():
+            if not self._writer.alone or not order.snapshot.overlap.start_again():
                 raise
             # What arrived wrong keeps its name: once more, under others.
             logger.warning("writing step %d once more: %s", order.pending.step, error.message)
@@ -360,11 +371,18 @@ class Saver:
         self, order: Order, base: Manifest | None
     ) -> Generator[None, None, tuple[Record, Manifest]]:
         snapshot = order.snapshot
-        save = self._writer.begin()
+        save = self._writer.begin(order.number)
+        save.own = [n for n, leaf in enumerate(snapshot.leaves) if leaf.share and leaf.share.own]
+        save.marks = snapshot.replicas
         stored = None
         if base is not None:
             oldest = save.ordinal - self._rewrite_every if self._rewrite_every else 0
-            stored = Stored(base, distrusted=self._distrusted, born_after=max(0, oldest))
+            stored = Stored(
+                base,
+                distrusted=self._distrusted,
+                born_after=max(0, oldest),
+                same_place=not self._writer.alone,
+            )
         packer = self._packer = Packer(
             self._writer,
             save,
@@ -407,15 +425,16 @@ class Saver:
                 finished=order.finished,
                 keep=str(self.policy),
                 retire=self._retire,
-                # A request that whoever waits for the save need not wait for.
-                delete=not self._writer.whole_bytes,
+                # Whoever waits for the save need not wait for a request, nor for a file system
+                # that gives up gigabytes.
+                delete=False,
             )
             self._commit_s = time.perf_counter() - start - packer.finish_s
             return record, manifest
         except (CommitUnknown, Fenced, GeneratorExit):
             raise  # its packs may be needed
-        except BaseException:
-            self._writer.abandon(save)
+        except BaseException as error:
+            self._writer.abandon(save, error)
             raise
         finally:
             packer.close()

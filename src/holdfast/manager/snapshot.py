@@ -4,9 +4,10 @@ stay the same (see `overlap`), so that training can go on."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from holdfast.core.transfers import Transfer, Transport, transport_of, wait_for
 from holdfast.core.types import KiB, Node
 from holdfast.errors import SaveFailed
 from holdfast.manager.overlap import LiveLeaf, Overlap
+from holdfast.manager.shares import Share
 
 # Large leaves start on cache lines, so that copies into the snapshot stay fast.
 _ALIGN = 64
@@ -51,6 +53,13 @@ class HeldLeaf(msgspec.Struct, frozen=True, gc=False):
     live: LiveLeaf | None = None
     unchanged: bool = False
     """See `Way.UNCHANGED`."""
+    share: Share | None = None
+    """What of the leaf this rank writes; None: it writes all, and there are no others."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole leaf."""
+        return self.source.shape if self.share is None else self.share.shape
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class Snapshot:
     marks: Mapping[str, object]
     """What leaves that no barrier protects looked like; see `LeafSource.mark`."""
     pickled: bool
+    replicas: Mapping[str, str] = field(default_factory=dict[str, str])
+    """See `records.Fragment.marks`."""
 
     def read(self, leaf: HeldLeaf, offset: int, into: Sequence[memoryview]) -> None:
         """Fill the pieces `into` with a range of a leaf. Raises TornRead, SaveFailed."""
@@ -176,10 +187,11 @@ class SnapshotMemory:
         return self._at_once.nbytes + self._at_barrier.nbytes
 
     def take(
-        self, leaves: Sequence[CapturedLeaf], choose: Choose
+        self, leaves: Sequence[CapturedLeaf], choose: Choose, shares: Sequence[Share] = ()
     ) -> tuple[tuple[HeldLeaf, ...], Overlap]:
         """Copy every source that is neither streamed nor read in place. Once for each save.
-        Where a device could not copy, the overlap says so to who reads."""
+        Where a device could not copy, the overlap says so to who reads. `shares`: what of
+        each leaf this rank writes, if there are others."""
         ways: dict[int, Way] = {}
         batches = _Batches()
         in_place: defaultdict[Transport | None, list[LeafSource]] = defaultdict(list)
@@ -210,7 +222,7 @@ class SnapshotMemory:
                     reached.append(transport.reached(sources))
         except SaveFailed as error:
             failed = error
-        held = tuple(_held(leaves, ways, batches))
+        held = tuple(_held(leaves, shares or repeat(None), ways, batches))
         live = [leaf.live for leaf in held if leaf.live is not None]
         return held, Overlap(live, self._at_barrier.of, reached=reached, failed=failed)
 
@@ -255,18 +267,21 @@ def _copy_at_once(batches: Collection[_Batch]) -> None:
 
 
 def _held(
-    leaves: Sequence[CapturedLeaf], ways: Mapping[int, Way], batches: _Batches
+    leaves: Sequence[CapturedLeaf],
+    shares: Iterable[Share | None],
+    ways: Mapping[int, Way],
+    batches: _Batches,
 ) -> Iterator[HeldLeaf]:
     starts = {transport: iter(batch.starts) for transport, batch in batches.all.items()}
-    for number, leaf in enumerate(leaves):
+    for number, (leaf, share) in enumerate(zip(leaves, shares, strict=False)):
         path, source = leaf.path, leaf.source
         way = ways.get(number)
         if way is Way.LIVE:
-            yield HeldLeaf(path, source, live=LiveLeaf(path, source))
+            yield HeldLeaf(path, source, live=LiveLeaf(path, source), share=share)
         elif way is Way.UNCHANGED or source.streamed:
-            yield HeldLeaf(path, source, unchanged=way is Way.UNCHANGED)
+            yield HeldLeaf(path, source, unchanged=way is Way.UNCHANGED, share=share)
         else:
             batch = batches.of(type(source))
             start = next(starts[batch.transport])
-            yield HeldLeaf(path, source, batch.memory[start : start + source.nbytes])
+            yield HeldLeaf(path, source, batch.memory[start : start + source.nbytes], share=share)
             source.close()

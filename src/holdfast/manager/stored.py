@@ -35,8 +35,12 @@ class Stored:
         *,
         distrusted: Collection[str] = (),
         born_after: int = 0,
+        same_place: bool = False,
     ) -> None:
-        self._found: dict[tuple[str, int, int], list[Place]] = {}
+        """`same_place`: only for the same box of the same leaf, since other ranks, which know
+        nothing of this one, hand out others."""
+        self._same_place = same_place
+        self._found: dict[object, list[Place]] = {}
         for leaf in manifest.leaves:
             for chunk in leaf.chunks:
                 pack = manifest.packs[chunk.pack]
@@ -46,15 +50,19 @@ class Stored:
                     continue  # it could not be moved to another pack
                 # Compressed bytes are those of items of one size; others are of any type.
                 size = itemsize(leaf.dtype) if chunk.codec else 0
-                key = (chunk.digest, decoded_nbytes(leaf, chunk), size)
+                where = (leaf.path, chunk.start) if same_place else None
+                key = (chunk.digest, decoded_nbytes(leaf, chunk), size, where)
                 place = Place(pack, chunk.offset, chunk.nbytes, chunk.codec)
                 self._found.setdefault(key, []).append(place)
 
-    def take(self, digest: str, nbytes: int, itemsize: int) -> Place | None:
+    def take(
+        self, digest: str, nbytes: int, itemsize: int, box: tuple[str, tuple[int, ...]]
+    ) -> Place | None:
         """Where a chunk with this digest, of so many bytes and of items of that size, is
-        stored, if it is."""
+        stored, if it is. `box`: path of the leaf and where the chunk begins in it."""
+        where = box if self._same_place else None
         for size in (0, itemsize):
-            if places := self._found.get((digest, nbytes, size)):
+            if places := self._found.get((digest, nbytes, size, where)):
                 return places.pop()
         return None
 

@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from holdfast.core.packing import PackChunk, pack_header
 from holdfast.core.records import Pack
 from holdfast.manager.staging import Staging, WriteThreads
+from holdfast.repo.pack_writer import PackWriter
 from holdfast.repo.saves import Save
-from holdfast.repo.writer import Writer
 
 
 class WholePack:
     """The same verbs as `PackStream`. Use by one thread; `close` must follow."""
 
-    def __init__(self, writer: Writer, save: Save, staging: Staging, threads: WriteThreads) -> None:
+    def __init__(
+        self, writer: PackWriter, save: Save, staging: Staging, threads: WriteThreads
+    ) -> None:
         self._writer = writer
         self._save = save
         self._staging = staging

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from holdfast.manager.comparison import Comparison
 from holdfast.manager.comparison import Difference as Unequal
-from holdfast.run.rehearsal import Completed, Entered, Line, Started
+from holdfast.run.rehearsal import Completed, Dying, Entered, Line, Started
 
 Kind = Literal["start", "variable", "random", "data", "metric", "state", "place"]
 
@@ -33,6 +33,10 @@ class Difference:
     killed: str = ""
     is_global: bool = False
     """Of a variable: whether it is one of a module, and not of a function."""
+    by_framework: bool = False
+    """Of a variable: whether it was looked at while a framework went through the loop."""
+    rank: int = 0
+    """Whose it is, of several that train together."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -50,12 +54,14 @@ def compare(
     reference: dict[tuple[type, str, str, int], Any] = {
         (type(line), line.run, line.loop, line.step): line
         for line in alone
-        if not isinstance(line, Started)
+        if not isinstance(line, Started | Dying)
     }
     found: dict[tuple[str, str], Difference] = {}
     resumed: int | None = None
     fresh = False
     for line in killed:
+        if isinstance(line, Dying):
+            continue
         if isinstance(line, Started):
             resumed, fresh = line.resumed, True
             if resumed is None:
@@ -105,6 +111,7 @@ def _compare_variables(
                 alone=old_text,
                 killed=text,
                 is_global=killed.is_global,
+                by_framework=killed.by_framework,
             )
             _note(found, difference)
 

@@ -50,6 +50,8 @@ class Cause:
     step: int
     why: str
     remedy: str = ""
+    rank: int = 0
+    """Where it was seen, of several that train together."""
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Report:
     problem: str = ""
     """Why it is incomplete, or how a process failed."""
     steps: int = 0
+    ranks: int = 1
+    """How many train together."""
     acts: list[Act] = field(default_factory=list[Act])
     causes: list[Cause] = field(default_factory=list[Cause])
     differences: list[Difference] = field(default_factory=list[Difference])
@@ -91,12 +95,14 @@ def causes(
     *,
     hash_dependent: Sequence[Difference] = (),
     unrepeatable: Sequence[Difference] = (),
+    seldom: Sequence[Difference] = (),
     function: str = "",
 ) -> list[Cause]:
     """What to tell a person, the likeliest cause first.
 
     `differences` are those of restoring; `hash_dependent` those that vanish with an equal
-    PYTHONHASHSEED; `unrepeatable` those between two equal starts from one checkpoint.
+    PYTHONHASHSEED; `unrepeatable` those between two equal starts from one checkpoint; `seldom`
+    those that no other start from it has shown.
     """
     found: list[Cause] = []
     found += [
@@ -127,19 +133,22 @@ def causes(
                 "Sort it: for name in sorted(names).",
             )
         )
-    if unrepeatable:
-        first = min(unrepeatable, key=lambda one: one.step)
-        found.append(
-            Cause(
-                first.name,
-                "not repeatable",
-                first.step,
-                f"{_title(first)} differs between two equal starts from one checkpoint: "
-                "the program is not repeatable, interrupted or not",
-                "Usual causes: operations that are not deterministic "
-                "(torch.use_deterministic_algorithms), random numbers that are not seeded.",
+    for some, differs in (
+        (unrepeatable, "differs between two equal starts from one checkpoint"),
+        (seldom, "differed once, and in none of the other starts from the same checkpoint"),
+    ):
+        if some:
+            first = min(some, key=lambda one: one.step)
+            found.append(
+                Cause(
+                    first.name,
+                    "not repeatable",
+                    first.step,
+                    f"{_title(first)} {differs}: the program is not repeatable, interrupted or not",
+                    "Usual causes: operations that are not deterministic "
+                    "(torch.use_deterministic_algorithms), random numbers that are not seeded.",
+                )
             )
-        )
     if not found and differences:
         found.append(_of_first(differences))
     return found
@@ -149,6 +158,9 @@ def _of_variable(name: str, one: Difference) -> Cause:
     is_value = one.what in ("number", "text") or one.what.endswith("[]")
     is_array = not is_value and one.what.endswith("]")
     whole = one.name == name
+    # What comes out of a `state_dict` has the class of the object for its kind.
+    is_plain = is_value or is_array or one.what == "set"
+    in_object = one.by_framework and is_plain and one.name.startswith(f"{name}.")
     kind = "local variable" if is_value and whole and not one.is_global else one.what
     if is_value:
         why = f"is {one.killed} after a resume, and {one.alone} without"
@@ -165,10 +177,12 @@ def _of_variable(name: str, one: Difference) -> Cause:
         )
     else:
         remedy = f"run.track({name}={name})"
-        if is_value:
+        if in_object:
+            remedy = f"Give it state_dict and load_state_dict, and track it: {remedy}."
+        elif is_value:
             remedy = f"Track what holds it, or keep it in run.box: {remedy}."
-    shown = one.name if is_value or one.what.startswith("random generator") else name
-    return Cause(shown, kind, one.step, why, remedy)
+    shown = is_value or in_object or one.what.startswith("random generator")
+    return Cause(one.name if shown else name, kind, one.step, why, remedy, one.rank)
 
 
 def _of_first(differences: Sequence[Difference]) -> Cause:
@@ -180,7 +194,7 @@ def _of_first(differences: Sequence[Difference]) -> Cause:
             "track what makes its order and its augmentation."
         )
     name = _loop(first.name) if first.kind in ("data", "place") else first.name
-    return Cause(name, first.kind, first.step, f"{_title(first)} differs", remedy)
+    return Cause(name, first.kind, first.step, f"{_title(first)} differs", remedy, first.rank)
 
 
 _ORDER = ("start", "place", "random", "data", "variable", "metric", "state")
@@ -211,7 +225,8 @@ def text_of(report: Report) -> str:
     elif report.verdict == "different":
         lines += ["DIFFERENT:", *(f"  {line}" for line in report.problem.splitlines())]
         for cause in report.causes:
-            lines.append(f"  {cause.name} ({cause.kind}), first seen at step {cause.step:,}")
+            where = f"on rank {cause.rank} at" if cause.rank else "at"
+            lines.append(f"  {cause.name} ({cause.kind}), first seen {where} step {cause.step:,}")
             lines += _wrapped(cause.why, 4) + _wrapped(cause.remedy, 4)
         lines += _consequences(report.differences)
     else:

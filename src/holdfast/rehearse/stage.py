@@ -100,3 +100,13 @@ def comparison(
     one, other = (folder / "runs" / run for folder in folders)
     with Listing(one) as here, Listing(other) as there:
         return here.compare(step, there, step, values=values)
+
+
+def ranks_apart(folders: tuple[Path, Path], run: str, step: int) -> list[int]:
+    """Ranks beside the first whose own values differ in the checkpoints of one step in two
+    folders, of which `comparison` has found that all else is equal: leaves, and what rank 0 has."""
+    one, other = (folder / "runs" / run for folder in folders)
+    with Listing(one) as here, Listing(other) as there:
+        others = [listing.manifest(step).others or () for listing in (here, there)]
+    # Each says how the values of a rank differ from those of rank 0.
+    return [a.rank for a, b in zip(*others, strict=True) if a.tree != b.tree]

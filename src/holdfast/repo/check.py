@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from holdfast.core.codecs import CODECS, MAX_RATIO, RAW
-from holdfast.core.plan import box_offset, itemsize
+from holdfast.core.plan import is_inside, itemsize, tiles
 from holdfast.core.records import Chunk, Leaf, Manifest, Pack
 from holdfast.core.types import GiB
 from holdfast.errors import DamagedObject, FormatTooNew, HoldfastError
@@ -73,32 +73,28 @@ def _leaf_problem(leaf: Leaf, manifest: Manifest, ranges: list[list[tuple[int, i
         return error.message
     if len(leaf.shape) > _DIMENSIONS or any(n < 0 for n in leaf.shape):
         return f"its shape {leaf.shape} is impossible"
-    elements = 0
+    if not tiles(leaf.shape, [(chunk.start, chunk.shape) for chunk in leaf.chunks]):
+        return _tiling_problem(leaf)
     for chunk in leaf.chunks:
-        count = math.prod(chunk.shape)
-        first = box_offset(leaf.shape, chunk.start, chunk.shape)
-        if first is None or count <= 0:
-            return _box_problem(chunk, leaf)
-        problem = _chunk_problem(chunk, count * size, manifest.packs)
+        problem = _chunk_problem(chunk, math.prod(chunk.shape) * size, manifest.packs)
         if problem:
             return problem
-        if first != elements:
-            return "its chunks do not tile it"
-        elements += count
         ranges[chunk.pack].append((chunk.offset, chunk.offset + chunk.nbytes))
-    if elements != math.prod(leaf.shape):
-        return "its chunks do not cover it"
     return ""
 
 
-def _box_problem(chunk: Chunk, leaf: Leaf) -> str:
-    """Why a box is none that a chunk can have."""
-    if len(chunk.start) != len(leaf.shape) or len(chunk.shape) != len(leaf.shape):
-        return "a chunk has other dimensions than the leaf"
-    for start, length, whole in zip(chunk.start, chunk.shape, leaf.shape, strict=True):
-        if start < 0 or length <= 0 or start + length > whole:
-            return f"a chunk at {chunk.start} lies outside its shape {leaf.shape}"
-    return f"the chunk at {chunk.start} is not contiguous"
+def _tiling_problem(leaf: Leaf) -> str:
+    """For people: why its chunks do not tile a leaf."""
+    elements = 0
+    for chunk in leaf.chunks:
+        if len(chunk.start) != len(leaf.shape) or len(chunk.shape) != len(leaf.shape):
+            return "a chunk has other dimensions than the leaf"
+        if not is_inside(leaf.shape, chunk.start, chunk.shape):
+            return f"a chunk at {chunk.start} is empty, or lies outside its shape {leaf.shape}"
+        elements += math.prod(chunk.shape)
+    if elements < math.prod(leaf.shape):
+        return "its chunks do not cover it"
+    return "its chunks do not tile it"
 
 
 def _chunk_problem(chunk: Chunk, nbytes: int, packs: Sequence[Pack]) -> str:

@@ -17,7 +17,10 @@ RESULTS = "results/"
 
 _ENTRY = re.compile(r"log/(\d{12})\.json")
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.json")
-_OWNED = re.compile(r"(?:packs|segments|fragments)/((\d{6,})-[0-9a-f]{16}-\d+(?:-\d+)?)\.\w+")
+_OWNED = re.compile(
+    r"(?:packs|segments|fragments)/((\d{6,})-[0-9a-f]{16}-(?:\d+(?:-\d+)?|outcome))\.\w+"
+)
+_FRAGMENT = re.compile(r"fragments/(\d{6,})-([0-9a-f]{16})-(\d+)\.json")
 _MIRROR = re.compile(r"mirrors/(\d{6,})\.json")
 _COMING = re.compile(r"mirrors/(\d{6,})-coming\.json")
 _EVENTS = re.compile(r"events/(\d{6,})\.jsonl")
@@ -70,6 +73,22 @@ def segment_name(epoch: int, nonce: str, index: int) -> str:
 
 def segment_key(name: str) -> str:
     return f"{SEGMENTS}{name}.json"
+
+
+def fragment_key(epoch: int, nonce: str, rank: int) -> str:
+    return f"{FRAGMENTS}{epoch:06}-{nonce}-{rank}.json"
+
+
+def fragment_rank(key: str, epoch: int, nonce: str) -> int | None:
+    """Whose fragment of this save a key is; None for any other key."""
+    match = _FRAGMENT.fullmatch(key)
+    ours = match is not None and int(match[1]) == epoch and match[2] == nonce
+    return int(match[3]) if match and ours else None
+
+
+def outcome_key(epoch: int, nonce: str) -> str:
+    """What became of a save of several ranks."""
+    return f"{FRAGMENTS}{epoch:06}-{nonce}-outcome.json"
 
 
 def events_key(epoch: int) -> str:

@@ -94,7 +94,8 @@ class Log:
         seen: list[int] = []
         damage: dict[int, str] = {}
         for attempt in range(_READ_ATTEMPTS):
-            time.sleep(_READ_BACKOFF_S * attempt)
+            if attempt:  # no sleep of nothing: it gives the processor away
+                time.sleep(_READ_BACKOFF_S * attempt)
             if not numbers:
                 return None
             before, damage = damage, {}

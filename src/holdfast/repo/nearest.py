@@ -19,6 +19,7 @@ from holdfast.repo.log import logger
 from holdfast.repo.record import localized
 from holdfast.repo.repo import Repo, manifest_of
 from holdfast.stores.base import Store
+from holdfast.stores.tiered import TieredStore
 
 _T = TypeVar("_T")
 
@@ -121,3 +122,20 @@ class NearestRepo(Repo):
             here = printable(self.address)
             logger.error("%s of %s is damaged: read from %s", key, here, printable(there.address))
         self._on_damage(key)
+
+
+class TieredRepo(Repo):
+    """A run in a store of which this node's disk has a part: what is damaged on the disk is read
+    from the store."""
+
+    has_copy = True
+
+    def __init__(self, store: TieredStore, *, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(store, clock=clock)
+        self._tiers = store
+
+    def read_copy(self, pack: Pack, offset: int, into: memoryview) -> None:
+        if pack.run:  # a parent's
+            self.read_pack(pack, offset, into)
+        else:
+            self._tiers.read_far(keys.pack_key(pack.name), offset, into)

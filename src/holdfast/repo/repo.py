@@ -133,6 +133,18 @@ class Repo:
             hint="Check the address; `holdfast ls FOLDER` lists the runs in a folder.",
         ) from None
 
+    def elsewhere(self) -> str:
+        """Where the run is, if here is only what one node keeps of it; "" if that is not so."""
+        if "://" in self.address:
+            return ""
+        try:
+            self.info()
+        except NoStore:
+            from holdfast.repo.mirrors import remembered  # most processes never need it
+
+            return remembered(self.store)
+        return ""
+
     def put_info(self, info: RunInfo) -> bool:
         """Create `holdfast.json`; False if there is one. Raises as `Store.put_new`."""
         created = self.store.put_new(keys.RUN_INFO, [seal(info)[1]])
@@ -241,12 +253,13 @@ class Repo:
             ) from cause
         raise DamagedObject(key, f"it is missing (checkpoint {record.step})") from cause
 
-    def read_pack(self, pack: Pack, offset: int, into: memoryview) -> None:
-        """Fill `into` from a pack of this run or of the parent that holds it.
+    def read_pack(self, pack: Pack, offset: int, into: memoryview, *, shared: bool = False) -> None:
+        """Fill `into` from a pack of this run or of the parent that holds it. `shared`: see
+        `stores.base.Store`.
 
         Raises ObjectNotFound, DamagedObject, StoreUnavailable.
         """
-        self._store_of(pack).read_into(keys.pack_key(pack.name), offset, into)
+        self._store_of(pack).read_into(keys.pack_key(pack.name), offset, into, shared=shared)
 
     def pack_size(self, pack: Pack) -> int:
         """Bytes of the pack as the store reports them. Raises ObjectNotFound."""

@@ -16,7 +16,7 @@ from holdfast.core.adapters import NOTHING, Destination
 from holdfast.core.calls import Call
 from holdfast.core.digest import digest
 from holdfast.core.packing import PackChunk, header_bytes, pack_header, read_header
-from holdfast.core.plan import boxes, itemsize
+from holdfast.core.plan import boxes, in_c_order, itemsize
 from holdfast.core.records import Chunk, Leaf, Result
 from holdfast.core.sealed import seal, unseal
 from holdfast.core.threads import share_out
@@ -299,6 +299,8 @@ def _checked(key: str, file_bytes: int, read: Read, call: Call | None, threads: 
         raise DamagedObject(key, "another call has a name that is cut to the same key")
     at = 0
     for leaf in result.leaves:
+        if not in_c_order(leaf.shape, [(chunk.start, chunk.shape) for chunk in leaf.chunks]):
+            raise DamagedObject(key, "its chunks are not in order", leaf=leaf.path)
         for chunk in leaf.chunks:
             if (chunk.offset, chunk.pack, chunk.codec) != (at, 0, "") or chunk.nbytes < 0:
                 raise DamagedObject(key, "its bytes are not where they should be", leaf=leaf.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.core.records import Pack
@@ -23,6 +23,10 @@ class Save:
     """Names of packs that it copies from another run, where they were named."""
     manifest: str = ""
     """Id of its manifest, once that is written."""
+    own: Collection[int] = ()
+    """Of its leaves those that are no part of a leaf of all ranks."""
+    marks: Mapping[str, str] = field(default_factory=dict[str, str])
+    """See `records.Fragment`."""
     entry: int | None = None
     """Number of the log entry that was sent for it; its fate may be unknown."""
 

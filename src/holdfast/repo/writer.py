@@ -7,14 +7,12 @@ entry that adds it and retires others; only then is anything deleted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from holdfast.core.digest import digest
 from holdfast.core.process import current, is_alive
-from holdfast.core.records import Entry, Holder, Manifest, Pack, Record, RunInfo
+from holdfast.core.records import Entry, Holder, Manifest, Record, RunInfo
 from holdfast.core.sealed import seal
-from holdfast.core.types import Buffer
 from holdfast.errors import (
     BaseLost,
     CommitUnknown,
@@ -29,22 +27,25 @@ from holdfast.repo.head import Draft, Head, Transaction, packs_of
 from holdfast.repo.holding import is_held, note_open, run_held
 from holdfast.repo.lending import release
 from holdfast.repo.log import logger
+from holdfast.repo.pack_writer import PackWriter
 from holdfast.repo.rebuild import NOTHING_THERE, rebuild
 from holdfast.repo.record import not_held, record_of, untag
 from holdfast.repo.repo import Removal, Repo
 from holdfast.repo.run_info import ensure_info, mend_info
-from holdfast.repo.saves import NewPack, Save
+from holdfast.repo.saves import Save
 
 Retire = Callable[[tuple[Record, ...]], Collection[str]]
 """Ids to retire, given the list with the new checkpoint last."""
 
 
-class Writer:
+class Writer(PackWriter):
     """Holds a run's epoch until it is closed. Methods may be called from any thread."""
 
+    alone = True
+    """Nobody else writes a share of what is saved."""
+
     def __init__(self, repo: Repo, epoch: int, head: Head, *, is_new: bool = False) -> None:
-        self._repo = repo
-        self.epoch = epoch
+        super().__init__(repo, epoch)
         self.is_new = is_new
         """Whether it has begun the run: nobody can have left anything there."""
         self._head = head
@@ -138,86 +139,16 @@ class Writer:
             entry = self._head.entry
             return entry, self._repo.log.records(entry)
 
-    def begin(self) -> Save:
-        """Start a save. Its packs stay protected from gc until its fate is settled."""
+    def begin(self, number: int = 0, *, nonce: str = "") -> Save:
+        """Start a save. Its packs stay protected from gc until its fate is settled. `nonce`: one
+        that was never used, by default a new one. `number` is for those that save together."""
         with self._repo.lock:
             self._check_open()
             if any(save.entry is not None for save in self._in_flight.values()):
                 self.refresh()  # an earlier save of unknown fate may have landed
-            save = Save(keys.new_nonce(), self._head.entry.ordinal + 1)
+            save = Save(nonce or keys.new_nonce(), self._head.entry.ordinal + 1)
             self._in_flight[save.nonce] = save
             return save
-
-    def put_pack(self, save: Save, head: bytes, chunks: Sequence[Buffer]) -> Pack:
-        """Write one pack (its header, then chunks) durably, under a new name.
-
-        Raises StoreUnavailable, StoreFull.
-        """
-        nbytes = len(head) + sum(memoryview(chunk).nbytes for chunk in chunks)
-        pack = self.name_pack(save, head, nbytes)
-        self.put_named(pack, [head, *chunks])
-        return pack
-
-    def name_pack(self, save: Save, head: bytes, nbytes: int) -> Pack:
-        """A pack of `nbytes`, its header among them, that will be put."""
-        return self._pack(save, self._name_pack(save), nbytes, head)
-
-    def put_named(self, pack: Pack, parts: Sequence[Buffer]) -> None:
-        """As `put_pack`, for one that was named. From any thread."""
-        self._put_own(keys.pack_key(pack.name), parts, pack.nbytes)
-
-    def create_pack(self, save: Save, *, at_most_bytes: int) -> NewPack:
-        """Begin a pack, under a new name, whose bytes come in blocks."""
-        name = self._name_pack(save)
-        key = keys.pack_key(name)
-        made = self._repo.store.create(key, at_most_bytes=at_most_bytes)
-
-        def finish(nbytes: int, head: bytes) -> Pack:
-            pack = self._pack(save, name, nbytes, head)
-            if not made.publish(nbytes):
-                self._settle_own(key, nbytes)
-            return pack
-
-        return NewPack(name, made, finish)
-
-    def _name_pack(self, save: Save) -> str:
-        save.named += 1
-        return keys.pack_name(self.epoch, save.nonce, 0, save.named - 1)
-
-    def _pack(self, save: Save, name: str, nbytes: int, head: bytes) -> Pack:
-        pack = save.written[name] = Pack(
-            name=name,
-            nbytes=nbytes,
-            born=save.ordinal,
-            head_nbytes=len(head),
-            head_digest=digest(head),
-        )
-        return pack
-
-    @property
-    def whole_bytes(self) -> int:
-        """See `stores.base.Store`."""
-        return self._repo.store.whole_bytes
-
-    @property
-    def parallel(self) -> int:
-        """See `stores.base.Store`."""
-        return self._repo.store.parallel
-
-    def read_pack(self, pack: Pack, offset: int, into: memoryview) -> None:
-        """As `Repo.read_pack`: what a checkpoint has stored already."""
-        self._repo.read_pack(pack, offset, into)
-
-    def _put_own(self, key: str, parts: Sequence[Buffer], nbytes: int) -> None:
-        """Create an object whose name only this writer can have given."""
-        if not self._repo.store.put_new(key, parts):
-            self._settle_own(key, nbytes)
-
-    def _settle_own(self, key: str, nbytes: int) -> None:
-        # Its name is random, so what is there is ours, from a try whose reply was lost.
-        self._repo.store.settle(key)
-        if self._repo.store.size(key) != nbytes:
-            raise StoreUnavailable(f"{key} in {self._repo.address} is there with another size")
 
     def commit(
         self,
@@ -253,7 +184,7 @@ class Writer:
                 hint="Save the state again: a new save writes everything under new names.",
             )
         save.manifest = id
-        self._put_own(keys.manifest_key(id), [data], len(data))
+        self.put_own(keys.manifest_key(id), [data], len(data))
         packs_durable()
         record = record_of(
             id,
@@ -291,7 +222,7 @@ class Writer:
             listed = self._repo.log.newest_first(head.entry)
             return next((r for r in listed if r.id == id), record)
 
-    def abandon(self, save: Save) -> None:
+    def abandon(self, save: Save, error: BaseException | None = None) -> None:
         """A save failed before its entry was sent: its packs are orphans for gc."""
         with self._repo.lock:
             if save.entry is None:
@@ -420,6 +351,8 @@ class Writer:
         if owned is None:
             return False  # not one of our names: not ours to delete
         name, epoch = owned
+        if key.startswith(keys.FRAGMENTS) and epoch == self.epoch:
+            return False  # the ranks of this run may still read it
         return epoch <= self.epoch and not any(s.holds(name) for s in self._in_flight.values())
 
     # -- closing ---------------------------------------------------------------

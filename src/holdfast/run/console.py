@@ -14,19 +14,26 @@ _MOST_CHANGES = 10  # in one line
 
 
 class Console:
-    """Prints lines unless `quiet`; `loud` ones always."""
+    """Prints lines unless `quiet`; `loud` ones always. Of several ranks the first one prints,
+    and of the others what is loud, with their number."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self._quiet = quiet
+        self.rank = 0
+
+    @property
+    def quiet(self) -> bool:
+        return self._quiet or self.rank > 0
 
     def say(self, line: str) -> None:
         """What a person may want to know."""
         if not self.quiet:
             _print(line)
 
-    def loud(self, line: str) -> None:
-        """What must not be missed."""
-        _print(line)
+    def loud(self, line: str, *, each: bool = True) -> None:
+        """What must not be missed. `each`: by any rank; else the first one says it for all."""
+        if each or not self.rank:
+            _print(f"rank {self.rank}: {line}" if self.rank else line)
 
     @contextlib.contextmanager
     def working(self, doing: str, done: str) -> Iterator[None]:
@@ -56,10 +63,13 @@ class Console:
 
 
 def _print(line: str) -> None:
+    stream = sys.stderr
     try:
-        print(_safe(line), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # stderr is closed: a job must not die of a line that nobody reads
+        # No `print`: Ray replaces that, and shows a line twice.
+        stream.write(f"{_safe(line)}\n")
+        stream.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # stderr is closed, or None: a job must not die of a line that nobody reads
 
 
 def _safe(line: str) -> str:
@@ -86,6 +96,36 @@ def started_line(address: str, step: int | None, age_s: float = 0.0, *, source: 
     saved = "just now" if saved == "now" else saved
     found = f"from {source}, " if source else ""
     return f"resumed {address} at step {step:,} ({found}verified, saved {saved})"
+
+
+def apart_line(size: int) -> str:
+    """
+    >>> apart_line(2)[:76]
+    'each of 2 ranks has another address: it saves and resumes by itself, perhaps'
+    """
+    return (
+        f"each of {size} ranks has another address: it saves and resumes by itself, perhaps at "
+        "another step than the others; for one model give one address, else group=False"
+    )
+
+
+def node_disks_line(address: str, mirror: str) -> str:
+    """
+    >>> node_disks_line("/disk", "s3://b/g")
+    '/disk is another folder on each node: the checkpoints are in s3://b/g, and parts of them here'
+    """
+    return (
+        f"{address} is another folder on each node: the checkpoints are in {mirror}, and parts of "
+        "them here"
+    )
+
+
+def thread_line(address: str) -> str:
+    """
+    >>> thread_line("runs/gpt")
+    'runs/gpt: the loop is not on the main thread: signals will not be waited for'
+    """
+    return f"{address}: the loop is not on the main thread: signals will not be waited for"
 
 
 def copying_line(address: str, mirror: str, steps: Sequence[int]) -> str:

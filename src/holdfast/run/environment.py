@@ -275,3 +275,20 @@ def _flatten(value: Any, path: str) -> list[tuple[str, Any]]:
         prefix = f"{path}." if path else ""
         return [pair for key, item in value.items() for pair in _flatten(item, f"{prefix}{key}")]
     return [(path, value)]
+
+
+def passing_folder_line(address: str, environ: Mapping[str, str] = os.environ) -> str:
+    """What to say of an address in a folder that the next start of the program will not be in;
+    "" if it is none. Ray gives its workers one, another one at each start."""
+    if "://" in address or os.path.isabs(address) or "RAY_RAYLET_PID" not in environ:
+        return ""
+    try:
+        folder = os.getcwd()
+    except OSError:
+        return ""
+    if f"{os.sep}session_" not in folder:
+        return ""
+    return (
+        f"{address} is in {folder}, and Ray gives its workers another folder at the next start: "
+        "the run would begin anew. Name it by its whole path, or keep it in a bucket"
+    )

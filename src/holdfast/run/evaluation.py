@@ -13,6 +13,7 @@ from holdfast.manager import CheckpointManager
 from holdfast.manager.evaluate import Evaluation, Evaluator, Function
 from holdfast.manager.live_state import LiveState
 from holdfast.manager.loaded import LoadedCheckpoint
+from holdfast.manager.ranks import told
 from holdfast.manager.restore import Wish
 from holdfast.run.guard import Guarded
 
@@ -55,12 +56,14 @@ class Evaluates:
         "best=3:val_loss", steps, tags, … as for `manager.choose`), what is skipped, what is
         raised: as for `CheckpointManager.evaluate`. From then on the metrics count for `keep`,
         `best` and `publish`. Where there is no checkpoint yet, nothing is done. After a request to
-        stop it leaves as `guard` does.
+        stop it leaves as `guard` does. Of several ranks all call it, also where only one of them
+        looks at what `fn` returns.
         """
         self._check_open()
         if isinstance(only, str):
             raise UsageError(f"only={only!r} is text, not a list of names", hint=f"only=[{only!r}]")
         session, manager = self._session, self.manager
+        session.meet()
         manager.drain()
         manager.wait()  # what was saved last is to be evaluated, too
         session.saves.collect()
@@ -71,9 +74,10 @@ class Evaluates:
                 hint=f"Tracked: {some_of(sorted(state))}." if state else "Nothing is tracked.",
             )
         wanted = {name: value for name, value in state.items() if not only or name in only}
-        if manager.latest() is None:
+        group = session.ranks.group
+        if told(group, lambda: manager.latest() is None):
             return []
-        chosen = manager.choose(checkpoints)
+        chosen = manager.chosen_together(checkpoints)
         allow_pickle = session.settings.allow_pickle
         known: set[str] = set()
         """Names of what is held."""
@@ -103,6 +107,7 @@ class Evaluates:
             again=again,
             around=lambda infos: Guarded(session, infos),
             say=session.console.say,
+            group=group,
         )
         try:
             with states[0], held:
@@ -113,7 +118,8 @@ class Evaluates:
             session.saves.publish()
 
     def _parts(self, wanted: dict[str, object], checkpoint: LoadedCheckpoint) -> dict[str, Any]:
-        """What of `wanted` the checkpoint holds. Raises StructureMismatch if that is nothing."""
+        """What of `wanted` the checkpoint holds. Raises StructureMismatch if that is nothing,
+        and UsageError if it is a training of a framework's that has not begun."""
         saved = [name for name in checkpoint if isinstance(name, str)]
         here = self._session.tracked.saved_here(saved)
         into = {name: value for name, value in wanted.items() if name in here}
@@ -126,6 +132,13 @@ class Evaluates:
                 hint=f"It holds {some_of(sorted(saved))}. Track what fn needs, or read it: "
                 "manager.evaluate(fn) gives each checkpoint to fn.",
             )
+        for name, value in into.items():
+            if getattr(value, "waits", False) is True and checkpoint[name]:
+                raise UsageError(
+                    f"{name!r} is a training that has not begun in this process: its model is not "
+                    "known here, and would be the same for all checkpoints",
+                    hint="Evaluate behind it, or load each in fn: run.manager.evaluate(fn).",
+                )
         return into
 
     def _put_into(self, into: dict[str, Any], checkpoint: LoadedCheckpoint) -> None:

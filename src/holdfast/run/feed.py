@@ -11,11 +11,15 @@ has what all feeds share; `iterables` and the frameworks' `data` modules have th
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from holdfast.core.group import ALONE, Ranks
+from holdfast.core.rng import derived_rng
 from holdfast.errors import LoaderInterrupted as LoaderInterrupted
 from holdfast.errors import LoopError
 from holdfast.run.console import plural
+from holdfast.run.dealing import ranks_in
 from holdfast.run.held import Held
 from holdfast.run.random_states import RandomStates
 
@@ -23,6 +27,9 @@ logger = logging.getLogger("holdfast")
 
 Policy = Literal["refuse", "restart-epoch", "by-sample"]
 """What to do where a loader was changed and the run was inside an epoch of it."""
+
+TOGETHER = "the loop takes items of several loaders together"
+"""Why batches of a new size would not belong together; dealt out anew they still do."""
 
 
 class Feed(Protocol):
@@ -47,6 +54,10 @@ class Feed(Protocol):
         goes on by sample (True, as above), or begins anew from the random states it
         began with (False; the caller leaves those alone). Otherwise LoopError. `fixed`:
         why it cannot go on by sample here, whatever the policy.
+
+        The state may be that of another rank, and the number of ranks another one than
+        at the save: between epochs always, inside one where the loader deals out one order
+        to all ranks (docs/data.md). Else policy and errors are as above.
         """
         ...
 
@@ -104,8 +115,13 @@ class BaseFeed:
         self.moves = False
         self.random = RandomStates()
         """Of what the start of an epoch draws from."""
+        self.ranks: Callable[[], Ranks] = lambda: ALONE
+        """Those of the run, which are known when an epoch is opened."""
         self.loader = loader
         self._policy: Policy = policy
+        self._tell: list[object] = []
+        """What in the loader may say whose part of the data it deals."""
+        self._whose = ALONE  # the items of the epoch in progress
         self._at: Literal["new", "inside", "end"] = "new"
         self._taken = 0
         self._identity: dict[str, Any] = {}  # of the epoch in progress
@@ -124,6 +140,26 @@ class BaseFeed:
             return len(self.loader)
         except (TypeError, NotImplementedError):
             return None
+
+    def whose(self) -> Ranks:
+        """Whose part of the data the items are, and of how many: as the loader says, else
+        that of this process in the run."""
+        return ranks_in(*self._tell) or self.ranks()
+
+    def _undealt(self, saved: dict[str, Any]) -> str:
+        """Why the rest of the saved epoch cannot be dealt out to another number of ranks;
+        "" if it can."""
+        return (
+            "each rank has data or an order of its own, and where the others were is not known here"
+        )
+
+    def _dealt(self) -> str:
+        """The rest of the epoch was dealt out to another number of ranks: in words what that
+        means; "" if nothing is to be said."""
+        return ""
+
+    def _rewind(self, saved: dict[str, Any]) -> None:
+        """Bring what the loader keeps to where it was when the saved epoch began."""
 
     def _begin(self) -> None:
         """Record what a replay of this epoch needs, and start to iterate."""
@@ -172,6 +208,11 @@ class BaseFeed:
     def _ended(self) -> None:
         """The epoch is over: at its end, or left early."""
 
+    def left(self, saved: dict[str, Any]) -> int | None:
+        """Items of the saved epoch that are left for each of the ranks that there are now; None
+        where that is not known, or cannot be dealt out to them. Iterates over nothing."""
+        return None
+
     # -- Feed --------------------------------------------------------------------
 
     def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
@@ -180,22 +221,31 @@ class BaseFeed:
             self._start()
             return True
         self._identity = self.identity()
+        self._whose = self.whose()
         self._lasts = saved.get("lasts")
-        changes = self._changes(saved)
+        ranks = self._other_ranks(saved)
         if saved["at"] == "end":
+            changes = self._changes(saved, besides=("batches", "length") if ranks else ())
             if changes:
                 logger.warning("%s changed since the last epoch: %s", self.name, "; ".join(changes))
             self._at, self._taken = "end", int(saved["taken"])
             if saved.get("kind") == self.kind and saved["identity"]["type"] == self.name:
                 self._settle(saved)
             return True
+        if ranks:
+            half = "" if fixed == TOGETHER else fixed
+            if why := half or self._undealt(saved):
+                return self._cannot_deal(saved, ranks, why)
+        changes = self._changes(saved, besides=("batches",) if ranks else ())
         if not changes:
             changes = self._prepare(saved)
         if changes:
-            return self._go_on(saved, changes, fixed)
+            return self._go_on(saved, [*([ranks] if ranks else []), *changes], fixed)
         self._at, self._taken = "inside", int(saved["taken"])
         self._begun = True
         self._resume(saved)
+        if ranks and self._whose.rank == 0 and (words := self._dealt()):
+            logger.warning("%s: %s, inside an epoch. %s.", self.name, ranks, words)
         return True
 
     def take(self) -> Any:
@@ -219,6 +269,7 @@ class BaseFeed:
             "at": self._at,
             "taken": self._taken,
             "identity": self._identity,
+            "ranks": {"rank": self._whose.rank, "size": self._whose.size},
             "lasts": self._lasts,
             **self._record(),
         }
@@ -255,17 +306,56 @@ class BaseFeed:
         self._begun = True
         self._at, self._taken = "inside", 0
         self._identity = self.identity()
+        self._whose = self.whose()
         self._begin()
 
-    def _changes(self, saved: dict[str, Any]) -> list[str]:
+    def _changes(self, saved: dict[str, Any], *, besides: Collection[str] = ()) -> list[str]:
         if saved.get("kind") != self.kind:
             return [f"the kind of loader was {saved.get('kind')!r}, is {self.kind!r}"]
         was, now = saved["identity"], self._identity
         return [
             f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
             for key in dict.fromkeys([*was, *now])
-            if was.get(key) != now.get(key)
+            if was.get(key) != now.get(key) and key not in besides
         ]
+
+    # -- the number of ranks has changed -----------------------------------------
+
+    def _other_ranks(self, saved: dict[str, Any]) -> str:
+        """In words that the items were dealt to another number of ranks; "" if not. (Old
+        checkpoints do not say it.)"""
+        before = saved.get("ranks", {}).get("size", self._whose.size)
+        if before == self._whose.size:
+            return ""
+        return f"the number of ranks was {before}, is {self._whose.size}"
+
+    def _of_another(self, saved: dict[str, Any]) -> bool:
+        """Whether the state is that of a rank which dealt with another part of the data."""
+        return saved.get("ranks", {}).get("rank", self._whose.rank) != self._whose.rank
+
+    def _own_rng(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """The random states in which the saved epoch began; if those are another rank's, some
+        of this one's own."""
+        rng: dict[str, Any] = saved["rng"]
+        return derived_rng(rng, self._whose.rank) if self._of_another(saved) else rng
+
+    def _cannot_deal(self, saved: dict[str, Any], ranks: str, why: str) -> bool:
+        if int(saved["taken"]) == 0 or self._policy == "restart-epoch":
+            if self._whose.rank == 0:
+                logger.warning("%s: %s. The epoch begins anew.", self.name, ranks)
+            if saved.get("rng") is not None:
+                self.random.apply(self._own_rng(saved))
+            self._rewind(saved)
+            self._start()
+            return False
+        before = saved["ranks"]["size"]
+        raise LoopError(
+            f"{self.name}: {ranks}, and the run stopped inside an epoch of it "
+            f"({plural(saved['taken'], 'item')} taken on each). It cannot go on there: {why}",
+            hint=f"Start it on {plural(before, 'rank')} for the rest of this epoch, or run that "
+            'epoch again from its start: Run(..., data="restart-epoch"). A DataLoader with '
+            "torch's DistributedSampler, on one rank, too, goes on on any number of ranks.",
+        )
 
     def _go_on(self, saved: dict[str, Any], changes: list[str], fixed: str) -> bool:
         """The loader has changed inside an epoch: what the policy says. As `open`."""
@@ -277,7 +367,7 @@ class BaseFeed:
         if self._policy == "restart-epoch":
             logger.warning("%s. The epoch begins anew.", what)
             if saved.get("rng") is not None:
-                self.random.apply(saved["rng"])
+                self.random.apply(self._own_rng(saved))
             self._start()
             return False
         if self._policy == "by-sample" and not fixed:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from holdfast.core.group import ALONE
 from holdfast.errors import UsageError
 from holdfast.run.console import plural
-from holdfast.run.feed import Feed, Policy
+from holdfast.run.feed import TOGETHER, Feed, Policy
 from holdfast.run.iterables import open_feed
 from holdfast.run.ledger import Ledger
 from holdfast.run.random_states import RandomStates
@@ -47,6 +48,8 @@ class FeedBook:
         self._entries: dict[str, _Entry] = {}
         self._saved: dict[str, Any] = {}
         self.ledger = Ledger()
+        self.ranks = ALONE
+        """Of the run: set before its first epoch is opened."""
 
     def restore(self, saved: Mapping[str, Any], held: Iterable[dict[str, Any]] = ()) -> None:
         """Go on from what `states` and `held` returned."""
@@ -72,7 +75,7 @@ class FeedBook:
                 return entry.feed
         feeds = [open_feed(loader, policy=self._policy) for loader in loaders]
         for feed in feeds:
-            feed.random = self._random
+            feed.random, feed.ranks = self._random, lambda: self.ranks
         return feeds[0] if len(feeds) == 1 else TogetherFeed(feeds, mode)
 
     def open(
@@ -244,7 +247,7 @@ class TogetherFeed:
         self._begin()
         if saved is None:
             return True
-        fixed = fixed or "the loop takes items of several loaders together"
+        fixed = fixed or TOGETHER
         as_saved = [
             feed.open(state, fixed=fixed)
             for feed, state in zip(self._feeds, saved["feeds"], strict=True)

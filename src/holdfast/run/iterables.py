@@ -59,6 +59,11 @@ class SequenceFeed(BaseFeed):
 
     kind = "sequence"
 
+    def _undealt(self, saved: dict[str, Any]) -> str:
+        if isinstance(self.loader, range):
+            return ""  # numbers to count by, the same on all ranks
+        return super()._undealt(saved)
+
     def _begin(self) -> None:
         pass
 
@@ -88,8 +93,11 @@ class AskedFeed(BaseFeed):
         *,
         policy: Policy = "refuse",
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        tell: Sequence[object] = (),
     ) -> None:
+        """`tell`: what in the loader may say whose part of the data it deals."""
         super().__init__(loader, policy=policy)
+        self._tell = [loader, *tell]
         self.moves = True
         self._guard = guard
         self._iterator: Iterator[Any] | None = None
@@ -120,7 +128,9 @@ class AskedFeed(BaseFeed):
 
     def _settle(self, saved: dict[str, Any]) -> None:
         self._rng = saved["rng"]
-        self._left = saved["state"] is None or self._lasts is False
+        # A StatefulDataLoader skips what its sampler yielded, which may be fewer items now.
+        other = len(self._tell) > 1 and bool(self._other_ranks(saved))
+        self._left = saved["state"] is None or self._lasts is False or other
         if not self._left:
             self._guessed = self._lasts is None
             self.loader.load_state_dict(saved["state"])
@@ -165,8 +175,11 @@ class CountedFeed(BaseFeed):
         *,
         policy: Policy = "refuse",
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        tell: Sequence[object] = (),
     ) -> None:
+        """`tell`: what in the loader may say whose part of the data it deals."""
         super().__init__(loader, policy=policy)
+        self._tell = [loader, *tell]
         self._guard = guard
         self._once = isinstance(loader, Iterator)
         self.moves = self._once
@@ -191,9 +204,13 @@ class CountedFeed(BaseFeed):
         self._start_state = {"rng": self.random.capture(), "held": self._held.state()}
         self._iterate()
 
+    def _rewind(self, saved: dict[str, Any]) -> None:
+        self._held.restore(saved["held"])
+
     def _iterate(self) -> None:
         self._streams = PrivateStreams()
-        self._iterator = self.loader if self._once else iter(self.loader)
+        # Of an iterator, too: it may be one that only its own `iter` makes ready.
+        self._iterator = iter(self.loader)
 
     def _prepare(self, saved: dict[str, Any]) -> list[str]:
         self._held.restore(saved["held"])  # other differences are not known to matter

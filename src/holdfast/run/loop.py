@@ -110,6 +110,9 @@ class Loop(Iterator[Any]):
         self.epoch_end: bool | None = None
         """Whether the item in progress is the last of an epoch, where a framework goes through
         epochs in one loop; None where it does not."""
+        self.waits = False
+        """Whether what ranks want is waited for at the end of the item in progress, as behind an
+        epoch: a framework that goes through its evaluations in one loop has just made one."""
         self.left: Any = None
         """The random states where its `for` let go of it, if that was seen."""
         self._engine = engine

@@ -15,26 +15,30 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from holdfast.core.group import ALONE, Ranks
 from holdfast.core.rng import capture_rng
 from holdfast.errors import UsageError
-from holdfast.run.callsite import Callsite
+from holdfast.run.callsite import Callsite, stack_of
+from holdfast.run.installed import is_installed
 from holdfast.run.survey import Entry, digest_of, survey
 
 VARIABLE = "HOLDFAST_REHEARSAL"
+_PR_SET_PDEATHSIG = 1
 
 
 class Part(msgspec.Struct, frozen=True):
     """What one process of a rehearsal is to do."""
 
     folder: str
-    """Where the runs go, and `trace.jsonl`."""
+    """Where the runs go, and the traces."""
     steps: int
     """Leave at the first boundary with so many completed steps."""
     every: int
@@ -46,6 +50,8 @@ class Part(msgspec.Struct, frozen=True):
     die_after_s: float = 0.0
     """After the item was handed out."""
     signal: str = "SIGKILL"
+    victim: int = 0
+    """Of N ranks the one of this number modulo N+1 dies; for N all of them do."""
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
@@ -74,6 +80,9 @@ class Entered(msgspec.Struct, frozen=True, tag="entered"):
     """Of the frame that the loop is in, without what is tracked."""
     is_global: bool = False
     """Whether these are global variables, and not those of a function."""
+    by_framework: bool = False
+    """Whether a framework goes through the loop. The variables are then those of the function
+    that called it, and what its callbacks hold, by their classes."""
 
 
 class Completed(msgspec.Struct, frozen=True, tag="completed"):
@@ -90,7 +99,16 @@ class Completed(msgspec.Struct, frozen=True, tag="completed"):
     """Since the body began."""
 
 
-Line = Started | Entered | Completed
+class Dying(msgspec.Struct, frozen=True, tag="dying"):
+    """A process ends itself, as it was told to."""
+
+    process: int
+    run: str
+    loop: str
+    step: int
+
+
+Line = Started | Entered | Completed | Dying
 
 
 def part_of_this_process() -> Part | None:
@@ -116,15 +134,20 @@ def address_in(part: Part, address: str) -> str:
     return str(Path(part.folder, "runs", words))
 
 
-def trace_path(folder: str | os.PathLike[str]) -> Path:
-    """The file that all processes of one folder append to."""
-    return Path(folder, "trace.jsonl")
+def trace_path(folder: str | os.PathLike[str], rank: int = 0) -> Path:
+    """The file that all processes of one folder append to; each rank has its own."""
+    return Path(folder, f"trace-{rank}.jsonl")
 
 
-def read_trace(folder: str | os.PathLike[str]) -> Iterator[Line]:
-    """The lines that the processes of `folder` have written. A last line that a kill cut
-    off is left out."""
-    path = trace_path(folder)
+def ranks_in(folder: str | os.PathLike[str]) -> int:
+    """How many ranks have written there."""
+    return len(list(Path(folder).glob("trace-*.jsonl")))
+
+
+def read_trace(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[Line]:
+    """The lines that the processes of `folder` have written as this rank. A last line that a kill
+    cut off is left out."""
+    path = trace_path(folder, rank)
     if not path.exists():
         return
     for line in path.read_bytes().splitlines(keepends=True):
@@ -132,16 +155,42 @@ def read_trace(folder: str | os.PathLike[str]) -> Iterator[Line]:
             yield msgspec.json.decode(line, type=Line)
 
 
+class Beside(NamedTuple):
+    """What is in the hands of a framework that goes through a loop."""
+
+    callbacks: Sequence[object]
+    """All that it calls; those of the program's own classes are looked at."""
+    known: Sequence[object]
+    """What the adapter answers for: the model, the trainer."""
+
+
 class Recorder:
     """Writes the trace of one run in one process, and ends that process on time."""
 
     def __init__(self, part: Part, address: str) -> None:
         self.part = part
+        self.ranks = ALONE
+        """This process's, from `meet` on."""
         self._run = Path(address).name
-        self._trace = os.open(
-            trace_path(part.folder), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644
-        )
+        self._trace: int | None = None
         self._began = 0.0
+        self._look: Callable[[], Beside] | None = None
+
+    def meet(self, ranks: Ranks) -> None:
+        """Before anything is told: who trains together. Raises UsageError."""
+        self.ranks = ranks
+        if ranks.size > 1:
+            if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+                raise UsageError(
+                    "torchrun starts the ranks again by itself, and a rehearsal wants to",
+                    hint="Leave --max-restarts out for the rehearsal.",
+                )
+            _die_with_parent()
+
+    def look_at(self, look: Callable[[], Beside]) -> None:
+        """A framework goes through the loops that follow and that no `for` of the program's goes
+        through; `look` says what is beside it."""
+        self._look = look
 
     def started(self, resumed: int | None) -> None:
         """The run's state was restored, or there was none."""
@@ -157,9 +206,19 @@ class Recorder:
     ) -> None:
         """A body begins, with `step` steps complete. `site`: where its loop is."""
         frame = None if site is None else site.frame(sys._getframe())
+        by_framework = self._look is not None if frame is None else not _is_own(frame)
+        beside = self._look() if by_framework and self._look is not None else Beside((), ())
+        if by_framework:
+            # What a framework's function holds is its own matter.
+            frame = next((one for one in stack_of(sys._getframe()) if _is_own(one)), None)
         scope = _scope(frame)
-        for name in site.targets() if site else ():
+        for name in site.targets() if site and not by_framework else ():
             scope.pop(name, None)
+        known = [*_parts(tracked), *beside.known]
+        named = {id(value) for value in scope.values()}
+        callbacks = [one for one in beside.callbacks if id(one) not in named]
+        variables = survey(scope, [*known, *callbacks], own=by_framework)
+        variables += survey(_by_class(callbacks), known, own=True)
         states = capture_rng()
         frameworks: Any = states.pop("frameworks")
         self._write(
@@ -170,16 +229,21 @@ class Recorder:
                 step=step,
                 item=digest_of(item),
                 random={name: digest_of(state) for name, state in (states | frameworks).items()},
-                variables=survey(scope, _parts(tracked)),
+                variables=variables,
                 is_global=frame is not None and frame.f_locals is frame.f_globals,
+                by_framework=by_framework,
             )
         )
         self._began = time.monotonic()
-        if step == self.part.die_in_step:
-            threading.Thread(target=self._die, daemon=True).start()
+        victim = self.part.victim % (self.ranks.size + 1)
+        if step == self.part.die_in_step and victim in (self.ranks.rank, self.ranks.size):
+            dying = Dying(self.part.process, self._run, loop, step)
+            threading.Thread(target=self._die, args=(dying,), daemon=True).start()
 
     def completed(self, loop: str, step: int, metrics: Mapping[str, float]) -> None:
         """A body has ended; `step` steps are complete."""
+        if self.ranks.rank:
+            metrics = {}  # a checkpoint has those of rank 0, and all go on with them
         self._write(
             Completed(
                 process=self.part.process,
@@ -195,17 +259,51 @@ class Recorder:
         """Whether the program has done its steps."""
         return step >= self.part.steps
 
-    def _die(self) -> None:
+    def _die(self, dying: Dying) -> None:
         time.sleep(self.part.die_after_s)
+        self._write(dying)
         os.kill(os.getpid(), signal.Signals[self.part.signal])
 
     def _write(self, line: Line) -> None:
+        if self._trace is None:
+            path = trace_path(self.part.folder, self.ranks.rank)
+            self._trace = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         # One write: a kill cuts off a line, if it does, and never mixes two.
         os.write(self._trace, msgspec.json.encode(line) + b"\n")
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._trace)
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            with contextlib.suppress(OSError):
+                os.close(trace)
+
+
+def _die_with_parent() -> None:
+    """A rank has a session of its own, where a rehearsal that gives up does not reach it: it is
+    to die with its launcher."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _is_own(frame: FrameType) -> bool:
+    """Whether a frame is of the program's own code."""
+    module = str(frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] != "holdfast" and not is_installed(module)
+
+
+def _by_class(callbacks: Iterable[object]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    counts = Counter[str]()
+    for callback in callbacks:
+        name = type(callback).__name__
+        counts[name] += 1
+        if not is_installed(type(callback).__module__):
+            found[name if counts[name] == 1 else f"{name}-{counts[name]}"] = callback
+    return found
 
 
 def _scope(frame: FrameType | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, get_args
 
 from holdfast.core.codecs import codec_of
+from holdfast.core.group import Group
 from holdfast.core.retention import parse_keep
 from holdfast.core.schedule import parse_every
 from holdfast.errors import HoldfastError, RunClosed, UsageError, briefly
@@ -93,6 +94,10 @@ class Run(CallsStored, Evaluates):
     grace: for how long this process may live after a signal, in seconds or as text ("2min"):
         as your scheduler is set up. No last save is begun that would not fit. Without it (and
         without the variable HOLDFAST_GRACE) 30 s are taken for usual, and a save is always tried.
+    group: False for a process that saves by itself although a framework has connected it with
+        others. By default all of them save together: see docs/distributed.md.
+    per_rank: tracked objects, or paths in them, that differ from rank to rank where those of
+        models and optimizers are the same on all: `["model"]` for models that train apart.
     hold: keep a copy of the state in memory, taken at the boundaries that it names: `"1min"`, `500`
         steps, True (each). After a request to stop it becomes a checkpoint if the loop does not
         come back to a boundary in time: a long evaluation, a loader that is stuck.
@@ -124,6 +129,8 @@ class Run(CallsStored, Evaluates):
         exit_code: int = 75,
         grace: float | str | None = None,
         hold: bool | int | str | None = None,
+        group: Group | bool | None = None,
+        per_rank: Collection[str] = (),
         quiet: bool = False,
         rewrite_every: int | None = None,
         memory: int | str = "256MiB",
@@ -139,6 +146,7 @@ class Run(CallsStored, Evaluates):
         for option, names in (
             ("late", late),
             ("override", override),
+            ("per_rank", per_rank),
             ("sparse_rows", sparse_rows),
         ):
             if isinstance(names, str):
@@ -178,6 +186,7 @@ class Run(CallsStored, Evaluates):
             exit_code=exit_status(exit_code),
             grace_s=grace_s(grace),
             hold=hold_schedule(hold),
+            group=group,
         )
         self.address = os.fspath(address)
         console = Console(quiet=quiet)
@@ -199,6 +208,7 @@ class Run(CallsStored, Evaluates):
             mirror_wait=mirror_wait,
             store=store,
             config=settings.config,
+            per_rank=per_rank,
         )
 
         def publisher(manager: CheckpointManager) -> Publisher | None:

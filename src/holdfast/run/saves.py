@@ -59,6 +59,8 @@ class Saves:
         self.costs = Costs(lambda: manager.history.read())
         self.busy = False
         """The loop's thread is in a save."""
+        self.first = True
+        """Of several ranks this one exports, and adds metrics to checkpoints."""
 
     @contextmanager
     def making(self) -> Iterator[None]:
@@ -110,6 +112,11 @@ class Saves:
         """The last save, unless a body was completed since."""
         return self._last if self._last is not None and self._last.ticks == ticks else None
 
+    def all_durable(self, ticks: int) -> bool:
+        """Whether no body was completed since the last save, and that one is durable."""
+        last = self.of(ticks)
+        return last is not None and bool(last.checkpoint())
+
     def attach_later(self, saved: Saved, metrics: Mapping[str, Any]) -> None:
         """Add metrics to a checkpoint as soon as it is committed."""
         self._late.append((saved, metrics))
@@ -117,7 +124,7 @@ class Saves:
     def attach(self, saved: Saved, metrics: Mapping[str, Any]) -> None:
         """Add metrics to a checkpoint now. Waits for it; what fails is logged."""
         info = saved.checkpoint()
-        if info is None:
+        if info is None or not self.first:
             return
         values = self._metrics.numbers(metrics)
         if all(info.metrics.get(name) == value for name, value in values.items()):
@@ -156,7 +163,7 @@ class Saves:
 
     def publish(self) -> None:
         """Bring the published export up to date, if there is one."""
-        if self._publisher is not None:
+        if self._publisher is not None and self.first:
             self._publisher.refresh()
 
     def close(self) -> None:

@@ -15,13 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from holdfast.core.frameworks import loaded_adapters
-from holdfast.errors import (
-    CorruptionError,
-    HoldfastError,
-    LoopError,
-    SaveFailed,
-    StoreError,
-)
+from holdfast.errors import HoldfastError, LoopError, SaveFailed, StoreError
 from holdfast.manager import heartbeat
 from holdfast.run import environment
 from holdfast.run import position as at
@@ -38,9 +32,11 @@ from holdfast.run.console import (
     redrawn_line,
     settings_line,
     started_line,
+    thread_line,
 )
 from holdfast.run.constructed import Constructed
 from holdfast.run.contents import Contents
+from holdfast.run.decisions import Decisions
 from holdfast.run.engine import Engine
 from holdfast.run.events import RunEvents
 from holdfast.run.feed import LoaderInterrupted, Policy
@@ -57,13 +53,17 @@ from holdfast.run.restores import Restores
 from holdfast.run.saves import Saves
 from holdfast.run.settings import Settings
 from holdfast.run.stopping import Stopping
-from holdfast.run.tracking import Tracked, find_untracked
+from holdfast.run.together import TogetherWith
+from holdfast.run.tracking import Tracked, untracked_line
 from holdfast.run.triggers import Triggers
 from holdfast.run.unsaved import Unsaved
 
 logger = logging.getLogger("holdfast")
 
 _BRIEFLY_S = 1.0  # what is in the mirror by then needs no line
+# For shares of ranks of other machines, which may be gone, too. torchrun and Slurm kill what has
+# not ended within 30 s.
+_LEAVE_S = 20.0
 
 
 class Session:
@@ -116,33 +116,40 @@ class Session:
             grace_s=settings.grace_s,
             save=self._save_now,
             events=self.events,
-            saved=self.nothing_to_lose,
+            saved=lambda: self.saves.all_durable(self.engine.ticks),
             saves=self.saves,
             held=self.held,
             want=triggers.want,
             mirrored=manager.finish_mirror,
         )
         self.restores = Restores(manager, self.tracked, settings, self.constructed, self.attributes)
+        self.decisions = Decisions(triggers, self.stopping, clock)
+        self.ranks = TogetherWith(
+            settings.group, manager, self.decisions, self.saves, console, self.held.on
+        )
         self._clock = clock
         self._recorder = recorder
         self._address: str = manager.address
         self._resuming = False
         """The first item after a resume inside a loop is to come."""
-        self._armed = False
-        self._checked = False
+        self._armed = self._checked = self._warned_thread = False
         self._final = True
         """Nothing was trained since the last save of a finished run."""
-        self._warned_thread = False
 
-    # -- starting ------------------------------------------------------------------
+    def meet(self) -> None:
+        """Find out who trains with this process, once. All ranks come here."""
+        self.feeds.ranks = self.ranks.meet()
+        if self._recorder is not None:
+            self._recorder.meet(self.ranks.ranks)
 
     def start(self) -> Replay | None:
         manager = self.manager
+        self.meet()
+        if line := environment.passing_folder_line(self._address):
+            self.console.loud(line, each=False)
         heartbeat.beat(self._address, "restoring", 0)
-        finished = False  # also if the log cannot be read at all: its writer rebuilds it
-        bringing = self.console.bringing_back(self._address, manager.mirror)
-        with bringing, contextlib.suppress(CorruptionError):
-            finished = manager.finished
+        with self.console.bringing_back(self._address, manager.mirror):
+            finished = self.ranks.finished(manager)
         if not finished or manager.mirror:
             # Before reading: what is restored must be the newest when we start to write. And a
             # finished run's mirror may lack the end, if its process was killed over it.
@@ -166,10 +173,10 @@ class Session:
         self.saves.resumed(self.engine.ticks, restored.info)
         self.events.fell_back(restored)
         self._announce(restored)
-        for line in said:
+        edited = "; ".join(self.attributes.edited())
+        kept = edited and f"as in the checkpoint: {edited}"
+        for line in filter(None, (self.ranks.changed_line(restored.world_size), *said, kept)):
             self.console.say(line)
-        if edited := self.attributes.edited():
-            self.console.say(f"as in the checkpoint: {'; '.join(edited)}")
         self.triggers.start(restored.info.step, self._clock())
         heartbeat.checkpoint(self._address, restored.info.step, restored.info.id)
         heartbeat.beat(self._address, "training", restored.info.step)
@@ -230,12 +237,9 @@ class Session:
     def warn_untracked(self, scope: Mapping[str, Any]) -> None:
         """One line for optimizers and schedulers beside the tracked objects that are not
         tracked themselves."""
-        found = find_untracked(loaded_adapters(), scope, self.tracked.objects)
-        if names := [name for name in found if name not in self.settings.late]:
-            arguments = ", ".join(f"{name}={name}" for name in names)
-            self.console.loud(
-                f"{', '.join(names)} will not be saved: not tracked; add run.track({arguments})"
-            )
+        objects, late = self.tracked.objects, self.settings.late
+        if line := untracked_line(loaded_adapters(), scope, objects, late):
+            self.console.loud(line)
 
     # -- the engine's host -----------------------------------------------------------
 
@@ -271,8 +275,8 @@ class Session:
         self._final = False
         self.gradients.begin()
         if self._armed:
-            if self.stopping.requested and self.engine.position.top.completed == 0:
-                self.stopping.here()  # the signal came after the last boundary
+            if self.engine.position.top.completed == 0:
+                self.stopping.before_first()
             return
         self._armed = True
         if not self._checked:
@@ -287,10 +291,7 @@ class Session:
         self.manager.acquire()
         if not self.stopping.await_requests() and not self._warned_thread:
             self._warned_thread = True
-            self.console.loud(
-                f"{self._address}: the loop is not on the main thread: signals will not be "
-                "waited for"
-            )
+            self.console.loud(thread_line(self._address), each=False)
 
     def took(self, loop: Loop, item: Any) -> None:
         if self.engine.landed:
@@ -358,7 +359,7 @@ class Session:
 
     def completed(self, *, is_step: bool) -> None:
         fresh = self.metrics.settle(is_step=is_step)
-        if fresh and self.triggers.improves(fresh):
+        if fresh and self.ranks.is_first and self.triggers.improves(fresh):
             self.triggers.want("best")
 
     def boundary(self, loop: Loop, *, last: bool) -> None:
@@ -366,14 +367,15 @@ class Session:
         epoch_end = loop.label.kind == "epochs" or bool(loop.epoch_end)
         step = self.engine.position.step
         heartbeat.beat(self._address, "training", step)
-        reason = self.triggers.due(step, self._clock(), epoch_end=epoch_end, last=last)
+        around = loop.habits.nests is True or loop.waits
+        reason, stop = self.decisions.at(step, epoch_end=epoch_end, last=last, around=around)
         over = False
         if self._recorder is not None:
             self._recorder.completed(loop.place, step, self.metrics.known())
             over = self._recorder.is_over(step)
         if last:
             return
-        if self.stopping.boundary():
+        if stop:
             self.stopping.here()
         elif (reason or over) and self.engine.position.replayable and not self.gradients.defers():
             if over:
@@ -392,8 +394,7 @@ class Session:
         self._finish()
 
     def interrupted(self, error: LoaderInterrupted) -> None:
-        if self.stopping.signals.installed and self.stopping.signals.wait():
-            self.stopping.here()
+        self.stopping.interrupted()
 
     # -- saving ----------------------------------------------------------------------
 
@@ -440,11 +441,6 @@ class Session:
         if self._final and last is not None:
             self.saves.attach(last, self.metrics.settle(is_step=False))
 
-    def nothing_to_lose(self) -> bool:
-        """Whether no step was completed since the last save, and that one is durable."""
-        last = self.saves.of(self.engine.ticks)
-        return last is not None and bool(last.checkpoint())
-
     # -- the end ---------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -463,8 +459,10 @@ class Session:
             self._finish()
 
     def _finish(self) -> None:
+        self.decisions.end()
         self.stopping.check_time()
         self._save_now("final", finished=True)
+        self.ranks.settle(self.manager)
         self._final, self._armed = True, False
         self._tidy()
         if self.stopping.requested:
@@ -474,7 +472,7 @@ class Session:
 
     def _tidy(self) -> None:
         """What a finished run wants: only the checkpoints of `on_finish`, and its export."""
-        if self.settings.on_finish is not None:
+        if self.settings.on_finish is not None and self.ranks.is_first:
             self.manager.prune(self.settings.on_finish)
         self.saves.publish()
 
@@ -487,6 +485,8 @@ class Session:
         self.barriers.close()
         if self._recorder is not None:
             self._recorder.close()
+        if not self._final:
+            self.manager.leave_ranks(_LEAVE_S)
         try:
             self.feeds.close()
             self.saves.close()

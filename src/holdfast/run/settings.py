@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.core.group import Group
 from holdfast.core.schedule import Schedule
 
 
@@ -26,5 +27,7 @@ class Settings:
     """Of a process that was asked to stop."""
     grace_s: float | None = None
     """For how long it may live after a signal; None if nobody said."""
+    group: Group | bool | None = None
+    """The ranks that train together; None: those that a framework has connected, False: none."""
     hold: Schedule | None = None
     """When to keep a copy of the state in memory."""

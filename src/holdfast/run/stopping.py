@@ -66,6 +66,8 @@ class Stopping:
         without a notice, Unix time."""
         self.signals = StopSignals(inside=engine.inside, notice=self._notice, again=self._again)
         self.saved = saved
+        self.alone = True
+        """No other ranks train with this one: it stops where it likes."""
         self.deadline: Deadline | None = None
         self._engine = engine
         self._console = console
@@ -118,6 +120,11 @@ class Stopping:
         if not self.requested and (notice := self._limit.boundary()) is not None:
             self.hear(notice)
         return self.requested
+
+    def with_others(self) -> None:
+        """All ranks have agreed to stop here, whoever was asked to."""
+        if not self.requested:
+            self.signals.request("another rank")
 
     def hear(self, notice: Notice) -> None:
         """Somebody says that this process will be stopped, or may be. From any thread."""
@@ -173,13 +180,23 @@ class Stopping:
             self._save("preempted")
         self.exit(f"saved step {self._engine.position.step:,}")
 
+    def before_first(self) -> None:
+        """In front of a loop's first item: the signal may have come after the last boundary."""
+        if self.requested and self.alone:
+            self.here()
+
+    def interrupted(self) -> None:
+        """A loader's workers died of a signal, of which this process is about to hear."""
+        if self.alone and self.signals.installed and self.signals.wait():
+            self.here()
+
     def in_tail(self) -> None:
         """A loop inside another has ended, and the rest of the outer body is to come.
 
         A resume from here runs the tail alone, without what the body left in variables. So
         that is for the worst case: usually there is time for the tail.
         """
-        if not self.requested or not self._engine.position.replayable:
+        if not self.requested or not self.alone or not self._engine.position.replayable:
             return
         self._claim()
         if not self.saved():
@@ -193,7 +210,9 @@ class Stopping:
 
     def in_guard(self) -> None:
         """In an evaluation, where nothing can be saved: leave if nothing would be lost, or when
-        the loop can no longer come to a boundary in time."""
+        the loop can no longer come to a boundary in time. Never alone where others train, too."""
+        if not self.alone:
+            return
         if self.saved():
             self.exit(f"stopped after step {self._engine.position.step:,}")
         if self._clock() < self._latest_s():
@@ -205,7 +224,7 @@ class Stopping:
 
     def check_time(self) -> None:
         """Leave without a save, if a stop was asked for and none fits before the deadline."""
-        if not self.requested:
+        if not self.requested or not self.alone:
             return
         self._claim()
         if (fit := self._fit()).fits:

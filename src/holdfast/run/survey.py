@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.core.digest import fingerprint
+from holdfast.run.installed import is_installed
 from holdfast.run.randomness import Library, libraries, owner_of
 
 MAX_ENTRIES = 2000
@@ -36,9 +37,12 @@ Entry = tuple[str, str, str]
 """(path, kind, text)."""
 
 
-def survey(scope: Mapping[str, Any], known: Collection[object]) -> list[Entry]:
+def survey(
+    scope: Mapping[str, Any], known: Collection[object], *, own: bool = False
+) -> list[Entry]:
     """What the variables in `scope` hold. Objects in `known`, which are compared elsewhere,
     our own, and what cannot be looked into (iterators, functions, modules) are left out.
+    `own`: so are objects of installed packages that have no state to save.
 
     >>> survey({"best": 0.5, "names": ["a", "b"], "f": len}, [])
     [('best', 'number', '0.5'), ('names[0]', 'text', "'a'"), ('names[1]', 'text', "'b'")]
@@ -47,7 +51,7 @@ def survey(scope: Mapping[str, Any], known: Collection[object]) -> list[Entry]:
     found: list[Entry] = []
     for name, value in scope.items():
         if not name.startswith("__"):
-            found += _limited(_Visitor(set(seen)).visit(value, name, 0))
+            found += _limited(_Visitor(set(seen), own=own).visit(value, name, 0))
     return found
 
 
@@ -70,9 +74,10 @@ def _limited(entries: Iterator[Entry]) -> list[Entry]:
 
 
 class _Visitor:
-    def __init__(self, seen: set[int], sampled: bool = True) -> None:
+    def __init__(self, seen: set[int], sampled: bool = True, own: bool = False) -> None:
         self._seen = seen
         self._sampled = sampled
+        self._own = own
         self._libraries: tuple[Library, ...] = libraries()
 
     def visit(self, value: Any, path: str, depth: int) -> Iterator[Entry]:
@@ -113,6 +118,9 @@ class _Visitor:
             for name, item in parts:
                 for inner, _, text in self.visit(item, f"{path}.{name}", depth + 1):
                     yield inner, kind, text
+            if parts or not self._own:
+                return  # else it is that of a class to derive from, which knows nothing
+        if self._own and is_installed(type(value).__module__):
             return
         for name, item in list(getattr(value, "__dict__", {}).items()):
             yield from self.visit(item, f"{path}.{name}", depth + 1)

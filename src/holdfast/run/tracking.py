@@ -257,8 +257,11 @@ def _is_data_loader(value: Any) -> bool:
     )
 
 
-def find_untracked(adapters: Iterable[Any], scope: Mapping[str, Any], tracked: Any) -> list[str]:
-    """Names in `scope` of objects that belong to tracked ones but are not tracked.
+def untracked_line(
+    adapters: Iterable[Any], scope: Mapping[str, Any], tracked: Any, late: Collection[str]
+) -> str:
+    """What to say of objects in `scope` that belong to tracked ones but are not tracked, nor
+    will be `late`; "" if there are none.
 
     Asks each loaded framework that knows how (an optimizer whose parameters are a
     tracked model's, …).
@@ -266,5 +269,8 @@ def find_untracked(adapters: Iterable[Any], scope: Mapping[str, Any], tracked: A
     found: list[str] = []
     for adapter in adapters:
         if verb := getattr(adapter, "find_untracked", None):
-            found.extend(verb(scope, tracked))
-    return found
+            found.extend(name for name in verb(scope, tracked) if name not in late)
+    if not found:
+        return ""
+    arguments = ", ".join(f"{name}={name}" for name in found)
+    return f"{', '.join(found)} will not be saved: not tracked; add run.track({arguments})"

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from holdfast.errors import StateError, UsageError
 from holdfast.manager import open as open_checkpoint
+from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
+from holdfast.run.together import TogetherWith
+
+
+def check_run(run: object) -> None:
+    """Raises UsageError for an address where a run is wanted."""
+    if not isinstance(run, Run):
+        raise UsageError(
+            f"a callback needs a Run, not {run!r}"[:200],
+            hint='Make it first: holdfast.Run("runs/x").',
+        )
 
 
 def check_name_is_new(run: Run, name: str) -> None:
@@ -19,6 +30,13 @@ def check_name_is_new(run: Run, name: str) -> None:
             f"this run had a training named {name!r} just before this one",
             hint="Give each a callback of its own, with a name: Callback(run, name=…)",
         )
+
+
+def meet_ranks(run: Run) -> TogetherWith:
+    """The ranks that train with this process, before anything of the run is read: where it goes
+    on is then the same on all of them. All ranks come here, with each training."""
+    run._session.meet()
+    return run._session.ranks
 
 
 def expect_later(run: Run, names: Iterable[str]) -> None:
@@ -36,6 +54,13 @@ def track_later(run: Run, objects: Mapping[str, Any], *, restore: bool) -> None:
         run._session.watch(objects)
 
 
+def tell_rehearsal(run: Run, look: Callable[[], Beside]) -> None:
+    """Before the training's first step. If this is a rehearsal, it calls `look` at each."""
+    recorder = run._session._recorder
+    if recorder is not None:
+        recorder.look_at(look)
+
+
 def check_kind(state: Mapping[str, Any], library: str) -> None:
     """Raises StateError for what a training by another library has saved."""
     if state and state.get("kind") != library.lower():
@@ -45,11 +70,13 @@ def check_kind(state: Mapping[str, Any], library: str) -> None:
         )
 
 
-def saved_training(ref: str, name: str, library: str) -> Mapping[str, Any]:
-    """What a training by `library` has saved in a checkpoint. Raises StateError if it has none of
-    that name."""
+def saved_training(ref: str, name: str, library: str, imported: type) -> Any:
+    """What a training by `library` has saved in a checkpoint: a mapping; or a model of `imported`
+    type, as `holdfast import` keeps its files. Raises StateError if it has none of that name."""
     checkpoint = open_checkpoint(ref)
     state = checkpoint.get(name)
+    if isinstance(state, imported):
+        return state
     if not isinstance(state, Mapping) or state.get("kind") != library.lower():
         raise StateError(
             f"{ref} has no booster of {library}'s named {name!r}",

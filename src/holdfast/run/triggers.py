@@ -86,18 +86,40 @@ class Triggers:
             self._leaders = Leaders(self._policy.best, self._records())
         return self._leaders.admit(watched)
 
+    def wish(self) -> str:
+        """What this rank was asked to save for, where others may not have been; passed on by
+        this. "" for nothing."""
+        wanted, self._wanted = self._wanted, ""
+        return wanted
+
+    def due_by_clock(self, step: int, now_s: float, *, epoch_end: bool) -> str:
+        """Why to save because of the time; for the rank whose clock counts."""
+        auto_s = None
+        if self._auto is not None:
+            auto_s = self._interval(self._auto, now_s, regular=not epoch_end)
+        last_step, last_s = self._last_step, self._last_s
+        return self.schedule.by_clock(step, now_s, last_step, last_s, auto_s) or ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether a save is due, and waits for the loop around to go on."""
+        return bool(self._held)
+
+    def due_by_step(self, step: int, wanted: str, *, epoch_end: bool, last: bool) -> str:
+        """As `due`, of what is the same on all ranks: `wanted` is what they have agreed on."""
+        by_step = self.schedule.by_step(step, self._last_step, epoch_end)
+        self._held = wanted or self._held or by_step or ""
+        return "" if last else self._held
+
     def due(self, step: int, now_s: float, *, epoch_end: bool, last: bool) -> str:
         """Why to save now; "" for no save.
 
         `last`: no item follows in this loop, so the save is held until the loop around
         it goes on, and then includes what its tail does.
         """
-        auto_s = None
-        if self._auto is not None:
-            auto_s = self._interval(self._auto, now_s, regular=not epoch_end)
-        scheduled = self.schedule.due(step, now_s, self._last_step, self._last_s, epoch_end, auto_s)
-        self._held = self._wanted or self._held or scheduled or ""
-        self._wanted = ""
+        by_clock = self.due_by_clock(step, now_s, epoch_end=epoch_end)
+        by_step = self.schedule.by_step(step, self._last_step, epoch_end)
+        self._held = self.wish() or self._held or by_step or by_clock
         return "" if last else self._held
 
     def _interval(self, auto: AutoInterval, now_s: float, *, regular: bool) -> float:

@@ -17,11 +17,8 @@ belong to installed packages and cannot be tracked; what was not there at the fi
 from __future__ import annotations
 
 import sys
-import sysconfig
 from collections.abc import Collection, Iterator, Mapping
-from functools import lru_cache
-from pathlib import Path
-from types import CodeType, FrameType, SimpleNamespace
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +28,7 @@ from holdfast.core.frameworks import loaded_adapters
 from holdfast.run.attributes import Attributes, shortened
 from holdfast.run.callsite import Callsite, variables_of
 from holdfast.run.console import Console
+from holdfast.run.installed import is_installed
 from holdfast.run.kept import (
     PLAIN,
     Kept,
@@ -310,22 +308,3 @@ def _root(kind: type) -> str:
 
 def _has(kind: type, method: str) -> bool:
     return any(method in vars(base) for base in kind.__mro__)
-
-
-@lru_cache(maxsize=1024)
-def is_installed(module: str) -> bool:
-    """Whether a module is not the program's own: the standard library, a package."""
-    if module == SimpleNamespace.__module__:
-        return False  # its other classes hold nothing
-    found = sys.modules.get(module)
-    if found is None:
-        return False  # code that was executed by hand
-    file = vars(found).get("__file__")
-    if not isinstance(file, str):
-        return module != "__main__"  # compiled into the interpreter
-    paths = sysconfig.get_paths()
-    places = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    parents = Path(file).parents
-    return any(Path(place) in parents for place in places) or any(
-        parent.name in ("site-packages", "dist-packages") for parent in parents
-    )

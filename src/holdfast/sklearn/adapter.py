@@ -105,5 +105,8 @@ class SklearnAdapter:
     def apply_rng(self, states: dict[str, Any]) -> None:
         pass
 
+    def derived_rng(self, states: dict[str, Any], rank: int) -> dict[str, Any]:
+        return states
+
 
 adapter = SklearnAdapter()

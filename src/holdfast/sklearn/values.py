@@ -18,6 +18,7 @@ from sklearn.utils import Bunch
 from holdfast.core import arrays
 from holdfast.core.adapters import NOTHING, Decoder, Encoder
 from holdfast.core.classes import Record
+from holdfast.core.frameworks import callback_hint
 from holdfast.core.leaves import Later, settle
 from holdfast.core.types import Node
 from holdfast.core.values import kind_name, malformed
@@ -80,7 +81,8 @@ def encode_attribute(value: Any, path: str, encoder: Encoder, owner: str) -> Nod
         raise UnsupportedAttribute(
             error.path,
             f"{error.kind}, a part of {owner}",
-            hint="Fit that estimator anew instead of tracking it, or pass allow_pickle=True.",
+            hint=callback_hint(error.kind.removeprefix("value of type "))
+            or "Fit that estimator anew instead of tracking it, or pass allow_pickle=True.",
         ) from None
 
 

@@ -141,12 +141,13 @@ class Store(Protocol):
         than `max_bytes` (nothing is allocated then)."""
         ...
 
-    def read_into(self, key: str, offset: int, into: memoryview) -> None:
+    def read_into(self, key: str, offset: int, into: memoryview, *, shared: bool = False) -> None:
         """Fill `into` (bytes, writable) with the object's bytes from `offset` on.
 
         Raises ObjectNotFound; DamagedObject if the object ends earlier (also for
         an empty `into`) or `offset` is negative: offsets come from a manifest. What
-        `into` holds after an error is undefined.
+        `into` holds after an error is undefined. `shared`: other processes of this machine
+        are going to read the same, so it is worth to be in a cache of all.
         """
         ...
 

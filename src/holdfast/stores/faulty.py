@@ -225,8 +225,11 @@ class FaultyStore:
             return bytes(damaged)
         return data
 
-    def read_into(self, key: str, offset: int, into: memoryview) -> None:
-        fault, _ = self._call("read_into", key, lambda: self._inner.read_into(key, offset, into))
+    def read_into(self, key: str, offset: int, into: memoryview, *, shared: bool = False) -> None:
+        def read() -> None:
+            self._inner.read_into(key, offset, into, shared=shared)
+
+        fault, _ = self._call("read_into", key, read)
         if fault and fault.effect is Effect.DAMAGE and into.nbytes:
             _flip(into.cast("B"), fault.bit)
 

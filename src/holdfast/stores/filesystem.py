@@ -76,8 +76,9 @@ class FileSystem(Protocol):
         """At most `nbytes` bytes; fewer only at the end of the file or by chance."""
         ...
 
-    def read_into(self, fd: int, into: memoryview, offset: int) -> int:
-        """As `read`, into memory that is there already; how many bytes were read."""
+    def read_into(self, fd: int, into: memoryview, offset: int, *, cached: bool = False) -> int:
+        """As `read`, into memory that is there already; how many bytes were read. `cached`: they
+        stay in the page cache, for others."""
         ...
 
     def allocate(self, fd: int, nbytes: int) -> None:
@@ -152,12 +153,13 @@ class OsFileSystem:
     def read(self, fd: int, nbytes: int, offset: int) -> bytes:
         return os.pread(fd, nbytes, offset)
 
-    def read_into(self, fd: int, into: memoryview, offset: int) -> int:
-        if into.nbytes < DIRECT_BYTES or offset % BLOCK_ALIGNMENT or sys.platform != "linux":
+    def read_into(self, fd: int, into: memoryview, offset: int, *, cached: bool = False) -> int:
+        small = into.nbytes < DIRECT_BYTES or offset % BLOCK_ALIGNMENT
+        if cached or small or sys.platform != "linux":
             return os.preadv(fd, [into], offset)
-        cached = _cached_bytes(fd, offset, into.nbytes)
-        if cached:
-            return os.preadv(fd, [into[:cached]], offset)  # the next call goes on from there
+        there = _cached_bytes(fd, offset, into.nbytes)
+        if there:
+            return os.preadv(fd, [into[:there]], offset)  # the next call goes on from there
         return _read_direct(fd, into, offset)
 
     def allocate(self, fd: int, nbytes: int) -> None:

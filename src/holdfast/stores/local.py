@@ -295,7 +295,7 @@ class LocalStore:
                 offset += len(piece)
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def read_into(self, key: str, offset: int, into: memoryview) -> None:
+    def read_into(self, key: str, offset: int, into: memoryview, *, shared: bool = False) -> None:
         *folders, name = _split(key)
         view = into.cast("B") if into.nbytes else into
         end = offset + into.nbytes
@@ -311,7 +311,7 @@ class LocalStore:
             at = offset
             while at < end:
                 piece = view[at - offset : min(at - offset + MAX_READ_BYTES, into.nbytes)]
-                count = self._fs.read_into(fd, piece, at)
+                count = self._fs.read_into(fd, piece, at, cached=shared)
                 if count <= 0:
                     raise DamagedObject(key, f"it ends at byte {at:,}, before byte {end:,}")
                 at += count

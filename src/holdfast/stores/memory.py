@@ -74,7 +74,7 @@ class MemoryStore:
             raise DamagedObject(key, f"it has {len(data):,} bytes; at most {max_bytes:,} can be")
         return data
 
-    def read_into(self, key: str, offset: int, into: memoryview) -> None:
+    def read_into(self, key: str, offset: int, into: memoryview, *, shared: bool = False) -> None:
         data = self._get(key)
         end = offset + into.nbytes
         if offset < 0:

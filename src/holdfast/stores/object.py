@@ -274,7 +274,7 @@ class ObjectStore:
 
         return self._ask(get, f"read {key!r}")
 
-    def read_into(self, key: str, offset: int, into: memoryview) -> None:
+    def read_into(self, key: str, offset: int, into: memoryview, *, shared: bool = False) -> None:
         check_key(key)
         self._send(key)
         if offset < 0:

@@ -37,6 +37,9 @@ class Beats:
                 known = steps.get(beat.address, beat.checkpoint_step)
                 steps[beat.address] = max(known, beat.checkpoint_step)
         ahead = max(beats, key=lambda beat: beat.step)
+        # Where `torchrun` has started others after them, those have not been asked to stop.
+        newest_s = max(beat.began_s for beat in beats)
+        left = [beat for beat in beats if beat.left and beat.left_s >= newest_s]
         return Life(
             beats=sum(beat.count for beat in beats),
             in_loop=any(beat.phase in LOOP_PHASES and _lives(beat.pid) for beat in beats),
@@ -49,8 +52,8 @@ class Beats:
                 for beat in beats
                 if beat.phase not in ("starting", "restoring")
             ),
-            left=max(beat.left for beat in beats),
-            notice=max(beat.notice for beat in beats),
+            left=max((beat.left for beat in left), default=0),
+            notice=max((beat.notice for beat in left), default=""),
         )
 
     def pids(self) -> list[int]:

@@ -26,7 +26,7 @@ SUSPENDED_S = 5.0
 UNHEARD_PROGRESS_S = 600.0
 """A command without a heartbeat shows no checkpoints: having run for so long is progress."""
 SILENT_S = 600.0
-"""A silence that is worth a line where no `--hang-timeout` is given."""
+"""A silence that is worth a line where no `--hang-timeout`, or `--start-timeout`, is given."""
 
 Phase = Literal["waiting", "running", "dumping", "stopping", "killed", "ended"]
 
@@ -337,6 +337,10 @@ def _judged(settings: Settings, state: State, now_s: float) -> tuple[State, list
     if heard and state.life.in_loop and not hang_s and silent_s >= SILENT_S:
         line = f"no heartbeat for {format_seconds(SILENT_S)} (--hang-timeout would start it again)"
         return _once(state, "silent", line)
+    # It is known to beat, for one before it has saved.
+    if not heard and state.newest and not settings.start_timeout_s and silent_s >= SILENT_S:
+        line = f"no heartbeat since it began, {format_seconds(SILENT_S)} ago"
+        return _once(state, "silent start", f"{line} (--start-timeout would start it again)")
     if not heard and hang_s and attempt_s >= max(hang_s, 60.0):
         line = "no heartbeat so far, so --hang-timeout waits: it comes from the loop of a "
         return _once(state, "unheard", line + "holdfast.Run, or from saves")
@@ -420,7 +424,9 @@ def _decided(settings: Settings, state: State, event: Exited) -> tuple[State, li
         return _end(state, status, f"{ended}; {state.asked} had asked for it")
     if state.why == "total timeout":
         return _end(state, TIMED_OUT, ended)
-    if settings.requeue and status == PREEMPTED:
+    # Slurm signals every process of a step, also one that is just starting again, and dies of it.
+    died_of_it = bool(state.warned and newest) and status == 128 + state.warned
+    if settings.requeue and (status == PREEMPTED or died_of_it):
         after, actions = _end(state, status, f"{ended}; putting the job into its queue again")
         return after, [*actions[:-1], Requeue(), actions[-1]]
     if state.warned and status in (PREEMPTED, 128 + state.warned):

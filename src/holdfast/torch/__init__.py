@@ -9,6 +9,8 @@ up. For people who want no more than two functions:
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from holdfast.errors import HoldfastError
 
 try:
@@ -21,6 +23,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from holdfast.torch.adapter import adapter as adapter
+from holdfast.torch.group import process_group as process_group
 from holdfast.torch.plain import load_checkpoint as load_checkpoint
 from holdfast.torch.plain import save_checkpoint as save_checkpoint
 from holdfast.torch.tensors import recorded_devices as recorded_devices
@@ -31,9 +34,17 @@ __all__ = [
     "adapter",
     "find_untracked",
     "load_checkpoint",
+    "process_group",
     "recorded_devices",
     "save_checkpoint",
     "untracked_parameters",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "dcp":  # torch.distributed.checkpoint takes a second to import
+        raise AttributeError(f"module 'holdfast.torch' has no attribute {name!r}")
+    return import_module("holdfast.torch.dcp")
+
 
 del _torch

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import LoaderInterrupted
+from holdfast.errors import LoaderInterrupted, LoopError
 from holdfast.run.feed import BaseFeed
 from holdfast.torch.indices import samplers
 from holdfast.torch.loaders import copy_of
@@ -49,6 +49,12 @@ def inner_loader(loader: Any) -> Any:
     return loader.base_dataloader
 
 
+def _dispatches(loader: Any) -> bool:
+    """Whether one process fetches the batches of several."""
+    kinds = {kind.__name__ for kind in type(loader).__mro__}
+    return "DataLoaderDispatcher" in kinds and loader.state.num_processes > 1
+
+
 class PreparedFeed(BaseFeed):
     """A prepared loader: Accelerate's own iteration, through a feed of the DataLoader in it.
 
@@ -58,9 +64,18 @@ class PreparedFeed(BaseFeed):
     """
 
     kind = "prepared"
+    base = "base_dataloader"
+    """The attribute with the DataLoader in it."""
 
     def __init__(self, loader: Any, inner: BaseFeed) -> None:
         super().__init__(loader)
+        if _dispatches(loader):
+            raise LoopError(
+                f"{self.name}: with dispatch_batches one process reads the batches of all, and "
+                "where it is in its data is not known to the others",
+                hint="DataLoaderConfiguration(dispatch_batches=False), or for the Trainer "
+                'accelerator_config={"dispatch_batches": False}: each process reads its own.',
+            )
         self.held = inner.held
         self.moves = inner.moves
         self._inner = inner
@@ -74,7 +89,7 @@ class PreparedFeed(BaseFeed):
 
     def open(self, saved: dict[str, Any] | None, *, fixed: str = "") -> bool:
         self._drop()
-        self._inner.random = self.random
+        self._inner.random, self._inner.ranks = self.random, self.ranks
         if saved is None or saved["at"] == "new":
             self._set_epoch(self._epoch())
             self._inner.open(None)
@@ -127,10 +142,14 @@ class PreparedFeed(BaseFeed):
     def length(self) -> int | None:
         return self._inner.length()
 
+    def left(self, saved: dict[str, Any]) -> int | None:
+        self._inner.ranks = self.ranks
+        return self._inner.left(saved.get("inner", saved))
+
     def close(self) -> None:
         if self._at == "inside":
             self._at = "end"
-            self._prepared.end()
+            self._end()
         self._drop()
         self._inner.close()
 
@@ -143,11 +162,18 @@ class PreparedFeed(BaseFeed):
 
     def _start(self, *, taken: int) -> None:
         skipped = 0 if taken else getattr(self.loader, "skip_batches", 0)
-        base = _Base(self, self.loader.base_dataloader)
-        self._prepared = copy_of(self.loader, base_dataloader=base, skip_batches=skipped)
-        self._batches = iter(self._prepared)
+        self._batches = self._iterate(_Base(self, getattr(self.loader, self.base)), skipped)
         self._taken, self._fetched = taken, taken - skipped
         self._at = "inside"
+
+    def _iterate(self, base: _Base, skipped: int) -> Iterator[Any]:
+        """The wrapper's own iteration, over `base`. Nothing is fetched before its first `next`."""
+        self._prepared = copy_of(self.loader, base_dataloader=base, skip_batches=skipped)
+        return iter(self._prepared)
+
+    def _end(self) -> None:
+        """An epoch was left early."""
+        self._prepared.end()
 
     def _epoch(self) -> int | None:
         """By which Accelerate seeds the order; None if this loader has no such number."""

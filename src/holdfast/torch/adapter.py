@@ -12,9 +12,10 @@ from holdfast.core.adapters import Decoder, Encoder, Waiting
 from holdfast.core.classes import type_name
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
-from holdfast.torch import attributes, contents, rng, settings
+from holdfast.torch import attributes, contents, flat_optimizers, fsdp1, rng, settings
 from holdfast.torch.accelerated import unwrapped
 from holdfast.torch.gradients import Gradients, gradients_aside
+from holdfast.torch.group import process_group
 from holdfast.torch.modules import decode_module, encode_module
 from holdfast.torch.objects import (
     STATEFUL,
@@ -27,10 +28,11 @@ from holdfast.torch.objects import (
 )
 from holdfast.torch.optimizers import decode_optimizer, encode_optimizer
 from holdfast.torch.overlap import Barrier
+from holdfast.torch.sharded import mark_shared
 from holdfast.torch.sparse import decode_sparse, encode_sparse
 from holdfast.torch.tensors import check_supported, decode_tensor, encode_tensor
 from holdfast.torch.together import TOGETHER, encode_together
-from holdfast.torch.untracked import find_untracked, untracked_parameters
+from holdfast.torch.untracked import find_untracked, tracked_optimizers, untracked_parameters
 
 # Tag -> what it restores into in place, in words, and how.
 _LIVE: dict[str, tuple[Any, str, Callable[[dict[str, Node], object, str, Decoder], Any]]] = {
@@ -41,6 +43,7 @@ _LIVE: dict[str, tuple[Any, str, Callable[[dict[str, Node], object, str, Decoder
     "torch.object": (STATEFUL, "a scheduler or scaler", decode_stateful),
     "torch.generator": (torch.Generator, "a generator", decode_generator),
 }
+_STATE_DICTS = frozenset({"dict", "odict"})
 _IN_PLACE = (
     torch.Tensor,
     torch.nn.Module,
@@ -59,6 +62,18 @@ class TorchAdapter:
     together = TOGETHER
     contents = contents
     """What objects hold, for the search for state that nobody saves."""
+    process_group = staticmethod(process_group)
+
+    def mark_common(self, state: Mapping[str, object], encoder: Encoder) -> None:
+        """Parameters of modules: an optimizer may stand in front of the module that has them."""
+        for name, value in state.items():
+            module = unwrapped(value)
+            own = encoder.own is not None and encoder.own(name)
+            if isinstance(module, torch.nn.Module) and not own:
+                mark_shared(module.parameters(), encoder)
+                fsdp1.parameters(module)  # known to optimizers from now on
+        optimizers = tracked_optimizers(state)
+        flat_optimizers.meet((optimizer for _, optimizer in optimizers), encoder)
 
     def encode(self, value: object, path: str, encoder: Encoder) -> Node | None:
         if isinstance(value, torch.Tensor):
@@ -93,6 +108,13 @@ class TorchAdapter:
             return target
         value = decode(node, inner, path, decoder)
         return target if value is inner else value
+
+    def state_node(self, node: dict[str, Node], target: object) -> dict[str, Node] | None:
+        """A dict that was saved, as the state_dict of the live module that it is to go to."""
+        if not isinstance(unwrapped(target), torch.nn.Module) or node["!"] not in _STATE_DICTS:
+            return None
+        kind = type_name(type(unwrapped(target)))
+        return {"!": "torch.module", "type": kind, "v": {**node, "!": "odict"}}
 
     def is_live(self, value: object) -> bool:
         return isinstance(unwrapped(value), _IN_PLACE)
@@ -160,6 +182,9 @@ class TorchAdapter:
 
     def apply_rng(self, states: dict[str, Any]) -> None:
         rng.apply_rng(states)
+
+    def derived_rng(self, states: dict[str, Any], rank: int) -> dict[str, Any]:
+        return rng.derived_rng(states, rank)
 
 
 def _encode_tensor(

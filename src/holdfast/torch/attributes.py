@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from holdfast.torch.modules import parts, saves_more
+from holdfast.torch.modules import class_of, parts, saves_more
 
 _SCALARS = (bool, int, float, str, type(None))
 _MAX_DEPTH = 6
@@ -50,7 +50,7 @@ def unsaved(tracked: Mapping[str, Any]) -> dict[str, Any]:
     class is not one of torch's: counters, temperatures. By name, as `read`."""
     found: dict[str, Any] = {}
     for name, module in modules_in(tracked):
-        if type(module).__module__.startswith("torch.") or saves_more(module):
+        if class_of(module).__module__.startswith("torch.") or saves_more(module):
             continue
         for attribute, value in vars(module).items():
             is_public = attribute != "training" and not attribute.startswith("_")
@@ -66,7 +66,7 @@ def _places(tracked: Mapping[str, Any]) -> Iterator[_Place]:
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 yield f"{name}{separator}{key}.requires_grad", parameter, "requires_grad"
-        for key in _settings_of(type(module)):
+        for key in _settings_of(class_of(module)):
             if isinstance(getattr(module, key, ...), _SCALARS):
                 yield f"{name}.{key}", module, key
 

@@ -33,7 +33,7 @@ def parts(value: Any) -> list[Any] | None:
     An optimizer's parameters are not in its state, nor is a scheduler's optimizer.
     """
     if isinstance(value, torch.Tensor):
-        return [value.grad] if _is_plain(value) and value.is_leaf else []
+        return [value.grad] if _is_plain(value) and _is_leaf(value) else []
     if isinstance(value, torch.nn.Module):
         own = vars(value)
         held = [_whole(own.get(name)) for name in ("_parameters", "_buffers", "_modules")]
@@ -44,6 +44,13 @@ def parts(value: Any) -> list[Any] | None:
     if isinstance(value, LRScheduler):
         return [item for name, item in vars(value).items() if name != "optimizer"]
     return None
+
+
+def _is_leaf(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.is_leaf
+    except RuntimeError:  # one of several views, whose base was changed: FSDP1 leaves such
+        return False
 
 
 def _whole(held: Any) -> list[Any]:

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from holdfast.run.feed import BaseFeed, Policy, Stateful
 from holdfast.run.iterables import AskedFeed, CountedFeed
 from holdfast.torch.accelerated import PreparedFeed, inner_loader, is_prepared
+from holdfast.torch.indices import samplers
 from holdfast.torch.map_feed import MapFeed
 from holdfast.torch.randomness import TORCH
+from holdfast.torch.ray_loaders import RayFeed, is_of_ray
 from holdfast.torch.stream_feed import StreamFeed
 from holdfast.torch.workers import death_watch
 
@@ -31,10 +33,13 @@ def feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed | None:
     if is_prepared(loader):
         inner = feed(inner_loader(loader), policy=policy)
         return None if inner is None else PreparedFeed(loader, inner)
+    if is_of_ray(loader):
+        inner = feed(loader._dataloader, policy=policy)
+        return None if inner is None else RayFeed(loader, inner)
     if not isinstance(loader, DataLoader):
         return None
     if isinstance(loader, Stateful):
-        return AskedFeed(loader, policy=policy, guard=death_watch.waiting)
+        return AskedFeed(loader, policy=policy, guard=death_watch.waiting, tell=samplers(loader))
     kind = type(loader)
     if (
         kind.__iter__ is not DataLoader.__iter__
@@ -47,7 +52,7 @@ def feed(loader: Any, *, policy: Policy = "refuse") -> BaseFeed | None:
                 "in its workers go on from epoch to epoch and cannot be replayed",
                 kind.__name__,
             )
-        return CountedFeed(loader, policy=policy, guard=death_watch.waiting)
+        return CountedFeed(loader, policy=policy, guard=death_watch.waiting, tell=samplers(loader))
     if isinstance(loader.dataset, IterableDataset):
         return StreamFeed(loader, policy=policy)
     return MapFeed(loader, policy=policy)

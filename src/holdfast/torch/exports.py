@@ -247,6 +247,6 @@ def _from_array(value: Any) -> torch.Tensor | None:
     dtype = DTYPES.get(array.dtype.name)
     if dtype is None or array.dtype.itemsize != dtype.itemsize:
         return None
-    array = np.array(array, order="C", copy=None)
+    array = np.require(array, requirements=("C", "W"))  # of one that is not to be written it warns
     raw = torch.from_numpy(np.atleast_1d(array).reshape(-1).view(np.uint8))
     return raw.view(dtype).reshape(array.shape)

@@ -71,15 +71,27 @@ def index_sampler(loader: DataLoader[Any]) -> Any:
     return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
 
 
+def is_shard(batches: object) -> bool:
+    """Whether it is Accelerate's BatchSamplerShard, which deals the batches of a BatchSampler
+    in it to ranks, and has no state."""
+    kind = type(batches)
+    return kind.__name__ == "BatchSamplerShard" and kind.__module__ == "accelerate.data_loader"
+
+
+def batches_of(loader: DataLoader[Any]) -> Any:
+    """The batch sampler, that of all ranks; None without batches."""
+    found: Any = loader.batch_sampler
+    return found.batch_sampler if is_shard(found) else found
+
+
 def sample_sampler(loader: DataLoader[Any]) -> Any:
     """The sampler of single samples, where torch makes the batches."""
-    found = index_sampler(loader)
-    return found if loader.batch_sampler is None else found.sampler
+    return loader.sampler if loader.batch_sampler is None else batches_of(loader).sampler
 
 
 def samplers(loader: DataLoader[Any]) -> list[Any]:
-    """The sampler that yields indices and those it wraps as `.sampler`."""
-    found = [index_sampler(loader)]
+    """The sampler that yields indices for all ranks and those it wraps as `.sampler`."""
+    found = [loader.sampler if loader.batch_sampler is None else batches_of(loader)]
     while (inner := getattr(found[-1], "sampler", None)) is not None and len(found) < 8:
         found.append(inner)
     return found
@@ -114,6 +126,13 @@ def twin_of(generator: torch.Generator | None) -> torch.Generator:
     twin = torch.Generator()
     twin.set_state((torch.default_generator if generator is None else generator).get_state())
     return twin
+
+
+def length_of(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def draw_base_seed(generator: torch.Generator | None) -> int:
@@ -235,14 +254,20 @@ def same_order(loader: DataLoader[Any], changed: set[str]) -> bool:
     return changed <= harmless
 
 
-def told(groups: Groups, taken: int, samples: int | None, *, same: bool, workers: bool) -> str:
-    """What became of an epoch that goes on by sample, for people. `samples`: in its order,
-    `same`: which is the one that it had; `workers`: there are some now, or none any more."""
+def told(groups: Groups, taken: int, samples: int | None) -> str:
+    """What became of an epoch that goes on by sample, for people. `samples`: in its order."""
     text = f"The epoch goes on behind {plural(taken, 'sample')}"
     if samples is not None:
         left, items = max(0, samples - taken), groups.left(samples)
         text += f"; left: {plural(left, 'sample')} in {plural(items, 'item')}"
         text += "" if items else ", so it ends here"
+    return text
+
+
+def cautions(*, same: bool, workers: bool) -> str:
+    """What is not as before in such an epoch. `same`: its order is; `workers`: there are some
+    now, or none any more."""
+    text = ""
     if not same:
         text += ". Their order may be another one now: samples may repeat or be missing this once"
     if workers:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from holdfast.errors import LoaderInterrupted
 from holdfast.run.feed import BaseFeed, Policy
 from holdfast.run.held import Held
+from holdfast.torch.indices import index_sampler, length_of, samplers
 from holdfast.torch.workers import WorkerInit, death_watch, stop_workers, watch
 
 logger = logging.getLogger("holdfast")
@@ -24,6 +25,7 @@ class LoaderFeed(BaseFeed):
 
     def __init__(self, loader: DataLoader[Any], *, policy: Policy = "refuse") -> None:
         super().__init__(loader, policy=policy)
+        self._tell = [index_sampler(loader), *samplers(loader), loader.dataset]
         self._iterator: Any = None
         self._held = self._find_held()
         self.held = [self._held]
@@ -51,14 +53,17 @@ class LoaderFeed(BaseFeed):
         self._epoch = {"rng": self.random.capture(), "held": self._held.state()}
         self._iterate(0)
 
+    def _rewind(self, saved: dict[str, Any]) -> None:
+        self._held.restore(saved["held"])
+
     def _prepare(self, saved: dict[str, Any]) -> list[str]:
         self._epoch = {"rng": saved["rng"], "held": saved["held"]}
         return self._held.restore(saved["held"])
 
     def _resume(self, saved: dict[str, Any]) -> None:
-        self.random.apply(saved["rng"])
+        self.random.apply(self._epoch["rng"])
         self._iterate(self._taken)
-        if saved.get("ahead", self._ahead()) == self._ahead():
+        if saved.get("ahead", self._ahead()) == self._ahead() and not self._is_free(saved):
             self._held.put(saved.get("generators", {}))
         # Else they were more or fewer batches ahead of this one, and torch's samplers draw
         # again at their end: the replay has brought them to where they must be here.
@@ -74,6 +79,11 @@ class LoaderFeed(BaseFeed):
             "generators": self._held.generators() if self._at == "inside" and self._exact() else {},
             "ahead": self._ahead(),
         }
+
+    def _is_free(self, saved: dict[str, Any]) -> bool:
+        """Whether the state is that of another rank, and this one draws what it likes, since
+        the order of the samples does not depend on it."""
+        return False
 
     def _ahead(self) -> int:
         """How many batches workers are given beyond the one that is handed out."""
@@ -140,10 +150,3 @@ def copy_of(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     copied = object.__new__(type(loader))
     copied.__dict__.update(vars(loader), _iterator=None, **changes)
     return copied
-
-
-def length_of(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None

@@ -7,26 +7,35 @@ are seeded per batch (`holdfast.torch.workers`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from holdfast.errors import LoopError
+from holdfast.run.console import plural
+from holdfast.run.dealing import Deal, ranks_in
 from holdfast.run.feed import Policy, describe
 from holdfast.run.held import DATA_NAMES, Held
 from holdfast.run.randomness import libraries
 from holdfast.run.search import find_generators
+from holdfast.torch.dealt import Dealer, dealer_of
 from holdfast.torch.indices import (
     END,
     SIZES,
     EpochIndices,
     Groups,
     ShortBatch,
+    batches_of,
+    cautions,
     draw_base_seed,
     in_private,
     index_sampler,
     is_eager,
+    is_shard,
+    length_of,
     regrouped,
     same_order,
     sample_sampler,
@@ -35,7 +44,7 @@ from holdfast.torch.indices import (
     told,
     twin_of,
 )
-from holdfast.torch.loaders import LoaderFeed, copy_of, length_of
+from holdfast.torch.loaders import LoaderFeed, copy_of
 from holdfast.torch.workers import stop_workers
 
 
@@ -48,6 +57,7 @@ class MapFeed(LoaderFeed):
         super().__init__(loader, policy=policy)
         self._indices = EpochIndices(loader)
         self._groups = Groups.of(loader)
+        self._deal = Deal(1)
         self._short = ShortBatch()
         self._copy: DataLoader[Any] | None = None  # holds the workers that persist
         # In workers these are seeded per batch; here they are part of the state.
@@ -72,21 +82,33 @@ class MapFeed(LoaderFeed):
         }
 
     def length(self) -> int | None:
-        groups = self._groups
+        groups, deal, dealer = self._groups, self._deal, self._dealer()
+        if deal.goes_on and dealer is not None:
+            left = dealer.left(deal, groups)
+            before = deal.items if groups is None else groups.behind_items
+            return None if left is None else before + left
         if groups is None or not groups.goes_on:
             return super().length()
         samples = length_of(sample_sampler(self.loader))
         return None if samples is None else groups.behind_items + groups.left(samples)
 
+    def left(self, saved: dict[str, Any]) -> int | None:
+        self._whose = self.whose()
+        if saved.get("kind") != self.kind or saved["at"] != "inside" or self._undealt(saved):
+            return None
+        self._place(saved)
+        length = self.length()
+        return None if length is None else max(0, length - int(saved["taken"]))
+
     def _find_held(self) -> Held:
         loader = self.loader
         roots = {
-            "batch_sampler": loader.batch_sampler,
+            "batch_sampler": batches_of(loader),
             "sampler": loader.sampler,
             "generator": loader.generator,
         }
         return Held(
-            {name: root for name, root in roots.items() if root is not None},
+            {name: root for name, root in roots.items() if not (root is None or is_shard(root))},
             lambda value: value is not loader.dataset and _is_iterable_object(value),
             closed=lambda name, value: name in DATA_NAMES or value is loader.dataset,
         )
@@ -97,12 +119,15 @@ class MapFeed(LoaderFeed):
     def _iterate(self, skip: int) -> None:
         # Draws as torch does without workers: the sampler's `iter`, a base seed, the
         # first index. How many workers there are and whether they persist changes nothing.
-        loader, groups = self.loader, self._groups
+        loader, groups, deal = self.loader, self._groups, self._deal
         source = iter(index_sampler(loader))
         twin = twin_of(loader.generator)
         base_seed = draw_base_seed(loader.generator)
-        first = 0
-        if groups is not None and groups.goes_on:
+        first, dealer = 0, self._dealer()
+        if deal.goes_on and dealer is not None:
+            indices = dealer.rest(deal, groups)
+            first = deal.items if groups is None else groups.behind_items
+        elif groups is not None and groups.goes_on:
             # torch's BatchSampler asks for the sampler's `iter` at the first batch.
             samples = source if groups.size is None else iter(sample_sampler(loader))
             indices = regrouped(samples, groups, eager=is_eager(loader))
@@ -128,18 +153,32 @@ class MapFeed(LoaderFeed):
 
     def _begin(self) -> None:
         self._augmenting.begin()
-        self._groups = Groups.of(self.loader)
+        self._groups, self._deal = Groups.of(self.loader), Deal(self._whose.size)
         super()._begin()
 
+    def _prepare(self, saved: dict[str, Any]) -> list[str]:
+        dealer = self._dealer()
+        with self._keeping_own(saved, self._held):
+            changes = super()._prepare(saved)
+        if dealer is not None:
+            changes = self._unexplained(saved, changes, dealer)
+        if self._is_free(saved):
+            self._epoch["rng"] = self._own_rng(saved)
+        # The sampler's attributes, generators of its own: those of this rank from now on.
+        if not changes and (self._is_free(saved) or self._other_ranks(saved)):
+            self._epoch["held"] = self._held.state()
+        self._place(saved)
+        return changes
+
     def _resume(self, saved: dict[str, Any]) -> None:
-        if saved.get("groups") is not None:
-            self._groups = Groups.from_tree(saved["groups"])
+        with self._keeping_own(saved, self._augmenting):
+            self._augmenting.restore(saved["augmenting"])
         super()._resume(saved)
-        self._augmenting.restore(saved["augmenting"])
 
     def _settle(self, saved: dict[str, Any]) -> None:
-        super()._settle(saved)
-        self._augmenting.settle(saved["augmenting"])
+        with self._keeping_own(saved, *self.held):
+            super()._settle(saved)
+            self._augmenting.settle(saved["augmenting"])
 
     def _record(self) -> dict[str, Any]:
         groups = self._groups
@@ -152,7 +191,73 @@ class MapFeed(LoaderFeed):
                 "sampler_length": length_of(sample_sampler(self.loader)),
             }
         )
+        if (dealer := self._dealer()) is not None:
+            lacking = self._short.lacking(self._taken)
+            counted["deal"] = self._deal.to_tree()
+            counted["order_length"] = dealer.total()
+            counted["taken_by_all"] = dealer.taken(self._deal, groups, self._taken, lacking)
         return {**super()._record(), "augmenting": self._augmenting.state(), **counted}
+
+    # -- the number of ranks has changed -----------------------------------------
+
+    def _dealer(self) -> Dealer | None:
+        return dealer_of(self.loader, self.whose())
+
+    def _undealt(self, saved: dict[str, Any]) -> str:
+        if self._dealer() is not None and "taken_by_all" in saved:
+            return ""
+        batches = batches_of(self.loader)
+        known = batches is None or type(batches) is BatchSampler
+        if known or ranks_in(*samplers(self.loader)) is None:
+            return super()._undealt(saved)
+        return f"only its {describe(batches)} knows which samples the other ranks had"
+
+    def _unexplained(self, saved: dict[str, Any], changes: list[str], dealer: Dealer) -> list[str]:
+        """Changes of the sampler that do not come from this being another rank, or one of
+        another number of them."""
+        if not self._other_ranks(saved) and not self._of_another(saved):
+            return changes
+        left = [change for change in changes if not dealer.explains(change)]
+        was, now = saved.get("order_length"), dealer.total()
+        return left if was == now else [*left, f"samples in its order was {was}, is {now}"]
+
+    def _place(self, saved: dict[str, Any]) -> None:
+        """Say where in its order the epoch goes on: what is dealt to whom, in which groups."""
+        if saved.get("groups") is not None:
+            self._groups = Groups.from_tree(saved["groups"])
+        self._deal = self._saved_deal(saved)
+        dealer = self._dealer()
+        if self._other_ranks(saved) and dealer is not None:
+            deal = Deal(self._whose.size, int(saved["taken_by_all"]), int(saved["taken"]))
+            self._deal, self._groups = dealer.moved(deal, Groups.of(self.loader))
+
+    def _saved_deal(self, saved: dict[str, Any]) -> Deal:
+        # Old checkpoints do not have it: nothing was dealt anew then.
+        return Deal.from_tree(saved["deal"]) if "deal" in saved else Deal(self._whose.size)
+
+    def _dealt(self) -> str:
+        if self._taken == 0:
+            return ""  # the epoch has not begun on any rank
+        behind, items = self._deal.behind, self.length()
+        if self._groups is not None and not self._deal.goes_on:
+            behind = self._groups.behind_samples
+        text = f"It goes on behind the {plural(behind, 'sample')} that all ranks have had"
+        if items is not None:
+            text += f"; left: {plural(max(0, items - self._taken), 'item')} on each"
+        return text
+
+    def _is_free(self, saved: dict[str, Any]) -> bool:
+        dealer = self._dealer()
+        return dealer is not None and dealer.free and self._of_another(saved)
+
+    @contextmanager
+    def _keeping_own(self, saved: dict[str, Any], *helds: Held) -> Iterator[None]:
+        """Where this rank may draw what it likes: leave its generators as it has made them,
+        so that it does not draw what the other one draws."""
+        own = [(held, held.generators()) for held in helds] if self._is_free(saved) else []
+        yield
+        for held, generators in own:
+            held.put(generators)
 
     # -- going on by sample ------------------------------------------------------
 
@@ -171,26 +276,39 @@ class MapFeed(LoaderFeed):
 
     def _regroup(self, saved: dict[str, Any]) -> str:
         loader = self.loader
-        changes = self._held.restore(saved["held"])
+        with self._keeping_own(saved, self._held):
+            changes = self._held.restore(saved["held"])
         problems = [one for one in changes if one.split()[0] not in SIZES]
+        if (dealer := self._dealer()) is not None:
+            problems = self._unexplained(saved, problems, dealer)
         groups = Groups.of(loader)
         assert groups is not None  # else it is fixed
         was, now = saved["identity"], self._identity
         changed = {key for key in now if was.get(key) != now[key]}
         samples = length_of(sample_sampler(loader))
-        if samples != saved["sampler_length"]:
+        if samples != saved["sampler_length"] and not self._other_ranks(saved):
             changed.add("sampler length")
         same = not problems and same_order(loader, changed)
         taken = int(saved["samples_taken"])
-        first = int(saved["groups"]["first"])
-        self._groups = groups = groups.behind(self._taken, taken, first)
-        self._epoch = {"rng": saved["rng"], "held": self._held.state()}
-        self.random.apply(saved["rng"])
+        if other := bool(self._other_ranks(saved)):
+            self._place(saved)
+        else:
+            self._deal = self._saved_deal(saved)
+            groups = groups.behind(self._taken, taken, int(saved["groups"]["first"]))
+            self._groups = groups
+        rng = self._own_rng(saved) if self._is_free(saved) else saved["rng"]
+        self._epoch = {"rng": rng, "held": self._held.state()}
+        self.random.apply(rng)
         self._iterate(self._taken)
-        if same and was["workers"] == now["workers"] == "none":
+        if same and was["workers"] == now["workers"] == "none" and not self._is_free(saved):
             self._held.put(saved["generators"])  # else they may be ahead, by how much depends
-        self._augmenting.restore(saved["augmenting"])
-        return told(groups, taken, samples, same=same, workers="workers" in changed)
+        with self._keeping_own(saved, self._augmenting):
+            self._augmenting.restore(saved["augmenting"])
+        if other or self._deal.goes_on:
+            words = self._dealt()
+        else:
+            words = told(groups, taken, samples)
+        return words + cautions(same=same, workers="workers" in changed)
 
     def _ended(self) -> None:
         super()._ended()

@@ -16,7 +16,7 @@ import torch
 
 from holdfast.core.adapters import LeafSource
 from holdfast.core.copying import Region, copy_bytes
-from holdfast.core.plan import ITEMSIZES, box_offset
+from holdfast.core.plan import ITEMSIZES, Part, box_offset, overlap, slices
 from holdfast.core.types import KiB, MiB
 from holdfast.errors import StateError
 from holdfast.torch.cuda import (
@@ -121,13 +121,14 @@ class TensorSource:
 
     streamed = False
 
-    __slots__ = ("_bytes", "_items", "_tensor", "dtype", "nbytes", "shape")
+    __slots__ = ("_bytes", "_items", "_outer", "_tensor", "dtype", "nbytes", "shape")
 
     def __init__(
-        self, tensor: torch.Tensor, dtype: str, shape: tuple[int, ...], nbytes: int
+        self, tensor: Any, dtype: str, shape: tuple[int, ...], nbytes: int, outer: Any = None
     ) -> None:
         """With the tensor's stored dtype, stored shape and size; see `source_of`."""
         self._tensor = tensor
+        self._outer = outer
         self.dtype = dtype
         self.shape = shape
         self.nbytes = nbytes
@@ -138,7 +139,7 @@ class TensorSource:
         """Stand for another tensor; see core.sharing.Movable."""
         if not isinstance(source, TensorSource):
             raise TypeError(source)
-        self.__init__(source._tensor, source.dtype, source.shape, source.nbytes)
+        self.__init__(source._tensor, source.dtype, source.shape, source.nbytes, source._outer)
 
     def copy_range(self, offset: int, into: memoryview) -> None:
         out = np.frombuffer(into, np.uint8)
@@ -176,8 +177,9 @@ class TensorSource:
         """The version, which changes in place advance, and a sample of the bytes, since
         those through `.data` or a NumPy array do not."""
         self._open()
-        version = None if self._tensor.is_inference() else self._tensor._version
-        return self._tensor.data_ptr(), version, self._sample()
+        both = self._tensor, self._outer
+        versions = [t._version if t is not None and not t.is_inference() else None for t in both]
+        return self._tensor.data_ptr(), versions, self._sample()
 
     def _sample(self) -> bytes | None:
         """None for what lies on a device."""
@@ -296,36 +298,51 @@ def _sample(data: np.ndarray) -> bytes:
     return rows[:, :_SAMPLE_BYTES].tobytes()
 
 
-def source_of(tensor: torch.Tensor) -> TensorSource:
-    """A leaf of the elements of `tensor`."""
+def source_of(tensor: torch.Tensor, outer: torch.Tensor | None = None) -> TensorSource:
+    """A leaf of the elements of `tensor`. `outer` is a tensor that has it inside, if operations
+    on that one advance no version but its own."""
     kind = CudaSource if tensor.device.type == "cuda" else TensorSource
     shape = stored_shape(tensor.dtype, tensor.shape)
-    return kind(tensor, stored_dtype(tensor.dtype), shape, tensor.nbytes)
+    return kind(tensor, stored_dtype(tensor.dtype), shape, tensor.nbytes, outer)
 
 
 def _gather(tensor: torch.Tensor, first: int, end: int, out: torch.Tensor) -> None:
     """Fill `out` with items [first, end) of `tensor` in C order."""
     done = 0
-    for start, shape in _boxes_of_range(tuple(tensor.shape), first, end):
+    for start, shape in boxes_of_range(tuple(tensor.shape), first, end):
         count = prod(shape)
-        out[done : done + count].view(shape).copy_(tensor[_slices(start, shape)])
+        out[done : done + count].view(shape).copy_(tensor[slices(start, shape)])
         done += count
 
 
 class TensorDestination:
     """Writes verified bytes into a live tensor, on any device, contiguous or not;
-    implements core.adapters.Destination."""
+    implements core.adapters.Destination. With `part`, the tensor holds that box of the leaf."""
 
-    __slots__ = ("_tensor",)
+    __slots__ = ("_tensor", "part")
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, part: Part | None = None) -> None:
+        """Raises ValueError if the box has another shape than the tensor, as it is stored."""
+        if part is not None and stored_shape(tensor.dtype, tensor.shape) != tuple(part[1]):
+            raise ValueError(f"a tensor of {tuple(tensor.shape)} is no box of {part[1]}")
         self._tensor = tensor
+        self.part = part
 
     def write(self, start: Sequence[int], shape: Sequence[int], data: memoryview) -> None:
         tensor = self._tensor
+        source = np.frombuffer(data, np.uint8)
+        if self.part is not None:
+            common = overlap(start, shape, *self.part)
+            if common is None:
+                return
+            if common[1] != tuple(shape):
+                items = np.frombuffer(data, f"u{ITEMSIZES[stored_dtype(tensor.dtype)]}")
+                box = items.reshape(tuple(shape))[slices(*common, start)]
+                source = np.ascontiguousarray(box).reshape(-1).view(np.uint8)
+            start = [first - zero for first, zero in zip(common[0], self.part[0], strict=True)]
+            shape = common[1]
         if not tensor.data_ptr():  # it was there when the restore was accepted
             raise no_memory_for(tensor)
-        source = np.frombuffer(data, np.uint8)
         if tensor.device.type == "cpu" and tensor.is_contiguous():
             target = _bytes_at(tensor.data_ptr(), tensor.nbytes)
             if source.size == target.size:
@@ -338,7 +355,7 @@ class TensorDestination:
                 np.copyto(target[offset : offset + source.size], source)
                 touched(tensor)
                 return
-        box = stored(tensor)[_slices(start, shape)]
+        box = stored(tensor)[slices(start, shape)]
         if tensor.device.type == "cuda":
             _to_device(source, box)
         else:
@@ -446,16 +463,12 @@ def _tensor_over(data: np.ndarray, alignment: int) -> torch.Tensor:
     return torch.from_numpy(np.asarray(_Writable(data)))
 
 
-def _slices(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
-
-
-def _boxes_of_range(
+def boxes_of_range(
     shape: tuple[int, ...], first: int, end: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Boxes that tile items [first, end) of a C-order array, in order.
 
-    >>> list(_boxes_of_range((3, 2), 1, 6))
+    >>> list(boxes_of_range((3, 2), 1, 6))
     [((0, 1), (1, 1)), ((1, 0), (2, 2))]
     """
     if first >= end:
@@ -480,5 +493,5 @@ def _boxes_of_range(
 def _in_row(
     shape: tuple[int, ...], row: int, first: int, end: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    for start, size in _boxes_of_range(shape[1:], first, end):
+    for start, size in boxes_of_range(shape[1:], first, end):
         yield (row, *start), (1, *size)

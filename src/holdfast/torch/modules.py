@@ -5,8 +5,13 @@
 What state_dict leaves out (non-persistent buffers, training mode) is not in it; see also
 `attributes.py`.
 Names are those of the wrapped module: the segment that DistributedDataParallel,
-DataParallel or torch.compile puts in front is dropped at save, and `module.` and
-`_orig_mod.` are ignored when names are compared.
+DataParallel, torch.compile or activation checkpointing puts in front is dropped at save, and
+`module.`, `_orig_mod.`, `_checkpoint_wrapped_module.` and `_fsdp_wrapped_module.` are ignored when
+names are compared.
+
+Where several processes save together the parameters of a module are one for all of them:
+DTensors by their mesh, and others as replicas, unless the encoder says that they are `own`.
+Buffers are each process's own: the statistics of BatchNorm are.
 """
 
 from __future__ import annotations
@@ -24,23 +29,38 @@ from holdfast.core.classes import type_name
 from holdfast.core.leaves import settle
 from holdfast.core.types import Node
 from holdfast.errors import StateError, UnsupportedValue
+from holdfast.torch import fsdp1
 from holdfast.torch.dtypes import describe, name_of
-from holdfast.torch.tensors import has_storage, malformed, note_not_saved
+from holdfast.torch.saved import malformed
+from holdfast.torch.sharded import is_sharded, local_of, mark_shared, place_of
+from holdfast.torch.tensors import has_storage, note_not_saved
 
-_WRAPPERS = ("module", "_orig_mod")
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", fsdp1.WRAPPED)
 _EXTRA = "_extra_state"  # the name that torch gives to what get_extra_state returns
 # Modules are loaded in place only if these methods come from torch itself: there, they
 # only copy into the parameters and buffers.
 _KNOWN = ("torch.nn.", "torch._dynamo.", "torch.optim.")
 _LOADING = ("load_state_dict", "state_dict", "_load_from_state_dict", "_save_to_state_dict")
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks")
+# Hooks of these modules change names, or bring FSDP's parameters to where they are sharded
+# (as `to_sharded` does) and look whether others were put in their place.
+_CHECKPOINTING = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
+_KNOWN_HOOKS = (
+    "torch.distributed.fsdp._fully_shard.",
+    "torch.distributed._composable.fsdp.",
+    "torch.distributed.fsdp._state_dict_utils",  # of FSDP1, which is not asked: see fsdp1
+    _CHECKPOINTING,
+)
 
 
 # -- capture ------------------------------------------------------------------
 
 
 def encode_module(module: torch.nn.Module, path: str, encoder: Encoder) -> Node:
-    saved = module.state_dict()
+    to_sharded(module)
+    saved = _state_of(module, path)
+    if encoder.ranks is not None:
+        _mark_parameters(module, saved.values(), path, encoder)
     dropped = _wrapper_prefixes(module)
     for name in saved:
         if not isinstance(name, str):
@@ -57,23 +77,99 @@ def encode_module(module: torch.nn.Module, path: str, encoder: Encoder) -> Node:
         renamed = {_without(name, dropped): dict(entry) for name, entry in metadata.items()}
         state._metadata = renamed  # type: ignore[attr-defined]
     node = encoder.encode(state, path)
-    return {"!": "torch.module", "type": type_name(type(module)), "v": node}
+    return {"!": "torch.module", "type": type_name(class_of(module)), "v": node}
+
+
+def _state_of(module: torch.nn.Module, path: str) -> Any:
+    """What its state_dict() returns; with FSDP1's parameters as they are here."""
+    if not _has_fsdp1(module, path):
+        return module.state_dict()
+    tensors, extras = live_state(module)
+    state: OrderedDict[str, Any] = OrderedDict(
+        (name, value if is_sharded(value) else value.detach()) for name, value in tensors.items()
+    )
+    state.update((name, part.get_extra_state()) for name, part in extras.items())
+    versions = {name: {"version": part._version} for name, part in module.named_modules()}
+    state._metadata = versions  # type: ignore[attr-defined]
+    return state
+
+
+def _has_fsdp1(module: torch.nn.Module, path: str) -> bool:
+    """Raises StateError or UnsupportedValue for what cannot be saved and restored of it."""
+    found = fsdp1.check(_all_parts(module), path)
+    if found and not plain_loading(module):
+        raise UnsupportedValue(
+            path,
+            "module in FullyShardedDataParallel (FSDP1) with a state_dict of its own",
+            hint=fsdp1.INSTEAD,
+        )
+    return found
+
+
+def _mark_parameters(
+    module: torch.nn.Module, saved: Iterable[Any], path: str, encoder: Encoder
+) -> None:
+    """Those of `saved`, what state_dict() returned, that are parameters."""
+    if encoder.own is not None and encoder.own(path):
+        return
+    # By their memory: hooks may give them other names. What is empty has none, and no bytes.
+    parameters = {_memory(parameter) for parameter in module.parameters()}
+    mark_shared(
+        (
+            value
+            for value in saved
+            if _memory(value) in parameters
+            or (isinstance(value, torch.Tensor) and not is_lazy(value) and not value.numel())
+        ),
+        encoder,
+    )
+    mark_shared(module.parameters(), encoder)  # for optimizers, whose state belongs to them
+
+
+def to_sharded(module: torch.nn.Module) -> None:
+    """Make FSDP's parameters the sharded ones again: after an evaluation the root's are
+    left as they were used. No process speaks to another."""
+    fsdp1.reshard(_all_parts(module))
+    if _loaded("torch.distributed.fsdp", "FSDPModule") is not None:
+        for part in _all_parts(module):
+            if is_fsdp(part):
+                part.reshard()  # type: ignore[operator]
+
+
+def is_fsdp(module: torch.nn.Module) -> Any:
+    """Whether `fully_shard` was called for this very module."""
+    sharded = _loaded("torch.distributed.fsdp", "FSDPModule")
+    return sharded is not None and isinstance(module, sharded)
+
+
+def class_of(module: torch.nn.Module) -> type:
+    """Of a module that `fully_shard` has given another class: the one that it was made of."""
+    kind = type(module)
+    # It stands behind the class that was made and FSDPModule.
+    return kind.__mro__[getattr(kind, "_orig_cls_mro_index", 2)] if is_fsdp(module) else kind
+
+
+def _loaded(module: str, name: str) -> Any:
+    """A class of a module that takes long to import; None if nobody has imported it."""
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
     """Names of modules that a wrapper holds, like `module` or `encoder._orig_mod`."""
     # Importing the compiler takes seconds; without it nothing is compiled.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
-    compiled: Any = getattr(compiler, "OptimizedModule", ())
-    parallel = torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel
+    kinds: dict[str, Any] = {
+        "_orig_mod": getattr(compiler, "OptimizedModule", ()),
+        "_checkpoint_wrapped_module": _loaded(_CHECKPOINTING, "ActivationWrapper") or (),
+        "module": (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel),
+        fsdp1.WRAPPED: fsdp1.wrapper(),
+    }
+    every = tuple(kinds.values())
     found: set[str] = set()
-    if not any(isinstance(part, (compiled, parallel)) for part in _all_parts(module)):
+    if not any(isinstance(part, every) for part in _all_parts(module)):
         return found  # the names of thousands of modules take longer than their tensors
     for name, part in module.named_modules(remove_duplicate=False):
-        if isinstance(part, compiled):
-            found.add(_join(name, "_orig_mod"))
-        elif isinstance(part, parallel):
-            found.add(_join(name, "module"))
+        found.update(_join(name, held) for held, kind in kinds.items() if isinstance(part, kind))
     return found
 
 
@@ -155,6 +251,8 @@ def decode_module(node: dict[str, Node], target: object, path: str, decoder: Dec
         live_dict = target if isinstance(target, dict) else NOTHING
         return decoder.decode(node.get("v"), live_dict, path)
     state = _entries(node.get("v"), path)
+    _has_fsdp1(target, path)
+    to_sharded(target)
     if plain_loading(target):
         _restore_in_place(target, state, path, decoder)
     else:
@@ -180,14 +278,20 @@ def plain_loading(module: torch.nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         return False
     for part in module.modules():
-        if any(getattr(part, hooks, None) for hooks in _HOOKS):
-            return False
+        for hooks in _HOOKS:
+            if not all(map(_is_known_hook, (getattr(part, hooks, None) or {}).values())):
+                return False
         if not _is_torchs_own(part, _LOADING):
             return False
         tensors: list[Any] = [*part._parameters.values(), *part._buffers.values()]
         if any(map(is_lazy, tensors)):
             return False
     return True
+
+
+def _is_known_hook(hook: Any) -> bool:
+    hook = getattr(hook, "hook", hook)  # torch wraps those that want the module
+    return (getattr(hook, "__module__", None) or "").startswith(_KNOWN_HOOKS)
 
 
 def _is_torchs_own(module: torch.nn.Module, methods: Iterable[str]) -> bool:
@@ -232,6 +336,8 @@ def _needed(live: Mapping[str, Any], matched: dict[str, str]) -> dict[str, Any]:
 
 def _memory(tensor: Any) -> Any:
     """Equal for tensors that are the same elements."""
+    if is_sharded(tensor):
+        return place_of(tensor)
     if not isinstance(tensor, torch.Tensor) or not has_storage(tensor) or not tensor.numel():
         return id(tensor)
     place = (tensor.device, tensor.data_ptr(), tensor.storage_offset())
@@ -246,9 +352,15 @@ def _leaf(node: Node) -> Any:
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if is_sharded(one) and is_sharded(other):
+        one, other = local_of(one), local_of(other)
     if one is other or one.layout is not torch.strided or other.layout is not torch.strided:
         return False
-    return one.data_ptr() != other.data_ptr() and one.shape == other.shape
+    return one.shape == other.shape and _start(one) != _start(other)
+
+
+def _start(tensor: torch.Tensor) -> int:
+    return local_of(tensor).data_ptr() if is_sharded(tensor) else tensor.data_ptr()
 
 
 def live_state(
@@ -257,9 +369,14 @@ def live_state(
     """What state_dict names: live tensors, and the modules with extra state."""
     tensors: dict[str, torch.Tensor] = {}
     extras: dict[str, torch.nn.Module] = {}
+    to_sharded(module)
+    flat = fsdp1.parameters(module)
     for prefix, part in module.named_modules(remove_duplicate=False):
-        for name, tensor in part._parameters.items():
-            if tensor is not None:
+        own: dict[str, Any] = part._parameters
+        if flat:
+            own = {**own, **flat.get(id(part), {})}
+        for name, tensor in own.items():
+            if tensor is not None and not (flat and fsdp1.is_flat(tensor)):
                 tensors[_join(prefix, name)] = tensor
         for name, tensor in part._buffers.items():
             if tensor is not None and name not in part._non_persistent_buffers_set:

@@ -15,7 +15,7 @@ from holdfast.core.leaves import settle
 from holdfast.core.types import Node
 from holdfast.errors import StateError
 from holdfast.torch.dtypes import name_of
-from holdfast.torch.tensors import malformed, naturals
+from holdfast.torch.saved import malformed, naturals
 
 STATEFUL = (LRScheduler, torch.amp.GradScaler)
 # Parts of a scheduler's state that have one item per optimizer group or sub-scheduler.

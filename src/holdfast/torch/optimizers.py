@@ -26,11 +26,15 @@ from holdfast.core.classes import type_name
 from holdfast.core.leaves import settle
 from holdfast.core.selection import Selection
 from holdfast.core.types import Node
-from holdfast.errors import StateError
+from holdfast.errors import StateError, UnsupportedValue
+from holdfast.torch import fsdp1
+from holdfast.torch.flat_optimizers import of_originals
 from holdfast.torch.memory import copy_bits
 from holdfast.torch.modules import bare
 from holdfast.torch.pairing import Pairing, describe_parameters, pair_parameters
 from holdfast.torch.placing import Placing, entry_in_place, moved
+from holdfast.torch.saved import malformed
+from holdfast.torch.sharded import is_sharded, is_shared, mark_shared
 
 _HOOKS = (
     "_optimizer_state_dict_pre_hooks",
@@ -43,13 +47,70 @@ _HOOKS = (
 # -- capture ------------------------------------------------------------------
 
 
+def is_divided(optimizer: Optimizer) -> bool:
+    """Whether its state_dict() needs all processes: each has the state of some parameters."""
+    return type(optimizer).__module__.startswith("torch.distributed.optim.zero_redundancy")
+
+
 def encode_optimizer(optimizer: Optimizer, path: str, encoder: Encoder) -> Node:
+    if is_divided(optimizer):
+        raise UnsupportedValue(
+            path,
+            "ZeroRedundancyOptimizer, of which each process has another part",
+            hint="Use torch.distributed.fsdp.fully_shard(model), which divides the state of any "
+            "optimizer, or the optimizer that is inside.",
+        )
+    original = of_originals(optimizer, path, encoder)
+    if original is not optimizer:
+        _check_plain(optimizer, path)
+    if encoder.ranks is not None and not (encoder.own is not None and encoder.own(path)):
+        mark_shared(_replicas(original, type(optimizer), encoder), encoder)
     return {
         "!": "torch.optimizer",
         "type": type_name(type(optimizer)),
-        "v": encoder.encode(optimizer.state_dict(), path),
-        **describe_parameters(optimizer, encoder),
+        "v": encoder.encode(original.state_dict(), path),
+        **describe_parameters(original, encoder),
     }
+
+
+def _check_plain(optimizer: Optimizer, path: str) -> None:
+    if not plain_loading(optimizer):
+        raise UnsupportedValue(
+            path,
+            "optimizer of FullyShardedDataParallel's (FSDP1) parameters with a state_dict of its "
+            "own",
+            hint=fsdp1.INSTEAD,
+        )
+
+
+def _replicas(optimizer: Optimizer, kind: Any, encoder: Encoder) -> Iterator[torch.Tensor]:
+    """State tensors that are the same in all processes, as the parameter is that they belong
+    to. What DTensors are is said by their own mesh.
+
+    Of torch's own optimizers that is all state of a replicated parameter. Others may have
+    divided it among the processes; not if it has the parameter's shape. Of a sharded parameter
+    it is what has no elements of it, such as the number of steps.
+    """
+    all_of_it = getattr(kind.step, "__module__", "").startswith("torch.optim.")
+    for param, state in optimizer.state.items():
+        if not isinstance(param, torch.Tensor) or not is_shared(param, encoder):
+            continue
+        sharded = is_sharded(param)
+        for value in _tensors_in(state):
+            alike = not sharded and (all_of_it or value.shape == param.shape)
+            if not is_sharded(value) and (alike or value.numel() <= 1):
+                yield value
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)
 
 
 # -- restore ------------------------------------------------------------------
@@ -65,11 +126,16 @@ def decode_optimizer(node: dict[str, Node], target: object, path: str, decoder: 
         decoder.changed(path, saved_kind, live_kind)
         return target
     parts = _parts(node.get("v"))
-    pairing = pair_parameters(node, _names(parts), target, path, decoder)
+    original = of_originals(target, path)
+    if original is not target:
+        _check_plain(target, path)
+    pairing = pair_parameters(node, _names(parts), original, path, decoder)
     if pairing is None:
         return target
     if parts is not None and plain_loading(target):
-        _restore_in_place(parts, pairing, target, path, decoder)
+        _restore_in_place(parts, pairing, original, path, decoder)
+    elif original is not target:
+        raise malformed(path, "its state_dict is not that of one of torch's optimizers")
     elif pairing.complete:
         _restore_by_loading(node, pairing, target, path, decoder)
     else:

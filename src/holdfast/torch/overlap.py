@@ -28,6 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from holdfast.core.adapters import LeafSource
 from holdfast.torch.cuda import capturing
 from holdfast.torch.memory import TensorSource, storage_of
+from holdfast.torch.sharded import is_sharded, local_of
 from holdfast.torch.tensors import has_storage
 from holdfast.torch.untracked import tracked_optimizers
 
@@ -88,10 +89,12 @@ def _capturable(optimizer: Optimizer) -> bool:
 
 def _tensors(optimizer: Optimizer) -> Iterator[torch.Tensor]:
     """What a step of the optimizer changes, as far as it lies in plain memory."""
-    for group in optimizer.param_groups:
-        yield from (param for param in group["params"] if _plain(param))
-    for state in optimizer.state.values():
-        yield from (value for value in state.values() if _plain(value))
+    values = [param for group in optimizer.param_groups for param in group["params"]]
+    values += [value for state in optimizer.state.values() for value in state.values()]
+    # Of a DTensor that is the part which is here. FSDP2 reads it where it gathers the whole
+    # tensor, elsewhere; and sums gradients, not parameters.
+    local = (local_of(value) if is_sharded(value) else value for value in values)
+    return filter(_plain, local)
 
 
 def _plain(value: Any) -> bool:

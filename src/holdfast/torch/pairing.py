@@ -20,13 +20,14 @@ from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.types import Node
 from holdfast.torch.dtypes import describe
 from holdfast.torch.modules import bare
+from holdfast.torch.saved import malformed, naturals
+from holdfast.torch.sharded import is_sharded, place_of, sharded_memo
 from holdfast.torch.tensors import (
+    common_device,
     filled_from,
     has_storage,
     is_not_saved,
-    malformed,
     memory_memo,
-    naturals,
 )
 
 _Params = list[list[tuple[int, str, str]]]
@@ -44,7 +45,7 @@ def describe_parameters(optimizer: Optimizer, encoder: Encoder) -> dict[str, Nod
     groups: list[Node] = []
     leaves: list[Node] = []
     numbers: dict[int, int] = {}
-    names = _Names()
+    names = _Names(common=encoder.ranks is not None)
     for group in optimizer.param_groups:
         described: list[Node] = []
         # As state_dict numbers them: a parameter listed twice has its first number.
@@ -60,8 +61,16 @@ def describe_parameters(optimizer: Optimizer, encoder: Encoder) -> dict[str, Nod
 class _Names(dict[Any, str]):
     """Of dtypes and devices: there are few of them, and thousands of parameters."""
 
+    def __init__(self, common: bool) -> None:
+        """`common`: the same in processes that each have a device of their own."""
+        super().__init__()
+        self._common = common
+
     def __missing__(self, key: torch.dtype | torch.device) -> str:
-        name = self[key] = str(key).removeprefix("torch.")
+        name = str(key).removeprefix("torch.")
+        if self._common and isinstance(key, torch.device):
+            name = common_device(key, name)
+        self[key] = name
         return name
 
 
@@ -77,13 +86,15 @@ def _leaves(params: list[torch.Tensor], encoder: Encoder) -> list[int | None]:
     found: list[int | None] = []
     for param in params:
         leaf = None
-        if has_storage(param):
+        if is_sharded(param):
+            leaf = sharded_memo(param.device, encoder).get(place_of(param))
+        elif has_storage(param):
             memory = memories.get(param.device)
             if memory is None:
                 memory = memories[param.device] = memory_memo(param.device, encoder)
             known = memory.get(param.untyped_storage().data_ptr())
             if type(known) is tuple:
-                tensor, node, _ = known
+                tensor, node, _, _ = known
                 # Its storage may hold more, of which this is a part.
                 if tensor is param or (tensor.shape, tensor.dtype) == (param.shape, param.dtype):
                     leaf = None if "offset" in node else node.get("leaf")
@@ -215,7 +226,8 @@ def _here(live: Optimizer, decoder: Decoder) -> Iterator[_Here]:
     for group in live.param_groups:
         names = group.get("param_names")
         for position, param in enumerate(group["params"]):
-            leaf, path = filled_from(param, decoder) if has_storage(param) else (None, "")
+            in_memory = has_storage(param) or is_sharded(param)
+            leaf, path = filled_from(param, decoder) if in_memory else (None, "")
             yield _Here(param, leaf, path, bare(names[position]) if names else "")
 
 

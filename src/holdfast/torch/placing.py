@@ -10,8 +10,10 @@ from holdfast.core.adapters import NOTHING, Decoder
 from holdfast.core.leaves import settle
 from holdfast.core.types import Node
 from holdfast.torch.dtypes import name_of
+from holdfast.torch.saved import Saved, read_node
+from holdfast.torch.sharded import is_sharded, like
 from holdfast.torch.sparse import decode_sparse
-from holdfast.torch.tensors import decode_tensor
+from holdfast.torch.tensors import decode_tensor, is_claimed
 
 
 class Placing:
@@ -32,6 +34,13 @@ class Placing:
         else:
             beside = not saved.startswith("cpu")  # else it was offloaded
         return self.param.device if beside else torch.device("cpu")
+
+    def sharded(self, saved: Saved) -> Any:
+        """A new DTensor for what was saved, laid out as the parameter, if it has its shape.
+        Else None: step counts are plain tensors."""
+        if is_sharded(self.param) and saved.shape == tuple(self.param.shape):
+            return like(self.param, saved.dtype)
+        return None
 
 
 class Moving:
@@ -80,8 +89,12 @@ def _value_in_place(
     device = placing.device(name, str(node.get("device", "cpu")))
     if _can_hold(existing, node, device, decoder):
         return decoder.decode(node, existing, path)
-    decode = decode_tensor if tag == "torch.tensor" else decode_sparse
-    return decode(node, NOTHING, path, decoder, device)
+    if tag == "torch.sparse":
+        return decode_sparse(node, NOTHING, path, decoder, device)
+    fresh = placing.sharded(read_node(node, path, decoder))
+    if fresh is not None:
+        return decode_tensor(node, fresh, path, decoder)
+    return decode_tensor(node, NOTHING, path, decoder, device)
 
 
 def _can_hold(
@@ -89,7 +102,8 @@ def _can_hold(
 ) -> bool:
     """Whether the live tensor, once written, is exactly what was saved."""
     if (
-        type(existing) is not torch.Tensor
+        not isinstance(existing, torch.Tensor)
+        or not (type(existing) is torch.Tensor or is_sharded(existing))
         or node["!"] != "torch.tensor"
         or "offset" in node  # it shared memory then
         or existing.layout is not torch.strided
@@ -99,8 +113,7 @@ def _can_hold(
         or type(node.get("leaf")) is not int
     ):
         return False
-    storage = existing.untyped_storage()
-    if decoder.alias(("torch.claimed", device, storage.data_ptr())):
+    if is_claimed(existing, decoder):
         return False  # it shares memory with something that is restored, too
     _, shape = decoder.spec(node["leaf"])
     items = shape if len(shape) == existing.dim() else shape[:-1]

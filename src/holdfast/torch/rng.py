@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from holdfast.core.rng import seed_for
 from holdfast.errors import StateError
 
 
@@ -44,6 +45,33 @@ def apply_rng(states: dict[str, Any]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def derived_rng(states: dict[str, Any], rank: int) -> dict[str, Any]:
+    """States for a process of that rank, made of another one's. Those of MPS, which is one
+    device of one process, stay."""
+    derived = dict(states)
+    if "cpu" in states:
+        seed = seed_for("torch cpu", _bytes(states["cpu"]), rank)
+        derived["cpu"] = torch.Generator().manual_seed(seed).get_state().numpy()
+    if "cuda" in states:
+        derived["cuda"] = [
+            _cuda_state(seed_for(f"torch cuda {index}", _bytes(state), rank))
+            for index, state in enumerate(states["cuda"])
+        ]
+    return derived
+
+
+def _bytes(state: object) -> bytes:
+    try:
+        return np.asarray(state, np.uint8).tobytes()
+    except (TypeError, ValueError) as error:
+        raise StateError("the saved random state of torch is malformed") from error
+
+
+def _cuda_state(seed: int) -> np.ndarray[Any, Any]:
+    """That of a Philox generator which was seeded just now: its seed, and the offset 0."""
+    return np.frombuffer(seed.to_bytes(8, "little") + bytes(8), np.uint8)
 
 
 def _apply(apply: Any, state: object, device: str) -> None:

@@ -18,14 +18,8 @@ from holdfast.core.adapters import NOTHING, Decoder, Encoder
 from holdfast.core.types import Node
 from holdfast.errors import UnsupportedValue
 from holdfast.torch.dtypes import describe, name_of, words
-from holdfast.torch.tensors import (
-    attributes,
-    decode_tensor,
-    dressed,
-    malformed,
-    naturals,
-    read_node,
-)
+from holdfast.torch.saved import malformed, naturals, read_node
+from holdfast.torch.tensors import attributes, decode_tensor, dressed
 
 _ROWS = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED = {name_of(layout): layout for layout in (*_ROWS, torch.sparse_csc, torch.sparse_bsc)}

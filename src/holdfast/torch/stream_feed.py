@@ -16,7 +16,8 @@ from holdfast.errors import LoopError
 from holdfast.run.feed import Policy, Stateful
 from holdfast.run.held import Held
 from holdfast.run.randomness import PrivateStreams
-from holdfast.torch.loaders import LoaderFeed, copy_of, length_of
+from holdfast.torch.indices import length_of
+from holdfast.torch.loaders import LoaderFeed, copy_of
 
 logger = logging.getLogger("holdfast")
 

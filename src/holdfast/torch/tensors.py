@@ -7,7 +7,8 @@ outermost to the innermost in memory if that is not their own order (channels_la
 A tensor that shares memory with another is a view of a leaf of bytes instead: `shape`,
 `strides` and `offset`, the last two in bytes (see core.sharing). Further keys:
 `parameter` and `grad` for nn.Parameter and requires_grad, `device` if it was not the
-plain CPU.
+plain CPU (without a number if it was the one that the process uses, where several save
+together), `mesh` (its shape) and `placements` if it was a DTensor (see torch.sharded).
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from holdfast.core.adapters import Decoder, Encoder
 from holdfast.core.arrays import dense_order
+from holdfast.core.placement import Placement
 from holdfast.core.sharing import Layout, SharedMemory
 from holdfast.core.types import Node
-from holdfast.errors import DamagedObject, StateError, UnsupportedValue
+from holdfast.errors import StateError, UnsupportedValue
 from holdfast.torch.backing import backing_of
-from holdfast.torch.dtypes import DTYPES, NAMES, describe, name_of, words
+from holdfast.torch.dtypes import NAMES, describe, name_of
 from holdfast.torch.memory import (
     TensorDestination,
     bytes_between,
@@ -37,9 +40,19 @@ from holdfast.torch.memory import (
     overlaps_itself,
     source_of,
     storage_of,
-    stored_dtype,
-    stored_shape,
     touched,
+)
+from holdfast.torch.saved import Saved, malformed, read_node
+from holdfast.torch.sharded import (
+    check_box,
+    cut_out,
+    destination_in,
+    encode_sharded,
+    is_sharded,
+    local_of,
+    outer_of,
+    place_of,
+    shared_placement,
 )
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -66,6 +79,8 @@ def recorded_devices() -> Iterator[None]:
 
 def check_supported(tensor: torch.Tensor, path: str) -> None:
     """Raises UnsupportedValue for tensors whose bytes are not their own."""
+    if is_sharded(tensor):
+        return check_supported(local_of(tensor), path)
     kind = type(tensor)
     # A kind of parameter comes back as a plain one; live ones keep their class.
     simple = kind in _PLAIN or kind in _LAZY or issubclass(kind, torch.nn.Parameter)
@@ -73,8 +88,7 @@ def check_supported(tensor: torch.Tensor, path: str) -> None:
         raise UnsupportedValue(
             path,
             f"tensor of class {kind.__module__}.{kind.__qualname__}, not in this version",
-            hint="Save a plain tensor, e.g. tensor.full_tensor() of a DTensor or "
-            "tensor.as_subclass(torch.Tensor).",
+            hint="Save a plain tensor, e.g. tensor.as_subclass(torch.Tensor).",
         )
     if tensor.is_meta:
         raise UnsupportedValue(
@@ -116,6 +130,11 @@ def encode_tensor(
             path, f"tensor of dtype {name_of(dtype)}", hint="Convert it with .to(dtype)."
         )
     node.update(first_keys(value))
+    if encoder.ranks is not None and "device" in node:
+        node["device"] = common_device(value.device, node["device"])
+    if is_sharded(value):
+        return encode_sharded(value, path, node, encoder)
+    placement = shared_placement(value, encoder)
     if type(value) in _LAZY:
         # Its shape is not known before the module has seen its first input.
         node["uninitialized"] = True
@@ -124,7 +143,7 @@ def encode_tensor(
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     if tensor.numel() == 0:
-        node["leaf"] = encoder.leaf(source_of(tensor), path)
+        node["leaf"] = encoder.leaf(source_of(tensor), path, placement)
         return node
     # With dimensions of size 1 a tensor is contiguous in several orders at once; torch
     # chooses the memory format of results by strides that make no other difference.
@@ -132,8 +151,15 @@ def encode_tensor(
         order = dense_order(tensor.shape, tensor.stride(), 1)
         if order and order != sorted(order):
             node["order"] = order
-    _place(tensor, node, path, encoder)
+    _place(tensor, node, path, encoder, placement)
     return node
+
+
+def common_device(device: torch.device, name: str) -> str:
+    """The same name in all processes, of which each has a device of its own."""
+    if device.type == "cuda" and device.index == torch.cuda.current_device():
+        return device.type
+    return name
 
 
 def first_keys(value: torch.Tensor) -> dict[str, Node]:
@@ -142,13 +168,19 @@ def first_keys(value: torch.Tensor) -> dict[str, Node]:
 
 
 def memory_memo(device: torch.device, encoder: Encoder) -> dict[int, Any]:
-    """Of a device: a storage's address -> (tensor, node, source) of the one tensor in it,
-    or a SharedMemory of all once there is a second."""
+    """Of a device: a storage's address -> (tensor, node, source, placement) of the one tensor
+    in it, or a SharedMemory of all once there is a second."""
     # One memo for all storages: the sources keep those alive, so no address comes twice.
     return encoder.alias(("torch", device), None).setdefault("memory", {})
 
 
-def _place(tensor: torch.Tensor, node: dict[str, Node], path: str, encoder: Encoder) -> None:
+def _place(
+    tensor: torch.Tensor,
+    node: dict[str, Node],
+    path: str,
+    encoder: Encoder,
+    placement: Placement | None,
+) -> None:
     """Give `node` its leaf: a new one, or one that holds the tensor's memory already."""
     memo = memory_memo(tensor.device, encoder)
     storage = tensor.untyped_storage()
@@ -157,18 +189,18 @@ def _place(tensor: torch.Tensor, node: dict[str, Node], path: str, encoder: Enco
     whole = tensor.is_contiguous() or not overlaps_itself(tensor.shape, tensor.stride())
     if known is None and whole:
         source = source_of(tensor)
-        node["leaf"] = encoder.leaf(source, path)
-        memo[base] = (tensor, node, source)
+        node["leaf"] = encoder.leaf(source, path, placement)
+        memo[base] = (tensor, node, source, placement)
         return
     if not isinstance(known, SharedMemory):
         shared = memo[base] = SharedMemory(
             lambda low, high: source_of(bytes_between(storage, low - base, high - base))
         )
         if known is not None:
-            first, first_node, first_source = known
-            shared.add(_layout(first, first_node), first_node, first_source)
+            first, first_node, first_source, its_placement = known
+            shared.add(_layout(first, first_node), first_node, first_source, its_placement)
         known = shared
-    known.place(encoder, _layout(tensor, node), node, lambda: source_of(tensor), path)
+    known.place(encoder, _layout(tensor, node), node, lambda: source_of(tensor), path, placement)
 
 
 def _layout(tensor: torch.Tensor, node: dict[str, Node]) -> Layout:
@@ -181,7 +213,8 @@ def _layout(tensor: torch.Tensor, node: dict[str, Node]) -> Layout:
 def attributes(tensor: torch.Tensor) -> dict[str, Node]:
     """What a node says of a tensor besides its elements."""
     found: dict[str, Node] = {}
-    if issubclass(type(tensor), _PARAMETERS):  # isinstance() is slow: its class overrides it
+    # isinstance() is slow: its class overrides it. Parameters that are DTensors have a mark.
+    if issubclass(type(tensor), _PARAMETERS) or getattr(tensor, "_is_param", False) is True:
         found["parameter"] = True
     # A result of other tensors comes back without its graph.
     if tensor.requires_grad and tensor.is_leaf:
@@ -189,78 +222,16 @@ def attributes(tensor: torch.Tensor) -> dict[str, Node]:
     if tensor.device.type != "cpu":
         found["device"] = str(tensor.device)
     # Asking is slow, and without a device nothing is pinned.
-    elif torch.cuda.is_initialized() and tensor.layout is torch.strided and tensor.is_pinned():
+    elif (
+        torch.cuda.is_initialized()
+        and tensor.layout is torch.strided
+        and (local_of(tensor) if is_sharded(tensor) else tensor).is_pinned()
+    ):
         found["device"] = "cpu pinned"
     return found
 
 
 # -- restore ------------------------------------------------------------------
-
-
-class Saved(NamedTuple):
-    """A checked tensor node."""
-
-    leaf: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    order: tuple[int, ...] | None = None
-    view: tuple[int, tuple[int, ...]] | None = None
-    """Offset in bytes and strides in items, of a view of the leaf's bytes."""
-    leaf_bytes: int = 0
-
-    def __str__(self) -> str:
-        return words(self.dtype, self.shape)
-
-
-def read_node(node: dict[str, Node], path: str, decoder: Decoder) -> Saved:
-    """What a "torch.tensor" node says. Raises DamagedObject for what no save wrote."""
-    dtype = DTYPES.get(node.get("dtype", "")) if isinstance(node.get("dtype"), str) else None
-    if dtype is None:
-        raise malformed(path, f"this torch has no dtype {node.get('dtype')!r}")
-    leaf = node.get("leaf")
-    if type(leaf) is not int:
-        raise malformed(path, "it names no leaf")
-    stored_as, stored = decoder.spec(leaf)
-    if "offset" in node:
-        return _read_view(node, path, leaf, dtype, stored_as, stored)
-    if stored_as != stored_dtype(dtype):
-        raise malformed(path, f"{name_of(dtype)} stored as {stored_as}")
-    shape = tuple(stored)
-    if stored_shape(dtype, shape) != shape:
-        shape = shape[:-1]
-        if stored_shape(dtype, shape) != tuple(stored):
-            raise malformed(path, f"{name_of(dtype)} stored with shape {list(stored)}")
-    order = node.get("order")
-    if order is not None:
-        order = tuple(naturals(order, path))
-        if sorted(order) != list(range(len(shape))):
-            raise malformed(path, "its order of dimensions is no permutation")
-    return Saved(leaf, dtype, shape, order)
-
-
-def _read_view(
-    node: dict[str, Node],
-    path: str,
-    leaf: int,
-    dtype: torch.dtype,
-    stored_as: str,
-    stored: tuple[int, ...],
-) -> Saved:
-    shape = tuple(naturals(node.get("shape"), path))
-    strides = tuple(naturals(node.get("strides"), path))
-    (offset,) = naturals([node.get("offset")], path)
-    itemsize = dtype.itemsize
-    if stored_as != "U8" or len(stored) != 1 or len(shape) != len(strides) or 0 in shape:
-        raise malformed(path, "its view is malformed")
-    last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    if offset + last + itemsize > stored[0]:
-        raise malformed(path, "its view reaches outside of the stored bytes")
-    if any(step % itemsize for step in (offset, *strides)):
-        raise malformed(path, "its view is not aligned to its items")
-    if prod(shape) >= 1 << 62:
-        raise malformed(path, "its shape is too large")
-    steps = tuple(step // itemsize for step in strides)
-    return Saved(leaf, dtype, shape, None, (offset, steps), stored[0])
 
 
 def decode_tensor(
@@ -288,18 +259,17 @@ def decode_tensor(
 def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> bool:
     """Whether the live `target` can hold `saved`; reports it if not. Raises
     StateError for tensors that this version cannot write."""
+    if is_sharded(target):
+        return _fits_sharded(saved, target, path, decoder)
     kind = type(target)
     if not has_memory(kind):
         raise StateError(
             f"cannot restore into {path!r}: it is a {kind.__module__}.{kind.__qualname__}, "
             "not in this version",
-            hint="Restore into plain tensors, before they are sharded or wrapped.",
+            hint="Restore into plain tensors, before they are wrapped.",
         )
     if target.is_meta:
-        raise StateError(
-            f"cannot restore into {path!r}: it is on the meta device, without memory",
-            hint="Call module.to_empty(device=...) before the restore.",
-        )
+        raise _no_memory_on_meta(path)
     if (
         target.layout is not torch.strided
         or target.dtype != saved.dtype
@@ -316,28 +286,55 @@ def fits(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> boo
     return True
 
 
+def _fits_sharded(saved: Saved, target: Any, path: str, decoder: Decoder) -> bool:
+    local = local_of(target)
+    if local.is_meta:
+        raise _no_memory_on_meta(path)
+    if target.dtype != saved.dtype or tuple(target.shape) != saved.shape:
+        decoder.changed(path, str(saved), describe(target))
+        return False
+    check_box(target, path)
+    local_saved = Saved(saved.leaf, saved.dtype, tuple(local.shape))
+    return fits(local_saved, local, path, decoder)
+
+
+def _no_memory_on_meta(path: str) -> StateError:
+    return StateError(
+        f"cannot restore into {path!r}: it is on the meta device, without memory",
+        hint="Call module.to_empty(device=...) before the restore.",
+    )
+
+
 def write_into(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> None:
     """Fill the live `target`, which `fits`. Nothing changes before the bytes came."""
     if 0 in saved.shape or not _claim(saved, target, path, decoder):
+        return
+    sharded = target if is_sharded(target) else None
+    if sharded is not None:
+        decoder.finish(partial(touched, outer_of(sharded)))  # has a version of its own
+        target = local_of(sharded)
+    if not target.numel():
         return
     if not holds_items(target):
         raise no_memory_for(target, path)
     wait_for_device(target.device, decoder)
     if saved.view is None and not target.is_conj() and not target.is_neg():
-        decoder.request(saved.leaf, TensorDestination(target))
+        there = TensorDestination(target) if sharded is None else destination_in(sharded, path)
+        decoder.request(saved.leaf, there)
         return
     fresh = new_tensor(saved, decoder, torch.device("cpu"))
 
     def copy() -> None:
+        here = fresh if sharded is None else cut_out(fresh, sharded, path)
         if target.is_conj() or target.is_neg():
             with torch.no_grad():
-                target.detach().copy_(fresh)
+                target.detach().copy_(here)
             touched(target)
         elif overlaps_itself(target.shape, target.stride()):
-            copy_bits(*(_spanned(tensor) for tensor in (fresh, target)))
+            copy_bits(*(_spanned(tensor) for tensor in (here, target)))
             touched(target)
         else:
-            copy_bits(fresh, target)
+            copy_bits(here, target)
 
     decoder.finish(copy)
 
@@ -364,8 +361,16 @@ def _claim(saved: Saved, target: torch.Tensor, path: str, decoder: Decoder) -> b
 
 def _claims(target: torch.Tensor, decoder: Decoder) -> tuple[dict[Any, Any], Any]:
     """What is to be written to the storage of `target`, by place; and its own place."""
+    if is_sharded(target):
+        place = place_of(target)
+        return decoder.alias(("torch.claimed", target.device, place[0])), place
     claimed = decoder.alias(("torch.claimed", target.device, storage_of(target)))
     return claimed, (target.storage_offset(), target.shape, target.stride(), target.dtype)
+
+
+def is_claimed(target: torch.Tensor, decoder: Decoder) -> bool:
+    """Whether something is to be written to the storage of `target`."""
+    return bool(_claims(target, decoder)[0])
 
 
 def filled_from(target: torch.Tensor, decoder: Decoder) -> tuple[int | None, str]:
@@ -473,17 +478,3 @@ def _empty(shape: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor
     # torch warns that arithmetic with it is experimental; here it is only carried.
     bits = torch.empty((*shape, 2), dtype=torch.float16, device=device)
     return torch.view_as_complex(bits)
-
-
-def malformed(path: str, reason: str) -> DamagedObject:
-    """The error for a node that no save wrote."""
-    return DamagedObject("the tree", reason, leaf=path)
-
-
-def naturals(value: object, path: str) -> list[int]:
-    """A list of sizes from a checkpoint, checked."""
-    if not isinstance(value, list) or not all(
-        type(number) is int and 0 <= number < 1 << 62 for number in value
-    ):
-        raise malformed(path, "its sizes are malformed")
-    return value

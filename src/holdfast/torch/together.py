@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import torch
 
 from holdfast.core.adapters import Encoder, LeafSource, Waiting
+from holdfast.core.placement import Placement
 from holdfast.core.types import Node
 from holdfast.torch.dtypes import STORED
 from holdfast.torch.memory import TensorSource
+from holdfast.torch.sharded import shared_placement
 from holdfast.torch.tensors import first_keys, memory_memo
 
 TOGETHER = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -66,11 +68,13 @@ def encode_together(
     nodes: list[dict[str, Node]] = []
     paths: list[str] = []
     sources: list[LeafSource] = []
+    placements: list[Placement | None] | None = None if encoder.ranks is None else []
 
     def register() -> None:
-        for node, leaf in zip(nodes, encoder.leaves_of(sources, paths), strict=True):
+        leaves = encoder.leaves_of(sources, paths, placements)
+        for node, leaf in zip(nodes, leaves, strict=True):
             node["leaf"] = leaf
-        for column in (nodes, paths, sources):
+        for column in (nodes, paths, sources, placements or []):
             column.clear()
 
     # All types are torch's own. Under `torch.set_default_device` each attribute would
@@ -93,7 +97,11 @@ def encode_together(
             tensor = value.detach() if detached else value
             source = TensorSource(tensor, stored, shape, nbytes)
             node.update(keys)
-            memory[base] = tensor, node, source
+            placement = None
+            if placements is not None:
+                placement = shared_placement(value, encoder)
+                placements.append(placement)
+            memory[base] = tensor, node, source, placement
             nodes.append(node)
             paths.append(path)
             sources.append(source)

@@ -18,7 +18,8 @@ from holdfast.torch.accelerated import unwrapped
 from holdfast.torch.dtypes import describe, words
 from holdfast.torch.memory import storage_of
 from holdfast.torch.modules import live_state, saves_more
-from holdfast.torch.optimizers import plain_loading
+from holdfast.torch.optimizers import is_divided, plain_loading
+from holdfast.torch.sharded import is_sharded, local_of
 from holdfast.torch.tensors import has_storage
 
 _MAX_OBJECTS = 100_000  # that are searched in tracked containers: some tenths of a second
@@ -164,6 +165,8 @@ def _places(value: Any) -> Iterator[Hashable]:
     if not isinstance(value, torch.Tensor):
         return
     yield id(value)
+    if is_sharded(value):
+        value = local_of(value)
     if has_storage(value):
         address = storage_of(value)
         if address:  # neither empty nor on the meta device
@@ -177,6 +180,6 @@ def _is_trained(param: torch.Tensor, optimizer: Optimizer) -> bool:
 def _saves_itself(optimizer: Optimizer) -> bool:
     """Whether its state_dict holds more than torch's: float32 copies of the parameters,
     for instance."""
-    if plain_loading(optimizer):
-        return False
+    if plain_loading(optimizer) or is_divided(optimizer):
+        return False  # the latter is refused when it is saved
     return not optimizer.state_dict().keys() <= {"state", "param_groups"}

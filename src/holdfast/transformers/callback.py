@@ -13,12 +13,13 @@ from transformers import TrainerCallback
 
 from holdfast.errors import UsageError
 from holdfast.run.run import Run
-from holdfast.run.trainings import expect_later
+from holdfast.run.trainings import check_run, expect_later, meet_ranks
 from holdfast.transformers.known import (
     calling_trainer,
     check_known,
     check_supported,
     sizes_of,
+    with_sizes,
     wrap,
 )
 from holdfast.transformers.training import Elsewhere, Training
@@ -32,6 +33,7 @@ class Callback(TrainerCallback):
 
     Its place among the other callbacks does not matter. The run saves as its `every=` says,
     between optimizer steps, and logs each number that the Trainer logs ("loss", "eval_loss").
+    Under torchrun every process makes both, and all save together.
     `args.max_steps`, or what the epochs come to, is the total, whichever process trains them.
 
     name: of the training in checkpoints. Each training of a run that is not inside a loop of it
@@ -43,6 +45,7 @@ class Callback(TrainerCallback):
 
     def __init__(self, run: Run, *, name: str = "trainer") -> None:
         super().__init__()
+        check_run(run)
         self._run = run
         self._name = name
         self._trainer: Any = None
@@ -88,6 +91,10 @@ class Callback(TrainerCallback):
         if numbers and self._training is not None:
             self._run.log(**numbers)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._training is not None:
+            self._training.has_evaluated()
+
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._training is not None:
             for _ in self._run.guard((None,)):  # an evaluation is a place to stop
@@ -103,9 +110,10 @@ class Callback(TrainerCallback):
                 "places to go on from",
                 hint="Call trainer.train() alone: the run knows where to go on.",
             )
-        check_supported(trainer)
+        ranks = meet_ranks(self._run)
+        check_supported(trainer, ranks.ranks.size)
         self._trainer = trainer  # one callback may serve several
-        self._training = Training(trainer, self, self._run, self._name)
+        self._training = Training(trainer, self, self._run, self._name, ranks)
         try:
             while True:
                 with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
@@ -123,9 +131,11 @@ class Callback(TrainerCallback):
     def _plan(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer is about to look where it goes on: in our folder."""
         values = original(*args, **kwargs)
-        if self._training is not None:
-            self._training.plan(sizes_of(values), Path(self._folder))
-        return values
+        if self._training is None:
+            return values
+        loader = inspect.signature(original).bind(*args, **kwargs).arguments["dataloader"]
+        plan = self._training.plan(sizes_of(values), loader, Path(self._folder))
+        return with_sizes(values, plan.epochs, plan.steps)
 
     def _next_batches(
         self, original: Any, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback
 
 from holdfast.errors import UsageError
 from holdfast.run.callsite import stack_of, variables_of
+from holdfast.transformers.plan import Sizes
 
 _ARGUMENTS = {
     "_inner_training_loop": ("args", "resume_from_checkpoint", "trial"),
@@ -70,13 +71,22 @@ def check_known(trainer: Trainer) -> None:
             raise _unknown(f"Trainer.{name}")
 
 
-def check_supported(trainer: Any) -> None:
-    """Raises UsageError for trainings that cannot be resumed exactly."""
+def check_supported(trainer: Any, ranks: int) -> None:
+    """Raises UsageError for trainings that cannot be resumed exactly. `ranks` save together."""
     args = trainer.args
-    if args.world_size > 1:
-        raise UsageError("several processes that train together cannot be resumed yet")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise UsageError("a Trainer with DeepSpeed or FSDP cannot be resumed by Holdfast yet")
+        which = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+        raise UsageError(
+            f"a Trainer with {which} cannot be resumed by Holdfast yet",
+            hint="DistributedDataParallel, which the Trainer uses without it, can be; sharded "
+            "models can be in loops of your own (docs/distributed.md).",
+        )
+    if args.world_size != ranks:
+        raise UsageError(
+            f"{args.world_size:,} processes train together, and {ranks:,} of them "
+            f"{'has' if ranks == 1 else 'have'} this run",
+            hint="Make it on all of them, with one address and without group=.",
+        )
     if args.auto_find_batch_size:
         raise UsageError(
             "auto_find_batch_size=True changes the batch size on the way, so that no data order "
@@ -90,13 +100,18 @@ def check_supported(trainer: Any) -> None:
         )
 
 
-def sizes_of(values: Any) -> tuple[int, int, int]:
-    """Of what `set_initial_training_values` returns: epochs, optimizer steps in an epoch and in
-    all. Raises UsageError if it is something else."""
+def sizes_of(values: Any) -> Sizes:
+    """Of what `set_initial_training_values` returns. Raises UsageError if it is something else."""
     sizes = (values[0], values[1], values[-1]) if isinstance(values, tuple) else ()
     if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
         raise _unknown("Trainer.set_initial_training_values")
-    return sizes
+    return Sizes(*sizes)
+
+
+def with_sizes(values: Any, epochs: int, steps: int) -> Any:
+    """What `set_initial_training_values` returns, with other numbers of epochs, and of optimizer
+    steps in all."""
+    return (epochs, *values[1:-1], steps)
 
 
 def wrap(trainer: Any, name: str, around: Callable[..., Any]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers.trainer_callback import ExportableState, TrainerState
 
+from holdfast.core.group import Ranks
 from holdfast.run.trainings import check_kind, numbered
+from holdfast.transformers.plan import Place, ranks_of
 
 # Of TrainerState: what the program says now, what the machine is, what is saved otherwise.
 _NOT_SAVED = {
@@ -20,14 +22,6 @@ _NOT_SAVED = {
 }
 _ACCUMULATED = ("_metrics", "_total_train_tokens")
 """Attributes in which trainers of TRL gather what they log next."""
-
-
-class Place(NamedTuple):
-    """Where the next optimizer step is."""
-
-    epoch: int = 0
-    step: int = 0
-    """In the epoch."""
 
 
 class Files:
@@ -49,10 +43,16 @@ class Progress:
     """Counters, logs, sums of losses, other callbacks, and the place in the data."""
 
     # With a `__dict__` each save would search the Trainer for random generators.
-    __slots__ = ("_callbacks", "_trainer", "data", "loss", "place", "restored", "steps_per_epoch")
+    __slots__ = (
+        *("_callbacks", "_trainer"),
+        *("beyond", "data", "loss", "place", "ranks", "restored", "steps_per_epoch"),
+    )
 
-    def __init__(self, trainer: Any, own: Any) -> None:
+    def __init__(self, trainer: Any, own: Any, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.place = Place()
+        self.beyond = 0
+        """See `plan.Plan`."""
         self.steps_per_epoch = 0
         self.loss: torch.Tensor | None = None
         """The sum of the losses since they were logged last."""
@@ -68,6 +68,8 @@ class Progress:
         return {
             "kind": "transformers",
             "place": list(self.place),
+            "beyond": self.beyond,
+            "ranks": list(self.ranks),
             "steps_per_epoch": self.steps_per_epoch,
             "accumulation": trainer.args.gradient_accumulation_steps,
             "state": dict(_saved_fields(trainer.state)),
@@ -88,8 +90,10 @@ class Progress:
         check_kind(state, "Transformers")
         self.restored = dict(state)
 
-    def restored_place(self) -> Place:
-        return Place(*self.restored["place"]) if self.restored else Place()
+    @property
+    def of_another(self) -> bool:
+        """Whether what was restored is that of another rank, since this one is new."""
+        return bool(self.restored) and ranks_of(self.restored).rank != self.ranks.rank
 
     def put_back(self) -> None:
         """Make the Trainer and the other callbacks what they were when they were saved."""
@@ -105,7 +109,8 @@ class Progress:
             self.loss.copy_(saved["loss"])
         trainer._total_loss_scalar = saved["total_loss"]
         trainer._globalstep_last_logged = saved["last_logged"]
-        trainer.current_flos = saved["flos"]
+        # They are added up over all ranks.
+        trainer.current_flos = 0 if self.of_another else saved["flos"]
         if hasattr(trainer, "_initial_global_step"):
             trainer._initial_global_step = 0  # the mean loss is that of the whole training
         for name, value in saved["accumulated"].items():

@@ -10,10 +10,14 @@ A step is complete when the Trainer asks for the batches of the next one, or whe
 epoch was evaluated. The batches come from a feed of the Trainer's own loader, which goes on in
 mid-epoch; the batches of a step are fetched before the one before it is completed, since a
 loader's workers may die of the signal that asks this process to stop.
+
+Of several ranks each does all this, at the same steps: where they begin and what they save is
+told among them by the run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +28,16 @@ from holdfast.run import position as at
 from holdfast.run.iterables import open_feed
 from holdfast.run.position import Label, Replay, Skip
 from holdfast.run.random_states import RandomStates
+from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
-from holdfast.run.trainings import check_name_is_new, track_later
+from holdfast.run.together import TogetherWith
+from holdfast.run.trainings import check_name_is_new, tell_rehearsal, track_later
 from holdfast.torch.accelerated import unwrapped
+from holdfast.torch.indices import length_of
 from holdfast.transformers.files import pretrained_files
 from holdfast.transformers.known import running_loss
-from holdfast.transformers.progress import Files, Place, Progress
+from holdfast.transformers.plan import Here, Place, Plan, Sizes, planned, ranks_of
+from holdfast.transformers.progress import Files, Progress
 
 _OVER = 10**30
 """Steps: more than any number of epochs has."""
@@ -42,12 +50,18 @@ class Elsewhere(Exception):
 class Training:
     """Told by the callback what happens; tells the run."""
 
-    def __init__(self, trainer: Any, callback: Any, run: Run, name: str) -> None:
+    def __init__(
+        self, trainer: Any, callback: Any, run: Run, name: str, ranks: TogetherWith
+    ) -> None:
         check_name_is_new(run, name)
+        tell_rehearsal(
+            run, lambda: Beside(trainer.callback_handler.callbacks, [trainer, trainer.model])
+        )
         self._trainer = trainer
         self._run = run
         self._name = name
-        self._progress = Progress(trainer, callback)
+        self._ranks = ranks
+        self._progress = Progress(trainer, callback, ranks.ranks)
         self._random = RandomStates()
         self._loop: Any = None
         self._number: int | None = 0
@@ -70,16 +84,45 @@ class Training:
 
     # -- where it begins ---------------------------------------------------------------
 
-    def plan(self, sizes: tuple[int, int, int], folder: Path) -> None:
-        """Write down for the Trainer where it goes on. `sizes`: see `known.sizes_of`."""
-        _, self._steps_per_epoch, self._steps = sizes
+    def plan(self, sizes: Sizes, loader: Any, folder: Path) -> Plan:
+        """Write down for the Trainer where it goes on, and tell how far it goes."""
+        self._sizes, self._loader = sizes, loader
         if self._loop is None:
-            self._place = planned_place(self._run, self._name, self._steps)
+            replay, saved = newest_progress(self._run, self._name)
+            self._plan = self._planned(saved)
+            self._place = self._plan.place
+            if replay is not None:
+                at_loop = self._run._session.engine.position, Label("range", self._name)
+                if isinstance(replay.meet(*at_loop, self._plan.steps), Skip):
+                    self._place = None
+        self._write_place(folder)
+        return self._plan
+
+    def _planned(self, saved: Mapping[str, Any] | None) -> Plan:
+        args = self._trainer.args
+        here = Here(
+            self._ranks.ranks.size,
+            args.gradient_accumulation_steps,
+            length_of(self._loader),
+            args.max_steps > 0,
+        )
+        return planned(saved, self._sizes, here, lambda feed: self._open_feed().left(feed))
+
+    def _open_feed(self) -> Any:
+        feed = open_feed(self._loader)
+        feed.ranks = lambda: self._ranks.ranks
+        return feed
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return self._sizes.steps_per_epoch
+
+    def _write_place(self, folder: Path) -> None:
         if self._place == Place():
             return
         args = self._trainer.args
         state = TrainerState(train_batch_size=args.train_batch_size)
-        state.compute_steps(args, self._steps)
+        state.compute_steps(args, self._plan.steps)
         # Divided by the steps of an epoch it is the epoch; that counts also where epochs ended
         # early, and in versions that know no better.
         place = self._place
@@ -101,7 +144,8 @@ class Training:
             for group, values in zip(trainer.optimizer.param_groups, groups, strict=True):
                 group.update(values)
             track_later(self._run, {self._name: self._objects(tokenizer)}, restore=False)
-        self._feed = open_feed(loader)
+        self._loader = loader
+        self._feed = self._open_feed()
         self._entering = self._begins_epoch = True
         # The Trainer's own saves look for what a start from nothing has there.
         callbacks = [*trainer.callback_handler.callbacks, trainer.control]
@@ -111,9 +155,17 @@ class Training:
         ).stateful_callbacks
         if progress.restored:
             progress.put_back()
-        where = None if self._number is None else progress.restored_place()
+        plan = self._plan if self._number is None else self._planned(progress.restored or None)
+        if plan.steps != self._plan.steps:
+            raise LoopError(
+                f"the newest checkpoint is damaged; from the one before it the training has "
+                f"{plan.steps:,} steps, and {self._plan.steps:,} were planned",
+                hint="Start as many ranks, with the same batch size, as that one was saved with.",
+            )
+        progress.beyond = plan.beyond
+        where = None if self._number is None else plan.place
         if where != self._place:
-            self._place = where
+            self._plan, self._place = plan, where
             self._kept = (self._scheduler().state_dict(), _values(trainer.optimizer.param_groups))
             raise Elsewhere
         if progress.restored and trainer.args.eval_on_start:
@@ -127,7 +179,7 @@ class Training:
             track_later(self._run, objects, restore=False)  # the checkpoint has another training's
         else:
             self._run.track(**objects)
-        self._loop = self._run.range(self._steps, name=self._name)
+        self._loop = self._run.range(self._plan.steps, name=self._name)
         self._loop.epoch_end = False
         self._number = next(self._loop, None)
         self._landed = self._random.capture()
@@ -162,6 +214,11 @@ class Training:
     def epoch_ends(self) -> None:
         self._loop.epoch_end = self._ends_epoch = True
 
+    def has_evaluated(self) -> None:
+        """What was evaluated is what has to be saved, should it be among the best."""
+        if self._loop is not None:
+            self._loop.waits = True
+
     def evaluated(self, loss: Any) -> None:
         """The Trainer has logged, evaluated and saved, behind a step or an epoch."""
         self._progress.loss = loss
@@ -183,8 +240,9 @@ class Training:
         try:
             batches = self._fetch(count)
         except LoaderInterrupted:
-            signals = self._run._session.stopping.signals
-            if signals.installed and signals.wait():
+            stopping = self._run._session.stopping
+            # Of several ranks none stops alone: the others train the next step.
+            if stopping.alone and stopping.signals.installed and stopping.signals.wait():
                 self._complete()
             raise
         if not resumes:
@@ -198,16 +256,23 @@ class Training:
         """Go on in the data. Other callbacks have set themselves up by now, and an epoch."""
         progress = self._progress
         saved = progress.restored
-        self._check_same(saved)
+        others = ranks_of(saved).size != self._ranks.ranks.size
+        if not others:
+            self._check_same(saved)
         progress.put_back()
         self._evaluate_on_start()
-        progress.data = saved["data"]
-        self._feed.open(saved["data"]["feed"])
+        progress.data = data = saved["data"]
+        # On another number of ranks its steps were planned by what is left of the epoch.
+        self._feed.open(data["feed"], fixed="" if others else "the Trainer has planned its steps")
         loader = self._feed.loader
         if self._begins_epoch and hasattr(loader, "set_epoch"):
             loader.set_epoch(self._epoch)
-        self._begins_epoch = self._step == 0
-        self._random.apply(saved["data"]["random"])
+        goes_on = data["feed"]["at"] == "inside" and self._epoch == saved["place"][0]
+        self._begins_epoch = self._step == 0 and not goes_on
+        self._random.apply(data["random"])
+        if progress.of_another:
+            # It draws what rank 0 does, since the Trainer seeds all alike: samplers rely on it.
+            progress.data = {**data, "fetched": False}
 
     def _check_same(self, saved: dict[str, Any]) -> None:
         """Raises LoopError where an epoch cannot go on behind the batches that were taken."""
@@ -254,7 +319,7 @@ class Training:
             return
         self._progress.place = Place(self._epoch, self._step)
         self._number = next(self._loop, None)
-        self._loop.epoch_end = False
+        self._loop.epoch_end = self._loop.waits = False
         if self._number != made:
             raise LoopError(
                 f"the Trainer has made {made:,} steps, and the run has counted {self._number}",
@@ -278,7 +343,7 @@ class Training:
             self._feed.close()
         self._progress.place = Place(self._epoch, self._step)
         self._note(fetched=False)
-        if made < self._steps:
+        if made < self._plan.steps:
             self._loop.end()  # early, and for good
         self._number = next(self._loop, None)
 
@@ -286,7 +351,7 @@ class Training:
         """Load the best model where the folder that the Trainer has saved it to is gone and a
         checkpoint of the run is of the same step. Whether that was done."""
         state, manager = self._trainer.state, self._run.manager
-        if Path(state.best_model_checkpoint).is_dir():
+        if self._ranks.all_agree(Path(state.best_model_checkpoint).is_dir()):
             return False
         found = [one for one in manager.checkpoints() if one.step == state.best_global_step]
         if not found:
@@ -311,9 +376,9 @@ def _values(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in group.items() if name != "params"} for group in groups]
 
 
-def planned_place(run: Run, name: str, steps: int) -> Place | None:
-    """Where a training of `steps` steps will go on, by the newest checkpoint; None if it has
-    nothing to do."""
+def newest_progress(run: Run, name: str) -> tuple[Replay | None, Mapping[str, Any] | None]:
+    """What the newest checkpoint says of where the program goes on, and what it has saved of the
+    training's progress. The same on all ranks."""
     session = run._session
     engine = session.engine
     if engine.started:
@@ -323,10 +388,8 @@ def planned_place(run: Run, name: str, steps: int) -> Place | None:
         replay = None if found is None else Replay(at.from_tree(found.loop))
         resumed = None if found is None else found.info
     if replay is None or resumed is None:
-        return Place()
-    met = replay.meet(engine.position, Label("range", name), steps)
-    if isinstance(met, Skip):
-        return None
+        return None, None
     checkpoint = run.manager.load(resumed.id)
     saved_as = {new: old for old, new in session.tracked._rename.items() if old in checkpoint}
-    return Place(*checkpoint[saved_as.get(name, name)]["progress"]["place"])
+    saved = checkpoint.get(saved_as.get(name, name), {}).get("progress")
+    return replay, saved if saved is not None and saved.get("kind") == "transformers" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -12,6 +13,7 @@ class Drop(Enum):
 
     BEFORE = "before the server hears of the request"
     AFTER = "after the server has acted: its reply is lost"
+    ON_ITS_WAY = "once all of the request is sent: the server hears of it, and nobody of its reply"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Fault:
 
     delay_s: float = 0
     """Before anything else happens."""
+    held: threading.Event | None = None
+    """The server hears of the request when it is set."""
     drop: Drop | None = None
     answer: Answer | None = None
     """Given instead of asking the server."""
@@ -70,6 +74,16 @@ def lost_reply() -> Fault:
 
 def delayed(delay_s: float) -> Fault:
     return Fault(delay_s=delay_s)
+
+
+def held(until: threading.Event) -> Fault:
+    """The request arrives, and is answered, when that is set."""
+    return Fault(held=until)
+
+
+def given_up(until: threading.Event) -> Fault:
+    """The connection is closed at once, and the server acts on the request when that is set."""
+    return Fault(held=until, drop=Drop.ON_ITS_WAY)
 
 
 def trickled(bytes_per_s: float) -> Fault:

@@ -32,6 +32,7 @@ _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expec
 _SIGNER = re.compile(r"Credential=([^/]+)/")
 _FAULTLESS = Fault()
 _SERVER_TIMEOUT_S = 60
+_LOOK_S = 0.02
 
 
 @dataclass
@@ -311,12 +312,19 @@ class _Connection(BaseHTTPRequestHandler):
             return self._answer(exchange)
         if fault.flip_sent is not None:
             sent = flip(sent, fault.flip_sent)
+        if fault.drop is Drop.ON_ITS_WAY:
+            sent = [b"".join(sent)]
+            self._drop()
+        if fault.held is not None:
+            while not fault.held.wait(_LOOK_S):
+                if not self.server.is_up:
+                    return self._drop()
         server = http.client.HTTPConnection(*self.server.upstream, timeout=_SERVER_TIMEOUT_S)
         try:
             self._ask(server, sent)
             reply = server.getresponse()
             exchange.server_status = reply.status
-            if fault.drop is Drop.AFTER:
+            if fault.drop is not None:
                 reply.read()
                 return self._drop()
             self._pass_on(exchange, reply)

@@ -79,6 +79,8 @@ class Example:
             try:
                 wait_for_entries(run, entries, process)
                 process.send_signal(signal.SIGSTOP)
+                # A thread that deletes old packs may still run when the call returns.
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
                 shutil.copytree(run, left)
                 process.send_signal(signal.SIGCONT)
                 output, _ = process.communicate(timeout=120)

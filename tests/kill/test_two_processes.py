@@ -70,6 +70,7 @@ def test_a_stopped_process_that_was_overtaken_cannot_commit(
 ) -> None:
     assert writer.stdout is not None
     writer.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, writer.pid, os.WSTOPPED | os.WNOWAIT)
     with CheckpointManager(tmp_path / "run", keep=None, take_over=True) as second:
         before = [c.step for c in second.checkpoints()]
         second.save(1_000_000, {"pid": 0}).result()

@@ -11,6 +11,7 @@ import pytest
 from holdfast.cli import main
 from holdfast.errors import UsageError
 from holdfast.rehearse import Plan, Report, rehearse, text_of
+from holdfast.rehearse.compare import Difference
 from tests.support.exhaustive import EXHAUSTIVE
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -86,7 +87,17 @@ def test_what_differs_from_then_on() -> None:
     assert {("metric", "loss"), ("state", "weights"), ("state", "rate")} <= followed
     metric = next(one for one in report.differences if one.kind == "metric")
     assert float(metric.alone) != float(metric.killed)
-    assert f"instead of {metric.alone}" in text_of(report)
+    assert f"instead of {metric.alone}" in " ".join(text_of(report).split())
+
+
+def test_long_numbers_go_to_the_next_line() -> None:
+    alone, killed = "-0.00030776549179250945", "-3.170759422613577e-05"
+    one = Difference("metric", "validation_loss", 12, 8, alone=alone, killed=killed)
+    lines = text_of(Report([], 0, "different", differences=[one])).splitlines()
+    assert lines[-2:] == [
+        f"    step     12  metric 'validation_loss': {killed} instead of",
+        f"                 {alone}",
+    ]
 
 
 def test_what_is_named_may_differ() -> None:

@@ -257,10 +257,10 @@ def _consequences(differences: Sequence[Difference]) -> list[str]:
     rest = [one for one in differences if one.kind in ("data", "metric", "state")]
     if not rest:
         return []
-    shown = [
-        f"    step {one.step:>6,}  {_title(one)}"
-        + (f": {one.killed} instead of {one.alone}" if one.alone else "")
-        for one in rest[:8]
-    ]
+    shown: list[str] = []
+    for one in rest[:8]:
+        values = f": {one.killed} instead of {one.alone}" if one.alone else ""
+        line = f"    step {one.step:>6,}  {_title(one)}{values}"
+        shown += textwrap.wrap(line, _WIDTH, subsequent_indent=" " * 17, break_long_words=False)
     more = [f"    and {len(rest) - 8} more"] if len(rest) > 8 else []
     return ["", "  What differs from then on:", *shown, *more]

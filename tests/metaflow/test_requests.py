@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.metaflow.checkpoints import Checkpoints
 from holdfast.metaflow.current import CurrentCheckpoint
-from tests.manager.test_buckets import asked
+from tests.manager.faulty_bucket import asked
 from tests.metaflow.tasks import in_bucket, task, written
 from tests.support.servers.proxy import FaultProxy
 from tests.support.servers.service import Place

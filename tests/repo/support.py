@@ -51,7 +51,7 @@ def save(
         packs.append(reuse.packs[chunk.pack])
         leaves.append(leaf("kept", b"", 1, chunk.offset, like=chunk))
     try:
-        return writer.commit(
+        record = writer.commit(
             work,
             Manifest(
                 run=writer.run,
@@ -72,6 +72,8 @@ def save(
     except Exception:
         writer.abandon(work)
         raise
+    writer.delete_retired()
+    return record
 
 
 def leaf(path: str, content: bytes, pack: int, offset: int, like: Chunk | None = None) -> Leaf:

@@ -425,9 +425,6 @@ class Saver:
                 finished=order.finished,
                 keep=str(self.policy),
                 retire=self._retire,
-                # Whoever waits for the save need not wait for a request, nor for a file system
-                # that gives up gigabytes.
-                delete=False,
             )
             self._commit_s = time.perf_counter() - start - packer.finish_s
             return record, manifest

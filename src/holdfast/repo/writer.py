@@ -164,10 +164,10 @@ class Writer(PackWriter):
         keep: str | None = None,
         retire: Retire = lambda records: (),
         borrowing: frozenset[str] = frozenset(),
-        delete: bool = True,
     ) -> Record:
-        """Make the checkpoint visible, retire others in the same entry, delete those (or, if
-        `delete` is false, leave that to `delete_retired`).
+        """Make the checkpoint visible, and retire others in the same entry. These are deleted by
+        `delete_retired`: who waits for the commit need not wait for that, which takes a request,
+        or a file system that gives up gigabytes.
 
         `packs_durable` waits until all packs are: on a remote store they and the manifest
         are under way together. `keep` is the retention rule to record (None: the one recorded
@@ -218,7 +218,7 @@ class Writer(PackWriter):
             )
 
         with self._repo.lock:
-            head = self._commit(transaction, save, delete=delete)
+            head = self._commit(transaction, save)
             listed = self._repo.log.newest_first(head.entry)
             return next((r for r in listed if r.id == id), record)
 
@@ -245,7 +245,9 @@ class Writer(PackWriter):
 
         with self._repo.lock:
             self._check_open()
-            return self._commit(transaction, save)
+            head = self._commit(transaction, save)
+            self.delete_retired()
+            return head
 
     def delete_retired(self) -> None:
         """Delete what commits have left to be deleted. A failure leaves it to gc."""
@@ -256,7 +258,7 @@ class Writer(PackWriter):
             if removal.borrowed:
                 release(self._repo, removal.borrowed)
 
-    def _commit(self, transaction: Transaction, save: Save | None, *, delete: bool = True) -> Head:
+    def _commit(self, transaction: Transaction, save: Save | None) -> Head:
         # What is no save may write segments, too, and they must outlast a doubt about its
         # entry just the same: it can still land.
         work = save or Save(keys.new_nonce(), self._head.entry.ordinal)
@@ -289,8 +291,6 @@ class Writer(PackWriter):
         self._head = head
         self._settle(head.number)
         self._retired.append(self._repo.removed(before, head))
-        if delete:
-            self.delete_retired()
         return head
 
     def _settle(self, number: int) -> None:
@@ -374,6 +374,7 @@ class Writer(PackWriter):
 
             try:
                 self._commit(transaction, None)
+                self.delete_retired()
             except HoldfastError as error:
                 logger.debug("closing %s: %s", self._repo.address, error)
 

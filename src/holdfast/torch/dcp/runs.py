@@ -173,6 +173,7 @@ class OpenRun:
             self._begun.pop(save.nonce, None)
         heartbeat.checkpoint(self.address, record.step, record.id)
         self._history.add(event(record, time.perf_counter() - start))
+        writer.delete_retired()
         return record
 
     def close(self) -> None:

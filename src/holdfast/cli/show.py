@@ -54,8 +54,8 @@ def show(reference: str, with_leaves: bool, as_json: bool) -> int:
 
     Reads its description only; nothing in it is run or loaded. So it is with a FILE by
     PyTorch (.pt, .pth, .bin), safetensors, pickle, NumPy (.npy, .npz), Keras (.keras,
-    .weights.h5), XGBoost or LightGBM, and with a folder of safetensors shards or by
-    PyTorch's DCP; it says which code would run if a program loaded it.
+    .weights.h5), XGBoost or LightGBM, and with a folder of shards or by PyTorch's
+    DCP; it says which code would run if a program loaded it.
     """
     if is_foreign(reference):
         return show_file(reference, with_leaves=with_leaves, as_json=as_json)

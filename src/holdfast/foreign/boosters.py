@@ -77,8 +77,8 @@ def describe_xgboost(source: Source, *, text: bool) -> ForeignFile:
         kind = "JSON" if text else "UBJSON"
         raise UnknownFile(
             f"{source.name} is {kind}, but no model of XGBoost",
-            hint="For a model in shards name its folder, or its *.safetensors.index.json; of those "
-            "by PyTorch (pytorch_model-….bin) one shard.",
+            hint="For a model in shards name its folder, or its index: *.safetensors.index.json, "
+            "*.bin.index.json.",
         )
     leaves, values = _listed(model)
     kind = f"XGBoost ({'JSON' if text else 'UBJSON'})"

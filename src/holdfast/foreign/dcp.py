@@ -21,11 +21,10 @@ from holdfast.foreign.data import Box, Boxes, Data, ForeignTensor, Tree
 from holdfast.foreign.described import ForeignFile, ForeignLeaf
 from holdfast.foreign.harmless import DTYPES, SIZES
 from holdfast.foreign.machine import MAX_PICKLE_BYTES, Items, Made, Name, Pairs, Value, walk
-from holdfast.foreign.open_arrays import Reopened
 from holdfast.foreign.open_pickles import torch_tree
 from holdfast.foreign.opened import Foreign, Proof
 from holdfast.foreign.pickles import describe_torch
-from holdfast.foreign.source import FileSource, PartSource, Source
+from holdfast.foreign.source import FileSource, PartSource, Reopened, Source
 from holdfast.foreign.trees import MAX_DEPTH, attributes_of
 from holdfast.foreign.zips import Archive, read_archive
 

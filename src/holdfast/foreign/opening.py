@@ -7,16 +7,11 @@ from typing import NoReturn
 
 from holdfast.errors import UnknownFile, UsageError
 from holdfast.foreign import boosters, dcp, hdf5
-from holdfast.foreign.open_arrays import (
-    is_sharded,
-    open_npy,
-    open_npz,
-    open_safetensors,
-    open_sharded,
-)
+from holdfast.foreign.open_arrays import open_npy, open_npz, open_safetensors
 from holdfast.foreign.open_pickles import open_pickle, open_torch
 from holdfast.foreign.opened import Foreign
 from holdfast.foreign.reading import describe
+from holdfast.foreign.shards import is_sharded, open_sharded
 from holdfast.foreign.source import FileSource, Source
 from holdfast.foreign.zips import read_archive
 
@@ -45,7 +40,8 @@ def open_foreign(path: str) -> Foreign:
         if is_sharded(path):
             return open_sharded(path)
         raise UsageError(
-            f"{path} is a folder, of neither safetensors files nor a checkpoint by PyTorch's DCP",
+            f"{path} is a folder, of neither safetensors files, nor shards with an index, nor a "
+            "checkpoint by PyTorch's DCP",
             hint="Name a file in it.",
         )
     if is_sharded(path):

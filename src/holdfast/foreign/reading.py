@@ -21,9 +21,9 @@ from holdfast.foreign.source import Source
 from holdfast.foreign.zips import read_archive
 
 _KNOWN = (
-    "safetensors (one file, or a folder or index of several), PyTorch (.pt, .pth, .bin, or a "
-    "folder by its DCP), pickles, NumPy's .npy and .npz, Keras's .keras and .weights.h5, models of "
-    "XGBoost (.ubj, .json) and LightGBM (text)"
+    "safetensors (one file, or a folder or index of several), PyTorch (.pt, .pth, .bin, the "
+    "index of several, a folder by its DCP), pickles, NumPy's .npy and .npz, Keras's .keras and "
+    ".weights.h5, models of XGBoost (.ubj, .json) and LightGBM (text)"
 )
 _OTHERS = {
     b"GGUF": "a GGUF file",

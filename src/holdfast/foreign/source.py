@@ -72,6 +72,24 @@ class FileSource:
         self.close()
 
 
+class Reopened:
+    """A file that is opened for each read: of thousands, all cannot be open at once."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        with FileSource(path) as source:
+            self.nbytes = source.nbytes
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        with FileSource(self.name) as source:
+            return source.read(offset, nbytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class PartSource:
     """A range of another source, as if it were a file of its own."""
 

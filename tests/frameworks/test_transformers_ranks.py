@@ -225,7 +225,7 @@ def test_wrong_use(tmp_path: Path) -> None:
         assert "dispatch_batches" in found["one reads for all"]
 
 
-def killed_by_the_kernel(address: str, rank: int | None) -> Any:
+def killed_by_the_kernel(address: str, rank: int | None, **settings: Any) -> Any:
     """Rank `rank` is killed in its fifth step."""
 
     class Dying(TrainerCallback):
@@ -233,7 +233,7 @@ def killed_by_the_kernel(address: str, rank: int | None) -> Any:
             if state.global_step == 4 and dist.get_rank() == rank:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return train(address, Dying(), gradient_accumulation_steps=2, num_train_epochs=4)
+    return train(address, Dying(), gradient_accumulation_steps=2, num_train_epochs=4, **settings)
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def train(
 def outcome(trainer: Any, output: Any) -> Outcome:
     state = trainer.state
     return {
-        "weights": {name: value.tolist() for name, value in trainer.model.state_dict().items()},
+        "weights": plain(dict(trainer.model.state_dict())),
         "moments": plain(trainer.optimizer.state_dict()),
         "scheduler": plain(trainer.lr_scheduler.state_dict()),
         "history": [
@@ -221,8 +221,8 @@ def _is_time(name: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
+    if isinstance(value, torch.Tensor):  # a DTensor: the whole one
+        return getattr(value, "full_tensor", lambda: value)().tolist()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -63,6 +63,7 @@ class Callback(TrainerCallback):
         wrap(trainer, "set_initial_training_values", self._plan)
         wrap(trainer, "get_batch_samples", self._next_batches)
         wrap(trainer, "_maybe_log_save_evaluate", self._evaluated)
+        wrap(trainer, "_load_from_checkpoint", self._load)
         wrap(trainer, "_load_best_model", self._load_best)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -123,6 +124,10 @@ class Callback(TrainerCallback):
                     try:
                         return original(*given.args, **given.kwargs)
                     except Elsewhere:
+                        if trainer.is_fsdp_enabled:
+                            # Where it is the one in the wrapper, the wrapper is kept; Transformers
+                            # 4 would else take the wrappers off its layers, and leave them so.
+                            trainer.model = trainer.accelerator.unwrap_model(trainer.model)
                         given.arguments["resume_from_checkpoint"] = folder
         finally:
             self._training.close()
@@ -151,6 +156,11 @@ class Callback(TrainerCallback):
             loss = inspect.signature(original).bind(*args, **kwargs).arguments["tr_loss"]
             self._training.evaluated(loss)
         return result
+
+    def _load(self, original: Any, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        """A sharded model is loaded once it is sharded; what is in our folder is restored later."""
+        if self._training is None or resume_from_checkpoint != self._folder:
+            original(resume_from_checkpoint, *args, **kwargs)
 
     def _load_best(self, original: Any) -> None:
         if self._training is None or not self._training.load_best():

@@ -1,12 +1,13 @@
 """The parts of the Trainer that Holdfast relies on, and how it is reached from a callback.
 
 A callback is told neither the Trainer nor when a step is complete. So the Trainer that calls
-`on_init_end` is found on the stack, and five of its methods are wrapped, in that object only:
+`on_init_end` is found on the stack, and six of its methods are wrapped, in that object only:
 
     _inner_training_loop          a training: from its start to its end
     set_initial_training_values   how many steps and epochs there will be, before anything starts
     get_batch_samples             the batches of the next optimizer step; the last one is complete
     _maybe_log_save_evaluate      the end of an epoch, when all of it was logged and evaluated
+    _load_from_checkpoint         of a sharded model: what it would load is in the run
     _load_best_model              at the end; its folder may be on a machine that is gone
 
 They are those of transformers 4.57 to 5.24. Where one is missing or takes other arguments,
@@ -32,6 +33,7 @@ _ARGUMENTS = {
     "set_initial_training_values": ("args", "dataloader"),
     "get_batch_samples": ("epoch_iterator", "num_batches"),
     "_maybe_log_save_evaluate": ("tr_loss",),
+    "_load_from_checkpoint": ("resume_from_checkpoint",),
     "_load_best_model": (),
 }
 _ATTRIBUTES = ("current_flos", "callback_handler", "accelerator", "state", "control")
@@ -74,12 +76,12 @@ def check_known(trainer: Trainer) -> None:
 def check_supported(trainer: Any, ranks: int) -> None:
     """Raises UsageError for trainings that cannot be resumed exactly. `ranks` save together."""
     args = trainer.args
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        which = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_xla_enabled:
+        which = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP on XLA"
         raise UsageError(
             f"a Trainer with {which} cannot be resumed by Holdfast yet",
-            hint="DistributedDataParallel, which the Trainer uses without it, can be; sharded "
-            "models can be in loops of your own (docs/distributed.md).",
+            hint="With TrainingArguments(fsdp=True), which shards models too, it can be, and so "
+            "it can with DistributedDataParallel, which it uses without.",
         )
     if args.world_size != ranks:
         raise UsageError(

@@ -143,6 +143,11 @@ class Training:
             self._scheduler().load_state_dict(scheduler)
             for group, values in zip(trainer.optimizer.param_groups, groups, strict=True):
                 group.update(values)
+            # A model in a wrapper is not prepared again: Accelerate would not know it any more, and
+            # clip the gradients of FSDP1 by the norm of this rank's.
+            models = trainer.accelerator._models
+            if not any(one is trainer.model_wrapped for one in models):
+                models.append(trainer.model_wrapped)
             track_later(self._run, {self._name: self._objects(tokenizer)}, restore=False)
         self._loader = loader
         self._feed = self._open_feed()

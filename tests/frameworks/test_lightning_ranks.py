@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import holdfast
@@ -191,6 +192,16 @@ def test_other_trainings(scenario: str, nursery: Nursery, tmp_path: Path) -> Non
     if scenario == "sharded":
         first, second = first["model"], second["model"]
     assert first == second
+
+
+@pytest.mark.slow
+def test_sharded_by_fsdp1(nursery: Nursery, tmp_path: Path) -> None:
+    (first, whole), (second, _) = through(nursery, 2, "sharded_by_fsdp1", tmp_path)
+    # torch gathers those of inner wrappers for a state_dict; the rest are the outer one's.
+    for name in ("net.0.weight", "net.0.bias", "head.weight", "head.bias"):
+        assert first[name] == second[name] == whole[name]
+    for name in ("net.1.weight", "net.1.bias"):
+        assert first[name] + second[name] == whole[name]
 
 
 def is_there(pid: int) -> bool:

@@ -19,10 +19,6 @@ from tests.support.nursery import Forked, kill_group, nurseries
 _HERE = Path(__file__).parent
 _LAUNCHER = _HERE.parent / "support" / "launcher.py"
 _TIMEOUT_S = 120.0
-# torch's threads for gradients abort now and then in a process that was forked from one that has
-# imported torch (ParallelOpenMP.cpp). It is as good as a kill: once more, then.
-_ABORTED = "Invalid thread pool!"
-_TRIES = 3
 
 
 @dataclass
@@ -71,12 +67,7 @@ class Job:
 
     def finish(self, size: int) -> int:
         """The status of a start that nobody disturbs."""
-        status = self.end(self.start(size))
-        for _ in range(_TRIES):
-            if status in (0, 75) or _ABORTED not in self.log().read_text():
-                break
-            status = self.end(self.start(size))
-        return status
+        return self.end(self.start(size))
 
     def end(self, process: Forked) -> int:
         try:

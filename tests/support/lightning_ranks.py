@@ -23,8 +23,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
 
@@ -276,6 +277,26 @@ def sharded(folder: str) -> Any:
     return killed_anywhere(f"{folder}/job", make, 12)
 
 
+class OnTheCPU(FSDPStrategy):
+    """Lightning offers it on GPUs only."""
+
+    def _setup_model(self, model: Any) -> Any:
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
+
+
+def sharded_by_fsdp1(folder: str) -> Any:
+    """What is here of the model; and the whole one, as another strategy has it."""
+
+    def make(job: str) -> tuple[list[Any], dict[str, Any]]:
+        policy = ModuleWrapPolicy({torch.nn.Linear})
+        return [], {"strategy": OnTheCPU(auto_wrap_policy=policy)}
+
+    whole = killed_anywhere(f"{folder}/job", make, 12)
+    alone = bare(model=Together, data=loaders, devices=world(), **make("")[1])
+    assert (whole["model"], whole["drawn"]) == (alone["model"], alone["drawn"])
+    return whole["model"], together(f"{folder}/job")["model"]
+
+
 def left(folder: str) -> Any:
     """The status with which a rank leaves that is asked to stop, and what is refused."""
     said: list[Any] = []
@@ -320,7 +341,8 @@ def folds(folder: str) -> Any:
 
 
 SCENARIOS: dict[str, Callable[[str], Any]] = {
-    one.__name__: one for one in (killed, leave, go_on, without_a_rule, asked, sharded, folds, left)
+    one.__name__: one
+    for one in (killed, leave, go_on, without_a_rule, asked, sharded, sharded_by_fsdp1, folds, left)
 }
 
 

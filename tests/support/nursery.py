@@ -146,6 +146,7 @@ def run_and_end(settle: Callable[[], list[str]]) -> NoReturn:
     Python does, but for taking torch apart, which takes longer than all the rest."""
     status = 1
     try:
+        renew_thread_pool()
         sys.argv = settle()
         runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
@@ -160,6 +161,14 @@ def run_and_end(settle: Callable[[], list[str]]) -> NoReturn:
             sys.stdout.flush()
         finally:
             os._exit(status)
+
+
+def renew_thread_pool() -> None:
+    """In a fork of a process that has imported torch, before there are other threads. torch makes
+    its pool anew where it is used first, and a second thread that comes meanwhile finds none:
+    "Invalid thread pool!" (caffe2/utils/threadpool/pthreadpool-cpp.cc), or the process aborts."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def kill_group(group: int) -> None:

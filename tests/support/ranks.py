@@ -20,6 +20,8 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tests.support.nursery import renew_thread_pool
+
 MOST = 8
 _TIMEOUT_S = 100
 # On a busy machine gloo fails now and then to connect the ranks of a new group: once more, then.
@@ -89,6 +91,7 @@ def _serve(connection: Connection) -> None:
     from torch import distributed
     from torch._C._distributed_c10d import FileStore
 
+    renew_thread_pool()
     while True:
         try:
             function, args, rank, size, file = pickle.loads(connection.recv_bytes())

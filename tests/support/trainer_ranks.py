@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.support.nursery import renew_thread_pool
+
 _TIMEOUT_S = 120.0
 
 
@@ -104,6 +106,7 @@ def _live(
 ) -> NoReturn:
     import torch.distributed as dist
 
+    renew_thread_pool()
     os.environ |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size)}
     status = 0
     try:

@@ -20,6 +20,7 @@ from holdfast.lightning.processes import (
     check_group,
     check_strategy,
     leave_together,
+    model_of,
 )
 from holdfast.lightning.state import State
 from holdfast.run.feeds import Mode
@@ -113,7 +114,7 @@ class Callback(CallbackBase):
         if not self._fitting:
             return
         self._leave_out_file(trainer)
-        self._track("model", pl_module)
+        self._track("model", model_of(trainer))
         self._state.live = True
         if self._goes_on:
             self._state.put_back()

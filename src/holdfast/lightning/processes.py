@@ -10,12 +10,8 @@ from typing import Any
 from holdfast.errors import UsageError
 from holdfast.lightning.package import is_a
 
-_KNOWN = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
+_KNOWN = ("SingleDeviceStrategy", "DDPStrategy", "FSDPStrategy", "ModelParallelStrategy")
 _REFUSED = {
-    "FSDPStrategy": (
-        "FSDP1 keeps parameters in flat pieces that no other layout can read",
-        "Use ModelParallelStrategy with fully_shard (FSDP2) in configure_model().",
-    ),
     "DeepSpeedStrategy": (
         "DeepSpeed alone knows what its optimizer holds",
         'strategy="ddp", or ModelParallelStrategy with fully_shard (FSDP2).',
@@ -54,6 +50,12 @@ def check_strategy(trainer: Any) -> None:
             hint="Leave ddp_comm_state out. Hooks without one, such as fp16_compress_hook, can be "
             "used.",
         )
+
+
+def model_of(trainer: Any) -> Any:
+    """What is trained: the LightningModule, but where parameters of it are in a wrapper's."""
+    strategy = trainer.strategy
+    return strategy.model if is_a(strategy, "FSDPStrategy") else trainer.lightning_module
 
 
 def check_group(trainer: Any, ranks: int) -> None:

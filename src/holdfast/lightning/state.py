@@ -108,11 +108,15 @@ class State:
         if trainer.datamodule is not None and saved["datamodule"]:
             trainer.datamodule.load_state_dict(saved["datamodule"])
         callbacks = saved["callbacks"]
-        checkpoint = {**self._for_hooks(), "callbacks": callbacks, **saved["hooks"]}
-        if _overridden(module.on_load_checkpoint):
+        asked = [one for one in self._others() if _overridden(one.on_load_checkpoint)]
+        asked_itself = _overridden(module.on_load_checkpoint)
+        checkpoint: dict[str, Any] = {}
+        if asked or asked_itself:
+            checkpoint = {**self._for_hooks(), "callbacks": callbacks, **saved["hooks"]}
+        if asked_itself:
             module.on_load_checkpoint(checkpoint)
         for one in self._others():
-            if _overridden(one.on_load_checkpoint):
+            if one in asked:
                 one.on_load_checkpoint(trainer, module, checkpoint)
             if callbacks.get(one.state_key):
                 one.load_state_dict(callbacks[one.state_key])
@@ -179,7 +183,7 @@ class State:
         return {
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
-            "state_dict": trainer.lightning_module.state_dict(),
+            "state_dict": trainer.strategy.lightning_module_state_dict(),
         }
 
     def _from_hooks(self) -> dict[str, Any]:

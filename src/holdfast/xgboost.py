@@ -35,6 +35,7 @@ from holdfast.errors import HoldfastError, StateError, UsageError
 from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
 from holdfast.run.trainings import (
+    check_is_alone,
     check_kind,
     check_name_is_new,
     check_run,
@@ -130,6 +131,7 @@ class Callback(TrainingCallback):
             raise UsageError("several XGBoost workers that train together cannot be resumed yet")
         check_name_is_new(self._run, self._name)
         container, training = _surroundings(self)
+        check_is_alone(self, container.callbacks)
         if dict(training["params"]).get("process_type") == "update":
             raise UsageError(
                 'process_type="update" cannot be resumed: no file holds the trees that are not '

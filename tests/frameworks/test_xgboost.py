@@ -319,6 +319,18 @@ def test_so_it_is_with_lightgbm() -> None:
             holdfast.lightgbm.train({"verbosity": -1}, lightgbm.Dataset(X, Y), 2, run=run)
 
 
+def test_one_callback_is_enough() -> None:
+    with holdfast.Run(fresh_address(), quiet=True) as run:
+        first, second = (holdfast.xgboost.Callback(run, name=name) for name in "ab")
+        with pytest.raises(UsageError, match="two of Holdfast's callbacks"):
+            xgboost.train({}, data()["dtrain"], 2, callbacks=[first, second])
+    with holdfast.Run(fresh_address(), quiet=True) as run:
+        both: Any = [holdfast.lightgbm.Callback(run, name=name) for name in "ab"]
+        rows = lightgbm.Dataset(X, Y, free_raw_data=False)
+        with pytest.raises(UsageError, match="two of Holdfast's callbacks"):
+            lightgbm.train({"verbosity": -1}, rows, 2, callbacks=both)
+
+
 def test_it_goes_on_from_a_model_that_is_given() -> None:
     def go(address: str) -> Any:
         leaving = Leaving(address)

@@ -15,7 +15,9 @@ _KILLS = 50 if EXHAUSTIVE else 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "size"), [("ddp", 2), ("fsdp", 4)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("ddp", 2), ("fsdp", 4), *([("ddp", 4), ("fsdp", 2)] if EXHAUSTIVE else [])]
+)
 def test_killed_ranks_end_as_if_they_were_not(kind: str, size: int, tmp_path: Path) -> None:
     whole = Job(tmp_path / "whole", kind)
     assert whole.finish(size) == 0, whole.log().read_text()

@@ -17,7 +17,13 @@ from holdfast.lightgbm.sampling import Sampling
 from holdfast.lightgbm.training import Training
 from holdfast.run.rehearsal import Beside
 from holdfast.run.run import Run
-from holdfast.run.trainings import check_kind, check_name_is_new, check_run, tell_rehearsal
+from holdfast.run.trainings import (
+    check_is_alone,
+    check_kind,
+    check_name_is_new,
+    check_run,
+    tell_rehearsal,
+)
 
 
 class Callback:
@@ -66,6 +72,7 @@ class Callback:
         check_name_is_new(self._run, self._name)
         self._training = training = Training(self, env, caller)
         training.call_instead(self._after)
+        check_is_alone(self, training.before)
         tell_rehearsal(self._run, lambda: Beside([*training.before, *training.after], []))
         self._total = env.end_iteration - env.begin_iteration
         self._rounds = self._run.range(self._total, name=self._name)

@@ -32,6 +32,15 @@ def check_name_is_new(run: Run, name: str) -> None:
         )
 
 
+def check_is_alone(callback: object, others: Iterable[object]) -> None:
+    """Raises UsageError where another one of Holdfast's is among the callbacks of the training."""
+    if any(isinstance(one, type(callback)) for one in others if one is not callback):
+        raise UsageError(
+            "this training has two of Holdfast's callbacks",
+            hint="Give it one: it saves to one run, whose mirror= may be a second place.",
+        )
+
+
 def meet_ranks(run: Run) -> TogetherWith:
     """The ranks that train with this process, before anything of the run is read: where it goes
     on is then the same on all of them. All ranks come here, with each training."""

@@ -81,6 +81,12 @@ def test_global_variables_are_named_with_the_way_to_keep_them() -> None:
     assert report.causes[1].why.startswith("is inf after a resume, and ")
 
 
+def test_what_follows_from_a_difference_is_not_blamed() -> None:
+    report = of("closure.py", kills=3)
+    assert [(cause.name, cause.kind) for cause in report.causes] == [("loss", "metric")]
+    assert "in a closure" in report.causes[0].remedy
+
+
 def test_what_differs_from_then_on() -> None:
     report = of("local.py")
     followed = {(one.kind, one.name) for one in report.differences}

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -280,7 +281,14 @@ class _Rehearsal:
             for one in moved
             if one.key not in seen and (one.resumed is None or one.resumed <= at)
         ]
-        real = [one for one in found if one.key not in noise and one not in hashed]
+        # What a later start restores differs by what went apart before it, and is not why.
+        apart = min((one.step for one in moved), default=sys.maxsize)
+        followed = [one for one in found if one.kind == "variable" and one.step > apart]
+        real = [
+            one
+            for one in found
+            if one.key not in noise and one not in hashed and one not in followed
+        ]
         seldom: list[Difference] = []
         if hashed and not any(one.kind == "variable" for one in real):
             hashed, seldom = self._depending_on_hashes(hashed, at)
@@ -305,6 +313,7 @@ class _Rehearsal:
             hash_dependent=hashed,
             unrepeatable=unrepeatable,
             seldom=[] if unrepeatable else seldom,
+            ranks=self.report.ranks,
         )
 
     def _play_unharmed(self, name: str, at: int, hash_seed: int = 0) -> None:

@@ -20,6 +20,10 @@ USUAL_CAUSES = (
     "data that run.batches does not hand out",
     "an operation of the device that is not deterministic",
 )
+_OF_MANY_RANKS = (
+    "DistributedDataParallel on more than two ranks, which orders its buckets in each process: "
+    "find_unused_parameters=True keeps them"
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def causes(
     hash_dependent: Sequence[Difference] = (),
     unrepeatable: Sequence[Difference] = (),
     seldom: Sequence[Difference] = (),
-    function: str = "",
+    ranks: int = 1,
 ) -> list[Cause]:
     """What to tell a person, the likeliest cause first.
 
@@ -150,7 +154,7 @@ def causes(
                 )
             )
     if not found and differences:
-        found.append(_of_first(differences))
+        found.append(_of_first(differences, ranks))
     return found
 
 
@@ -185,9 +189,10 @@ def _of_variable(name: str, one: Difference) -> Cause:
     return Cause(one.name if shown else name, kind, one.step, why, remedy, one.rank)
 
 
-def _of_first(differences: Sequence[Difference]) -> Cause:
+def _of_first(differences: Sequence[Difference], ranks: int) -> Cause:
     first = min(differences, key=lambda one: (one.step, _ORDER.index(one.kind)))
-    remedy = f"Usual causes: {'; '.join(USUAL_CAUSES)}."
+    usual = [*USUAL_CAUSES, _OF_MANY_RANKS] if ranks > 2 else USUAL_CAUSES
+    remedy = f"Usual causes: {'; '.join(usual)}."
     if first.kind == "data":
         remedy = (
             "The loop is given other data after a resume. Take it from run.batches(loader), and "

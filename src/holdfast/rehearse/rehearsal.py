@@ -283,11 +283,12 @@ class _Rehearsal:
         ]
         # What a later start restores differs by what went apart before it, and is not why.
         apart = min((one.step for one in moved), default=sys.maxsize)
-        followed = [one for one in found if one.kind == "variable" and one.step > apart]
         real = [
             one
             for one in found
-            if one.key not in noise and one not in hashed and one not in followed
+            if one.key not in noise
+            and one not in hashed
+            and (one.kind != "variable" or one.step <= apart)
         ]
         seldom: list[Difference] = []
         if hashed and not any(one.kind == "variable" for one in real):

@@ -80,8 +80,8 @@ def check_supported(trainer: Any, ranks: int) -> None:
         which = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP on XLA"
         raise UsageError(
             f"a Trainer with {which} cannot be resumed by Holdfast yet",
-            hint="With TrainingArguments(fsdp=True), which shards models too, it can be, and so "
-            "it can with DistributedDataParallel, which it uses without.",
+            hint="TrainingArguments(fsdp=True) shards models too, and can be resumed; so can "
+            "DistributedDataParallel, which the Trainer uses where nothing else is asked for.",
         )
     if args.world_size != ranks:
         raise UsageError(

@@ -12,6 +12,7 @@ from tests.support.servers.fixtures import azure as azure
 from tests.support.servers.fixtures import azure_server as azure_server
 from tests.support.servers.fixtures import careless_gcs as careless_gcs
 from tests.support.servers.fixtures import careless_gcs_server as careless_gcs_server
+from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.servers.fixtures import careless_s3 as careless_s3
 from tests.support.servers.fixtures import careless_s3_server as careless_s3_server
 from tests.support.servers.fixtures import ceph as ceph
@@ -25,9 +26,15 @@ from tests.support.servers.fixtures import opened as opened
 from tests.support.servers.fixtures import s3 as s3
 from tests.support.servers.fixtures import s3_server as s3_server
 
-# Deadlines and "too slow" measure the machine, not the code: tests share its cores.
+# Deadlines and "too slow" measure the machine, not the code: tests share its cores. What is
+# drawn is the same in each run, so that a change is judged by what it changes; the exhaustive
+# tests draw anew.
 settings.register_profile(
-    "holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "holdfast",
+    deadline=None,
+    derandomize=not EXHAUSTIVE,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
 settings.load_profile("holdfast")
 

@@ -64,6 +64,12 @@ def test_any_list_is_decided_right(run: list[Record], policy: KeepPolicy) -> Non
         assert sorted(saver.ids(records)) == sorted(unwanted(records, policy))
 
 
+def test_what_has_gone_does_not_go_again() -> None:
+    """A step that is saved several times, in the time of within=, and a save much later."""
+    run = [record(7, ordinal=n, time_s=time_s) for n, time_s in enumerate([0.0, 0.0, 0.0, 9.0], 1)]
+    grow(run, parse_keep("within=1s"), lambda live: None)
+
+
 @pytest.mark.parametrize(
     "keep",
     ["last=50", "last=3 every=10", "best=5:loss last=9", "within=100s", "size=5kB"],

@@ -111,6 +111,14 @@ SEEDS.append(saved({"x": torch.arange(4.0)}, _use_new_zipfile_serialization=Fals
 SEEDS.append(pickle.dumps({"a": [1, (2,)], "b": {3}}, 2))
 
 
+@pytest.mark.parametrize("numbers", [b"12.5 ", b" 12.5"])
+def test_a_number_that_is_missing(numbers: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.txt"
+    path.write_bytes(LIGHT.replace(b"1 2.5", numbers))
+    with open_foreign(str(path)) as foreign, pytest.raises(DamagedObject, match="number is none"):
+        made(foreign.compared())
+
+
 def read_all(path: Path) -> None:
     with contextlib.suppress(DamagedObject, UnknownFile), open_foreign(str(path)) as foreign:
         foreign.check()

@@ -194,6 +194,14 @@ def test_other_trainings(scenario: str, nursery: Nursery, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_gradients_of_three_are_summed_in_the_order_of_before(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    models = [found["model"] for found in through(nursery, 3, "of_more_than_two", tmp_path)]
+    assert models[0] == models[1] == models[2]
+
+
+@pytest.mark.slow
 def test_sharded_by_fsdp1(nursery: Nursery, tmp_path: Path) -> None:
     (first, whole), (second, _) = through(nursery, 2, "sharded_by_fsdp1", tmp_path)
     # torch gathers those of inner wrappers for a state_dict; the rest are the outer one's.

@@ -49,14 +49,14 @@ def killed(folder: str, every: int, settings: dict[str, Any]) -> list[Any]:
     return [found[0], *((steps.count, outcome) for steps, outcome in found[1:])]
 
 
-def check_killed(tmp_path: Path, every: int, **settings: Any) -> Any:
-    ranks = values(call(killed, 2, str(tmp_path), every, settings))
+def check_killed(tmp_path: Path, every: int, *, size: int = 2, **settings: Any) -> Any:
+    ranks = values(call(killed, size, str(tmp_path), every, settings))
     for rank, (whole, *again) in enumerate(ranks):
         assert [made for made, _ in again] == sorted({made for made, _ in again}, reverse=True)
         for made, outcome in again:
             assert made < whole["state"][0]
             assert outcome == whole, f"rank {rank}, with {made} steps to make"
-    first, second = (whole for whole, *_ in ranks)
+    first, second, *_ = (whole for whole, *_ in ranks)
     assert first["weights"] == second["weights"]
     return first
 
@@ -87,6 +87,11 @@ def test_killed(tmp_path: Path) -> None:
 )
 def test_killed_anywhere(settings: dict[str, Any], tmp_path: Path) -> None:
     check_killed(tmp_path, 4, **settings)
+
+
+@pytest.mark.slow
+def test_gradients_of_three_are_summed_in_the_order_of_before(tmp_path: Path) -> None:
+    check_killed(tmp_path, 2, size=3, ddp_find_unused_parameters=False, num_train_epochs=3)
 
 
 # -- rules --------------------------------------------------------------------------------

@@ -34,9 +34,7 @@ def model_of(kind: str, world: int, device: torch.device) -> torch.nn.Module:
         torch.nn.Linear(17, 1),
     ).to(device)
     if kind == "ddp":
-        # It orders its buckets anew behind the first step of each process, and by that the sums
-        # over more than two ranks: but not so.
-        return torch.nn.parallel.DistributedDataParallel(net, find_unused_parameters=world > 2)
+        return torch.nn.parallel.DistributedDataParallel(net)
     if kind == "fsdp1":
         from torch.distributed.fsdp import FullyShardedDataParallel
 

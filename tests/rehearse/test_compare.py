@@ -114,9 +114,9 @@ def test_the_first_difference_is_named_where_no_variable_is() -> None:
     [cause] = causes(found[:2])
     assert (cause.kind, cause.name) == ("metric", "loss")
     assert "not tracked" in cause.remedy
-    assert "find_unused_parameters" not in cause.remedy
+    assert "DistributedDataParallel" not in cause.remedy
     [cause] = causes(found[:2], ranks=4)
-    assert "find_unused_parameters" in cause.remedy
+    assert "DistributedDataParallel" in cause.remedy
 
 
 def test_what_a_callback_forgets_is_told_with_the_way_to_keep_it() -> None:

@@ -270,6 +270,10 @@ def _stop(trainer: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def of_more_than_two(folder: str) -> Any:
+    return killed_anywhere(f"{folder}/job", lambda job: ([], {"model": Flat}), 5)
+
+
 def sharded(folder: str) -> Any:
     def make(job: str) -> tuple[list[Any], dict[str, Any]]:
         return [], {"strategy": ModelParallelStrategy(world(), 1), "model": Sharded}
@@ -342,7 +346,18 @@ def folds(folder: str) -> Any:
 
 SCENARIOS: dict[str, Callable[[str], Any]] = {
     one.__name__: one
-    for one in (killed, leave, go_on, without_a_rule, asked, sharded, sharded_by_fsdp1, folds, left)
+    for one in (
+        killed,
+        leave,
+        go_on,
+        without_a_rule,
+        asked,
+        of_more_than_two,
+        sharded,
+        sharded_by_fsdp1,
+        folds,
+        left,
+    )
 }
 
 

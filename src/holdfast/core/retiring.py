@@ -57,6 +57,8 @@ class _State:
     def __init__(self, policy: KeepPolicy, records: tuple[Record, ...]) -> None:
         self.records: tuple[Record, ...] = ()
         """All, oldest commit first."""
+        self._ids: set[str] = set()
+        """Of all: the lists below may have some that have gone."""
         self._policy = policy
         self._counts_steps = bool(policy.last or policy.every or policy.within_s)
         self._of_step: dict[int, Record] = {}
@@ -87,7 +89,7 @@ class _State:
         self.records = (*self.records, record)
         gone: list[Record] = []
         if not self._only_size:
-            unwanted = {r.id: r for r in doubtful if not self._wants(r)}
+            unwanted = {r.id: r for r in doubtful if r.id in self._ids and not self._wants(r)}
             gone = sorted(unwanted.values(), key=lambda r: r.ordinal)
         for old in gone:
             if self._of_step.get(old.step) is old:
@@ -102,6 +104,7 @@ class _State:
             gone = self._shrink(cap)
         if gone:
             self.records = _without(self.records, gone)
+            self._ids.difference_update(record.id for record in gone)
         return gone
 
     @property
@@ -112,6 +115,7 @@ class _State:
     def _enter(self, record: Record) -> list[Record]:
         """Count `record` in; those that leave the list of a rule for it."""
         leave: list[Record] = []
+        self._ids.add(record.id)
         if self._counts_steps:
             leave += self._enter_step(record)
         for rule, best in zip(self._policy.best, self._best, strict=True):

@@ -267,7 +267,7 @@ def _settings(text: bytes) -> Iterator[tuple[str, Any]]:
 def _numbers(text: bytes) -> Any:
     def make() -> bytes:
         try:
-            return array("d", map(float, text.split())).tobytes()
+            return array("d", map(float, text.split(b" "))).tobytes()
         except ValueError as error:
             raise DamagedObject("the file", f"what should be a number is none ({error})") from None
 

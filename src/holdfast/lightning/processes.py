@@ -53,9 +53,11 @@ def check_strategy(trainer: Any) -> None:
 
 
 def model_of(trainer: Any) -> Any:
-    """What is trained: the LightningModule, but where parameters of it are in a wrapper's."""
+    """What is trained: the LightningModule, in the wrapper that has its parameters (FSDP1) or
+    sums their gradients (DistributedDataParallel)."""
     strategy = trainer.strategy
-    return strategy.model if is_a(strategy, "FSDPStrategy") else trainer.lightning_module
+    wraps = is_a(strategy, "FSDPStrategy") or is_a(strategy, "DDPStrategy")
+    return strategy.model if wraps else trainer.lightning_module
 
 
 def check_group(trainer: Any, ranks: int) -> None:

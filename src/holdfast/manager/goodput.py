@@ -244,7 +244,7 @@ class _Span:
 
     def __init__(self, epoch: int, told: _Told, live: bool, now_s: float | None) -> None:
         self.epoch = epoch
-        self.start = start = min(told.starts, key=lambda start: start.time_s)
+        self.start = start = min(told.starts, key=lambda start: (start.time_s, start.began_s))
         self.from_step = start.step
         self.start_s = start.time_s
         self.began_s = min(start.began_s, self.start_s)

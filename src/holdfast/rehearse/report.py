@@ -21,8 +21,8 @@ USUAL_CAUSES = (
     "an operation of the device that is not deterministic",
 )
 _OF_MANY_RANKS = (
-    "DistributedDataParallel on more than two ranks, which orders its buckets in each process: "
-    "find_unused_parameters=True keeps them"
+    "a model that is tracked without its DistributedDataParallel, which knows the order in which "
+    "more than two ranks are summed: run.track(model=ddp)"
 )
 
 

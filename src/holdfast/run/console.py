@@ -120,6 +120,14 @@ def node_disks_line(address: str, mirror: str) -> str:
     )
 
 
+def order_line(name: str, why: str) -> str:
+    """
+    >>> order_line("model", "its parameters are others")
+    'model: gradients are summed in another order than before, as its parameters are others'
+    """
+    return f"{name}: gradients are summed in another order than before, as {why}"
+
+
 def thread_line(address: str) -> str:
     """
     >>> thread_line("runs/gpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class Contents:
         gradients: Accumulation,
         constructed: Constructed,
         attributes: Attributes,
+        bucket_orders: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
         self.lengths: dict[str, int] = {}
         """Of the loops' data, by place."""
@@ -50,6 +52,7 @@ class Contents:
         self._gradients = gradients
         self._constructed = constructed
         self._attributes = attributes
+        self._bucket_orders = bucket_orders
 
     def note_length(self, loop: Loop) -> str:
         """An epoch of the loop begins: note how long it is. What to say of it, if that is
@@ -79,5 +82,6 @@ class Contents:
             "gradients": self._gradients.state(),
             "settings": self._constructed.to_tree(),
             "attributes": self._attributes.to_tree(loaded_adapters(), state),
+            "buckets": self._bucket_orders(state),
         }
         return Content(position.step, state, loop, self._metrics.known())

@@ -105,6 +105,7 @@ class Session:
             self.gradients,
             self.constructed,
             self.attributes,
+            lambda state: self.ranks.bucket_orders(state),
         )
         self.saves = Saves(manager, triggers, self.metrics, publisher(manager))
         self.held = HeldState(manager, settings.hold, self.contents, console)
@@ -252,6 +253,7 @@ class Session:
         self.feeds.ledger.land()
         with self._restoring():
             restored = self.restores.everything(resumed.id, rng=rng)
+        self.ranks.put_bucket_orders(self.tracked.objects, restored.loop.get("buckets", {}))
         self.gradients.restore(restored.loop.get("gradients", {}))
         # What the prologue logged once more was computed from a later state.
         self.metrics.restore(restored.loop.get("metrics", {}), restored.info.metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.core import frameworks
@@ -10,7 +11,7 @@ from holdfast.core.group import ALONE, Group, Ranks
 from holdfast.errors import CorruptionError, GroupError, UsageError
 from holdfast.manager.ranks import told
 from holdfast.run.agreement import Agreement
-from holdfast.run.console import Console, apart_line, node_disks_line, plural
+from holdfast.run.console import Console, apart_line, node_disks_line, order_line, plural
 from holdfast.run.decisions import Decisions
 from holdfast.run.saves import Saves
 
@@ -123,6 +124,26 @@ class TogetherWith:
         if before == now:
             return ""
         return f"saved by {plural(before, 'rank')}, goes on with {now}"
+
+    def bucket_orders(self, tracked: Mapping[str, Any]) -> dict[str, Any]:
+        """For a checkpoint: in which order gradients of ranks are summed, by framework and model.
+        All ranks ask."""
+        if self._group is None:
+            return {}
+        able = (one for one in frameworks.loaded_adapters() if hasattr(one, "bucket_orders"))
+        return {adapter.name: adapter.bucket_orders(tracked) for adapter in able}
+
+    def put_bucket_orders(self, tracked: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        """Before the first step: make it what `bucket_orders` has found. All ranks call this."""
+        if self._group is None:
+            return
+        for adapter in frameworks.loaded_adapters():
+            if hasattr(adapter, "put_bucket_orders"):
+                refused = adapter.put_bucket_orders(
+                    tracked, saved.get(adapter.name, {}), self._group
+                )
+                for name, why in refused.items():
+                    self._console.say(order_line(name, why))
 
     def settle(self, manager: Any) -> None:
         """All ranks have come to the end, and all know it: nothing is kept for them."""

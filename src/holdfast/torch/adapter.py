@@ -10,9 +10,10 @@ import torch
 
 from holdfast.core.adapters import Decoder, Encoder, Waiting
 from holdfast.core.classes import type_name
+from holdfast.core.group import Group
 from holdfast.core.types import Node
 from holdfast.errors import FormatTooNew
-from holdfast.torch import attributes, contents, flat_optimizers, fsdp1, rng, settings
+from holdfast.torch import attributes, buckets, contents, flat_optimizers, fsdp1, rng, settings
 from holdfast.torch.accelerated import unwrapped
 from holdfast.torch.gradients import Gradients, gradients_aside
 from holdfast.torch.group import process_group
@@ -162,6 +163,16 @@ class TorchAdapter:
     def unsaved_attributes(self, tracked: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers that modules keep outside of their state, by name."""
         return attributes.unsaved(tracked)
+
+    def bucket_orders(self, tracked: Mapping[str, Any]) -> dict[str, Any]:
+        """See buckets.read."""
+        return buckets.read(tracked)
+
+    def put_bucket_orders(
+        self, tracked: Mapping[str, Any], saved: Mapping[str, Any], group: Group
+    ) -> dict[str, str]:
+        """See buckets.write."""
+        return buckets.write(tracked, saved, group)
 
     def write_pt(self, read: Callable[[], Any], file: Path) -> tuple[list[str], list[str]]:
         """See exports.write_pt."""

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 
 from holdfast.errors import UsageError
@@ -60,6 +61,13 @@ def running_loss(trainer: Any) -> Any:
         if found.get("self") is trainer and "tr_loss" in found:
             return found["tr_loss"]
     raise _unknown("the sum of the losses")
+
+
+def trained(trainer: Any) -> Any:
+    """The model, in the wrapper that sums its gradients if DistributedDataParallel does."""
+    wrapped = trainer.model_wrapped
+    inner = getattr(wrapped, "_orig_mod", wrapped)  # of the compiler
+    return wrapped if isinstance(inner, DistributedDataParallel) else trainer.model
 
 
 def check_known(trainer: Trainer) -> None:

@@ -35,7 +35,7 @@ from holdfast.run.trainings import check_name_is_new, tell_rehearsal, track_late
 from holdfast.torch.accelerated import unwrapped
 from holdfast.torch.indices import length_of
 from holdfast.transformers.files import pretrained_files
-from holdfast.transformers.known import running_loss
+from holdfast.transformers.known import running_loss, trained
 from holdfast.transformers.plan import Here, Place, Plan, Sizes, planned, ranks_of
 from holdfast.transformers.progress import Files, Progress
 
@@ -192,7 +192,7 @@ class Training:
     def _objects(self, tokenizer: Any) -> dict[str, Any]:
         trainer = self._trainer
         objects = {
-            "model": trainer.model,
+            "model": trained(trainer),
             "optimizer": unwrapped(trainer.optimizer),
             "scheduler": self._scheduler(),
             "progress": self._progress,

@@ -8,11 +8,11 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.servers.fixtures import azure as azure
 from tests.support.servers.fixtures import azure_server as azure_server
 from tests.support.servers.fixtures import careless_gcs as careless_gcs
 from tests.support.servers.fixtures import careless_gcs_server as careless_gcs_server
-from tests.support.exhaustive import EXHAUSTIVE
 from tests.support.servers.fixtures import careless_s3 as careless_s3
 from tests.support.servers.fixtures import careless_s3_server as careless_s3_server
 from tests.support.servers.fixtures import ceph as ceph

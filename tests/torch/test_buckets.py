@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed, nn
+from torch._C import _distributed_c10d
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,7 +47,7 @@ def wrapped(how: str) -> Any:
     if how == "hook":
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
     if how == "built in":
-        ddp._register_builtin_comm_hook(distributed.BuiltinCommHookType.ALLREDUCE)
+        ddp._register_builtin_comm_hook(_distributed_c10d.BuiltinCommHookType.ALLREDUCE)
     return ddp
 
 
@@ -202,9 +205,6 @@ def test_one_that_has_the_order_stays_as_it_is() -> None:
 
 def said_of_a_run(address: str) -> str:
     """A run that was saved with one model goes on with another hook."""
-    import contextlib
-    import io
-
     train(address, "", ends=2)
     with contextlib.redirect_stderr(io.StringIO()) as err:
         ddp = wrapped("built in")

@@ -130,23 +130,23 @@ class TogetherWith:
         All ranks ask."""
         if self._group is None:
             return {}
-        able = (one for one in frameworks.loaded_adapters() if hasattr(one, "bucket_orders"))
-        return {adapter.name: adapter.bucket_orders(tracked) for adapter in able}
+        return {one.name: one.bucket_orders(tracked) for one in _with_buckets()}
 
     def put_bucket_orders(self, tracked: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         """Before the first step: make it what `bucket_orders` has found. All ranks call this."""
         if self._group is None:
             return
-        for adapter in frameworks.loaded_adapters():
-            if hasattr(adapter, "put_bucket_orders"):
-                refused = adapter.put_bucket_orders(
-                    tracked, saved.get(adapter.name, {}), self._group
-                )
-                for name, why in refused.items():
-                    self._console.say(order_line(name, why))
+        for adapter in _with_buckets():
+            orders = saved.get(adapter.name, {})
+            for name, why in adapter.put_bucket_orders(tracked, orders, self._group).items():
+                self._console.say(order_line(name, why))
 
     def settle(self, manager: Any) -> None:
         """All ranks have come to the end, and all know it: nothing is kept for them."""
         if self._group is not None:
             self._group.gather(None)
             manager.settle()
+
+
+def _with_buckets() -> list[Any]:
+    return [one for one in frameworks.loaded_adapters() if hasattr(one, "bucket_orders")]

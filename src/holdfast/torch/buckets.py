@@ -139,9 +139,9 @@ def _give(ddp: Any, order: Sequence[int]) -> None:
     if ddp.static_graph:
         ddp.reducer._set_static_graph()
         ddp.logger._set_static_graph()
-    for hook, state in ddp._comm_hooks:
-        ddp.logger._set_comm_hook_name(hook.__qualname__)
-        dist._register_comm_hook(ddp.reducer, state, hook)
+    hooks, ddp._comm_hooks = ddp._comm_hooks, []
+    for hook, state in hooks:
+        ddp.register_comm_hook(state, hook)
     ddp.reducer._push_all_rebuilt_params()
     ddp.reducer._rebuild_buckets()
     ddp._has_rebuilt_buckets = True

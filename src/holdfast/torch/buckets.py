@@ -10,7 +10,7 @@ order, and is told that their gradients came so, as `join()` does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,19 +19,19 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from holdfast.core.group import Group
-from holdfast.torch.modules import bare
+from holdfast.torch.modules import all_parts, bare
 
 _MANY = 3
 """Ranks: the sum of two has one order."""
 _MAX_DEPTH = 6
 
-_known: WeakKeyDictionary[DistributedDataParallel, list[int]] = WeakKeyDictionary()
-"""The order of those that will not change it any more."""
+_known: WeakKeyDictionary[DistributedDataParallel, dict[str, str]] = WeakKeyDictionary()
+"""What `read` says of those that will not change their order any more."""
 
 
 def read(tracked: Mapping[str, Any]) -> dict[str, Any]:
     """The order of each model in DistributedDataParallel among `tracked` that has one of its own,
-    by name: numbers of parameters, and a digest of their names.
+    by name: the numbers of its parameters, and a digest of their names.
 
     Between two steps, on all ranks of a model: behind the first step (with static_graph=True: the
     second) they come to the order here that they would come to in the next one.
@@ -39,7 +39,7 @@ def read(tracked: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path, ddp in _wrapped(tracked):
         if _orders_anew(ddp) and (order := _order(ddp)) is not None:
-            found[path] = {"names": _digest(_names(ddp)), "order": order}
+            found[path] = dict(order)
     return found
 
 
@@ -56,13 +56,13 @@ def write(tracked: Mapping[str, Any], saved: Mapping[str, Any], group: Group) ->
             continue
         if why := _obstacle(ddp, saved[path]):
             refused[path] = why
-        elif _known.get(ddp) != saved[path]["order"]:
-            wishes[path] = _digest(map(str, saved[path]["order"]))
+        elif _known.get(ddp) != saved[path]:
+            wishes[path] = _digest([saved[path]["order"]])
     everyone = dict(group.gather([dist.get_rank(), wishes]))
     for path, wish in wishes.items():
         ranks = dist.get_process_group_ranks(models[path].process_group)
         if all(everyone.get(rank, {}).get(path) == wish for rank in ranks):
-            _give(models[path], saved[path]["order"])
+            _give(models[path], saved[path])
         else:
             refused[path] = "not all ranks have it"
     return refused
@@ -70,7 +70,11 @@ def write(tracked: Mapping[str, Any], saved: Mapping[str, Any], group: Group) ->
 
 def _wrapped(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Models in DistributedDataParallel, with their names in reports."""
-    if isinstance(value, torch.nn.Module):
+    if isinstance(value, DistributedDataParallel):
+        yield path, value
+    elif isinstance(value, torch.nn.Module):
+        if not any(isinstance(part, DistributedDataParallel) for part in all_parts(value)):
+            return  # the names of thousands of modules take a while
         for name, module in value.named_modules():
             if isinstance(module, DistributedDataParallel):
                 name = bare(name)
@@ -89,7 +93,7 @@ def _orders_anew(ddp: Any) -> bool:
     )
 
 
-def _order(ddp: Any) -> list[int] | None:
+def _order(ddp: Any) -> dict[str, str] | None:
     """None: no gradients have come yet, or torch does not tell."""
     if ddp not in _known:
         try:
@@ -101,10 +105,10 @@ def _order(ddp: Any) -> list[int] | None:
         if not (text := _told(ddp)):
             ddp.logger.set_runtime_stats_and_log()
             text = _told(ddp)
-        order = [int(number) for number in text.replace(",", " ").split()]
-        if sorted(order) != list(range(len(_names(ddp)))):
+        order, names = text.replace(",", " ").split(), _names(ddp)
+        if not _is_whole(order, names):
             return None
-        _known[ddp] = order
+        _known[ddp] = {"names": _digest(names), "order": " ".join(order)}
     return _known[ddp]
 
 
@@ -115,7 +119,7 @@ def _told(ddp: Any) -> str:
 def _obstacle(ddp: Any, saved: Mapping[str, Any]) -> str:
     if saved["names"] != _digest(names := _names(ddp)):
         return "its parameters are others"
-    if sorted(saved["order"]) != list(range(len(names))):
+    if not _is_whole(saved["order"].split(), names):
         return "the checkpoint does not name each parameter once"
     if ddp.mixed_precision is not None:
         return "it was made with mixed_precision"
@@ -129,7 +133,8 @@ def _obstacle(ddp: Any, saved: Mapping[str, Any]) -> str:
     return ""
 
 
-def _give(ddp: Any, order: Sequence[int]) -> None:
+def _give(ddp: Any, saved: Mapping[str, str]) -> None:
+    order = [int(number) for number in saved["order"].split()]
     parameters, sparse = ddp._build_params_for_reducer()
     parameters = [parameters[number] for number in order]
     sparse = [sparse[number] for number in order]
@@ -145,7 +150,7 @@ def _give(ddp: Any, order: Sequence[int]) -> None:
     ddp.reducer._push_all_rebuilt_params()
     ddp.reducer._rebuild_buckets()
     ddp._has_rebuilt_buckets = True
-    _known[ddp] = list(order)
+    _known[ddp] = dict(saved)
 
 
 def _names(ddp: Any) -> list[str]:
@@ -154,5 +159,9 @@ def _names(ddp: Any) -> list[str]:
     return [names[id(value)] for value in ddp._build_params_for_reducer()[0]]
 
 
-def _digest(words: Any) -> str:
+def _is_whole(order: Sequence[str], names: Sequence[str]) -> bool:
+    return sorted(order) == sorted(map(str, range(len(names))))
+
+
+def _digest(words: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]

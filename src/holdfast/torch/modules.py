@@ -96,7 +96,7 @@ def _state_of(module: torch.nn.Module, path: str) -> Any:
 
 def _has_fsdp1(module: torch.nn.Module, path: str) -> bool:
     """Raises StateError or UnsupportedValue for what cannot be saved and restored of it."""
-    found = fsdp1.check(_all_parts(module), path)
+    found = fsdp1.check(all_parts(module), path)
     if found and not plain_loading(module):
         raise UnsupportedValue(
             path,
@@ -129,9 +129,9 @@ def _mark_parameters(
 def to_sharded(module: torch.nn.Module) -> None:
     """Make FSDP's parameters the sharded ones again: after an evaluation the root's are
     left as they were used. No process speaks to another."""
-    fsdp1.reshard(_all_parts(module))
+    fsdp1.reshard(all_parts(module))
     if _loaded("torch.distributed.fsdp", "FSDPModule") is not None:
-        for part in _all_parts(module):
+        for part in all_parts(module):
             if is_fsdp(part):
                 part.reshard()  # type: ignore[operator]
 
@@ -166,14 +166,14 @@ def _wrapper_prefixes(module: torch.nn.Module) -> set[str]:
     }
     every = tuple(kinds.values())
     found: set[str] = set()
-    if not any(isinstance(part, every) for part in _all_parts(module)):
+    if not any(isinstance(part, every) for part in all_parts(module)):
         return found  # the names of thousands of modules take longer than their tensors
     for name, part in module.named_modules(remove_duplicate=False):
         found.update(_join(name, held) for held, kind in kinds.items() if isinstance(part, kind))
     return found
 
 
-def _all_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+def all_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """As `modules()`, several times as fast."""
     seen = {module}
     pending = [module]

@@ -127,8 +127,8 @@ class _Comparison:
 
 
 def _order(item: Any) -> bytes:
-    """Any order that does not depend on hashes."""
-    return msgspec.json.encode(capture({"item": item}).tree)
+    """Any order that does not depend on hashes. In a set, nothing of an item is a leaf."""
+    return msgspec.json.encode(capture({"items": {item}}).tree)
 
 
 def _array(one: np.ndarray, other: np.ndarray, where: str, *, layout: bool = True) -> None:

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -119,6 +120,13 @@ def test_code_before_the_damage_counts() -> None:
     file = look(many)
     assert file.runs == ()
     assert "the rest was not looked at" in file.problems[0]
+
+
+def test_a_warning_that_is_an_error_raises_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        walked = machine.walk(rb"S'\o'" + b"\n.")
+    assert walked.problem.endswith(r"(invalid escape sequence '\o')")
 
 
 def test_names_of_python_2() -> None:

@@ -98,6 +98,10 @@ class _Limit(Exception):
     """More than this machine takes."""
 
 
+# A warning (of an escape that is none) is an error to programs that ask for that.
+_MALFORMED = (ValueError, IndexError, KeyError, EOFError, OverflowError, struct.error, Warning)
+
+
 def walk(data: bytes, start: int = 0, *, operations: int = MAX_OPERATIONS) -> Walked:
     """Follow the pickle at `start` of `data` to its end, or as far as it can be followed, for
     at most so many operations.
@@ -121,7 +125,7 @@ def walk(data: bytes, start: int = 0, *, operations: int = MAX_OPERATIONS) -> Wa
                 break
     except _Limit as limit:
         walked.problem = f"its pickle has {limit}: the rest was not looked at"
-    except (ValueError, IndexError, KeyError, EOFError, OverflowError, struct.error) as error:
+    except _MALFORMED as error:
         text = f"{error}"[:200]
         walked.problem = f"its pickle is malformed at byte {stream.tell() - start:,} ({text})"
     if not machine.stopped and not walked.problem:

@@ -70,6 +70,16 @@ def test_what_has_gone_does_not_go_again() -> None:
     grow(run, parse_keep("within=1s"), lambda live: None)
 
 
+def test_a_clock_that_goes_back_and_on_again_behind_a_change() -> None:
+    run = [record(step, time_s=time_s) for step, time_s in enumerate([0.0, 9.0, 0.0, 0.0, 9.0])]
+
+    def tag(live: list[Record]) -> None:
+        if len(live) == 2:
+            live[1] = msgspec.structs.replace(live[1], tags=("gold",))
+
+    grow(run, parse_keep("last=2 within=5s"), tag)
+
+
 @pytest.mark.parametrize(
     "keep",
     ["last=50", "last=3 every=10", "best=5:loss last=9", "within=100s", "size=5kB"],

@@ -77,6 +77,11 @@ class _State:
         for record in records:
             self._enter(record)
         self.records = records
+        # Where the clock went back, one that left meanwhile is kept by within= again.
+        self._by_time.clear()
+        if policy.within_s is not None:
+            for record in records:
+                self._watch(record)
 
     def add(self, record: Record) -> list[Record] | None:
         """What is to go now that `record` has come; that is then gone from `records`.

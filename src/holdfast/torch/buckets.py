@@ -48,6 +48,8 @@ def write(tracked: Mapping[str, Any], saved: Mapping[str, Any], group: Group) ->
 
     Returns, by name, why a model does not have it. It is then like one that had never trained.
     """
+    if not dist.is_available() or not dist.is_initialized():
+        return {}  # another framework's group; all of it are alike in that
     refused: dict[str, str] = {}
     wishes: dict[str, str] = {}
     models = {path: ddp for path, ddp in _wrapped(tracked) if _orders_anew(ddp)}

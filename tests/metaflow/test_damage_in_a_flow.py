@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.damage import newest_pack
 from tests.metaflow.support import Metaflow
 
 
@@ -20,11 +21,8 @@ def flip(file: Path) -> None:
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
 def test_the_one_before_is_loaded(metaflow: Metaflow, damage: Callable[[Path], object]) -> None:
     metaflow.run("counting", FAILS_AT="6", status=1)
-    packs = metaflow.folder.glob(".metaflow/mf.holdfast/Counting/start/task/*/main/packs/**/*")
-    # The numbers of the files, whose bytes are the last there.
-    damage(
-        max((path for path in packs if path.is_file()), key=lambda path: path.stat().st_mtime_ns)
-    )
+    [run] = metaflow.folder.glob(".metaflow/mf.holdfast/Counting/start/task/*/main")
+    damage(newest_pack(run))  # the numbers of the files, whose bytes are the last there
     metaflow.forget()
     resumed = metaflow.run("counting", "resume")
     assert "main@5 is damaged and was passed over" in resumed.output

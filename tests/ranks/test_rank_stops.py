@@ -21,6 +21,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job
 
 
+@pytest.fixture
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As long as this file is there, no training comes to its end."""
+    file = tmp_path / "hold"
+    file.touch()
+    monkeypatch.setenv("HOLD", str(file))
+    return file
+
+
 def in_training(job: Job) -> list[int]:
     """The ranks, once the first checkpoint is there."""
     ranks = job.ranks()
@@ -33,7 +42,7 @@ def in_training(job: Job) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["all", "rank 0", "rank 1"])
-def test_a_stop_is_one_of_all_ranks(who: str, whole: Job, tmp_path: Path) -> None:
+def test_a_stop_is_one_of_all_ranks(who: str, whole: Job, tmp_path: Path, hold: Path) -> None:
     """Whoever hears the signal: all save the same step, and end with the status that says so."""
     job = Job(tmp_path / "job", "ddp")
     process = job.start(2)
@@ -41,6 +50,7 @@ def test_a_stop_is_one_of_all_ranks(who: str, whole: Job, tmp_path: Path) -> Non
     for rank, pid in enumerate(ranks):
         if who in ("all", f"rank {rank}"):
             os.kill(pid, signal.SIGTERM)
+    hold.unlink()
     assert job.end(process) == 75, job.log().read_text()
     with holdfast.CheckpointManager(job.run) as ckpts:
         newest = ckpts.checkpoints()[-1]
@@ -52,12 +62,13 @@ def test_a_stop_is_one_of_all_ranks(who: str, whole: Job, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_stands_still_holds_the_others_up_and_no_more(
-    rank: int, whole: Job, tmp_path: Path
+    rank: int, whole: Job, tmp_path: Path, hold: Path
 ) -> None:
     job = Job(tmp_path / "job", "ddp", every="1")
     process = job.start(2)
     ranks = in_training(job)
     os.kill(ranks[rank], signal.SIGSTOP)
+    hold.unlink()
     time.sleep(1.5)
     os.kill(ranks[rank], signal.SIGCONT)
     assert job.end(process) == 0, job.log().read_text()

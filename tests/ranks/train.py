@@ -2,8 +2,9 @@
 
     python train.py ADDRESS RESULT KIND EPOCHS EVERY STOP
 
-In each step from STOP on rank 0 is asked to stop, if it is not 0. WORKERS in the environment: of
-its loader. What torchrun has started notes its pid in the file RESULT.starts.
+In each step from STOP on rank 0 is asked to stop, if it is not 0. In the environment: WORKERS of
+its loader; HOLD, a file: as long as it is there nobody gets beyond the fifth step. What torchrun
+has started notes its pid in the file RESULT.starts.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def main() -> None:
                 if rank == 0 and 0 < int(stop) <= run.step:
                     os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.01)  # so that signals come between steps
+                while run.step == 4 and os.path.exists(os.environ.get("HOLD", "")):
+                    time.sleep(0.01)
             run.log(loss=sum(box.losses[-3:]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -30,6 +30,10 @@ class Keys:
     def is_over(self, key_id: str) -> bool:
         return datetime.now(UTC) >= self.ends[key_id]
 
+    def end(self) -> None:
+        """All that were given are over."""
+        self.ends = dict.fromkeys(self.ends, datetime.now(UTC))
+
     def give(self) -> dict[str, str]:
         self.given += 1
         self.ends[self.newest] = datetime.now(UTC) + timedelta(seconds=self.lasting_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import socket
@@ -62,6 +63,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # what earlier tests have left is not closed meanwhile
     return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
 
 

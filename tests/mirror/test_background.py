@@ -16,14 +16,17 @@ from holdfast import CheckpointManager
 from holdfast.core.retention import parse_keep
 from holdfast.errors import UsageError
 from holdfast.manager import mirror
+from holdfast.manager.info import CheckpointInfo
 from holdfast.manager.mirror import Mirror
 from holdfast.manager.mirror_options import mirror_options
+from holdfast.manager.pending import Pending
 from holdfast.repo import keys, pack_copy
 from holdfast.repo.pace import Pace
 from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.open import open_store
 from tests.mirror.support import WAIT_S, Line, damage, mirror_threads, state, steps
+from tests.support.waiting import within
 from tests.support.servers.service import Place
 
 Lines = Callable[[str], Line]
@@ -59,6 +62,27 @@ def test_each_checkpoint_is_in_the_mirror_byte_for_byte(tmp_path: Path, there: s
     assert steps(tmp_path / "run") == steps(there) == [1, 2, 3]
     for folder in (keys.PACKS, keys.MANIFESTS):
         assert objects(str(tmp_path / "run"), folder) == objects(there, folder)
+
+
+def test_who_has_waited_for_a_save_can_wait_for_its_copy(
+    tmp_path: Path, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the thread that saves comes no further before that."""
+    committed, go_on = Pending.committed, threading.Event()
+
+    def held(pending: Pending, info: CheckpointInfo) -> None:
+        committed(pending, info)
+        assert go_on.wait(WAIT_S)
+
+    monkeypatch.setattr(Pending, "committed", held)
+    with CheckpointManager(tmp_path / "run", mirror=there) as run:
+        run.acquire()
+        assert run.wait_mirrored(WAIT_S)
+        run.save(1, state(1)).result()
+        assert not run.wait_mirrored(0)
+        go_on.set()
+        assert run.wait_mirrored(WAIT_S)
+        assert steps(there) == [1]
 
 
 def test_a_save_does_not_wait_for_the_mirror_and_what_its_rule_would_not_keep_is_skipped(
@@ -254,7 +278,9 @@ def test_an_outage_at_the_end_ends_in_time_with_one_loud_line_and_the_next_start
         line.down = True
         run.save(200, state(200)).result()
         run.save(300, state(300)).result()
-    assert not mirror_threads()
+        while not line.refused:
+            assert not run.wait_mirrored(0.01)
+    assert within(WAIT_S, lambda: not mirror_threads())
     [outage, missing] = warnings(caplog)
     assert "nothing is copied to" in outage
     assert "step 300, 200: only here, not in" in missing
@@ -310,7 +336,8 @@ def test_at_the_end_the_newest_overtakes_the_one_that_is_being_copied(
         closing.start()
         while run._mirror is not None and not run._mirror._closing:  # pyright: ignore[reportPrivateUsage]
             closing.join(0.001)
-        go_on.set()
+        with run._mirror._lock:  # pyright: ignore[reportPrivateUsage, reportOptionalMemberAccess]
+            go_on.set()  # the copy was told to stop
         closing.join(WAIT_S)
     first_entry = next(at for at, key in enumerate(order) if key.startswith(keys.LOG))
     assert keys.manifest_key(new) in order[:first_entry]
@@ -415,11 +442,11 @@ def test_without_a_mirror_there_is_no_thread_and_nothing_is_imported(tmp_path: P
 
 def test_the_thread_ends_with_the_manager(tmp_path: Path, there: str) -> None:
     run = CheckpointManager(tmp_path / "run", mirror=there)
-    assert not mirror_threads()  # a reader has none
+    assert within(WAIT_S, lambda: not mirror_threads())  # a reader has none
     run.save(1, state(1)).result()
     assert mirror_threads()
     run.close()
-    assert not mirror_threads()
+    assert within(WAIT_S, lambda: not mirror_threads())  # the first of low priority ends by itself
     assert Repo(open_store(there)).head().entry.holder is None  # pyright: ignore[reportOptionalMemberAccess]
 
 

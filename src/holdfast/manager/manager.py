@@ -370,8 +370,8 @@ class CheckpointManager(Evaluating):
         # No lock: the thread that waits for this save may hold it.
         self._base = manifest
         heartbeat.checkpoint(self.address, record.step, record.id)
-        order.pending.committed(info_of(self.address, record))
-        self._to_mirror(record.id)
+        info = info_of(self.address, record)
+        self._new_to_mirror(record.id, lambda: order.pending.committed(info))
 
     def wait(self) -> None:
         """Block until every save has been committed or has failed."""

@@ -105,9 +105,9 @@ class Mirror:
         self._turn = threading.Lock()
         """Held by the thread that works: the second one follows the first."""
         self._closing = self._ended = self._over = self._hurried = False
-        self._given_up = self._tidied = False
+        self._given_up = self._tidied = self._noted = False
         self._newest = ""
-        """Id of the newest checkpoint that `changed` was told of."""
+        """Id of the newest checkpoint that `expect` was told of."""
         self._current = ""
         """Id of the checkpoint that is being copied."""
         self._there: tuple[Record, ...] | None = None
@@ -156,20 +156,26 @@ class Mirror:
             return None
         return thread
 
-    def changed(self, id: str = "") -> None:
-        """The run's list has changed; `id` is that of a new checkpoint."""
+    def expect(self, id: str = "") -> None:
+        """The run's list has changed, and `wake` follows; `id` is that of a new checkpoint. Who
+        begins to `wait` now waits for it, too."""
+        # Without the lock, which the thread that waits for the save may hold. A pass that begins
+        # at this moment reads the list afterwards.
         self._newest = id or self._newest
-        if self._thread is None or self._pid != os.getpid():
-            return
-        with self._lock:
-            self._dirty = True
-            self._changed.notify_all()
+        self._dirty = True
+
+    def wake(self) -> None:
+        """There is something to do."""
+        if self._thread is not None and self._pid == os.getpid():
+            with self._lock:
+                self._changed.notify_all()
 
     def mend(self, key: str) -> None:
         """An object of the run is damaged or missing, and whole in the mirror: replace it."""
         if key not in self._broken:
             self._broken.add(key)
-            self.changed()
+            self.expect()
+            self.wake()
 
     def store(self) -> Store:
         """The mirror, for who reads it besides; it shares nothing with the thread's."""
@@ -278,6 +284,8 @@ class Mirror:
                 return
             if low:
                 yield_to_others()
+            if not self._noted:  # by whichever of the two comes first
+                self._noted = True
                 self._remember()
             self._work_on(low)
 
@@ -294,7 +302,7 @@ class Mirror:
                 try:
                     self._pass()
                 except CopyStopped:
-                    self._look_again()
+                    self._dirty = True  # there is a newer one
                 except _FINAL as error:
                     self._give_up(error)
                     return
@@ -329,10 +337,6 @@ class Mirror:
                     self._dirty, self._busy = False, True
                     return True
             return False
-
-    def _look_again(self) -> None:
-        with self._lock:
-            self._dirty = True
 
     def _pass(self) -> None:
         """Bring the mirror up to date."""

@@ -186,11 +186,21 @@ class Mirrored(Listing):
         if self._mirror is not None:
             self._mirror.start(epoch)
 
-    def _to_mirror(self, id: str = "") -> None:
-        """The list has changed; `id` is a new checkpoint."""
+    def _to_mirror(self) -> None:
+        """The list has changed."""
         if self._mirror is not None:
-            self._mirror.changed(id)
-        elif self._node_disk is not None and id:
+            self._mirror.expect()
+            self._mirror.wake()
+
+    def _new_to_mirror(self, id: str, tell: Callable[[], None]) -> None:
+        """A new checkpoint is listed. `tell` whoever waits for it: they may wait for the mirror
+        next, which must know by then that there is something to do."""
+        if self._mirror is not None:
+            self._mirror.expect(id)
+        tell()
+        if self._mirror is not None:
+            self._mirror.wake()
+        elif self._node_disk is not None:
             self._node_disk.tidy(self._repo)
 
     def results_changed(self) -> None:

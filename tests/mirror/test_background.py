@@ -26,8 +26,8 @@ from holdfast.repo.repo import Repo
 from holdfast.repo.writer import Writer
 from holdfast.stores.open import open_store
 from tests.mirror.support import WAIT_S, Line, damage, mirror_threads, state, steps
-from tests.support.waiting import within
 from tests.support.servers.service import Place
+from tests.support.waiting import within
 
 Lines = Callable[[str], Line]
 

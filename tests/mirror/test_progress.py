@@ -26,7 +26,8 @@ run, mirror, words = sys.argv[1], sys.argv[2], sys.argv[3:]
 progress._BAR_AFTER_S = progress._LINE_AFTER_S = 0.0
 session._BRIEFLY_S = 0.0
 closing = threading.Event()
-put_new, close = LocalStore.put_new, Mirror.close
+put_new, close, finish = LocalStore.put_new, Mirror.close, Mirror.finish
+is_last = False
 
 def gated(self, key, parts):
     if self.address == mirror and key.startswith("packs/") and "quick" not in words:
@@ -34,10 +35,16 @@ def gated(self, key, parts):
     return put_new(self, key, parts)
 
 def last(self):
-    closing.set()
+    global is_last
+    is_last = True
     close(self)
 
-LocalStore.put_new, Mirror.close = gated, last
+def finished(self):
+    finish(self)
+    if is_last:  # the bytes are counted from here on
+        closing.set()
+
+LocalStore.put_new, Mirror.close, Mirror.finish = gated, last, finished
 with holdfast.Run(run, every=1, keep=None, mirror=mirror, quiet="quiet" in words) as training:
     box = training.box(x=b"")
     for step in training.range(4):

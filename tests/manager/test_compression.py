@@ -131,6 +131,7 @@ def test_only_what_gets_smaller_is_compressed() -> None:
     }
     with manager(store) as ckpts:
         info = ckpts.save(1, state, block=True).result()
+        ckpts.wait()  # until it is in the history
         [event] = ckpts.events()
     [manifest] = manifests(store)
     assert set(codecs(manifest, "zeros")) == {ZSTD}
@@ -151,6 +152,7 @@ def test_without_compress_nothing_is() -> None:
     store = MemoryStore("without")
     with manager(store, None) as ckpts:
         ckpts.save(1, {"zeros": np.zeros(9 * BLOCK, np.uint8)}, block=True)
+        ckpts.wait()  # until it is in the history
         [event] = ckpts.events()
     assert set(codecs(manifests(store)[0], "zeros")) == {""}
     assert event.compress_s == 0

@@ -286,6 +286,7 @@ def test_a_full_disk_in_mid_pack_leaves_no_file(tmp_path: Any) -> None:
     store = LocalStore("/runs/x", fs)
     ckpts = manager(store)
     ckpts.save(1, state(1), block=True)
+    ckpts.wait()  # until it is in the history, which is a file
     before = {path for path in fs.files() if not path.endswith("/")}
     fs.before = lambda number, name: (
         fs.fail_at.update({number: errno.ENOSPC}) if name == "write" else None

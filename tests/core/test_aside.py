@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from holdfast.core.aside import Helper, Latch, NoThread, aside
+from tests.support.waiting import within
 
 
 class Alarm(Exception):
@@ -55,8 +56,8 @@ def test_a_latch_lets_all_go() -> None:
 def test_who_is_interrupted_holds_up_nobody_else() -> None:
     latch, other = Latch(), Latch()
     helper = Helper(lambda: other.set() if latch.wait(60) else None, name="waits")
-    interrupting = threading.Timer(0.05, ring)
-    interrupting.start()
+    # When both wait, and so inside of what expects it.
+    Helper(lambda: ring() if within(60, lambda: len(latch._waiting) == 2) else None, name="rings")
     start = time.perf_counter()
     with pytest.raises(Alarm):
         latch.wait(60)

@@ -17,7 +17,7 @@ from holdfast.notices.notice import Notice
 from holdfast.notices.signals import _SIGNALS
 from tests.support.notices import Told
 
-TAKEN = Notice("AWS spot", "the instance will terminate", time.time() + 3600)
+TAKEN = Notice("AWS spot", "the instance will terminate", time.time() + 86_400)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_a_notice_brings_its_deadline(told: Told, capfd) -> None:
         told.tell(TAKEN)
         assert preemption.requested
         assert preemption.notice == TAKEN
-        assert 60 < (preemption.remaining_s or 0) <= 3600
+        assert 60 < (preemption.remaining_s or 0) <= 86_400
         signal.raise_signal(signal.SIGTERM)  # comes earlier than was said
         assert preemption.notice == TAKEN
         assert 10 < (preemption.remaining_s or 0) <= 20

@@ -142,10 +142,13 @@ def test_a_copy_that_is_told_to_stop_goes_on_later(large: MemoryStore) -> None:
     record = Repo(large).records()[0]
     seen: list[int] = []
 
+    counting = threading.Lock()
+
     def count(nbytes: int) -> None:
-        seen.append(nbytes)
-        if len(seen) == 3:
-            pace.stop()
+        with counting:  # no thread finishes the copy before the third block has stopped it
+            seen.append(nbytes)
+            if len(seen) == 3:
+                pace.stop()
 
     copies = opened(large, target, pace=pace, on_bytes=count)
     with pytest.raises(CopyStopped):

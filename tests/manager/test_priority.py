@@ -223,7 +223,8 @@ def test_a_forked_child_that_waits_does_not_touch_the_save(store: Watched) -> No
     assert store.reached.wait(60)
     child = os.fork()
     if child == 0:
-        store.gate.set()  # its own copy
+        store.gate = threading.Event()  # the parent's may have been locked at that moment
+        store.gate.set()
         ckpts.wait()
         ckpts.close()
         pending._hurry()

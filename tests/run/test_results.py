@@ -309,6 +309,8 @@ class OnlySubmit:
         future: Future[Any] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(fn(*args))
             except Exception as error:

@@ -105,7 +105,7 @@ class Mirror:
         self._turn = threading.Lock()
         """Held by the thread that works: the second one follows the first."""
         self._closing = self._ended = self._over = self._hurried = False
-        self._given_up = self._tidied = self._noted = False
+        self._given_up = self._tidied = False
         self._newest = ""
         """Id of the newest checkpoint that `expect` was told of."""
         self._current = ""
@@ -157,10 +157,8 @@ class Mirror:
         return thread
 
     def expect(self, id: str = "") -> None:
-        """The run's list has changed, and `wake` follows; `id` is that of a new checkpoint. Who
-        begins to `wait` now waits for it, too."""
-        # Without the lock, which the thread that waits for the save may hold. A pass that begins
-        # at this moment reads the list afterwards.
+        """The run's list has changed, and `wake` follows; `id` is a new checkpoint's. Who begins to
+        `wait` now waits for it, too. Without the lock, which who waits for the save may hold."""
         self._newest = id or self._newest
         self._dirty = True
 
@@ -284,9 +282,7 @@ class Mirror:
                 return
             if low:
                 yield_to_others()
-            if not self._noted:  # by whichever of the two comes first
-                self._noted = True
-                self._remember()
+            self._remember()  # by whichever of the two comes first
             self._work_on(low)
 
     def _remember(self) -> None:

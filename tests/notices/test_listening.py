@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -44,12 +44,21 @@ class Said:
         return Listening(lambda: [Notifier("test", self, interval_s)], linger_s=linger_s)
 
 
+_of_others: set[threading.Thread] = set()
+"""Those of a run that an earlier test has left."""
+
+
 def threads() -> int:
-    return sum(thread.name == "holdfast-notices" for thread in threading.enumerate())
+    return sum(
+        thread.name == "holdfast-notices" and thread not in _of_others
+        for thread in threading.enumerate()
+    )
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> object:
+def no_thread_is_left() -> Iterator[None]:
+    _of_others.clear()
+    _of_others.update(threading.enumerate())
     yield
     assert within(20, lambda: not threads())
 

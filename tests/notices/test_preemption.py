@@ -12,7 +12,7 @@ import pytest
 
 import holdfast
 from holdfast.errors import UsageError
-from holdfast.notices import listening
+from holdfast.notices import listening, signals
 from holdfast.notices.notice import Notice
 from holdfast.notices.signals import _SIGNALS
 from tests.support.notices import Told
@@ -26,6 +26,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     monkeypatch.setattr(listening, "listen", told.listen)
     monkeypatch.delenv("HOLDFAST_GRACE", raising=False)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    monkeypatch.setattr(signals, "_dispatcher", signals._Dispatcher())  # no run of earlier tests
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield told
     assert told.listeners == []

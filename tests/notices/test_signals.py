@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.notices import signals
 from holdfast.notices.signals import _SIGNALS, StopSignals
 
 
@@ -24,8 +25,9 @@ class Handlers:
 
 
 @pytest.fixture
-def handlers() -> Iterator[Handlers]:
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Handlers]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    monkeypatch.setattr(signals, "_dispatcher", signals._Dispatcher())  # no run of earlier tests
     # Whatever the tests were started with: in the background, SIGINT is ignored.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)

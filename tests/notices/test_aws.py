@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from holdfast.notices import metadata
 from holdfast.notices.aws import Spot
 from holdfast.notices.metadata import Unanswered
 from holdfast.notices.notice import Notice
@@ -26,6 +27,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """One that no proxy of the environment is asked for."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    # A busy computer may take longer than a real service does.
+    defaults = metadata.request.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "timeout_s", 60.0)
     with machine_on_loopback() as machine:
         yield machine
 

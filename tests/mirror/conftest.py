@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Line]]:
     yield line
     for each in made.values():
         each.mend()
+
+
+@pytest.fixture(params=["folder", "memory"])
+def there(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "mirror")
+    return f"memory://{tmp_path.parent.name}-{tmp_path.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import holdfast
 from holdfast.errors import StoreUnavailable
@@ -102,3 +104,7 @@ def damage(address: str | Path, key: str, at: int = -1) -> None:
 
 def mirror_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("holdfast-mirror")]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]

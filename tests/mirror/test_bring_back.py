@@ -23,6 +23,7 @@ from holdfast.stores.open import open_store
 from tests.kill.driver import Script, choose, differing, reference
 from tests.mirror.support import WAIT_S, Line, damage, same, state, steps
 from tests.support.servers.service import Place
+from tests.support.waiting import within
 
 Lines = Callable[[str], Line]
 
@@ -246,8 +247,8 @@ def test_two_live_processes_with_one_mirror(
         with CheckpointManager(tmp_path / "b", mirror=there, mirror_wait=0.1) as second:
             assert same(second.load(), 1)
             second.save(2, state(2)).result()
-            while not errors(caplog):
-                assert not second.wait_mirrored(0.01)
+            assert within(WAIT_S, lambda: bool(errors(caplog)))
+            assert not second.wait_mirrored(0)
         first.communicate()
         assert first.returncode == 0
     assert steps(there) == [1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from holdfast.errors import StoreUnavailable
 from holdfast.manager import mirror_status, recovery
 from holdfast.repo import keys
 from holdfast.stores.open import open_store
-from tests.mirror.support import WAIT_S, Line, same, state, steps
+from tests.mirror.support import WAIT_S, Line, same, state, steps, warnings
 from tests.support.servers.service import Place
 
 Lines = Callable[[str], Line]
@@ -72,10 +71,6 @@ def brought(run: Path) -> dict[int, str]:
 def coming(run: Path) -> list[str]:
     found = (info.key for info in open_store(str(run)).list(keys.MIRRORS))
     return [key for key in found if keys.coming_epoch(key) is not None]
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def start(run: Path, there: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 import holdfast
 from holdfast.errors import UsageError
-from holdfast.notices import listening, signals
+from holdfast.notices import listening
 from holdfast.notices.notice import Notice
 from holdfast.notices.signals import _SIGNALS
-from tests.support.notices import Told
+from tests.support.notices import Told, signals_of_a_new_process
 
 TAKEN = Notice("AWS spot", "the instance will terminate", time.time() + 86_400)
 
@@ -25,15 +25,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     told = Told()
     monkeypatch.setattr(listening, "listen", told.listen)
     monkeypatch.delenv("HOLDFAST_GRACE", raising=False)
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    monkeypatch.setattr(signals, "_dispatcher", signals._Dispatcher())  # no run of earlier tests
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield told
+    with signals_of_a_new_process():
+        yield told
     assert told.listeners == []
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

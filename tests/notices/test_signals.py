@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.notices import signals
-from holdfast.notices.signals import _SIGNALS, StopSignals
+from holdfast.notices.signals import StopSignals
+from tests.support.notices import signals_of_a_new_process
 
 
 class Handlers:
@@ -25,18 +25,11 @@ class Handlers:
 
 
 @pytest.fixture
-def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Handlers]:
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    monkeypatch.setattr(signals, "_dispatcher", signals._Dispatcher())  # no run of earlier tests
-    # Whatever the tests were started with: in the background, SIGINT is ignored.
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    made = Handlers()
-    yield made
-    made.stop.restore()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def handlers() -> Iterator[Handlers]:
+    with signals_of_a_new_process():
+        made = Handlers()
+        yield made
+        made.stop.restore()
 
 
 def test_a_signal_is_a_flag(handlers: Handlers) -> None:
